@@ -1,0 +1,1 @@
+"""Boxes, errors, files, seeds, timing and reports: what three rooms already needed."""

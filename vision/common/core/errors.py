@@ -1,0 +1,83 @@
+"""One shape for every error that a user can cause, and one exit code per kind.
+
+A command prints the block of ``VisionError.render`` on stderr and exits with ``exit_code``; the
+traceback is shown only with ``-v``. ``docs/errors.md`` has a section for each code, and a test
+compares both lists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+
+# Exit code by the kind in the middle of an error code, e.g. VIS-DATA-004 -> 4.
+EXIT_CODES = {'INPUT': 2, 'CONFIG': 2, 'RUN': 2, 'ENV': 3, 'DATA': 4, 'VIDEO': 4, 'CKPT': 5,
+              'NET': 6, 'DIST': 7}
+_CODE = re.compile(r'VIS-([A-Z]+)-\d{3}')
+
+
+class VisionError(ValueError):
+    """A fault that a user can cause and mend.
+
+    Args:
+        code: ``VIS-KIND-NNN``; KIND is a key of ``EXIT_CODES``.
+        what: what came, with counts and the first example: one sentence.
+        where: file, line, key or frame.
+        why: the rule that was broken.
+        do: the command or the edit that mends it.
+    """
+
+    def __init__(self, code: str, what: str, *, where: str = '', why: str = '',
+                 do: str = '') -> None:
+        match = _CODE.fullmatch(code)
+        assert match and match[1] in EXIT_CODES, code
+        self.code, self.what, self.where, self.why, self.do = code, what, where, why, do
+        super().__init__(self.render())
+
+    def __reduce__(self):
+        return _rebuild, (self.code, self.what, self.where, self.why, self.do)
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[_CODE.fullmatch(self.code)[1]]
+
+    def render(self) -> str:
+        lines = [f'ERROR {self.code}: {self.what}']
+        lines += [f'{name}: {text}' for name, text in
+                  (('Where', self.where), ('Why', self.why), ('Do', self.do)) if text]
+        return '\n'.join(lines)
+
+    def to_dict(self) -> dict[str, str | int]:
+        return dict(code=self.code, what=self.what, where=self.where, why=self.why, do=self.do,
+                    exit_code=self.exit_code)
+
+
+def _rebuild(code: str, what: str, where: str, why: str, do: str) -> VisionError:
+    return VisionError(code, what, where=where, why=why, do=do)
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and leave the process with the exit code of what happened.
+
+    Faults of the user print one block on stderr; ``-v`` among the arguments, or the environment
+    variable ``VISION_TRACEBACK=1``, adds the traceback. ``VISION_ERROR_JSON=1`` adds the same
+    block as one JSON line for machines.
+    """
+    try:
+        code = main() or 0
+    except VisionError as error:
+        if '-v' in sys.argv[1:] or os.environ.get('VISION_TRACEBACK') == '1':
+            traceback.print_exc()
+        print(error.render(), file=sys.stderr)
+        if os.environ.get('VISION_ERROR_JSON') == '1':
+            print(json.dumps(error.to_dict()), file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Torch modules and functions, without mmengine, mmcv or mmdet."""

@@ -1,0 +1,27 @@
+"""Registries of scope ``vision``, children of MMEngine's roots.
+
+``vision.X`` and ``mmdet.Y`` can stand in one config. Rooms are named by strings, so that nothing
+below this file is imported before a registry is asked for a name.
+"""
+
+from mmengine import registry as root
+from mmengine.registry import Registry
+
+# Only rooms that exist and register something: a missing one breaks every build.
+ROOMS = ('common', 'lattice')
+_LOCATIONS = [f'vision.{room}.mm' for room in ROOMS]
+
+
+def _child(name: str, parent: Registry) -> Registry:
+    return Registry(name, parent=parent, scope='vision', locations=_LOCATIONS)
+
+
+RUNNERS = _child('runner', root.RUNNERS)
+LOOPS = _child('loop', root.LOOPS)
+HOOKS = _child('hook', root.HOOKS)
+DATASETS = _child('dataset', root.DATASETS)
+DATA_SAMPLERS = _child('data sampler', root.DATA_SAMPLERS)
+TRANSFORMS = _child('transform', root.TRANSFORMS)
+MODELS = _child('model', root.MODELS)
+METRICS = _child('metric', root.METRICS)
+TASK_UTILS = _child('task util', root.TASK_UTILS)

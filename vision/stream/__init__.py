@@ -1,0 +1,1 @@
+"""Live and recorded video in, annotated video and records out, with bounded delay."""

@@ -1,0 +1,1 @@
+"""Model zoo: an index of weights, and downloads that are verified before use."""
