@@ -1,0 +1,71 @@
+"""Who may import whom: tools, configs > mm > nn > core, and few arrows between rooms."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / 'vision'
+FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'}, 'nn': {'mmengine', 'mmcv', 'mmdet'}}
+# Importing room: what it may import of other rooms. Every room may use common and zoo.
+ARROWS = {'stream': {'vision.lattice.core'}}
+SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
+LAYERS = ('core', 'nn', 'mm')
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            names |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return names
+
+
+def modules(layer: str) -> list[Path]:
+    return sorted(PACKAGE.glob(f'*/{layer}/**/*.py'))
+
+
+@pytest.mark.parametrize('layer', FORBIDDEN)
+def test_layer_imports_no_framework_above_it(layer):
+    assert modules(layer)
+    for path in modules(layer):
+        tops = {name.split('.')[0] for name in imports(path)}
+        assert not tops & FORBIDDEN[layer], f'{path}: {layer} imports {tops & FORBIDDEN[layer]}'
+
+
+def test_arrows_inside_a_room_point_down():
+    for path in PACKAGE.glob('*/*/**/*.py'):
+        layer = path.relative_to(PACKAGE).parts[1]
+        if layer not in LAYERS:
+            continue
+        above = LAYERS[LAYERS.index(layer) + 1:]
+        for name in imports(path):
+            parts = name.split('.')
+            assert not (parts[0] == 'vision' and len(parts) > 2 and parts[2] in above), \
+                f'{path} imports {name}'
+
+
+def test_rooms_meet_only_along_the_drawn_arrows():
+    for path in PACKAGE.glob('*/**/*.py'):
+        room = path.relative_to(PACKAGE).parts[0]
+        allowed = SHARED | {f'vision.{room}'} | ARROWS.get(room, set())
+        for name in imports(path):
+            if name.startswith('vision.'):
+                assert any(f'{name}.'.startswith(f'{prefix}.') for prefix in allowed), \
+                    f'{path}: room {room} imports {name}'
+
+
+def test_every_core_imports_without_the_frameworks():
+    names = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in modules('core')
+             if path.stem != '__init__']
+    blocked = ', '.join(f'{name!r}: None' for name in sorted(FORBIDDEN['core']))
+    code = f'import sys; sys.modules.update({{{blocked}}}); import importlib\n' + ''.join(
+        f'importlib.import_module({name!r})\n' for name in names)
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert names and result.returncode == 0, result.stderr
