@@ -13,9 +13,9 @@ pytest.importorskip('mmdet')
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
-import cv2  # noqa: E402
-import onnx  # noqa: E402
-import torch  # noqa: E402
+import cv2
+import onnx
+import torch
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +76,8 @@ def random_model(converter):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.normal_(0, module.weight[0].numel()**-0.5, generator=generator)
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.2, generator=generator)
                 module.running_var.uniform_(0.3, 2.0, generator=generator)
@@ -117,8 +119,9 @@ def test_twin_gives_the_model_back(converter, random_model, twin, tmp_path, caps
     expected = converter.onnx_output(twin, image)
     actual = converter.raw_output(model, image)
     assert actual.shape == (1, 3549, 85) and np.ptp(expected[..., :4]) > 0.1
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(actual, converter.raw_output(random_model, image), rtol=0, atol=1e-4)
+    # Random box values reach 50, so that rounding is relative.
+    for judge in (expected, converter.raw_output(random_model, image)):
+        np.testing.assert_allclose(actual, judge, rtol=1e-4, atol=2e-4)
 
 
 def test_every_convolution_of_the_model_has_one_place(converter, random_model):
@@ -178,8 +181,9 @@ def longer_stride(graph):
 
 
 @pytest.mark.parametrize('change, reason', [
-    (swap_branches, 'is not fed by'), (drop_last, 'weights are not those'), (other_classes, r'\(20, 64'),
-    (leftover, r'first: extra'), (not_a_number, 'NaN'), (longer_stride, r'stride \(2, 2\)')])
+    (swap_branches, 'is not fed by'), (drop_last, 'weights are not those'),
+    (other_classes, r'\(20, 64'), (leftover, r'first: extra'), (not_a_number, 'NaN'),
+    (longer_stride, r'stride \(2, 2\)')])
 def test_another_graph_is_refused(converter, twin, tmp_path, change, reason):
     target = tmp_path / 'out.pth'
     with pytest.raises(VisionError, match=f'VIS-CKPT-617.*{reason}'):

@@ -4,12 +4,13 @@ Examples:
   python tools/model_converters/yolox_onnx.py zoo:yolox-nano_coco yolox_nano.pth
   python tools/model_converters/yolox_onnx.py yolox_nano.onnx yolox_nano.pth
 
-The checkpoint is read by configs/detectors/yolox-nano_coco.py. Nothing of the ONNX file is run, its tensors are read: the 100 convolutions in graph order go to the
-modules that mmdet's model runs in the same place, and every shape, stride, group, padding and
-branch is compared on the way. The published graph has batch norm folded into its convolutions, so
-each BatchNorm of the checkpoint is the identity plus the bias. That is exact for inference and for
-fine-tuning with frozen statistics (norm_eval), not for training with batch statistics.
-When onnxruntime is installed both are run on one image and the raw outputs are compared.
+The checkpoint is read by configs/detectors/yolox-nano_coco.py. Nothing of the ONNX file is run,
+its tensors are read: the 113 convolutions in graph order go to the modules that stand in the same
+place of mmdet's model, and every shape, stride, group, padding and branch is compared on the way.
+The published graph has batch norm folded into its convolutions, so each BatchNorm written here is
+the identity plus the bias. That is exact for inference and for fine-tuning with frozen
+statistics (norm_eval), not for training with batch statistics. When onnxruntime is installed, both
+are run on one image and the raw outputs are compared.
 """
 
 from __future__ import annotations
@@ -122,9 +123,10 @@ def read_convolutions(path: Path) -> list[Convolution]:
         # Copied, because torch refuses the read-only arrays of a protobuf.
         tensors = {t.name: onnx.numpy_helper.to_array(t).copy() for t in graph.initializer}
     except Exception as error:  # protobuf, onnx and numpy each raise their own kinds
-        raise VisionError('VIS-CKPT-615', f'{path.name} cannot be read as ONNX: '
-                          f'{str(error).splitlines()[0]}.', where=str(path),
-                          do='download it again: python tools/download.py yolox-nano_coco') from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise VisionError(
+            'VIS-CKPT-615', f'{path.name} cannot be read as ONNX: {reason}.', where=str(path),
+            do='download it again: python tools/download.py yolox-nano_coco') from error
     producers = {name: node for node in graph.node for name in node.output}
     nodes = [node for node in graph.node if node.op_type == 'Conv']
     convolutions = [Convolution(node, tensors, producers) for node in nodes]
