@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope='session')
 def shared_data() -> Path:
-    """Folder with real clips and weights, or a skip. Research licences: never in the repository."""
+    """Folder with real clips and weights (research licences, never in the repository)."""
     folder = Path(os.environ.get('VISION_SHARED_DATA', ROOT.parent / 'shared' / 'data'))
     if not folder.is_dir():
         pytest.skip(f'no real data: {folder} is not there (set VISION_SHARED_DATA)')

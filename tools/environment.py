@@ -1,5 +1,6 @@
-"""Make the environment in .venv, or say that it is ready. Needs Python 3.11 or 3.12 and a C++ compiler.
+"""Make the environment in .venv, or say that it is ready.
 
+Needs Python 3.11 or 3.12 and a C++ compiler.
 Order: torch, then mmcv, then everything else under constraints.txt. mmcv compiles its operators
 against the torch that is installed, which no published wheel does for us: about 23 CPU-minutes,
 once. The wheel is kept in ~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE), keyed by Python,
@@ -22,7 +23,7 @@ VENV = ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
 CONSTRAINTS = ROOT / 'constraints.txt'
 STAMP = VENV / 'ready'
-# What mmcv's setup.py imports, since it is built without isolation against the torch that is there.
+# What mmcv's setup.py imports: it is built without isolation, against the torch that is there.
 BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy')
 NINJA_STEP = re.compile(r'^\[(\d+)/(\d+)\]')
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'vision'
-FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'}, 'nn': {'mmengine', 'mmcv', 'mmdet'}}
+FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'},
+             'nn': {'mmengine', 'mmcv', 'mmdet'}}
 # Importing room: what it may import of other rooms. Every room may use common and zoo.
 ARROWS = {'stream': {'vision.lattice.core'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
