@@ -12,15 +12,14 @@ image_scale = (320, 240)  # (width, height), the size of the frames
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
-    # Only some 130 tracks are in the training videos: what a sprite looks like must be stretched.
-    dict(type='mmdet.PhotoMetricDistortion', brightness_delta=24, hue_delta=18),
-    dict(type='RandomResize', scale=image_scale, ratio_range=(0.8, 1.3), keep_ratio=True),
-    # A crop costs half a frame and holds more sprite per operation: on a CPU that is worth more
-    # than context. Frames whose crop would be empty are drawn again by the data set.
-    dict(type='mmdet.RandomCrop', crop_size=(192, 192), crop_type='absolute',
-         allow_negative_crop=False),
+    dict(type='RandomResize', scale=image_scale, ratio_range=(0.8, 1.3), keep_ratio=True,
+         resize_type='mmdet.Resize'),
+    # On a CPU a window around a sprite is worth more than the context of a whole frame.
+    dict(type='vision.RandomObjectCrop', crop_size=(128, 128)),
     dict(type='mmdet.RandomFlip', prob=[0.25, 0.25, 0.25],
          direction=['horizontal', 'vertical', 'diagonal']),
+    # Only some 130 tracks are in the training videos: their colours must be stretched.
+    dict(type='mmdet.PhotoMetricDistortion', brightness_delta=24, hue_delta=18),
     dict(type='mmdet.PackDetInputs'),
 ]
 test_pipeline = [
@@ -31,7 +30,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=16,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),

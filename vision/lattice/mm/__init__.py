@@ -1,3 +1,3 @@
 """What the registries see of the lattice room; importing it needs MMEngine alone."""
 
-from vision.lattice.mm import mmdet_adapter  # noqa: F401
+from vision.lattice.mm import detector_transforms, mmdet_adapter  # noqa: F401
