@@ -1,6 +1,6 @@
 """Inception blocks and the polynomials in them (arXiv:1611.05725).
 
-Layer tables follow the published network. Every convolution is without bias and followed by a norm;
+Layer tables follow the published network. Every convolution is without bias and has a norm;
 every one but a projection also by the activation.
 """
 
