@@ -142,3 +142,13 @@ def released_path_scales(num_modules: int = 40, *, max_drop: float = 0.3) -> tup
         return (1.0,)
     return tuple(round(1 - max_drop * index / (num_modules - 1), 6)
                  for index in range(num_modules))
+
+
+def path_drops(num_modules: int, rate: float, schedule: str) -> tuple[float, ...]:
+    """Drop probability of each module's terms: from 0 to ``rate`` ('linear'), or ``rate``."""
+    if not 0 <= rate < 1:
+        raise VisionError('VIS-CONFIG-019', f'path_drop_rate={rate} is not a probability below 1',
+                          do='choose 0 <= path_drop_rate < 1; 0 turns it off')
+    if schedule == 'constant' or num_modules == 1:
+        return (rate,) * num_modules
+    return tuple(rate * index / (num_modules - 1) for index in range(num_modules))
