@@ -95,7 +95,7 @@ class PolyNet(BaseModule):
                 module.requires_grad_(False)
 
     def parts(self) -> list[list[nn.Module]]:
-        """What ``frozen_stages`` counts: the stem, then each stage with the reduction before it."""
+        """What ``frozen_stages`` counts: the stem, then stages with the reduction before them."""
         trunk = self.trunk
         parts = [[trunk.stem]]
         for index, stage in enumerate(trunk.stages):

@@ -39,9 +39,9 @@ def conv_path(in_channels: int, specs: Iterable[ConvSpec], layers: Layers,
     return nn.Sequential(*units)
 
 
-def pool(layers: Layers, *, stride: int = 2, dilation: int = 1) -> nn.MaxPool2d:
-    padding = dilation if layers.is_same or stride == 1 else 0
-    return nn.MaxPool2d(3, stride=stride, padding=padding, dilation=dilation)
+def pool(layers: Layers, *, stride: int = 2) -> nn.MaxPool2d:
+    """3x3 maximum; never dilated, since torch pads a pool by half its undilated window at most."""
+    return nn.MaxPool2d(3, stride=stride, padding=1 if layers.is_same or stride == 1 else 0)
 
 
 class Stem(nn.Module):
@@ -82,7 +82,7 @@ def reduction(letter: str, layers: Layers, *, stride: int, dilation: int) -> Par
         width, paths = 1152, ((ConvSpec(256), ConvSpec(256, (3, 3), pad=True), halving(256)),
                               (ConvSpec(256), halving(256)), (ConvSpec(256), halving(384)))
     branches = [conv_path(width, path, layers, dilation) for path in paths]
-    return Parallel(*branches, pool(layers, stride=stride, dilation=dilation))
+    return Parallel(*branches, pool(layers, stride=stride))
 
 
 class PolyNetTrunk(nn.Module):
