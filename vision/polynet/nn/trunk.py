@@ -168,10 +168,11 @@ def frozen_statistics(module: nn.Module):
     recomputing a forward pass must not count its batch twice."""
     norms = [child for child in module.modules()
              if isinstance(child, BatchNorm) and child.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # momentum 0 keeps r = (1 - 0) r + 0 b exactly
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
