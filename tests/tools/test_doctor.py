@@ -1,0 +1,130 @@
+"""The doctor names what is broken and how to mend it, also where nothing can be imported."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import venv
+
+import pytest
+
+
+@pytest.fixture(scope='module')
+def doctor(repository):
+    spec = importlib.util.spec_from_file_location('doctor', repository / 'tools' / 'doctor.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['doctor'] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(repository, *arguments, python=sys.executable, first_on_path=None):
+    path = os.pathsep.join(str(p) for p in (first_on_path, repository) if p)
+    return subprocess.run([str(python), str(repository / 'tools' / 'doctor.py'), *arguments],
+                          capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=path))
+
+
+def package(folder, name, code):
+    (folder / name).mkdir(parents=True)
+    (folder / name / '__init__.py').write_text(code)
+
+
+@pytest.fixture(scope='module')
+def report(repository):
+    done = run(repository, '--json')
+    return done.returncode, {f['name']: f for f in json.loads(done.stdout)['findings']}
+
+
+def test_this_environment_can_run_what_the_tests_run(report):
+    code, findings = report
+    assert findings['mmcv operators']['state'] == 'ok', findings['mmcv operators']
+    assert findings['h264 (PyAV)']['state'] == 'ok' and findings['cv2 works']['state'] == 'ok'
+    assert findings['torch']['expected'] == '==2.13.0' and findings['torch']['found'] != 'missing'
+    assert code == (3 if any(f['state'] == 'broken' for f in findings.values()) else 0)
+
+
+def test_every_problem_has_a_command(report):
+    for finding in report[1].values():
+        assert finding['do'] or finding['state'] in ('ok', 'info'), finding
+
+
+def test_an_environment_with_nothing_in_it(repository, tmp_path):
+    venv.create(tmp_path / 'empty', with_pip=False)
+    done = subprocess.run([tmp_path / 'empty' / 'bin' / 'python', repository / 'tools/doctor.py'],
+                          capture_output=True, text=True,
+                          env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
+    assert done.returncode == 3 and 'Traceback' not in done.stdout + done.stderr
+    assert 'BROKEN torch: missing' in done.stdout
+    assert "No module named 'mmcv'" in done.stdout or "No module named 'torch'" in done.stdout
+    assert done.stdout.count('  Do: ') >= 15
+
+
+def test_a_cv2_without_its_other_half_is_found(doctor, repository, tmp_path, monkeypatch):
+    # What is left after one of two opencv wheels was uninstalled: a package without contents.
+    package(tmp_path, 'cv2', '')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    finding = doctor.probed('cv2 works', doctor.run_probe('cv2'), doctor.opencv_command())
+    assert finding.state == 'broken' and 'imencode' in finding.found
+    assert 'opencv-python==4.11.0.86 opencv-python-headless==4.11.0.86' in finding.do
+
+
+def test_a_torchvision_of_another_torch_is_found(doctor, tmp_path, monkeypatch):
+    package(tmp_path, 'torchvision',
+            "raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    finding = doctor.torchvision_works(doctor.run_probe('torchvision'))
+    assert finding.state == 'broken' and 'torchvision::nms' in finding.found
+    assert finding.do.endswith('uninstall -y torchvision')
+
+
+@pytest.mark.parametrize('code, what', [
+    ('import os; os.abort()', 'signal 6'),
+    ("raise ImportError('mmcv/_ext.so: undefined symbol: _ZN3c10')", 'undefined symbol'),
+    ('def nms(*args):\n    return None, __import__("torch").tensor([0, 1, 2])\nroi_align = nms',
+     'expected [0, 2]'),
+])
+def test_operators_that_crash_or_lie_are_found(doctor, tmp_path, monkeypatch, code, what):
+    package(tmp_path, 'mmcv', '')
+    package(tmp_path / 'mmcv', 'ops', code)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    finding = doctor.ops_work(doctor.run_probe('mmcv_ops'))
+    assert finding.state == 'broken' and what in finding.found
+    assert '--no-build-isolation "onedl-mmcv==2.3.6"' in finding.do
+
+
+def test_a_probe_that_hangs_is_given_up(doctor, tmp_path, monkeypatch):
+    package(tmp_path, 'av', 'import time; time.sleep(60)')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setattr(doctor, 'PROBE_TIMEOUT_S', 1)
+    assert 'no answer within 1 s' in doctor.run_probe('h264')['reason']
+
+
+def test_exit_code_and_table_of_a_broken_installation(repository, tmp_path):
+    package(tmp_path, 'cv2', '')
+    done = run(repository, first_on_path=tmp_path)
+    assert done.returncode == 3 and 'BROKEN cv2 works' in done.stdout
+    assert '--force-reinstall' in done.stdout and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('version, specifier, expected', [
+    ('2.13.0+cpu', '==2.13.0', True), ('13', '==13.0.0', True), ('2.4.6', '>=2.3.2,<2.5', True),
+    ('2.10.0', '>=2.9', True), ('2.5.0', '>=2.3.2,<2.5', False), ('81.0.0', '<82', True),
+    ('4.12.0.88', '==4.11.0.86', False), ('2.3.1', '>=2.3.2', False), ('1.0', '', True),
+    ('3.0rc1', '>2', True)])
+def test_versions_are_compared_by_number(doctor, version, specifier, expected):
+    assert doctor.satisfies(version, specifier) is expected
+
+
+def test_wanted_versions_come_from_the_files_that_install_them(doctor):
+    wanted = doctor.requirements()
+    assert wanted['onedl-mmcv'] == ('>=2.3.6', '==2.3.6')
+    assert wanted['opencv-python-headless'] == (None, '==4.11.0.86') and 'safetensors' in wanted
+
+
+@pytest.mark.parametrize('reason, package_name', [
+    ("ModuleNotFoundError: No module named 'imgaug'", 'imaug'),
+    ("ModuleNotFoundError: No module named 'pycocotools'", 'pycocotools'),
+    ("ModuleNotFoundError: No module named 'mmdet'", 'onedl-mmdetection')])
+def test_a_missing_part_of_mmdet_is_named_by_its_package(doctor, reason, package_name):
+    assert doctor.mmdet_command(dict(ok=False, reason=reason)).endswith(f' {package_name}')

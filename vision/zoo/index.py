@@ -1,0 +1,133 @@
+"""The list of weights this project knows: where each comes from and how it is recognised.
+
+``index.yml`` is data that comes with the package, never from the network: an entry names a config
+file of this repository and holds no code. What a field means stands in ``Entry``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import yaml
+
+from vision.common.core.errors import VisionError
+
+INDEX = Path(__file__).with_name('index.yml')
+PACKAGE_WEIGHTS = Path(__file__).with_name('weights')
+PACKAGE = 'package:'  # address of a file that is installed with the package
+_NAME = re.compile(r'[a-z0-9][a-z0-9._-]*')
+_SHA256 = re.compile(r'[0-9a-f]{64}')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of weights.
+
+    Args:
+        name: lower case, ``model_data``, e.g. ``yolox-nano_coco``.
+        addresses: https addresses of the same file, tried in order; or ``('package:FILE',)`` for a
+            file under ``vision/zoo/weights``.
+        sha256: 64 hex digits of the whole file; nothing is used before this agrees.
+        size_bytes: length of the file; a transfer that is longer is cut off at once.
+        licence: SPDX name of the licence of the weights.
+        source: paper and repository they come from.
+        config: config of this repository that uses them, relative to the repository root.
+        metrics: name -> value, as published or as measured by us: ``metrics_from`` says which.
+        metrics_from: table or command that the metrics come from.
+        verified: the hash was compared with the file at the official address. False: it was
+            recorded from a copy, so it proves that you have that copy and no more.
+        note: what a user should know before or after the download.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    sha256: str
+    size_bytes: int
+    licence: str
+    source: str
+    config: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    metrics_from: str = ''
+    verified: bool = False
+    note: str = ''
+
+    def __post_init__(self) -> None:
+        problems = [text for is_bad, text in (
+            (not _NAME.fullmatch(self.name), 'name is not lower-case letters, digits, . _ -'),
+            (not self.addresses, 'no address'),
+            (not all(map(_is_allowed, self.addresses)),
+             f'an address is neither https nor {PACKAGE}FILE'),
+            (len({PurePosixPath(_path(a)).name for a in self.addresses}) > 1,
+             'the addresses name different files'),
+            (not _SHA256.fullmatch(str(self.sha256)), 'sha256 is not 64 hex digits'),
+            (type(self.size_bytes) is not int or self.size_bytes < 1, 'size_bytes is not >= 1'),
+            (bool(self.metrics) and not self.metrics_from, 'metrics without metrics_from'),
+            (not (self.licence and self.source and self.config),
+             'licence, source and config must be given'),
+        ) if is_bad]
+        if problems:
+            raise VisionError('VIS-CONFIG-601', f'zoo entry {self.name!r}: {"; ".join(problems)}.',
+                              where='vision/zoo/index.yml', do='correct the entry')
+
+    @property
+    def file_name(self) -> str:
+        return PurePosixPath(_path(self.addresses[0])).name
+
+    @property
+    def is_packaged(self) -> bool:
+        return self.addresses[0].startswith(PACKAGE)
+
+
+def load_index(path: Path = INDEX) -> dict[str, Entry]:
+    """Entries by name, in the order of the file.
+
+    Raises:
+        VisionError: an entry lacks a field, has one that nobody reads, or a name comes twice.
+    """
+    known = {f.name for f in fields(Entry)}
+    entries: dict[str, Entry] = {}
+    for row in yaml.safe_load(path.read_text())['entries']:
+        name = row.get('name')
+        fault = f'does not know {sorted(set(row) - known)}' if set(row) - known else ''
+        fault = 'comes twice' if name in entries else fault
+        if not fault:
+            try:
+                entries[name] = Entry(**(row | dict(addresses=tuple(row.get('addresses', ())))))
+                continue
+            except TypeError as error:  # a required field is missing
+                fault = str(error)
+        raise VisionError('VIS-CONFIG-601', f'zoo entry {name!r}: {fault}.', where=str(path),
+                          do='correct the entry; vision/zoo/index.py says what each field means')
+    return entries
+
+
+def find(name: str, path: Path = INDEX) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        VisionError: VIS-INPUT-602, with the nearest names.
+    """
+    entries = load_index(path)
+    if name in entries:
+        return entries[name]
+    near = difflib.get_close_matches(name, entries, n=3, cutoff=0.4)
+    raise VisionError('VIS-INPUT-602', f'no model {name!r} in the zoo.',
+                      where=str(path),
+                      why=f'nearest: {", ".join(near)}' if near
+                      else f'it has: {", ".join(entries)}',
+                      do='python tools/download.py --list')
+
+
+def _is_allowed(address: str) -> bool:
+    parts = urlsplit(address)
+    is_web = parts.scheme == 'https' and bool(parts.hostname)
+    is_file = address.startswith(PACKAGE) and '/' not in address and '..' not in address
+    return (is_web or is_file) and bool(PurePosixPath(_path(address)).name)
+
+
+def _path(address: str) -> str:
+    return urlsplit(address).path
