@@ -41,9 +41,13 @@ def unpack(source: Path, target: Path) -> None:
                           'with seqinfo.ini', do='datasets/mot/README.md shows the tree')
     parent = sequences[0].parent.parent
     root = parent.parent if parent.name in ('train', 'test') else parent
-    if root != target:
-        for part in list(root.iterdir()):
-            part.rename(target / part.name)
+    if root == target:
+        return
+    for part in list(root.iterdir()):
+        part.rename(target / part.name)
+    while root != target and not any(root.iterdir()):
+        root.rmdir()
+        root = root.parent
 
 
 def main(argv: list[str] | None = None) -> int:
