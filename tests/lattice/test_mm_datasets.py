@@ -205,6 +205,27 @@ def test_undecodable_and_absent_files_are_named(tmp_path):
             read_frame(tmp_path / name)
 
 
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.webp'])
+def test_mutated_files_give_an_image_or_our_error_and_cut_ones_never_an_image(tmp_path, ending):
+    rng = np.random.default_rng(0)
+    data = cv2.imencode(ending, rng.integers(0, 255, (30, 40, 3), np.uint8))[1].tobytes()
+    path = tmp_path / f'a{ending}'
+    num_refused = 0
+    for _ in range(150):
+        mutated = bytearray(data)
+        for place in rng.integers(0, len(data), rng.integers(1, 6)):
+            mutated[place] = rng.integers(256)
+        path.write_bytes(mutated)
+        try:
+            assert read_frame(path).dtype == np.uint8
+        except VisionError as error:
+            num_refused += error.code == 'VIS-DATA-210'
+        path.write_bytes(data[:rng.integers(len(data) - 12)])
+        with pytest.raises(VisionError):
+            read_frame(path)
+    assert num_refused > 0
+
+
 @pytest.fixture
 def stills(root):
     """Three still images with a box of dog each, the last also one of another class."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from mmengine.registry import init_default_scope
 
 from vision.common.core.errors import VisionError
 from vision.lattice.core.cocovid import check_cocovid, load_cocovid
@@ -358,6 +360,45 @@ def test_own_videos_bad_input_leaves_nothing_behind(tmp_path):
     refused('gap', tmp_path / 'frames')
     (tmp_path / 'empty').mkdir()
     refused('no image', tmp_path / 'empty')
+
+
+# Configs -----------------------------------------------------------------------------------------
+def loader(name: str, split: str, root: Path):
+    """The data loader of a config, with its data under ``root`` and no worker processes."""
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+    text = (ROOT / 'configs' / '_base_' / 'datasets' / f'{name}.py').read_text()
+    old = re.search(r"^data_root = '(.*)'$", text, re.M)[1]
+    config = Config.fromstring(text.replace(old, f'{root}/'), '.py')[f'{split}_dataloader']
+    config.update(num_workers=0, persistent_workers=False)
+    init_default_scope('vision')
+    return Runner.build_dataloader(config, seed=0)
+
+
+def test_the_config_of_imagenet_vid_trains_on_the_mix_and_tests_frames(ilsvrc):
+    assert run('datasets/imagenet_vid/prepare', '--root', ilsvrc, '--nproc', 1) == 0
+    for path in (ilsvrc / 'Annotations').rglob('*.xml'):
+        image(ilsvrc / 'Data' / path.relative_to(ilsvrc / 'Annotations').with_suffix('.jpg'))
+    for path in list((ilsvrc / 'Data').rglob('*.jpg')):
+        path.rename(path.with_suffix('.JPEG'))
+    train = loader('imagenet_vid', 'train', ilsvrc)
+    # 15 frames of the long video, less the empty one if chosen; both of the short one; 2 images.
+    long = sum(frame != 4 for frame in (int((i + 0.5) * 20 / 15) for i in range(15)))
+    assert len(train.dataset) == long + 2 + 2
+    batch = next(iter(train))
+    assert batch['inputs'][0].shape[0] == 3 and len(batch['data_samples'][0].gt_instances)
+    frames = [sample.frame_id for batch in loader('imagenet_vid', 'val', ilsvrc)
+              for sample in batch['data_samples']]
+    assert frames == [0, 1, 2]
+
+
+def test_the_config_of_mot_reads_the_converted_halves(mot):
+    assert run(MOT, '-i', mot, '-o', mot / 'annotations', '--splits', 'half-train',
+               'half-val') == 0
+    assert [len(loader('mot', split, mot)) for split in ('train', 'val')] == [1, 2]
+    train = loader('mot', 'train', mot)
+    assert list(next(iter(train))['video_length']) == [2]
+    assert train.dataset[0]['images'][1]['bboxes'].tolist() == [[6, 6, 16, 26]]
 
 
 # Checker, browser, readers, MovingSprites --------------------------------------------------------
