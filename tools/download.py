@@ -23,7 +23,7 @@ from rich.table import Table
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.zoo import Entry, Settings, fetch, find, load_index
-from vision.zoo.store import copy_to
+from vision.zoo.store import copy_to, names_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.names:
         raise VisionError('VIS-INPUT-613', 'no model was named.',
                           do='python tools/download.py --list')
+    if args.dest and len(args.names) > 1 and not names_folder(args.dest):
+        raise VisionError('VIS-INPUT-613', f'{len(args.names)} models cannot share one file name.',
+                          where=f'--dest {args.dest}', do='give a folder')
     entries = [find(name) for name in args.names]  # all names before the first byte
     settings = Settings.from_environment()
     if args.offline:

@@ -8,7 +8,7 @@ from mmengine import registry as root
 from mmengine.registry import Registry
 
 # Only rooms that exist and register something: a missing one breaks every build.
-ROOMS = ('common', 'lattice')
+ROOMS = ('common', 'lattice', 'polynet')
 _LOCATIONS = [f'vision.{room}.mm' for room in ROOMS]
 
 
@@ -24,4 +24,5 @@ DATA_SAMPLERS = _child('data sampler', root.DATA_SAMPLERS)
 TRANSFORMS = _child('transform', root.TRANSFORMS)
 MODELS = _child('model', root.MODELS)
 METRICS = _child('metric', root.METRICS)
+OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS)
 TASK_UTILS = _child('task util', root.TASK_UTILS)

@@ -1,7 +1,6 @@
 """Faster R-CNN with a half-width ResNet-18 for 320 x 240 MovingSprites, trained from scratch."""
 
-_base_ = ['../_base_/datasets/moving_sprites_frames.py']
-default_scope = 'mmdet'
+_base_ = ['../_base_/runtime.py', '../_base_/datasets/moving_sprites_frames.py']
 num_classes = 8
 channels = 64
 
@@ -85,7 +84,7 @@ model = dict(
                  min_bbox_size=0),
         rcnn=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.5), max_per_img=50)))
 
-max_iters = 3000
+max_iters = 2600
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
@@ -93,16 +92,9 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=max_iters,
-         T_max=max_iters - 100),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=max_iters),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=500)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=3,
-                    save_best='coco/bbox_mAP_50', rule='greater'))
-log_processor = dict(by_epoch=False, window_size=20)
+default_hooks = dict(checkpoint=dict(interval=200, max_keep_ckpts=2))

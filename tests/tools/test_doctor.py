@@ -109,8 +109,9 @@ def test_exit_code_and_table_of_a_broken_installation(repository, tmp_path):
 
 @pytest.mark.parametrize('version, specifier, expected', [
     ('2.13.0+cpu', '==2.13.0', True), ('13', '==13.0.0', True), ('2.4.6', '>=2.3.2,<2.5', True),
-    ('2.10.0', '>=2.9', True), ('2.5.0', '>=2.3.2,<2.5', False), ('4.12.0.88', '==4.11.0.86', False),
-    ('81.0.0', '<82', True), ('2.3.1', '>=2.3.2', False), ('1.0', '', True), ('3.0rc1', '>2', True)])
+    ('2.10.0', '>=2.9', True), ('2.5.0', '>=2.3.2,<2.5', False), ('81.0.0', '<82', True),
+    ('4.12.0.88', '==4.11.0.86', False), ('2.3.1', '>=2.3.2', False), ('1.0', '', True),
+    ('3.0rc1', '>2', True)])
 def test_versions_are_compared_by_number(doctor, version, specifier, expected):
     assert doctor.satisfies(version, specifier) is expected
 

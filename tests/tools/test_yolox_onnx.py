@@ -130,6 +130,18 @@ def test_every_convolution_of_the_model_has_one_place(converter, random_model):
     assert len(set(names)) == len(names) == len(convs)
 
 
+@pytest.mark.parametrize('scope', ['vision', 'mmdet', 'mmengine'])
+def test_the_config_builds_under_any_default_scope(converter, scope):
+    from mmengine import Config
+    from mmengine.registry import MODELS, DefaultScope
+
+    import vision.registry  # noqa: F401  (makes the scope known)
+    cfg = Config.fromfile(converter.CONFIG)
+    assert len(converter.build_model(converter.CONFIG)[1]) == 80
+    with DefaultScope.overwrite_default_scope(scope):
+        assert type(MODELS.build(cfg.model)).__module__.startswith('mmdet.')
+
+
 def changed(twin, tmp_path, change):
     model = onnx.load(str(twin))
     change(model.graph)

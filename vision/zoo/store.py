@@ -6,11 +6,13 @@ the route, the SHA-256 of the index is compared before the path is handed out, e
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,17 +67,17 @@ def fetch(name: str | Entry, *, settings: Settings | None = None,
     Raises:
         VisionError: VIS-INPUT-602 unknown name, VIS-ENV-603 full disk, VIS-NET-604 not https,
             VIS-NET-606 unreachable, VIS-NET-607 not here and offline, VIS-CKPT-608 wrong hash,
-            VIS-CKPT-609 missing in the package, VIS-RUN-610 another process holds the lock.
+            VIS-CKPT-609 missing in the package, VIS-RUN-610 another process holds the lock,
+            VIS-ENV-612 a folder that cannot be written.
     """
     entry = name if isinstance(name, Entry) else index.find(name)
     if entry.is_packaged:
         return _packaged(entry)
     settings = settings or Settings.from_environment()
-    _make_cache(settings.cache)
     # The digest in the name: a new version of the entry never meets the old file.
     target = settings.cache / f'{entry.sha256[:12]}-{entry.file_name}'
     try:
-        with FileLock(f'{target}.lock', timeout=LOCK_TIMEOUT_S):
+        with _writing(target, entry.size_bytes), FileLock(f'{target}.lock', LOCK_TIMEOUT_S):
             if target.exists() and sha256_of(target) == entry.sha256:
                 return target
             target.unlink(missing_ok=True)  # damaged since it was verified: fetch it again
@@ -103,11 +105,14 @@ def resolve(reference: str | os.PathLike, *, settings: Settings | None = None) -
 
 def copy_to(source: Path, destination: Path) -> Path:
     """Copy under its published name into a folder, or to a file name; whole or not at all."""
-    is_folder = destination.is_dir() or not destination.suffix
-    target = destination / _published_name(source) if is_folder else destination
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _copy(source, target)
+    target = destination / _published_name(source) if names_folder(destination) else destination
+    with _writing(target, source.stat().st_size):
+        _copy(source, target)
     return target
+
+
+def names_folder(path: Path) -> bool:
+    return path.is_dir() or not path.suffix
 
 
 def sha256_of(path: Path) -> str:
@@ -115,13 +120,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _make_cache(folder: Path) -> None:
+@contextlib.contextmanager
+def _writing(target: Path, size_bytes: int) -> Iterator[None]:
+    """Make the folder of ``target``; what the disk says against it becomes one clear error."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise VisionError('VIS-ENV-612', f'the zoo cache cannot be made: {error}.',
-                          where=str(folder),
-                          do='set VISION_ZOO_CACHE to a folder that you may write') from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise transfer.disk_full(target, size_bytes) from error
+        raise VisionError('VIS-ENV-612', f'{target.name} cannot be written: {error}.',
+                          where=str(target.parent), do='name a folder that you may write: '
+                          'VISION_ZOO_CACHE for the cache, --dest for a copy') from error
 
 
 def _published_name(source: Path) -> str:

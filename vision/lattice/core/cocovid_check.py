@@ -80,7 +80,8 @@ def _check_keys(table: str, rows: list) -> Iterator[Problem]:
                  if type(row[key]) is not int or not 0 <= row[key] <= LARGEST_ID]
         if wrong:
             values = ', '.join(f'{key}={row[key]!r:.40}' for key in wrong)
-            yield Problem('key-type', table, f'#{i}', f'integers >= 0 are wanted, got {values}{name}')
+            yield Problem('key-type', table, f'#{i}',
+                          f'integers >= 0 are wanted, got {values}{name}')
         elif table == 'images' and min(row['height'], row['width']) < 1:
             yield Problem('key-type', table, f'#{i}', f'size {row["width"]}x{row["height"]}{name}')
 
@@ -138,20 +139,14 @@ def _check_references(tables: dict[str, list[dict]]) -> Iterator[Problem]:
 
 def box_array(values: Iterable) -> np.ndarray:
     """[x, y, w, h] records as (N, 4) float64; a record of another form becomes four NaN."""
-    values = list(values)
-    try:
-        array = np.array(values, np.float64)
-        if array.shape == (len(values), 4):
-            return array
-    except (TypeError, ValueError):
-        pass
     rows = [value if _is_box(value) else [np.nan] * 4 for value in values]
     return np.array(rows, np.float64).reshape(-1, 4)
 
 
 def _is_box(value) -> bool:
     return (isinstance(value, (list, tuple)) and len(value) == 4
-            and all(type(number) in (int, float) for number in value))
+            and all(type(number) is float or (type(number) is int and abs(number) < LARGEST_ID)
+                    for number in value))
 
 
 def _check_boxes(images: list[dict], annotations: list[dict]) -> Iterator[Problem]:

@@ -1,3 +1,17 @@
-"""What the registries see of the lattice room; importing it needs MMEngine alone."""
+"""What MMEngine's registries see of this room."""
 
-from vision.lattice.mm import detector_transforms, mmdet_adapter  # noqa: F401
+from vision.lattice.mm import (
+    datasets,
+    detector_transforms,
+    mmdet_adapter,
+    samplers,
+    transforms,
+)
+
+__all__ = [
+    'datasets',
+    'detector_transforms',
+    'mmdet_adapter',
+    'samplers',
+    'transforms',
+]

@@ -1,0 +1,122 @@
+"""tools/download.py and tools/zoo_add.py as commands: what they print, write and refuse."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from vision.zoo.index import INDEX, load_index
+from vision.zoo.store import sha256_of
+
+
+@pytest.fixture
+def command(repository, tmp_path):
+    def run(tool, *arguments, **environ):
+        env = {k: v for k, v in os.environ.items() if not k.startswith('VISION_ZOO')}
+        env |= dict(PYTHONPATH=str(repository), VISION_ZOO_CACHE=str(tmp_path / 'cache'),
+                    VISION_ERROR_JSON='1') | environ
+        script = str(repository / 'tools' / tool)
+        return subprocess.run([sys.executable, script, *map(str, arguments)],
+                              capture_output=True, text=True, env=env)
+    return run
+
+
+def error_of(done) -> dict:
+    return json.loads(done.stderr.strip().splitlines()[-1])
+
+
+def test_list_names_every_model_and_opens_no_connection(command):
+    done = command('download.py', '--list', VISION_OFFLINE='1')
+    assert done.returncode == 0 and all(name in done.stdout for name in load_index())
+    assert 'not yet' in done.stdout  # YOLOX's hash was recorded from a copy
+
+
+@pytest.mark.parametrize('arguments, code, exit_code', [
+    (['yolox-nanno'], 'VIS-INPUT-602', 2),
+    ([], 'VIS-INPUT-613', 2),
+    (['yolox-nano_coco', '--offline'], 'VIS-NET-607', 6),
+    # An unknown name is noticed before the first byte of the known one.
+    (['yolox-nano_coco', 'x'], 'VIS-INPUT-602', 2),
+    (['yolox-nano_coco', 'x', '--dest', 'one.onnx'], 'VIS-INPUT-613', 2),
+])
+def test_refusals_leave_with_the_code_of_their_kind(command, arguments, code, exit_code):
+    done = command('download.py', *arguments)
+    error = error_of(done)
+    assert (error['code'], done.returncode) == (code, exit_code) and error['do']
+    assert 'Traceback' not in done.stderr and done.stdout == ''
+
+
+def test_a_mirror_with_another_file_is_refused(command, tmp_path):
+    mirror = tmp_path / 'mirror'
+    mirror.mkdir()
+    (mirror / 'yolox_nano.onnx').write_bytes(b'something else')
+    done = command('download.py', 'yolox-nano_coco', VISION_ZOO_MIRROR=str(mirror))
+    assert done.returncode == 5 and error_of(done)['code'] == 'VIS-CKPT-608'
+
+
+def test_from_a_mirror_to_a_folder(command, shared_data, tmp_path):
+    done = command('download.py', 'yolox-nano_coco', '--offline', '--dest', tmp_path / 'weights',
+                   VISION_ZOO_MIRROR=str(shared_data / 'weights'))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / 'weights' / 'yolox_nano.onnx')
+    assert 'not yet been compared with the official file' in done.stderr
+    again = command('download.py', 'yolox-nano_coco', '--offline')  # now from the cache
+    assert again.returncode == 0 and again.stdout.strip().startswith(str(tmp_path / 'cache'))
+
+
+@pytest.mark.parametrize('variable', ['VISION_ZOO_CACHE', '--dest'])
+def test_a_file_where_a_folder_should_be(command, shared_data, tmp_path, variable):
+    (tmp_path / 'file').write_text('')
+    folder = tmp_path / 'file' / 'folder'
+    environ = dict(VISION_ZOO_MIRROR=str(shared_data / 'weights'))
+    if variable == '--dest':
+        done = command('download.py', 'yolox-nano_coco', '--dest', folder, **environ)
+    else:
+        environ[variable] = str(folder)
+        done = command('download.py', 'yolox-nano_coco', **environ)
+    assert done.returncode == 3 and error_of(done)['code'] == 'VIS-ENV-612'
+
+
+@pytest.fixture
+def copy_of_index(tmp_path):
+    return shutil.copy(INDEX, tmp_path / 'index.yml'), tmp_path / 'weights'
+
+
+def add(command, file, index, weights, *more):
+    return command('zoo_add.py', file, '--name', 'toy_sprites', '--config', 'configs/x.py',
+                   '--source', 'this repository', '--index', index, '--weights', weights, *more)
+
+
+def test_weights_of_our_own_enter_package_and_index(command, tmp_path, copy_of_index):
+    import numpy as np
+    index, weights = copy_of_index
+    file = tmp_path / 'toy.safetensors'
+    for value in (1.0, 2.0):  # the second time replaces the first
+        save_file({'w': np.full(5, value, np.float32)}, file)
+        done = add(command, file, index, weights, '--metric', 'map50=81.5',
+                   '--metrics-from', 'x.json')
+        assert done.returncode == 0, done.stderr
+    entries = load_index(index)
+    assert list(entries) == [*load_index(), 'toy_sprites']
+    entry = entries['toy_sprites']
+    assert entry.is_packaged and entry.verified and entry.metrics == {'map50': 81.5}
+    assert sha256_of(weights / entry.file_name) == entry.sha256 == sha256_of(file)
+    assert index.read_text().startswith('# Weights this project knows')
+    unchanged = [row for row in yaml.safe_load(index.read_text())['entries']][:-1]
+    assert unchanged == yaml.safe_load(INDEX.read_text())['entries']
+
+
+@pytest.mark.parametrize('name, more', [
+    ('toy.pth', []), ('missing.safetensors', []), ('toy.safetensors', ['--metric', 'map50'])])
+def test_what_may_not_enter_the_package(command, tmp_path, copy_of_index, name, more):
+    index, weights = copy_of_index
+    if name.startswith('toy'):
+        (tmp_path / name).write_bytes(b'123')
+    done = add(command, tmp_path / name, index, weights, *more)
+    assert done.returncode == 2 and error_of(done)['code'] == 'VIS-INPUT-614'
+    assert index.read_bytes() == INDEX.read_bytes() and not weights.exists()

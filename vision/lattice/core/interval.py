@@ -1,0 +1,225 @@
+"""Fills the frames between two keyframes: the lattice itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vision.common.core.boxes import clip_boxes
+from vision.common.core.errors import VisionError
+from vision.lattice.core.interpolate import Knot, between, interpolate_frames
+from vision.lattice.core.linker import NO_ROW, IntervalRows, TrackLinker
+from vision.lattice.core.matching import match_at_middle, match_boxes
+from vision.lattice.core.merge import Meeting, Side, get_merge
+from vision.lattice.core.planner import Node, plan_interval
+from vision.lattice.core.structures import FrameBoxes
+
+# An object seen at one keyframe only is worth this much of its score between the keyframes.
+UNPAIRED_FACTOR = 0.8
+# A box with a side below this inside the frame is not reported, px.
+MIN_VISIBLE_SIDE = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Propagated:
+    """Boxes moved to another frame. Shapes: boxes_xyxy (N, 4); visibility (N,) in [0, 1]."""
+
+    boxes_xyxy: np.ndarray
+    visibility: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """Boxes corrected on their frame. Shapes: boxes_xyxy (N, 4); confidence (N,) in [0, 1]."""
+
+    boxes_xyxy: np.ndarray
+    confidence: np.ndarray
+
+
+class Networks(Protocol):
+    """What the lattice needs from the detector and the two small networks.
+
+    Boxes are x1 y1 x2 y2 in original pixels; rows keep their order and number; ``stage`` counts
+    from 0, the coarsest.
+    """
+
+    def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """Full detection on one frame (H, W, 3) uint8."""
+
+    def grey(self, image_bgr: np.ndarray) -> np.ndarray:
+        """The small grey frame (h, w) float32 in [0, 1] on which motion is measured."""
+
+    def propagate(self, boxes: FrameBoxes, greys: np.ndarray, *, frame_size: tuple[int, int],
+                  stage: int) -> Propagated:
+        """Boxes moved from the first to the last of greys (n + 1, h, w); frame_size is (H, W).
+
+        For the right end of a span the caller hands over the frames in reversed order.
+        """
+
+    def refine(self, boxes: FrameBoxes, image_bgr: np.ndarray, *, stage: int) -> Refined:
+        """Boxes corrected on the frame on which they lie."""
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """The frames of one interval, both keyframes included: gap + 1 images and grey frames."""
+
+    images: list[np.ndarray]
+    greys: list[np.ndarray]
+
+    @property
+    def gap_frames(self) -> int:
+        return len(self.greys) - 1
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.images[-1].shape[:2]
+
+    def greys_towards(self, start: int, end: int) -> np.ndarray:
+        """(|end - start| + 1, h, w) from frame ``start`` to frame ``end``, in either direction."""
+        ordered = self.greys[start:end + 1] if start < end else self.greys[end:start + 1][::-1]
+        return np.stack(ordered)
+
+
+@dataclass(frozen=True, eq=False)
+class FilledInterval:
+    """Boxes of the inner frames in order, which of them were propagated, and the right boxes."""
+
+    inner: list[FrameBoxes]
+    is_propagated: list[bool]
+    right: FrameBoxes
+
+
+class IntervalSolver:
+    """Links two keyframes and fills the frames between them.
+
+    Objects are rows: boxes of both keyframes are paired, and a row keeps its class, its track id
+    and its place in every array of the interval, whatever ``num_stages`` is.
+
+    Scores: a paired object has the mean of its two keyframe scores weighted by closeness in time;
+    one that only one keyframe saw is held (or propagated) over the whole interval and fades
+    linearly to 0 at the keyframe that did not see it, times ``UNPAIRED_FACTOR``. Our choice: its
+    boxes rank below those that two keyframes vouch for, yet true ones near their keyframe are
+    not lost. On propagated frames the score of an unpaired object is also multiplied by what
+    the networks believe of it, visibility x confidence (both 1 when they were not trained).
+
+    Args:
+        num_stages: 0 interpolates linearly between the keyframes, n >= 1 fills up to 2**n - 1
+            frames by propagation and refinement first.
+        merge: name of a function of ``merge.MERGES``.
+        min_score: objects whose best score is lower are not worth the networks; they are
+            interpolated as with num_stages=0.
+    """
+
+    def __init__(self, networks: Networks, *, num_stages: int, merge: str,
+                 min_score: float) -> None:
+        self.networks = networks
+        self.num_stages = num_stages
+        self.merge = get_merge(merge)
+        self.min_score = min_score
+        self.num_propagations = 0
+        self.num_refinements = 0
+
+    def solve(self, left: FrameBoxes, right: FrameBoxes, span: Span,
+              linker: TrackLinker) -> FilledInterval:
+        """Boxes of the inner frames of the span; left comes with ids, right gets them here."""
+        gap = span.gap_frames
+        plan = plan_interval(0, gap, num_stages=self.num_stages)
+        ends = self._propagate_keyframes(left, right, span, plan.nodes[0]) if plan.nodes else None
+        pairs = match_at_middle(left, right, *ends) if ends else match_boxes(left, right)
+        rows, right = linker.link(left, right, pairs)
+        knots = {0: _keyframe_knot(left, rows.left_index),
+                 gap: _keyframe_knot(right, rows.right_index)}
+        for node in plan.nodes:
+            if ends and node is plan.nodes[0]:
+                sides = ends[0].take(rows.left_index), ends[1].take(rows.right_index)
+            else:
+                sides = self._propagate_rows(rows, knots, span, node)
+            knots[node.mid] = self._fill_node(rows, knots, span, node, sides)
+        inner = _frames_of(rows, knots, np.arange(1, gap), span.frame_size)
+        return FilledInterval(inner, [frame in knots for frame in range(1, gap)], right)
+
+    def _propagate_keyframes(self, left: FrameBoxes, right: FrameBoxes, span: Span,
+                             node: Node) -> tuple[Side, Side]:
+        """Both keyframes' boxes on the first middle frame, before anything is paired."""
+        return tuple(self._propagate(boxes, boxes.scores >= self.min_score, span, start, node)
+                     for boxes, start in ((left, node.left), (right, node.right)))
+
+    def _propagate_rows(self, rows: IntervalRows, knots: dict[int, Knot], span: Span,
+                        node: Node) -> tuple[Side, Side]:
+        best = np.max([knots[frame].scores for frame in (0, span.gap_frames)], axis=0)
+        is_wanted = best >= self.min_score
+        return tuple(self._propagate(_as_boxes(rows, knots[start]),
+                                     knots[start].is_known & is_wanted, span, start, node)
+                     for start in (node.left, node.right))
+
+    def _propagate(self, boxes: FrameBoxes, is_wanted: np.ndarray, span: Span, start: int,
+                   node: Node) -> Side:
+        side = Side.empty(len(boxes))
+        if not is_wanted.any():
+            return side
+        self.num_propagations += 1
+        moved = self.networks.propagate(
+            boxes.select(is_wanted), span.greys_towards(start, node.mid),
+            frame_size=span.frame_size, stage=node.stage)
+        side.boxes_xyxy[is_wanted] = _checked(moved.boxes_xyxy, 'propagate', is_wanted.sum())
+        side.visibility[is_wanted] = moved.visibility
+        side.is_known[is_wanted] = True
+        return side
+
+    def _fill_node(self, rows: IntervalRows, knots: dict[int, Knot], span: Span, node: Node,
+                   sides: tuple[Side, Side]) -> Knot:
+        left, right = sides
+        before, after = knots[node.left], knots[node.right]
+        right_weight = (node.mid - node.left) / (node.right - node.left)
+        linear = between(before, after, right_weight)
+        boxes, is_known = self.merge(Meeting(left, right, linear, 1 - right_weight,
+                                             before.scores, after.scores, rows.labels))
+        belief = np.maximum(left.visibility, right.visibility)
+        is_wanted = (left.is_known | right.is_known) & is_known
+        if is_wanted.any():
+            self.num_refinements += 1
+            merged = _as_boxes(rows, Knot(boxes, is_known, linear.scores)).select(is_wanted)
+            refined = self.networks.refine(merged, span.images[node.mid], stage=node.stage)
+            boxes[is_wanted] = _checked(refined.boxes_xyxy, 'refine', is_wanted.sum())
+            belief[is_wanted] *= refined.confidence
+        scores = np.where(is_wanted & ~rows.is_paired, belief, 1.0) * linear.scores
+        return Knot(boxes, is_known, scores)
+
+
+def _checked(boxes_xyxy: np.ndarray, name: str, num_rows: int) -> np.ndarray:
+    boxes_xyxy = np.asarray(boxes_xyxy, np.float64)
+    assert boxes_xyxy.shape == (num_rows, 4), (name, boxes_xyxy.shape, num_rows)
+    if not np.isfinite(boxes_xyxy).all():
+        raise VisionError('VIS-RUN-106', f'{name} gave boxes that are not finite',
+                          why='the weights of this network hold NaN or overflow',
+                          do='check the checkpoint; train with a lower learning rate')
+    return boxes_xyxy
+
+
+def _keyframe_knot(boxes: FrameBoxes, index: np.ndarray) -> Knot:
+    is_known = index != NO_ROW
+    table, scores = np.zeros((len(index), 4)), np.zeros(len(index))
+    table[is_known] = boxes.boxes_xyxy[index[is_known]]
+    scores[is_known] = boxes.scores[index[is_known]]
+    return Knot(table, is_known, scores)
+
+
+def _as_boxes(rows: IntervalRows, knot: Knot) -> FrameBoxes:
+    return FrameBoxes(knot.boxes_xyxy, knot.scores, rows.labels, rows.track_ids)
+
+
+def _frames_of(rows: IntervalRows, knots: dict[int, Knot], frames: np.ndarray,
+               frame_size: tuple[int, int]) -> list[FrameBoxes]:
+    """Boxes of each inner frame: known, inside the picture, scores as ``IntervalSolver`` says."""
+    if not len(frames):
+        return []
+    table = interpolate_frames(knots, frames)
+    scores = table.scores * np.where(rows.is_paired, 1.0, UNPAIRED_FACTOR)
+    boxes = clip_boxes(table.boxes_xyxy, *frame_size).reshape(table.boxes_xyxy.shape)
+    is_visible = (boxes[..., 2:] - boxes[..., :2] >= MIN_VISIBLE_SIDE).all(axis=-1)
+    is_shown = table.is_known & is_visible & (scores > 0)
+    return [FrameBoxes(boxes[i][shown], scores[i][shown], rows.labels[shown],
+                       rows.track_ids[shown]) for i, shown in enumerate(is_shown)]

@@ -1,0 +1,1 @@
+"""PolyNet: PolyInception backbones (arXiv:1611.05725)."""

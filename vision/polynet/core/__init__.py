@@ -1,0 +1,1 @@
+"""Architectures as lists of module names: presets, path scales, insertion."""

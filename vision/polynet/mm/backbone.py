@@ -1,0 +1,156 @@
+"""The registered backbone: config in, trunk out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from mmcv.cnn import build_activation_layer, build_conv_layer, build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from vision.common.core.errors import VisionError
+from vision.polynet.core.arch import Arch, find_arch, path_drops, released_path_scales
+from vision.polynet.nn.blocks import Layers
+from vision.polynet.nn.trunk import CHANNELS, STRIDES, PolyNetTrunk
+from vision.registry import MODELS
+
+NUM_LEVELS = len(CHANNELS)
+
+
+@MODELS.register_module()
+class PolyNet(BaseModule):
+    """PolyNet (arXiv:1611.05725) as a backbone.
+
+    Args:
+        arch: a preset's name ('very-deep', 'mixed-b', 'small', 'ir-3-6-3', 'ir-3-6-3_b-poly-3',
+            ...; see ``vision.polynet.core.arch.PRESETS``) or three lists of module names.
+        share: what poly-n modules share over their orders: 'conv' (published network) or 'all'.
+        out_indices: levels to return: stem 0 (stride 2) and 1 (stride 4), stages A 2, B 3, C 4;
+            negative ones count from the end. Nothing above the highest is built.
+        frozen_stages: -1 nothing, 0 stem, 1 + stage A, 2 + reduction A and stage B, 3 everything.
+        norm_eval: keep running statistics fixed while training.
+        with_cp: recompute activations in the backward pass, module by module.
+        output_stride: 8, 16 or 32.
+        padding_mode: 'valid' (published weights) or 'same' (maps of ceil(size / stride), which
+            pyramids and anchors expect). The same weights fit both.
+        in_channels: channels of the image.
+        path_scales: factors of the modules' terms, one per module; 'released' means those of the
+            published network (a constant of its code); None means 1.
+        residual_scale: one more factor on every term.
+        path_drop_rate: probability of the last module's terms to be dropped while training, over
+            modules growing linearly from 0 ('linear') or equal ('constant') by
+            ``path_drop_schedule``.
+        path_drop_inverted: scale kept terms up while training, instead of scaling all terms down
+            at evaluation.
+        norm_cfg, conv_cfg, act_cfg: as in MMDetection.
+    """
+
+    def __init__(self, arch: str | Sequence[Sequence[str]] | Arch = 'very-deep', *,
+                 share: str = 'conv', out_indices: Sequence[int] = (4,), frozen_stages: int = -1,
+                 norm_eval: bool = False, with_cp: bool = False, output_stride: int = 32,
+                 padding_mode: str = 'valid', in_channels: int = 3,
+                 path_scales: Sequence[float] | str | None = None, residual_scale: float = 1.0,
+                 path_drop_rate: float = 0.0, path_drop_schedule: str = 'linear',
+                 path_drop_inverted: bool = False, norm_cfg: dict | None = None,
+                 conv_cfg: dict | None = None, act_cfg: dict | None = None,
+                 init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg if init_cfg is not None else _default_init())
+        arch = find_arch(arch)
+        out_indices = _levels(out_indices)
+        _check_choice('share', share, ('conv', 'all'))
+        _check_choice('output_stride', output_stride, (8, 16, 32))
+        _check_choice('padding_mode', padding_mode, ('valid', 'same'))
+        _check_choice('path_drop_schedule', path_drop_schedule, ('linear', 'constant'))
+        _check_choice('frozen_stages', frozen_stages, (-1, 0, 1, 2, 3))
+        self.arch, self.frozen_stages, self.norm_eval = arch, frozen_stages, norm_eval
+        self.out_channels = tuple(CHANNELS[level] for level in out_indices)
+        self.strides = tuple(min(STRIDES[level], output_stride) for level in out_indices)
+        self.trunk = PolyNetTrunk(
+            arch, out_levels=out_indices, in_channels=in_channels, share=share,
+            layers=_layers(norm_cfg, conv_cfg, act_cfg, is_same=padding_mode == 'same'),
+            path_scales=_scales(path_scales, residual_scale, arch.num_modules),
+            path_drops=path_drops(arch.num_modules, path_drop_rate, path_drop_schedule),
+            is_inverted=path_drop_inverted, output_stride=output_stride,
+            uses_checkpoint=with_cp)
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.trunk(x)
+
+    def train(self, mode: bool = True) -> PolyNet:
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        for part in self.parts()[:self.frozen_stages + 1]:
+            for module in part:
+                module.eval()
+                module.requires_grad_(False)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What ``frozen_stages`` counts: the stem, then stages with the reduction before them."""
+        trunk = self.trunk
+        parts = [[trunk.stem]]
+        for index, stage in enumerate(trunk.stages):
+            before = [getattr(trunk, f'reduction_{"ab"[index - 1]}')] if index > 0 else []
+            parts.append([*before, stage])
+        return parts
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """(depth, number of depths) of a parameter for layer-wise learning-rate decay: 0 the stem,
+        then the modules in order; a reduction counts with the module that follows."""
+        num_depths = self.arch.num_modules + 1
+        parts = param_name.removeprefix(prefix).removeprefix('trunk.').split('.')
+        firsts = dict(zip('abc', (0, self.arch.depths[0], sum(self.arch.depths[:2])),
+                          strict=True))
+        if parts[0].startswith('stage_'):
+            return 1 + firsts[parts[0][-1]] + int(parts[1]), num_depths
+        if parts[0].startswith('reduction_'):
+            return 1 + firsts[chr(ord(parts[0][-1]) + 1)], num_depths
+        return 0, num_depths
+
+
+def _levels(out_indices: Sequence[int]) -> tuple[int, ...]:
+    if not out_indices or any(not -NUM_LEVELS <= level < NUM_LEVELS for level in out_indices):
+        raise VisionError('VIS-CONFIG-016', f'out_indices={tuple(out_indices)} names a level that '
+                          'PolyNet does not have', do=f'levels are 0..{NUM_LEVELS - 1}, or '
+                          'negative to count from the end')
+    return tuple(level % NUM_LEVELS for level in out_indices)
+
+
+def _check_choice(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise VisionError('VIS-CONFIG-017', f'{name}={value!r} is not possible for PolyNet',
+                          do=f'one of {", ".join(map(repr, allowed))}')
+
+
+def _scales(path_scales: Sequence[float] | str | None, residual_scale: float,
+            num_modules: int) -> tuple[float, ...]:
+    if path_scales == 'released':
+        path_scales = released_path_scales(num_modules)
+    scales = tuple(path_scales or (1.0,) * num_modules)
+    if len(scales) != num_modules:
+        raise VisionError('VIS-CONFIG-018', f'{len(scales)} path_scales for {num_modules} modules',
+                          do="give one factor per module, or 'released'")
+    return tuple(scale * residual_scale for scale in scales)
+
+
+def _layers(norm_cfg: dict | None, conv_cfg: dict | None, act_cfg: dict | None, *,
+            is_same: bool) -> Layers:
+    norm_cfg = norm_cfg or dict(type='BN')
+    act_cfg = act_cfg or dict(type='ReLU', inplace=True)
+    return Layers(conv=partial(build_conv_layer, conv_cfg),
+                  norm=lambda channels: build_norm_layer(norm_cfg, channels)[1],
+                  act=partial(build_activation_layer, act_cfg), is_same=is_same)
+
+
+def _default_init() -> list[dict]:
+    return [dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])]

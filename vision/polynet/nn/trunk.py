@@ -1,0 +1,178 @@
+"""The PolyNet trunk: stem, stages A, B, C and the reductions between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from vision.common.core.errors import VisionError
+from vision.polynet.core.arch import STAGES, Arch
+from vision.polynet.nn.blocks import ConvSpec, ConvUnit, Layers, PolyInception
+
+CHANNELS = (64, 192, 384, 1152, 2048)
+STRIDES = (2, 4, 8, 16, 32)
+SMALLEST_INPUT = 75  # without padding: maps of 7, 3 and 1 in the three stages
+
+
+class Parallel(nn.Module):
+    """Branches side by side, concatenated over channels in the order given."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+def conv_path(in_channels: int, specs: Iterable[ConvSpec], layers: Layers,
+              dilation: int = 1) -> nn.Sequential:
+    units = []
+    for spec in specs:
+        units.append(ConvUnit(in_channels, spec, layers, dilation=dilation))
+        in_channels = spec.channels
+    return nn.Sequential(*units)
+
+
+def pool(layers: Layers, *, stride: int = 2) -> nn.MaxPool2d:
+    """3x3 maximum; never dilated, since torch pads a pool by half its undilated window at most."""
+    return nn.MaxPool2d(3, stride=stride, padding=1 if layers.is_same or stride == 1 else 0)
+
+
+class Stem(nn.Module):
+    """(B, C, H, W) -> 384 channels at stride 8; returns also levels 0 and 1 on the way."""
+
+    def __init__(self, in_channels: int, layers: Layers) -> None:
+        super().__init__()
+        self.entry = conv_path(in_channels, (
+            ConvSpec(32, (3, 3), stride=2), ConvSpec(32, (3, 3)), ConvSpec(64, (3, 3), pad=True)),
+            layers)
+        self.mix1 = Parallel(pool(layers), conv_path(64, [ConvSpec(96, (3, 3), 2)], layers))
+        self.mix2 = Parallel(
+            conv_path(160, (ConvSpec(64), ConvSpec(96, (3, 3))), layers),
+            conv_path(160, (ConvSpec(64), ConvSpec(64, (7, 1), pad=True),
+                            ConvSpec(64, (1, 7), pad=True), ConvSpec(96, (3, 3))), layers))
+        self.mix3 = Parallel(pool(layers), conv_path(192, [ConvSpec(192, (3, 3), 2)], layers))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        level0 = self.entry(x)
+        level1 = self.mix2(self.mix1(level0))
+        return level0, level1, self.mix3(level1)
+
+
+def reduction(letter: str, layers: Layers, *, stride: int, dilation: int) -> Parallel:
+    """Between stages: A is 384 -> 1152, B is 1152 -> 2048 channels.
+
+    With ``stride=1`` the windows that halve the map pad by one step instead, so that the map
+    keeps its size (atrous form).
+    """
+
+    def halving(channels: int) -> ConvSpec:
+        return ConvSpec(channels, (3, 3), stride, pad=stride == 1)
+
+    if letter == 'a':
+        width, paths = 384, ((ConvSpec(256), ConvSpec(256, (3, 3), pad=True), halving(384)),
+                             (halving(384),))
+    else:
+        width, paths = 1152, ((ConvSpec(256), ConvSpec(256, (3, 3), pad=True), halving(256)),
+                              (ConvSpec(256), halving(256)), (ConvSpec(256), halving(384)))
+    branches = [conv_path(width, path, layers, dilation) for path in paths]
+    return Parallel(*branches, pool(layers, stride=stride))
+
+
+class PolyNetTrunk(nn.Module):
+    """PolyNet without its classifier (arXiv:1611.05725).
+
+    Args:
+        arch: module names of the three stages.
+        out_levels: levels to return, 0..4 (stride 2, 4, 8, 16, 32 and ``CHANNELS`` channels).
+            Stages above the highest are not built, so that every parameter is used.
+        path_scales: factor of each module's terms, one per module through A, B, C.
+        path_drops: probability to drop each module's terms while training.
+        output_stride: 8, 16 or 32; below 32 the last reductions keep the map's size and what
+            follows is dilated.
+        uses_checkpoint: recompute each module's activations in the backward pass.
+    Shapes: x (B, in_channels, H, W) -> one (B, C, h, w) per level; a 331 px input without
+        padding gives maps of 163, 79, 39, 19, 9.
+    Raises:
+        VisionError: an image below 75 px without padding (the last maps would be empty).
+    """
+
+    def __init__(self, arch: Arch, *, out_levels: Sequence[int] = (4,), in_channels: int = 3,
+                 layers: Layers | None = None, share: str = 'conv',
+                 path_scales: Sequence[float] | None = None,
+                 path_drops: Sequence[float] | None = None, is_inverted: bool = False,
+                 output_stride: int = 32, uses_checkpoint: bool = False) -> None:
+        super().__init__()
+        layers = layers or Layers()
+        self.out_levels, self.layers, self.uses_checkpoint = tuple(out_levels), layers, \
+            uses_checkpoint
+        scales = path_scales or (1.0,) * arch.num_modules
+        drops = path_drops or (0.0,) * arch.num_modules
+        dilations = {32: (1, 1, 1), 16: (1, 1, 2), 8: (1, 2, 4)}[output_stride]
+        self.stem = Stem(in_channels, layers)
+        first = 0
+        for index, (letter, names) in enumerate(zip(STAGES, arch.stages, strict=True)):
+            if index + 2 > max(self.out_levels):
+                break
+            if index > 0:
+                stride = 1 if dilations[index] > dilations[index - 1] else 2
+                self.add_module(f'reduction_{STAGES[index - 1]}', reduction(
+                    STAGES[index - 1], layers, stride=stride, dilation=dilations[index - 1]))
+            self.add_module(f'stage_{letter}', nn.Sequential(*(
+                PolyInception(name, letter, layers, share=share, scale=scales[first + i],
+                              drop=drops[first + i], is_inverted=is_inverted,
+                              dilation=dilations[index])
+                for i, name in enumerate(names))))
+            first += len(names)
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The stages that were built."""
+        return [getattr(self, f'stage_{letter}') for letter in STAGES
+                if hasattr(self, f'stage_{letter}')]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not self.layers.is_same and min(x.shape[-2:]) < SMALLEST_INPUT:
+            height, width = x.shape[-2:]
+            raise VisionError(
+                'VIS-INPUT-014', f'image of {height}x{width} pixels is too small for PolyNet '
+                'without padding', why=f'below {SMALLEST_INPUT} pixels the map of stage C is '
+                'empty', do=f"make it at least {SMALLEST_INPUT} pixels, or build with "
+                "padding_mode='same'")
+        level0, level1, x = self.stem(x)
+        levels = [level0, level1]
+        for index, stage in enumerate(self.stages):
+            if index > 0:
+                x = getattr(self, f'reduction_{STAGES[index - 1]}')(x)
+            for module in stage:
+                x = self.run(module, x)
+            levels.append(x)
+        return tuple(levels[level] for level in self.out_levels)
+
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
+        if not (self.uses_checkpoint and x.requires_grad):
+            return module(x)
+        return checkpoint(module, x, use_reentrant=False,
+                          context_fn=lambda: (nullcontext(), frozen_statistics(module)))
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module):
+    """Norms inside normalise by the batch as before, but leave their running statistics alone:
+    recomputing a forward pass must not count its batch twice."""
+    norms = [child for child in module.modules()
+             if isinstance(child, BatchNorm) and child.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # momentum 0 keeps r = (1 - 0) r + 0 b exactly
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
