@@ -1,4 +1,4 @@
-"""What MMEngine's registries see of this room."""
+"""What MMEngine's registries see of this room; importing it needs MMEngine and mmcv, not mmdet."""
 
 from vision.lattice.mm import (
     datasets,
