@@ -3,6 +3,7 @@
 from vision.lattice.mm import (
     datasets,
     detector_transforms,
+    metrics,
     mmdet_adapter,
     samplers,
     transforms,
@@ -11,6 +12,7 @@ from vision.lattice.mm import (
 __all__ = [
     'datasets',
     'detector_transforms',
+    'metrics',
     'mmdet_adapter',
     'samplers',
     'transforms',
