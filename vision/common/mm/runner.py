@@ -14,9 +14,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from mmengine.dist import get_rank, master_only
+from mmengine.dist import get_rank, is_distributed, master_only
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
+from mmengine.model import (
+    MMDistributedDataParallel,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -93,6 +97,29 @@ class ExactRunner(Runner):
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = EndlessBatches(loop.dataloader)
         return loop
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """As MMEngine's, which asks for CUDA in every process; here processes also run on CPUs.
+
+        Raises:
+            VisionError: VIS-DIST-318, a launcher that only works with GPUs.
+        """
+        if self.distributed and not is_distributed() and not torch.cuda.is_available():
+            if self._launcher != 'pytorch':
+                raise VisionError('VIS-DIST-318', f'--launcher {self._launcher} found no GPU',
+                                  why='only torchrun starts processes on CPUs',
+                                  do='bash tools/dist_train.sh CONFIG NUM_PROCESSES')
+            torch.distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module):
+        if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
+            # MMEngine names a GPU for each process; without one none may be named. Its other
+            # choices are kept; SyncBN has no CPU form.
+            return MMDistributedDataParallel(
+                module=revert_sync_batchnorm(model), broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def train(self):
         with self._only_run_here():
