@@ -68,7 +68,7 @@ class CocoVideo:
         return self._numbers[:, 0]
 
     def frame(self, index: int) -> CocoFrame:
-        """Frame at place ``index`` (equal to its frame_id when the video has no gap)."""
+        """Frame at place ``index`` (its frame_id)."""
         index = range(len(self))[index]
         image, part = self._images[index], slice(*self._first[index:index + 2])
         labels, instances, crowd = self._numbers[part].T
@@ -125,33 +125,31 @@ def read_json(path: Path) -> dict:
 
 
 def load_cocovid(path: Path | str, *, classes: Sequence[str] | None = None,
-                 bad_boxes: str = 'stop', gaps: str = 'stop') -> CocoVid:
+                 bad_boxes: str = 'stop') -> CocoVid:
     """Read and check one file.
 
     Args:
         classes: names (or WordNet ids) in label order; boxes of other categories are left out and
             counted. None takes every category, in the order of their ids.
         bad_boxes: ``stop``, or ``drop`` (and count) single boxes that break a rule.
-        gaps: ``stop``, or ``allow`` videos whose frame ids are not consecutive from 0.
     Raises:
         VisionError: a rule is broken; a class name is not in the file; nothing is in the file.
     """
-    if bad_boxes not in ('stop', 'drop') or gaps not in ('stop', 'allow'):
-        raise ValueError(f'bad_boxes={bad_boxes!r} must be stop or drop, gaps={gaps!r} stop or '
-                         'allow')
+    if bad_boxes not in ('stop', 'drop'):
+        raise ValueError(f'bad_boxes must be stop or drop, got {bad_boxes!r}')
     path = Path(path)
     data = read_json(path)
     problems = check_cocovid(data)
     dropped = [p for p in problems if bad_boxes == 'drop' and p.rule in BOX_RULES]
-    excused = {id(p) for p in dropped} | {
-        id(p) for p in problems if p.is_note or (gaps == 'allow' and p.rule == 'frame-gap')}
-    _refuse(path, [p for p in problems if id(p) not in excused])
+    left = [p for p in problems if not p.is_note and (bad_boxes == 'stop'
+                                                      or p.rule not in BOX_RULES)]
+    _refuse(path, left)
     if not data['videos'] or not data['images']:
         raise VisionError('VIS-DATA-205', f'{path} has {len(data["videos"])} videos and '
                           f'{len(data["images"])} images', why='an empty data set proves nothing',
                           do='was it written by the right converter, for the right split?')
     names, label_of = match_classes(data, classes, where=str(path))
-    report = Counter(p.rule for p in problems if p.is_note or id(p) in excused)
+    report = Counter(p.rule for p in problems)  # all of them are excused now
     skip = {p.record for p in dropped}
     rows, report['other-class'] = _box_rows(data, label_of, skip, report['instance-zero'])
     frames = defaultdict(list)

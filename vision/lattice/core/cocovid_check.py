@@ -80,7 +80,8 @@ def _check_keys(table: str, rows: list) -> Iterator[Problem]:
                  if type(row[key]) is not int or not 0 <= row[key] <= LARGEST_ID]
         if wrong:
             values = ', '.join(f'{key}={row[key]!r:.40}' for key in wrong)
-            yield Problem('key-type', table, f'#{i}', f'integers >= 0 are wanted, got {values}{name}')
+            yield Problem('key-type', table, f'#{i}',
+                          f'integers >= 0 are wanted, got {values}{name}')
         elif table == 'images' and min(row['height'], row['width']) < 1:
             yield Problem('key-type', table, f'#{i}', f'size {row["width"]}x{row["height"]}{name}')
 

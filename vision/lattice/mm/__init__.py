@@ -1,0 +1,13 @@
+"""What MMEngine's registries see of this room."""
+
+from vision.lattice.mm import (
+    datasets,
+    samplers,
+    transforms,
+)
+
+__all__ = [
+    'datasets',
+    'samplers',
+    'transforms',
+]

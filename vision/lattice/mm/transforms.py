@@ -1,0 +1,93 @@
+"""Reading and packing one frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+from vision.common.core.errors import VisionError
+from vision.lattice.core.image_bytes import what_is_cut
+from vision.registry import TRANSFORMS
+
+BAD_IMAGE = 'VIS-DATA-210'
+
+
+def read_frame(path: str | Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 BGR.
+
+    Raises:
+        VisionError: it is not there, cut short, or cannot be decoded.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise _bad_image(path, error.strerror or str(error)) from error
+    reason = what_is_cut(data)
+    image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise _bad_image(path, reason or f'cannot be decoded ({len(data)} bytes)')
+    return image
+
+
+def _bad_image(path: str | Path, reason: str) -> VisionError:
+    return VisionError(BAD_IMAGE, f'image {path}: {reason}',
+                       why='its pixels would be made up', do='get this file again; in training '
+                       "on_bad_image='skip' of the data set leaves out and counts a few of them")
+
+
+@TRANSFORMS.register_module()
+class LoadVideoFrame(BaseTransform):
+    """Read the image of one frame: ``img_path`` -> ``img``, ``img_shape``, ``ori_shape``.
+
+    Raises:
+        VisionError: the item is a whole video; the file is broken; its size is not the one in the
+            annotation (then every box would be wrong).
+    """
+
+    def transform(self, results: dict) -> dict:
+        if 'img_path' not in results:
+            raise VisionError('VIS-CONFIG-211', 'LoadVideoFrame got a whole video',
+                              why='the sampler gave a video index, not (video, frame)',
+                              do='sampler=dict(type=\'VideoFrameSampler\') in the data loader')
+        image = read_frame(results['img_path'])
+        wanted = results.get('height', image.shape[0]), results.get('width', image.shape[1])
+        if image.shape[:2] != tuple(wanted):
+            raise VisionError('VIS-DATA-212', f'image {results["img_path"]} is '
+                              f'{image.shape[1]}x{image.shape[0]}, its annotation says '
+                              f'{wanted[1]}x{wanted[0]}', why='its boxes are in other pixels',
+                              do='use the images that the annotation was made for')
+        results['img'] = image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackVideoFrame(BaseTransform):
+    """Pack one unscaled frame for the lattice.
+
+    Returns:
+        inputs: uint8 tensor (3, H, W) BGR; data_samples: ``DetDataSample`` whose gt_instances and
+        ignored_instances have bboxes (N, 4) float32 xyxy in original pixels, labels and
+        instances_ids (N,) int64, and whose metainfo holds ``meta_keys``.
+    """
+
+    def __init__(self, meta_keys: tuple[str, ...] = (
+            'img_id', 'video_id', 'frame_id', 'video_length', 'img_path', 'ori_shape', 'img_shape',
+            'is_labelled')) -> None:
+        self.meta_keys = tuple(meta_keys)
+
+    def transform(self, results: dict) -> dict:
+        sample = DetDataSample(metainfo={key: results[key] for key in self.meta_keys})
+        ignored = torch.from_numpy(results['is_crowd'])
+        instances = InstanceData(bboxes=torch.from_numpy(results['bboxes']),
+                                 labels=torch.from_numpy(results['labels']),
+                                 instances_ids=torch.from_numpy(results['instances_ids']))
+        sample.gt_instances, sample.ignored_instances = instances[~ignored], instances[ignored]
+        pixels = np.ascontiguousarray(results['img'].transpose(2, 0, 1))
+        return dict(inputs=torch.from_numpy(pixels), data_samples=sample)
