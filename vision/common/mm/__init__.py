@@ -1,0 +1,1 @@
+"""What the registries see of the common room."""
