@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--ann', required=True, help='CocoVID file with track ids')
     parser.add_argument('--images', type=Path, required=True, help='folder of the file names')
     parser.add_argument('--checkpoint', required=True, help='path or zoo:NAME')
-    parser.add_argument('--gaps', type=int, nargs='+', default=[2, 4, 8], help='frames from a to m')
+    parser.add_argument('--gaps', type=int, nargs='+', default=[2, 4, 8],
+                        help='frames from a to m')
     parser.add_argument('--step', type=int, default=8, help='frames between two values of a')
     parser.add_argument('--refine-step', type=float, default=1.0, help='share of F_S applied')
     parser.add_argument('--max-videos', type=int, help='use the first videos only')
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     networks = load_networks(args.checkpoint, step=args.refine_step)
     rows = []
-    print(f'{"gap":>4} {"speed":<7} {"method":<11} {"count":>6} {"IoU":>6} {"R@.5":>6} {"R@.75":>6}')
+    print(' gap speed   method       count    IoU   R@.5  R@.75')
     for gap in args.gaps:
         overlaps = defaultdict(list)
         for video in load_cocovid(args.ann).videos[:args.max_videos]:

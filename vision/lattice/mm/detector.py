@@ -53,7 +53,8 @@ class LatticeDetector(BaseModel):
                  refinement: dict | None = None, use_refinement: bool = True,
                  keyframes: dict | None = None, num_stages: int = 2, merge: str = 'median',
                  min_score: float = 0.05, rescoring: str | None = None,
-                 refine_stages: Sequence[int] | None = None, refine_step: float = 1.0, use_confidence: bool = False,
+                 refine_stages: Sequence[int] | None = None, refine_step: float = 1.0,
+                 use_confidence: bool = False,
                  grey_long_side: int = GREY_LONG_SIDE,
                  data_preprocessor: dict | None = None) -> None:
         super().__init__(data_preprocessor)
