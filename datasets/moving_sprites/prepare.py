@@ -11,7 +11,6 @@ Example: python datasets/moving_sprites/prepare.py --out data/moving_sprites
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ import cv2
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.workers import ordered_map
 from vision.lattice.core.cocovid import CocoVidWriter
 from vision.lattice.core.sprites import CLASSES, SpriteConfig, make_video
 
@@ -43,16 +43,15 @@ def write_split(config: SpriteConfig, out: Path, workers: int) -> dict[str, int]
     """Generate one split; its counts."""
     jobs = [(config, index, out / config.split) for index in range(config.num_videos)]
     writer = CocoVidWriter(CLASSES, info=dict(description='MovingSprites-VID', seed=config.seed))
-    with multiprocessing.get_context('spawn').Pool(workers) as pool:
-        videos = pool.imap(write_video, jobs)
-        for video in track(videos, f'MovingSprites {config.split}', total=len(jobs)):
-            writer.add_video(video['name'], width=config.width, height=config.height, fps=25,
-                             camera_motion=video['camera_motion'])
-            rows = zip(video['boxes'], video['labels'], video['instance_ids'], video['occluded'],
-                       strict=True)
-            for frame, (boxes, labels, ids, occluded) in enumerate(rows):
-                writer.add_frame(f'{video["name"]}/{frame:06d}.jpg', boxes_xyxy=boxes,
-                                 labels=labels, instance_ids=ids, occluded=occluded)
+    videos = ordered_map(write_video, jobs, workers)
+    for video in track(videos, f'MovingSprites {config.split}', total=len(jobs)):
+        writer.add_video(video['name'], width=config.width, height=config.height, fps=25,
+                         camera_motion=video['camera_motion'])
+        rows = zip(video['boxes'], video['labels'], video['instance_ids'], video['occluded'],
+                   strict=True)
+        for frame, (boxes, labels, ids, occluded) in enumerate(rows):
+            writer.add_frame(f'{video["name"]}/{frame:06d}.jpg', boxes_xyxy=boxes,
+                             labels=labels, instance_ids=ids, occluded=occluded)
     writer.write(out / 'annotations' / f'{config.split}.json')
     return writer.counts()
 

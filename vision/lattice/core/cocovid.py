@@ -252,8 +252,8 @@ class CocoVidWriter:
         """The next frame of the video; ``flags``: one sequence per box, e.g. occluded=[...]."""
         video = self.videos[-1]
         image = dict(id=len(self.images) + 1, file_name=file_name, height=video['height'],
-                     width=video['width'], video_id=video['id'], frame_id=video['num_frames'],
-                     **(image_fields or {}))
+                     width=video['width'], video_id=video['id'], frame_id=video['num_frames'])
+        image |= image_fields or {}
         self.images.append(image)
         video['num_frames'] += 1
         boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from vision.common.core.errors import VisionError
 from vision.lattice.core import imagenet_vid
 from vision.lattice.core.cocovid import CocoVideo, load_cocovid, match_classes, read_json
-from vision.lattice.mm.transforms import BAD_IMAGE
+from vision.lattice.nn.frame_files import BAD_IMAGE
 from vision.registry import DATASETS
 
 

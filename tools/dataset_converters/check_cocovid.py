@@ -1,0 +1,83 @@
+"""Check a CocoVID file: names the file, the record's id and the rule of every problem.
+
+Errors end with exit code 4; notes (what the reader repairs and counts, e.g. boxes over the edge
+of the image) do not, unless --strict. docs/errors/data.md explains the rules.
+
+Examples:
+  python tools/dataset_converters/check_cocovid.py data/moving_sprites/annotations/val.json \\
+      --images data/moving_sprites/val --stats
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from rich.progress import track
+
+from vision.common.core.errors import VisionError, run_cli
+from vision.lattice.core.cocovid import Problem, check_cocovid, load_cocovid, read_json
+from vision.lattice.core.cocovid_stats import print_statistics
+from vision.lattice.nn.frame_files import read_frame
+
+
+def check_images(data: dict, folder: Path, *, decode: bool) -> list[Problem]:
+    """Image files that are missing or, with decode, broken or of another size."""
+    problems = []
+    for row in track(data['images'], 'images'):
+        path = folder / row['file_name']
+        if not decode:
+            if not path.is_file():
+                problems.append(Problem('missing-image', 'images', row['id'], str(path)))
+            continue
+        try:
+            height, width = read_frame(path).shape[:2]
+        except VisionError as error:
+            problems.append(Problem('broken-image', 'images', row['id'], error.what))
+            continue
+        if (width, height) != (row['width'], row['height']):
+            problems.append(Problem('image-size', 'images', row['id'], f'{path} is {width}x'
+                                    f'{height}, the file says {row["width"]}x{row["height"]}'))
+    return problems
+
+
+def report(path: Path, problems: list[Problem], *, limit: int, strict: bool) -> int:
+    """Print the problems; the number that counts as errors."""
+    shown = Counter()
+    for problem in sorted(problems, key=lambda one: one.is_note):
+        shown[problem.rule] += 1
+        if shown[problem.rule] <= limit:
+            print(f'{"note" if problem.is_note else "ERROR"} {path}: {problem}')
+    for rule, count in shown.items():
+        more = f' ({count - limit} not shown, --limit)' if count > limit else ''
+        print(f'{rule}: {count}{more}')
+    return len(problems) if strict else sum(not problem.is_note for problem in problems)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('file', type=Path, help='annotation file (json)')
+    parser.add_argument('--images', type=Path, metavar='DIR', help='look for every image in DIR')
+    parser.add_argument('--decode', action='store_true',
+                        help='with --images: also decode each and compare its size')
+    parser.add_argument('--limit', type=int, default=20, help='lines per rule (default: 20)')
+    parser.add_argument('--strict', action='store_true', help='notes count as errors')
+    parser.add_argument('--stats', action='store_true', help='count boxes, tracks, classes')
+    args = parser.parse_args(argv)
+    if args.decode and args.images is None:
+        parser.error('--decode needs --images DIR')
+    data = read_json(args.file)
+    problems = check_cocovid(data)
+    if args.images is not None and not any(p.table in ('file', 'images') for p in problems):
+        problems += check_images(data, args.images, decode=args.decode)
+    num_errors = report(args.file, problems, limit=args.limit, strict=args.strict)
+    print(f'{args.file}: {num_errors} errors' if num_errors else f'{args.file}: in order')
+    if args.stats and not num_errors:
+        print_statistics(load_cocovid(args.file))
+    return 4 if num_errors else 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,112 @@
+"""ImageNet DET (xml per image) to COCO json with VID's 30 classes and a 31st, "other".
+
+Reads ROOT/Annotations/DET/SPLIT and, where it is, ROOT/Lists/DET_train_30classes.txt (or in
+--lists); images named twice there are taken once. Without the list the images with at least one
+box of the 30 classes are taken. Images are not opened.
+Writes OUT/imagenet_det_30plus1cls.json for train, OUT/imagenet_det_30plus1cls_val.json for val;
+file names are relative to ROOT/Data/DET. These are still images: no video_id, no instance_id.
+
+Example:
+  python tools/dataset_converters/ilsvrc/imagenet2coco_det.py -i data/ILSVRC \\
+      -o data/ILSVRC/annotations --nproc 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from rich.progress import track
+
+from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.workers import ordered_map
+from vision.lattice.core.imagenet_vid import WORDNET_IDS
+from vision.lattice.core.track_files import XmlFrame, read_voc_xml
+
+CATEGORIES = [dict(id=i, name=name, encode_name=code)
+              for i, (name, code) in enumerate([*WORDNET_IDS.items(), ('other', 'other')], 1)]
+IDS = {row['encode_name']: row['id'] for row in CATEGORIES}
+OTHER = IDS['other']
+
+
+def find_images(root: Path, split: str, lists: Path) -> tuple[list[str], bool]:
+    """Image names without ending, relative to the DET folder; and whether a list chose them."""
+    folder = root / 'Annotations' / 'DET'
+    file = lists / 'DET_train_30classes.txt'
+    if split == 'train' and file.is_file():
+        lines = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+        return list(dict.fromkeys(lines)), True
+    names = sorted(path.relative_to(folder).with_suffix('').as_posix()
+                   for path in (folder / split).rglob('*.xml'))
+    if not names:
+        raise VisionError('VIS-DATA-219', f'no xml under {folder / split}', why='-i is the folder '
+                          'that holds Annotations and Data', do='datasets/imagenet_vid/README.md '
+                          'shows the tree')
+    return names, False
+
+
+def collect(names: list[str], frames, *, keep_all: bool) -> dict:
+    """The COCO dict of the images; those without a box of the 30 classes only with keep_all."""
+    images, annotations = [], []
+    for name, frame in zip(names, frames, strict=True):
+        rows = boxes_of(frame)
+        if not keep_all and all(category == OTHER for category, _ in rows):
+            continue
+        image = dict(id=len(images) + 1, file_name=f'{name}.JPEG', height=frame.height,
+                     width=frame.width)
+        images.append(image)
+        for category, (x1, y1, x2, y2) in rows:
+            annotations.append(dict(
+                id=len(annotations) + 1, image_id=image['id'], category_id=category,
+                bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=0))
+    return dict(categories=CATEGORIES, images=images, annotations=annotations)
+
+
+def boxes_of(frame: XmlFrame) -> list[tuple[int, tuple[float, float, float, float]]]:
+    """(category id, xyxy) of the boxes with an area."""
+    return [(IDS.get(name, OTHER), box) for name, _, box, *_ in frame.rows
+            if box[2] > box[0] and box[3] > box[1]]
+
+
+def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int, stats: bool) -> None:
+    names, chosen = find_images(root, split, lists)
+    paths = [root / 'Annotations' / 'DET' / f'{name}.xml' for name in names]
+    frames = ordered_map(read_voc_xml, paths, nproc, chunk=64)
+    data = collect(names, track(frames, f'ImageNet DET {split}', total=len(paths)),
+                   keep_all=chosen)
+    ending = '' if split == 'train' else f'_{split}'
+    path = out / f'imagenet_det_30plus1cls{ending}.json'
+    out.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.part')
+    part.write_text(json.dumps(data))
+    part.replace(path)
+    print(f'{path}: {len(data["images"])} of {len(names)} images, '
+          f'{len(data["annotations"])} boxes')
+    if stats:
+        count = Counter(row['category_id'] for row in data['annotations'])
+        print('  ' + ', '.join(f'{row["name"]} {count[row["id"]]}' for row in CATEGORIES))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-i', '--input', type=Path, required=True,
+                        help='folder with Annotations, Data and Lists')
+    parser.add_argument('-o', '--output', type=Path, required=True,
+                        help='folder of the json files')
+    parser.add_argument('--splits', nargs='+', default=['train'], choices=['train', 'val'],
+                        metavar='SPLIT', help='train, val (default: train)')
+    parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')
+    parser.add_argument('--nproc', type=int, default=1, help='processes that read xml')
+    parser.add_argument('--stats', action='store_true', help='boxes per class')
+    args = parser.parse_args(argv)
+    for split in args.splits:
+        convert(args.input, args.output, split, lists=args.lists or args.input / 'Lists',
+                nproc=args.nproc, stats=args.stats)
+    return 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

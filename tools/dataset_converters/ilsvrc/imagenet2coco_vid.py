@@ -1,0 +1,152 @@
+"""ImageNet VID (xml per frame) to CocoVID json, one file per split.
+
+Reads ROOT/Annotations/VID/{train,val} and, where it is, ROOT/Lists (or --lists):
+  VID_train_15frames.txt  which 15 frames of a video train a still-image detector
+  VID_val_videos.txt      the validation videos and their lengths
+Without lists all videos are taken, and the 15 frames are spread evenly. Images are not opened.
+Writes OUT/imagenet_vid_{train,val}.json; file names are relative to ROOT/Data/VID.
+
+Example:
+  python tools/dataset_converters/ilsvrc/imagenet2coco_vid.py -i data/ILSVRC \\
+      -o data/ILSVRC/annotations --nproc 8 --stats
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from rich.progress import track
+
+from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.workers import ordered_map
+from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
+from vision.lattice.core.cocovid_stats import print_statistics
+from vision.lattice.core.imagenet_vid import CLASSES, WORDNET_IDS, train_frames
+from vision.lattice.core.track_files import XmlFrame, read_video_xmls
+
+LABELS = {wordnet: label for label, wordnet in enumerate(WORDNET_IDS.values())}
+
+
+def find_videos(root: Path, split: str) -> dict[str, list[Path]]:
+    """xml files of each video of a split, by the video's path under the split's folder."""
+    folder = root / 'Annotations' / 'VID' / split
+    videos = defaultdict(list)
+    for where, _, names in os.walk(folder):
+        found = sorted(name for name in names if name.endswith('.xml'))
+        if found:
+            videos[Path(where).relative_to(folder).as_posix()] = [Path(where, n) for n in found]
+    if not videos:
+        raise VisionError('VIS-DATA-219', f'no xml under {folder}', why='-i is the folder that '
+                          'holds Annotations and Data', do='datasets/imagenet_vid/README.md shows '
+                          'the tree')
+    for name, paths in videos.items():
+        wanted = [f'{i:06d}.xml' for i in range(len(paths))]
+        if [path.name for path in paths] != wanted:
+            odd = next(p for p, want in zip(paths, wanted, strict=True) if p.name != want)
+            raise VisionError('VIS-VIDEO-218', f'video {name} has a gap: {odd.name} of '
+                              f'{len(paths)} files', where=str(odd), why='frames are numbered '
+                              'from 000000 without a gap', do='unpack the archive again')
+    return dict(sorted(videos.items()))
+
+
+def read_list(path: Path, split: str) -> dict[str, list[tuple[int, int]]]:
+    """Lines ``path a b N`` of a list file: (b, N) by video, without the split in the path."""
+    rows = defaultdict(list)
+    for i, line in enumerate(path.read_text().splitlines(), 1):
+        parts = line.split()
+        if not parts:
+            continue
+        if len(parts) != 4 or not all(part.isdigit() for part in parts[1:]):
+            raise VisionError('VIS-DATA-217', f'{path} line {i}: {line!r:.80}', where=str(path),
+                              why='"path number number number" is wanted',
+                              do='get the list again')
+        rows[parts[0].removeprefix(f'{split}/')].append((int(parts[2]), int(parts[3])))
+    return dict(rows)
+
+
+def choose(videos: dict[str, list[Path]], split: str, lists: Path) -> dict[str, list[int]]:
+    """Training frames (from 0) of each video that is converted."""
+    file = lists / ('VID_train_15frames.txt' if split == 'train' else 'VID_val_videos.txt')
+    if not file.is_file():
+        print(f'{split}: no {file}; all {len(videos)} videos, training frames spread evenly')
+        return {name: train_frames(len(paths)) if split == 'train' else []
+                for name, paths in videos.items()}
+    rows = read_list(file, split)
+    for name, entries in rows.items():
+        length = len(videos.get(name, ()))
+        if any(total != length for _, total in entries):
+            raise VisionError('VIS-DATA-220', f'{file} says {entries[0][1]} frames for {name}, '
+                              f'{length} are there', where=str(file), why='list and xml files '
+                              'belong to different sets', do='use the list of this set, or none')
+    if split != 'train':
+        return {name: [] for name in rows}
+    # The list counts frames from 1. A video that it leaves out is kept, without training frames.
+    return {name: sorted({number - 1 for number, _ in rows.get(name, ())}) for name in videos}
+
+
+def add_video(writer: CocoVidWriter, name: str, frames: list[XmlFrame],
+              training: set[int]) -> int:
+    """Add one video; the number of boxes without area, which are left out."""
+    num_empty = 0
+    writer.add_video(name, width=frames[0].width, height=frames[0].height,
+                     vid_train_frames=sorted(training))
+    for number, frame in enumerate(frames):
+        rows = [row for row in frame.rows if row[2][2] > row[2][0] and row[2][3] > row[2][1]]
+        num_empty += len(frame.rows) - len(rows)
+        for row in rows:
+            if row[0] not in LABELS:
+                raise VisionError('VIS-DATA-221', f'{frame.path} has the class {row[0]!r}',
+                                  where=str(frame.path), why='it is none of the 30 WordNet ids of '
+                                  'ImageNet VID', do='is -i the VID tree?')
+        writer.add_frame(
+            f'{name}/{number:06d}.JPEG', boxes_xyxy=[row[2] for row in rows],
+            labels=[LABELS[row[0]] for row in rows], instance_ids=[row[1] for row in rows],
+            occluded=[row[3] for row in rows], generated=[row[4] for row in rows],
+            image_fields=dict(is_vid_train_frame=number in training, height=frame.height,
+                              width=frame.width))
+    return num_empty
+
+
+def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int) -> Path:
+    """Convert one split; the file written."""
+    videos = find_videos(root, split)
+    training = choose(videos, split, lists)
+    writer = CocoVidWriter(CLASSES, encode_names=list(WORDNET_IDS.values()))
+    num_empty = 0
+    jobs = [videos[name] for name in training]
+    rows = zip(training.items(), ordered_map(read_video_xmls, jobs, nproc, chunk=4), strict=True)
+    for (name, frames), xmls in track(rows, f'ImageNet VID {split}', total=len(jobs)):
+        num_empty += add_video(writer, f'{split}/{name}', xmls, set(frames))
+    path = out / f'imagenet_vid_{split}.json'
+    writer.write(path)
+    print(f'{path}: ' + ', '.join(f'{n} {name}' for name, n in writer.counts().items())
+          + f'; {num_empty} boxes without area left out')
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-i', '--input', type=Path, required=True,
+                        help='folder with Annotations, Data and Lists')
+    parser.add_argument('-o', '--output', type=Path, required=True,
+                        help='folder of the json files')
+    parser.add_argument('--splits', nargs='+', default=['train', 'val'], metavar='SPLIT',
+                        choices=['train', 'val'], help='train, val (default: both)')
+    parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')
+    parser.add_argument('--nproc', type=int, default=1, help='processes that read xml')
+    parser.add_argument('--stats', action='store_true', help='count boxes, tracks, classes')
+    args = parser.parse_args(argv)
+    for split in args.splits:
+        path = convert(args.input, args.output, split, lists=args.lists or args.input / 'Lists',
+                       nproc=args.nproc)
+        if args.stats:
+            print_statistics(load_cocovid(path))
+    return 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

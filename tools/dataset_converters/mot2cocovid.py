@@ -1,0 +1,131 @@
+"""MOT challenge sequences (MOT15, MOT16/17, MOT20, DanceTrack) to CocoVID json.
+
+ROOT holds train/SEQUENCE and test/SEQUENCE, or the sequences themselves (then all are "train").
+A sequence has seqinfo.ini, img1/ and, for training, gt/gt.txt. Splits: train, test (no boxes:
+its frames count as unlabelled), half-train and half-val (first and second half of every training
+sequence, as in CenterTrack). Writes OUT/SPLIT_cocoformat.json; file names are relative to ROOT.
+
+Only pedestrians (class 1) whose flag is not 0 are taken; --all-classes adds classes 2 to 7, which
+MOT16/17 always flag 0. What is left out is counted. Boxes keep the numbers of gt.txt.
+
+Example: python tools/dataset_converters/mot2cocovid.py -i data/MOT17 -o data/MOT17/annotations
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from vision.common.core.errors import VisionError, run_cli
+from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
+from vision.lattice.core.cocovid_stats import print_statistics
+from vision.lattice.core.track_files import numbered_frames, read_mot_text
+
+CLASSES = ('pedestrian', 'person_on_vehicle', 'car', 'bicycle', 'motorbike', 'non_mot_vehicle',
+           'static_person')
+SPLITS = ('train', 'test', 'half-train', 'half-val')
+
+
+def read_seqinfo(folder: Path) -> dict[str, str]:
+    """The [Sequence] part of seqinfo.ini.
+
+    Raises:
+        VisionError: it lacks a key or is no ini file.
+    """
+    info = configparser.ConfigParser()
+    try:
+        info.read_string((folder / 'seqinfo.ini').read_text())
+        values = dict(info['Sequence'])
+        for key in ('imwidth', 'imheight', 'framerate'):
+            float(values[key])
+        return values
+    except (OSError, configparser.Error, KeyError, ValueError) as error:
+        raise VisionError('VIS-DATA-217', f'{folder}/seqinfo.ini cannot be read: {error!r}',
+                          where=str(folder), why='[Sequence] with imWidth, imHeight and frameRate '
+                          'is wanted', do='get the file from the data set again') from error
+
+
+def find_sequences(root: Path, split: str) -> list[Path]:
+    kind = 'test' if split == 'test' else 'train'
+    folder = root / kind if (root / kind).is_dir() else root
+    found = [] if kind == 'test' and folder == root else sorted(
+        path.parent for path in folder.glob('*/seqinfo.ini'))
+    if not found:
+        raise VisionError('VIS-DATA-219', f'no sequence for {split} in {root}', where=str(folder),
+                          why='a sequence is a folder with seqinfo.ini',
+                          do='datasets/mot/README.md shows the tree')
+    return found
+
+
+def add_sequence(writer: CocoVidWriter, root: Path, folder: Path, split: str,
+                 all_classes: bool) -> int:
+    """Add (half of) a sequence; the number of rows of gt.txt that were left out on purpose."""
+    info = read_seqinfo(folder)
+    frames = numbered_frames(folder / info.get('imdir', 'img1'))
+    if int(info.get('seqlength', len(frames))) != len(frames):
+        print(f'{folder.name}: {len(frames)} frames, seqinfo.ini says {info["seqlength"]}')
+    rows = np.zeros((0, 9)) if split == 'test' else read_mot_text(folder / 'gt' / 'gt.txt')
+    if len(rows) and rows[:, 0].max() > len(frames):
+        raise VisionError('VIS-DATA-220', f'{folder}/gt/gt.txt speaks of frame '
+                          f'{rows[:, 0].max():.0f}, {len(frames)} images are there',
+                          why='boxes without an image would be lost', do='get all images')
+    flag, kind = rows[:, 6], rows[:, 7]
+    wanted = (kind == 1) & (flag != 0)
+    if all_classes:  # MOT17 has flag 0 on all that is no pedestrian
+        wanted |= (kind > 1) & (kind <= len(CLASSES))
+    kept = rows[wanted]
+    middle = len(frames) // 2
+    first, last = {'half-train': (0, middle), 'half-val': (middle, len(frames))}.get(
+        split, (0, len(frames)))
+    writer.add_video(folder.name, width=int(info['imwidth']), height=int(info['imheight']),
+                     fps=float(info['framerate']))
+    for number in range(first, last):
+        here = kept[kept[:, 0] == number + 1]
+        writer.add_frame(
+            frames[number].relative_to(root).as_posix(),
+            boxes_xyxy=np.concatenate([here[:, 2:4], here[:, 2:4] + here[:, 4:6]], 1),
+            labels=here[:, 7].astype(int) - 1, instance_ids=here[:, 1].astype(int),
+            visibility=here[:, 8],
+            image_fields=dict(is_labelled=split != 'test', mot_frame_id=number + 1))
+    return len(rows) - len(kept)
+
+
+def convert(root: Path, out: Path, split: str, all_classes: bool, class_name: str) -> Path:
+    """Convert one split; the file written."""
+    names = CLASSES if all_classes else (class_name,)
+    writer = CocoVidWriter(names, info=dict(source='MOT challenge', split=split))
+    left_out = sum(add_sequence(writer, root, folder, split, all_classes)
+                   for folder in track(find_sequences(root, split), f'MOT {split}'))
+    path = out / f'{split}_cocoformat.json'
+    writer.write(path)
+    print(f'{path}: ' + ', '.join(f'{n} {name}' for name, n in writer.counts().items())
+          + f'; {left_out} rows of other classes or with flag 0 left out')
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-i', '--input', type=Path, required=True, help='folder of the sequences')
+    parser.add_argument('-o', '--output', type=Path, required=True,
+                        help='folder of the json files')
+    parser.add_argument('--splits', nargs='+', default=['train'], choices=SPLITS, metavar='SPLIT',
+                        help=f'of {", ".join(SPLITS)} (default: train)')
+    parser.add_argument('--all-classes', action='store_true', help='classes 1 to 7 of MOT16/17')
+    parser.add_argument('--class-name', default='pedestrian',
+                        help='name of the one class (default: %(default)s)')
+    parser.add_argument('--stats', action='store_true', help='count boxes, tracks, classes')
+    args = parser.parse_args(argv)
+    for split in args.splits:
+        path = convert(args.input, args.output, split, args.all_classes, args.class_name)
+        if args.stats:
+            print_statistics(load_cocovid(path))
+    return 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,103 @@
+"""The main job from nothing to a video, on data that it generates: make demo.
+
+Six steps, each one a command that you could run yourself (it is printed): generate MovingSprites,
+train a small detector, train the lattice over it, measure both against their rivals, draw the
+curve, render a video. About 12 minutes on two cores. What is done is kept: run again to go on
+after an interruption, or with --fresh to start over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from vision.common.core.errors import VisionError, run_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+DETECTOR = 'configs/demo/detector.py'
+LATTICE = 'configs/demo/lattice.py'
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. Args: title, what it is about; minutes on two cores; arguments of Python;
+    product: the file that is there when the step is done."""
+
+    title: str
+    minutes: float
+    arguments: tuple[str, ...]
+    product: Path
+
+
+def steps(out: Path) -> list[Step]:
+    data, detector, lattice = out / 'moving_sprites', out / 'detector', out / 'lattice'
+    rows, annotations = out / 'baselines.json', data / 'annotations' / 'val.json'
+    detector_weights, lattice_weights = detector / 'last.pth', lattice / 'last.pth'
+    return [
+        Step('generate video', 0.5,
+             ('datasets/moving_sprites/prepare.py', '--out', f'{data}', '--num-train', '40',
+              '--num-val', '6'), annotations),
+        Step('train the detector', 5,
+             ('tools/train.py', DETECTOR, '--work-dir', f'{detector}'), detector_weights),
+        Step('train propagation and refinement', 3,
+             ('tools/train.py', LATTICE, '--work-dir', f'{lattice}'), lattice_weights),
+        Step('measure against detection on every frame and linear interpolation', 2,
+             ('tools/benchmarks/lattice_baseline.py', '--ann', f'{annotations}', '--images',
+              f'{data / "val"}', '--config', LATTICE, '--checkpoint', f'{lattice_weights}',
+              '--gaps', '1,4,8,16', '--json', f'{rows}'), rows),
+        Step('draw the curve', 0.1,
+             ('tools/analysis/plot_lattice.py', f'{rows}', '--out', f'{out / "curve.png"}'),
+             out / 'curve.png'),
+        Step('render a video', 0.3,
+             ('tools/video_demo.py', f'{data / "val" / "val_0000"}', '--config', LATTICE,
+              '--checkpoint', f'{lattice_weights}', '--out-dir', f'{out / "video"}'),
+             out / 'video' / 'val_0000.mp4'),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=Path('demo_out'), help='folder of everything '
+                        'that is made (default: %(default)s)')
+    parser.add_argument('--fresh', action='store_true', help='remove the folder first')
+    args = parser.parse_args(argv)
+    if args.fresh and args.out.exists():
+        shutil.rmtree(args.out)
+    console, start = Console(), time.monotonic()
+    todo = steps(args.out)
+    console.print(f'[bold]{len(todo)} steps, about {sum(s.minutes for s in todo):.0f} minutes on '
+                  f'two cores; everything goes to {args.out}/')
+    for number, step in enumerate(todo, 1):
+        console.rule(f'[bold]{number}/{len(todo)} {step.title}')
+        run(step, console)
+    console.rule(f'[bold]done in {(time.monotonic() - start) / 60:.1f} minutes')
+    for name, path in (('video', todo[5].product), ('table', todo[3].product.with_suffix('.md')),
+                       ('curve', todo[4].product)):
+        console.print(f'{name}: {path}', soft_wrap=True)
+    return 0
+
+
+def run(step: Step, console: Console) -> None:
+    if step.product.exists():
+        console.print(f'already there: {step.product}')
+        return
+    console.print(f'$ python {" ".join(step.arguments)}   (about {step.minutes:g} min)',
+                  style='dim', soft_wrap=True)
+    result = subprocess.run([sys.executable, *step.arguments], cwd=ROOT)
+    if result.returncode or not step.product.exists():
+        raise VisionError('VIS-RUN-904', f'the step "{step.title}" ended with exit code '
+                          f'{result.returncode}', where=f'python {" ".join(step.arguments)}',
+                          why='its own message stands above',
+                          do='mend the cause and run make demo again: finished steps are kept')
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,155 @@
+"""Readers of other annotation forms: Pascal VOC / ILSVRC xml, MOT text, CVAT video xml 1.1.
+
+Each gives plain rows; nothing is dropped here. Boxes are xyxy in pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from vision.common.core.errors import VisionError
+
+
+@dataclass
+class XmlFrame:
+    """One image's xml. ``rows``: (class name, track id or -1, (x1, y1, x2, y2), occluded,
+    generated)."""
+
+    path: Path
+    width: int
+    height: int
+    rows: list[tuple[str, int, tuple[float, float, float, float], int, int]]
+
+
+@dataclass
+class Track:
+    """One object of a video: its name and its boxes by frame (from 0)."""
+
+    name: str
+    track_id: int
+    boxes: dict[int, tuple[float, float, float, float]]
+    occluded: set[int]
+
+
+def _named(read: Callable) -> Callable:
+    """Turn what a broken file raises into one error that names it."""
+    @wraps(read)
+    def wrapper(path: Path, *args):
+        try:
+            return read(Path(path), *args)
+        except FileNotFoundError as error:
+            raise VisionError('VIS-DATA-216', f'{path} is not there', why='it is named by a list '
+                              'or on the command line', do='look at the path') from error
+        except (ElementTree.ParseError, UnicodeDecodeError, ValueError, AttributeError,
+                KeyError, TypeError) as error:
+            if isinstance(error, VisionError):
+                raise
+            raise VisionError('VIS-DATA-217', f'{path} cannot be read: {error}', where=str(path),
+                              why=f'not the form that {read.__name__} reads',
+                              do='open the file; was it cut short, or is it of another kind?'
+                              ) from error
+    return wrapper
+
+
+@_named
+def read_voc_xml(path: Path) -> XmlFrame:
+    """ImageNet VID/DET or Pascal VOC xml of one image. w = xmax - xmin, as mmtracking."""
+    root = ElementTree.parse(path).getroot()
+    rows = []
+    for item in root.iter('object'):
+        box = tuple(float(item.find('bndbox').find(key).text)
+                    for key in ('xmin', 'ymin', 'xmax', 'ymax'))
+        flags = [int(item.findtext(key, '0')) for key in ('occluded', 'generated')]
+        rows.append((item.find('name').text.strip(), int(item.findtext('trackid', '-1')), box,
+                     *flags))
+    size = root.find('size')
+    return XmlFrame(path, int(size.find('width').text), int(size.find('height').text), rows)
+
+
+def read_video_xmls(paths: list[Path]) -> list[XmlFrame]:
+    """The xml files of one video (a function of the module, so that a worker process finds it)."""
+    return [read_voc_xml(path) for path in paths]
+
+
+@_named
+def read_mot_text(path: Path) -> np.ndarray:
+    """MOT challenge text: (N, 9) float64 rows frame (from 1), id, x, y, w, h, flag, class,
+    visibility.
+
+    Nine columns are MOT16 and later. In the ten columns of MOT15 the last three are world
+    coordinates; class and visibility then are 1.
+    """
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    table = np.full((len(lines), 9), 1.0)
+    for i, line in enumerate(lines):
+        values = [float(value) for value in line.replace(';', ',').split(',')]
+        if not 6 <= len(values) <= 10 or not np.isfinite(values[:6]).all():
+            raise ValueError(f'row {i + 1}: 6 to 10 numbers are wanted, got {line!r:.80}')
+        if values[0] < 1 or values[0] % 1 or values[1] % 1:
+            raise ValueError(f'row {i + 1}: frame (from 1) and id are whole numbers: {line!r:.80}')
+        columns = 7 if len(values) == 10 else min(len(values), 9)
+        table[i, :columns] = values[:columns]
+    return table
+
+
+@_named
+def read_cvat_xml(path: Path) -> list[Track]:
+    """CVAT for video 1.1. Between two boxes of a track that are not in the file for each frame
+    the box moves linearly, as CVAT shows it; ``outside`` ends a stretch."""
+    tracks = []
+    for item in ElementTree.parse(path).getroot().iter('track'):
+        shapes = sorted((int(box.get('frame')), box) for box in item.iter('box'))
+        track = Track(item.get('label'), int(item.get('id')), {}, set())
+        for (frame, box), following in zip(shapes, [*shapes[1:], None], strict=True):
+            if box.get('outside') == '1':
+                continue
+            here, last = _corners(box), frame + 1
+            there = here
+            if following is not None:
+                last = following[0]
+                there = here if following[1].get('outside') == '1' else _corners(following[1])
+            for step in range(frame, last):
+                part = (step - frame) / (last - frame)
+                track.boxes[step] = tuple(a + (b - a) * part
+                                          for a, b in zip(here, there, strict=True))
+                if box.get('occluded') == '1':
+                    track.occluded.add(step)
+        tracks.append(track)
+    return tracks
+
+
+def _corners(box: ElementTree.Element) -> tuple[float, ...]:
+    return tuple(float(box.get(key)) for key in ('xtl', 'ytl', 'xbr', 'ybr'))
+
+
+def numbered_frames(folder: Path) -> list[Path]:
+    """Image files of a frame folder in order.
+
+    Raises:
+        VisionError: no image; the numbers at the ends of the names have a gap.
+    """
+    kinds = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
+    files = [path for path in folder.iterdir() if path.suffix.lower() in kinds] \
+        if folder.is_dir() else []
+    if not files:
+        raise VisionError('VIS-DATA-216', f'no image in {folder}', why='a frame folder holds '
+                          'numbered jpg, png, bmp or webp files', do='look at the path')
+    numbers = [re.search(r'(\d+)\D*$', path.stem) for path in files]
+    if not all(numbers):
+        return sorted(files)
+    order = sorted((int(match[1]), path) for match, path in zip(numbers, files, strict=True))
+    for (before, _), (number, path) in zip(order, order[1:], strict=False):
+        if number != before + 1:
+            what = f'{path} follows number {before}'
+            raise VisionError('VIS-VIDEO-218', f'{folder} has a gap: {what}', where=str(path),
+                              why='motion is measured between neighbours, so a missing or doubled '
+                              'frame would bend every box near it',
+                              do='extract the frames again, or make two folders of it')
+    return [path for _, path in order]
