@@ -16,9 +16,9 @@ model = dict(
         checkpoint='work_dirs/faster-rcnn_r18-tiny_moving-sprites/detector.pth'),
     keyframes=dict(type='UniformKeyframes', gap_frames=8),
     num_stages=2,
-    merge='median')
+    merge='agree')
 
-max_iters = 1600
+max_iters = 1300
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.02),

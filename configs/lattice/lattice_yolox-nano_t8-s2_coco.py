@@ -16,5 +16,5 @@ model = dict(
         checkpoint='work_dirs/yolox_nano.pth'),
     keyframes=dict(type='UniformKeyframes', gap_frames=8),
     num_stages=2,
-    merge='median')
+    merge='agree')
 test_cfg = dict(type='TestLoop')

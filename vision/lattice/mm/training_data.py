@@ -21,7 +21,8 @@ def jitter_boxes(boxes: np.ndarray, rng: np.random.Generator, *, strength: float
     Rows that fall below ``MIN_IOU`` with their own box stay as they were.
     """
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    scale = strength * rng.uniform(0.1, 1.0, (len(boxes), 1))
+    # Log-uniform: many boxes are nearly right, and F_S must learn to leave those alone.
+    scale = strength * np.exp(rng.uniform(np.log(0.05), 0, (len(boxes), 1)))
     shift = np.tile(rng.normal(0, 1, (len(boxes), 2)), 2) + rng.normal(0, 0.7, boxes.shape)
     moved = (boxes + shift * scale * sides).astype(np.float32)
     fits = np.diagonal(iou_matrix(moved, boxes)) > MIN_IOU
