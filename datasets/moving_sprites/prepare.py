@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from pathlib import Path
 
 import cv2
 from rich.progress import track
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import run_cli
+from vision.common.core.new_folder import new_folder
 from vision.common.core.workers import ordered_map
 from vision.lattice.core.cocovid import CocoVidWriter
 from vision.lattice.core.sprites import CLASSES, SpriteConfig, make_video
@@ -63,19 +63,11 @@ def prepare(out: Path, *, num_train: int, num_val: int, num_frames: int, seed: i
     Raises:
         VisionError: ``out`` exists.
     """
-    if out.exists():
-        raise VisionError('VIS-DATA-201', f'{out} exists already', why='a data set is written '
-                          'whole or not at all, never mixed with an older one',
-                          do=f'use it as it is, or remove it first: rm -r {out}')
-    out.parent.mkdir(parents=True, exist_ok=True)
     counts = {}
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as scratch:
-        folder = Path(scratch) / 'out'
-        (folder / 'annotations').mkdir(parents=True)
+    with new_folder(out) as folder:
         for split, num_videos in (('train', num_train), ('val', num_val)):
             config = SpriteConfig(seed, num_videos, num_frames, split=split)
             counts[split] = write_split(config, folder, workers)
-        folder.rename(out)
     return counts
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 from pathlib import Path
 
 import av
@@ -25,6 +24,7 @@ import cv2
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.new_folder import new_folder
 from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
 from vision.lattice.core.cocovid_stats import print_statistics
 from vision.lattice.core.track_files import (
@@ -142,25 +142,19 @@ def convert(videos: list[Path], annotations: list[Path], out: Path, classes: lis
     Raises:
         VisionError: see the parts above; ``out`` exists.
     """
-    if out.exists():
-        raise VisionError('VIS-DATA-201', f'{out} exists already', why='a data set is written '
-                          'whole or not at all', do=f'choose another folder, or rm -r {out}')
     all_tracks = [read_tracks(path, classes) for path in annotations] or [None] * len(videos)
     names = classes or sorted({one.name for tracks in all_tracks for one in tracks or ()})
     labels = {name: i for i, name in enumerate(names or ['object'])}
     writer = CocoVidWriter(list(labels))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as scratch:
-        target = Path(scratch) / 'out'
+    with new_folder(out) as target:
         for video, tracks in zip(videos, all_tracks, strict=True):
             folder = target / video.stem
-            folder.mkdir(parents=True)
+            folder.mkdir()
             files, fps = (copy_frames(video, folder), None) if video.is_dir() else extract_frames(
                 video, folder)
             add_video(writer, video.stem, files, fps, tracks, labels)
         writer.write(target / 'annotations.json')
         load_cocovid(target / 'annotations.json')  # refuses what no reader could use
-        target.rename(out)
     return writer.counts()
 
 

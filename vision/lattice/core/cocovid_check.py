@@ -139,20 +139,14 @@ def _check_references(tables: dict[str, list[dict]]) -> Iterator[Problem]:
 
 def box_array(values: Iterable) -> np.ndarray:
     """[x, y, w, h] records as (N, 4) float64; a record of another form becomes four NaN."""
-    values = list(values)
-    try:
-        array = np.array(values, np.float64)
-        if array.shape == (len(values), 4):
-            return array
-    except (TypeError, ValueError):
-        pass
     rows = [value if _is_box(value) else [np.nan] * 4 for value in values]
     return np.array(rows, np.float64).reshape(-1, 4)
 
 
 def _is_box(value) -> bool:
     return (isinstance(value, (list, tuple)) and len(value) == 4
-            and all(type(number) in (int, float) for number in value))
+            and all(type(number) is float or (type(number) is int and abs(number) < LARGEST_ID)
+                    for number in value))
 
 
 def _check_boxes(images: list[dict], annotations: list[dict]) -> Iterator[Problem]:

@@ -1,0 +1,48 @@
+"""Make the annotation files of ImageNet VID (+ DET) beside the unpacked archives.
+
+Licence: ImageNet's terms of access (non-commercial research and education); nothing is
+downloaded here: get the archives with an account at https://image-net.org and unpack them.
+
+Runs both converters into ROOT/annotations, which appears complete or not at all.
+
+Example: python datasets/imagenet_vid/prepare.py --root data/ILSVRC --nproc 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.new_folder import new_folder
+
+CONVERTERS = Path(__file__).resolve().parents[2] / 'tools' / 'dataset_converters' / 'ilsvrc'
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--root', type=Path, default=Path('data/ILSVRC'),
+                        help='folder with Annotations, Data, Lists (default: %(default)s)')
+    parser.add_argument('--nproc', type=int, default=4, help='processes (default: %(default)s)')
+    parser.add_argument('--without-det', action='store_true', help='only VID')
+    args = parser.parse_args(argv)
+    target = args.root / 'annotations'
+    if not args.root.is_dir():
+        raise VisionError('VIS-DATA-219', f'{args.root} is not there', why='the archives are '
+                          'unpacked there first', do='datasets/imagenet_vid/README.md')
+    names = ['imagenet2coco_vid.py'] + ([] if args.without_det else ['imagenet2coco_det.py'])
+    with new_folder(target) as folder:
+        for name in names:
+            code = subprocess.call([sys.executable, str(CONVERTERS / name), '-i', str(args.root),
+                                    '-o', str(folder), '--nproc', str(args.nproc), '--stats'])
+            if code:
+                sys.exit(code)  # it has said why
+    print(f'written to {target}')
+    return 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,164 @@
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from vision.common.core.errors import VisionError
+from vision.common.mm.runner import ExactRunner, newest_valid
+from vision.common.nn.checkpoint import load_checkpoint
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import toy  # noqa: E402, F401  registers the toy classes
+
+
+def config(work_dir: Path, *, loop: str = 'iter', workers: int = 0, crash: int | None = None,
+           steps: int = 17, interval: int = 1, endless: bool = False, **options) -> Config:
+    hooks = [dict(type='ExactnessHook'), dict(type='NonFiniteHook'), dict(type='SignalHook')]
+    if crash:
+        hooks.append(dict(type='CrashHook', step=crash, priority='LOWEST'))
+    sampler = dict(type='InfiniteSampler' if endless else 'DefaultSampler', shuffle=True)
+    loops = dict(iter=dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=1000),
+                 epoch=dict(type='EpochBasedTrainLoop', max_epochs=3))
+    return Config(dict(
+        default_scope='vision', work_dir=str(work_dir), model=dict(type='ToyModel'),
+        train_dataloader=dict(batch_size=4, num_workers=workers, sampler=sampler,
+                              persistent_workers=workers > 0,
+                              dataset=dict(type='ToyDataset', **options)),
+        train_cfg=loops[loop], custom_hooks=hooks, log_level='ERROR',
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.01)),
+        param_scheduler=[dict(type='CosineAnnealingLR', T_max=20, by_epoch=False)],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False,
+                                           interval=interval, max_keep_ckpts=3)),
+        experiment_name=f'toy-{work_dir.name}-{crash}'))
+
+
+def train(*args, **kwargs) -> dict[str, torch.Tensor]:
+    runner = ExactRunner.from_cfg(config(*args, **kwargs))
+    return {k: v.clone() for k, v in runner.train().state_dict().items()}
+
+
+def resumed(work_dir: Path, **kwargs) -> dict[str, torch.Tensor]:
+    cfg = config(work_dir, **kwargs)
+    cfg.resume = True
+    cfg.experiment_name += '-resumed'
+    return ExactRunner.from_cfg(cfg).train().state_dict()
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize(('loop', 'endless', 'workers'), [
+    ('iter', False, 0), ('iter', True, 0), ('iter', True, 2), ('epoch', False, 0),
+    ('epoch', False, 2)])
+def test_resumed_at_any_step_ends_with_the_same_weights(tmp_path, loop, endless, workers):
+    options = dict(loop=loop, endless=endless, workers=workers)
+    straight = train(tmp_path / 'straight', **options)
+    for crash in ((1, 8, 9, 16) if workers == 0 else (5, 12)):
+        work_dir = tmp_path / f'crash{crash}'
+        with pytest.raises(RuntimeError, match='crash'):
+            train(work_dir, crash=crash, **options)
+        assert_equal(straight, resumed(work_dir, **options))
+
+
+def test_two_workers_see_what_no_worker_sees(tmp_path):
+    assert_equal(train(tmp_path / 'a', workers=0), train(tmp_path / 'b', workers=2))
+
+
+def test_another_seed_is_another_run(tmp_path):
+    first = train(tmp_path / 'a')
+    cfg = config(tmp_path / 'b')
+    cfg.randomness = dict(seed=1)
+    other = ExactRunner.from_cfg(cfg).train().state_dict()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
+    straight = train(tmp_path / 'straight', interval=4)
+    code = textwrap.dedent(f'''
+        import sys; sys.path.insert(0, {str(HERE)!r})
+        import test_mm_runner as t; from pathlib import Path
+        cfg = t.config(Path({str(tmp_path / 'killed')!r}), interval=4)
+        cfg.custom_hooks.append(dict(type='CrashHook', step=11, kill=True))
+        t.ExactRunner.from_cfg(cfg).train()
+    ''')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr[-2000:]
+    assert_equal(straight, resumed(tmp_path / 'killed', interval=4))
+
+
+def test_newest_damaged_checkpoint_is_passed_over(tmp_path):
+    straight = train(tmp_path / 'a')
+    newest = tmp_path / 'a' / 'iter_17.pth'
+    newest.write_bytes(newest.read_bytes()[:-100])
+    warnings = []
+    assert newest_valid(tmp_path / 'a', warnings.append) == tmp_path / 'a' / 'iter_16.pth'
+    assert 'iter_17.pth is passed over' in warnings[0]
+    assert_equal(straight, resumed(tmp_path / 'a'))
+
+
+def test_work_dir_can_be_moved(tmp_path):
+    straight = train(tmp_path / 'straight')
+    with pytest.raises(RuntimeError, match='crash'):
+        train(tmp_path / 'old', crash=9)
+    (tmp_path / 'old').rename(tmp_path / 'new')
+    assert (tmp_path / 'new' / 'last_checkpoint').read_text() == 'iter_9.pth'
+    assert_equal(straight, resumed(tmp_path / 'new'))
+
+
+def test_manifests_go_with_their_checkpoints(tmp_path):
+    train(tmp_path / 'a')
+    names = {path.name for path in (tmp_path / 'a').glob('*.pth*')}
+    assert names == {f'iter_{i}.pth{end}' for i in (15, 16, 17) for end in ('', '.json')}
+    manifest = json.loads((tmp_path / 'a' / 'iter_17.pth.json').read_text())
+    assert manifest['iter'] == 17 and len(manifest['sha256']) == 64
+
+
+def test_nan_samples_stop_the_run_and_leave_finite_weights(tmp_path):
+    with pytest.raises(VisionError, match='VIS-RUN-306'):
+        train(tmp_path / 'a', nan_from=0)
+    content = load_checkpoint(newest_valid(tmp_path / 'a', print))
+    assert all(v.isfinite().all() for k, v in content['state_dict'].items()
+               if 'running' not in k)
+
+
+def test_second_run_in_one_work_dir_is_refused(tmp_path):
+    from filelock import FileLock
+    (tmp_path / 'a').mkdir()
+    with FileLock(tmp_path / 'a' / '.lock'), pytest.raises(VisionError, match='VIS-RUN-307'):
+        train(tmp_path / 'a')
+
+
+def test_resuming_another_architecture_names_the_tensors(tmp_path):
+    train(tmp_path / 'a')
+    cfg = config(tmp_path / 'a')
+    cfg.resume, cfg.model.width, cfg.experiment_name = True, 17, 'wider'
+    with pytest.raises(VisionError, match=r'VIS-CKPT-305.*another architecture[^$]*net.0.weight'):
+        ExactRunner.from_cfg(cfg).train()
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path):
+    train(tmp_path / 'a')
+    path, marker = tmp_path / 'a' / 'iter_17.pth', tmp_path / 'marker'
+    content = load_checkpoint(path)
+    content['meta']['cfg'] = content['meta']['config'] = f'open({str(marker)!r}, "w")'
+    torch.save(content, tmp_path / 'hostile.pth')
+    cfg = config(tmp_path / 'a', steps=18)
+    cfg.resume, cfg.load_from, cfg.experiment_name = True, str(tmp_path / 'hostile.pth'), 'h'
+    ExactRunner.from_cfg(cfg).train()
+    assert not marker.exists()
+
+
+def test_weights_from_an_address_are_refused():
+    from mmengine.runner import CheckpointLoader
+    with pytest.raises(VisionError, match='VIS-NET-310'):
+        CheckpointLoader.load_checkpoint('https://example.org/x.pth')

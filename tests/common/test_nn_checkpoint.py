@@ -1,0 +1,127 @@
+import errno
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vision.common.core import files
+from vision.common.core.errors import VisionError
+from vision.common.nn import checkpoint as io
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / 'x.pth'
+    io.save_checkpoint(dict(state_dict=nn.Linear(20, 20).state_dict(), meta=dict(iter=3)), path,
+                       iter=3)
+    return path
+
+
+def test_what_was_saved_comes_back(saved):
+    content = io.load_checkpoint(saved)
+    torch.manual_seed(0)
+    assert torch.equal(content['state_dict']['weight'], nn.Linear(20, 20).weight)
+    assert content['meta'] == dict(iter=3) and io.damage(saved) == ''
+
+
+def test_every_cut_is_found(saved):
+    whole = saved.read_bytes()
+    for i in range(64):
+        saved.write_bytes(whole[:len(whole) * i // 64])
+        with pytest.raises(VisionError, match='VIS-CKPT-303'):
+            io.load_checkpoint(saved)
+
+
+def test_every_flipped_bit_is_found(saved):
+    whole, generator = saved.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        place = int(generator.integers(len(whole)))
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(generator.integers(8))
+        saved.write_bytes(flipped)
+        with pytest.raises(VisionError, match='VIS-CKPT-303'):
+            io.load_checkpoint(saved)
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+class Reach:
+    """Tries to get a callable through an attribute."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return getattr, ('harmless', 'upper')
+
+
+@pytest.mark.parametrize('kind', [Payload, Reach])
+@pytest.mark.parametrize('legacy', [True, False])
+def test_hostile_pickles_run_nothing(tmp_path, kind, legacy):
+    marker = tmp_path / 'marker'
+    path = tmp_path / 'hostile.pth'
+    torch.save(dict(state_dict=dict(w=kind(str(marker)))), path,
+               _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(VisionError, match='VIS-CKPT-304'):
+        io.load_checkpoint(path)
+    path.write_bytes(pickle.dumps(kind(str(marker))))
+    with pytest.raises(VisionError, match='VIS-CKPT-30[34]'):
+        io.load_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_numpy_scalars_and_arrays_of_others_are_read(tmp_path):
+    torch.save(dict(state_dict={}, a=np.arange(3.0), b=np.float64(2)), tmp_path / 'x.pth')
+    content = io.load_checkpoint(tmp_path / 'x.pth')
+    assert content['b'] == 2 and content['a'].tolist() == [0, 1, 2]
+
+
+def test_full_disk_keeps_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(files.os, 'fsync', full)
+    with pytest.raises(VisionError, match=r'VIS-CKPT-301[^$]*bytes free'):
+        io.save_checkpoint(dict(state_dict={}), saved)
+    assert saved.read_bytes() == before
+    assert sorted(os.listdir(saved.parent)) == [saved.name, f'{saved.name}.json']
+
+
+def test_other_architectures_are_refused_and_nothing_is_loaded():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    wrong = {'0.weight': torch.zeros(2, 2), '0.bias': torch.zeros(5), 'head.w': torch.zeros(1)}
+    with pytest.raises(VisionError) as caught:
+        io.load_state(model, wrong)
+    text = str(caught.value)
+    assert '2 missing (1.weight, 1.bias)' in text and '1 unknown (head.w)' in text
+    assert '0.bias (5,) instead of (2,)' in text
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_optional_prefixes_may_be_absent_and_module_prefix_is_understood():
+    model = nn.ModuleDict(dict(detector=nn.Linear(2, 2), head=nn.Linear(2, 2)))
+    state = {f'module.head.{k}': torch.ones_like(v)
+             for k, v in model['head'].state_dict().items()}
+    io.load_state(model, state, optional_prefixes=('detector.',))
+    assert model['head'].weight.eq(1).all()
+    with pytest.raises(VisionError, match='2 missing'):
+        io.load_state(model, state)
+
+
+def test_safetensors_are_weights(tmp_path):
+    from safetensors.torch import save_file
+    save_file(dict(w=torch.arange(3.0)), tmp_path / 'w.safetensors')
+    assert io.load_checkpoint(tmp_path / 'w.safetensors')['state_dict']['w'].tolist() == [0, 1, 2]

@@ -1,0 +1,39 @@
+"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT
+
+  python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py CHECKPOINT
+  python tools/test.py CONFIG zoo:lattice-pru_moving-sprites --out metrics.json
+  bash tools/dist_test.sh CONFIG CHECKPOINT 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vision.common.core.errors import run_cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    from vision.common.mm.launch import add_common_arguments, build_runner, read_config
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='.pth, .safetensors or zoo:NAME')
+    parser.add_argument('--out', type=Path, help='write the metrics to this JSON file')
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    config.load_from = args.checkpoint
+    runner = build_runner(config)
+    metrics = runner.test()
+    if args.out and runner.rank == 0:
+        from vision.common.core.files import atomic_write
+        with atomic_write(args.out, 'w') as file:
+            json.dump({name: float(value) for name, value in metrics.items()}, file, indent=1)
+        print(f'metrics: {args.out}')
+    return 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

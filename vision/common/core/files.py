@@ -1,0 +1,63 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+TEMPORARY = '.writing-'  # prefix of unfinished files; they are of no use after a crash
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = 'wb') -> Iterator[IO]:
+    """Open a temporary file in the same folder; at the end it takes the place of ``path``.
+
+    Whatever happens (error, kill, power loss), ``path`` holds either what it held before or the
+    whole new content: the data reaches the disk before the name does.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f'{TEMPORARY}{path.name}-', dir=path.parent)
+    try:
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's own mode would hide it from the group
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path) -> list[str]:
+    """Delete what writers that were killed left in a folder; the names."""
+    names = [path.name for path in Path(folder).glob(f'{TEMPORARY}*')]
+    for name in names:
+        (Path(folder) / name).unlink(missing_ok=True)
+    return names
+
+
+def sha256_of(path: Path) -> str:
+    with Path(path).open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

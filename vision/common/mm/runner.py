@@ -1,0 +1,274 @@
+"""MMEngine's runner, made exact: interrupted and resumed equals never interrupted, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from mmengine.dist import get_rank, master_only
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from vision.common.core.errors import VisionError
+from vision.common.core.files import remove_unfinished
+from vision.common.mm.exact_data import (
+    EndlessBatches,
+    PlacedSampler,
+    SeededDataset,
+    SkippableBatches,
+    skip_batches,
+)
+from vision.common.nn import checkpoint as io
+from vision.registry import RUNNERS
+from vision.version import __version__
+
+DEFAULT_SEED = 0
+
+
+@RUNNERS.register_module()
+class ExactRunner(Runner):
+    """Runner of this project; everything that MMEngine's runner takes, it takes.
+
+    What it adds: samples and steps are seeded by their place (``exact_data``, ``ExactnessHook``);
+    a resumed run begins at the next batch, also inside an epoch; checkpoints are written whole
+    and verified (``vision.common.nn.checkpoint``); nothing in a checkpoint is executed; one run
+    per work_dir. Without ``randomness.seed`` the seed is 0, so that a run can be repeated.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        randomness = dict(kwargs.get('randomness') or {})
+        randomness.setdefault('seed', DEFAULT_SEED)
+        if randomness['seed'] is None:
+            randomness['seed'] = DEFAULT_SEED
+        kwargs['randomness'] = randomness
+        _read_safely_everywhere()
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def from_cfg(cls, cfg) -> ExactRunner:
+        cfg = copy.deepcopy(cfg)
+        cfg['randomness'] = dict(cfg.get('randomness') or {})
+        cfg['randomness'].setdefault('seed', DEFAULT_SEED)
+        return super().from_cfg(cfg)
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
+                         diff_rank_seed: bool = False) -> DataLoader:
+        """As MMEngine's; data set, sampler and batch sampler are wrapped by ``exact_data``."""
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        config = copy.deepcopy(dict(dataloader))
+        dataset = config['dataset']
+        if isinstance(dataset, dict):
+            dataset = DATASETS.build(dataset)
+            if hasattr(dataset, 'full_init'):
+                dataset.full_init()
+        seed = DEFAULT_SEED if seed is None else seed
+        sampler = config['sampler']
+        if isinstance(sampler, dict):
+            sampler = DATA_SAMPLERS.build(sampler, default_args=dict(
+                dataset=dataset, seed=None if diff_rank_seed else seed))
+        config['sampler'] = PlacedSampler(sampler)
+        if isinstance(config.get('batch_sampler'), dict):
+            config['batch_sampler'] = SkippableBatches(DATA_SAMPLERS.build(
+                config['batch_sampler'], default_args=dict(
+                    sampler=config['sampler'], batch_size=config.pop('batch_size'))))
+        config['dataset'] = SeededDataset(dataset, seed, get_rank())
+        return Runner.build_dataloader(config, seed=seed, diff_rank_seed=diff_rank_seed)
+
+    def build_train_loop(self, loop):
+        loop = super().build_train_loop(loop)
+        if isinstance(loop, IterBasedTrainLoop):
+            loop.dataloader_iterator = EndlessBatches(loop.dataloader)
+        return loop
+
+    def train(self):
+        with self._only_run_here():
+            if self.rank == 0:
+                remove_unfinished(Path(self.work_dir))
+            return super().train()
+
+    def _only_run_here(self):
+        if self.rank != 0:
+            return open('/dev/null')
+        lock = FileLock(Path(self.work_dir) / '.lock', timeout=0)
+        try:
+            return lock.acquire()
+        except Timeout as error:
+            raise VisionError('VIS-RUN-307', 'another run is writing into this work_dir',
+                              where=self.work_dir, why='two runs would overwrite each other',
+                              do='wait for it or end it, or give another --work-dir') from error
+
+    def load_or_resume(self) -> None:
+        if self._has_loaded:
+            return
+        if self._resume:
+            source = self._load_from or newest_valid(Path(self.work_dir), self.logger.warning)
+            if source is None:
+                self.logger.info(f'nothing to resume in {self.work_dir}: starting from the '
+                                 'beginning')
+            else:
+                self.resume(str(source))
+        elif self._load_from is not None:
+            self.load_checkpoint(self._load_from)
+
+    def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu',
+                        strict: bool = True, revise_keys: list | None = None) -> dict[str, Any]:
+        """Weights of ``filename`` (path or zoo:NAME) into the model, all of them or an error."""
+        from vision.zoo import resolve
+        content = io.load_checkpoint(resolve(filename), map_location)
+        self.call_hook('after_load_checkpoint', checkpoint=content)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        io.load_state(model, content['state_dict'], where=str(filename),
+                      optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()))
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return content
+
+    def resume(self, filename: str, resume_optimizer: bool = True,
+               resume_param_scheduler: bool = True,
+               map_location: str | Callable = 'cpu') -> None:
+        """Everything that a step depends on, from a checkpoint of ``save_checkpoint``."""
+        content = self.load_checkpoint(filename, map_location=map_location)
+        meta = content.get('meta', {})
+        if 'optimizer' not in content or 'iter' not in meta:
+            raise VisionError('VIS-CKPT-308', f'{filename} holds weights only', where=filename,
+                              why='a run is resumed from its optimizer and position too',
+                              do='begin a new run from these weights: load_from=' + filename)
+        if meta.get('seed') != self.seed:
+            raise VisionError('VIS-CONFIG-309', f'this run has seed {self.seed}, the checkpoint '
+                              f'{meta.get("seed")}', where='randomness.seed',
+                              why='the order of the data would change in the middle of a run',
+                              do=f'set randomness.seed={meta.get("seed")}, or begin anew')
+        self.train_loop._epoch, self.train_loop._iter = meta['epoch'], meta['iter']
+        self._go_to(meta['epoch'], meta['iter'])
+        self.message_hub.load_state_dict(_restored_hub(content['message_hub']))
+        if resume_optimizer:
+            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            self.optim_wrapper.load_state_dict(content['optimizer'])
+        if resume_param_scheduler and self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+            _load_schedulers(self.param_schedulers, content['param_schedulers'])
+        self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}')
+
+    def _go_to(self, epoch: int, iteration: int) -> None:
+        """Place the data at the batch that follows; iteration-based loops do it themselves."""
+        if isinstance(self.train_loop, EpochBasedTrainLoop):
+            dataloader = self.train_loop.dataloader
+            skip_batches(dataloader, iteration - epoch * len(dataloader))
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
+                        save_optimizer: bool = True, save_param_scheduler: bool = True,
+                        meta: dict | None = None, by_epoch: bool = True,
+                        backend_args: dict | None = None) -> None:
+        """Write a checkpoint that holds tensors and plain values only.
+
+        A full disk is an error in the log, not the end of the run: the next interval tries again.
+        """
+        position = dict(epoch=self.epoch + 1, iter=self.iter) if by_epoch else \
+            dict(epoch=self.epoch, iter=self.iter + 1)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        meta = dict(meta or {}, **position, cfg=self.cfg.pretty_text, seed=self.seed,
+                    experiment_name=self.experiment_name, version=__version__,
+                    time=time.strftime('%Y%m%d_%H%M%S'))
+        if metainfo := getattr(self.train_dataloader.dataset, 'metainfo', None):
+            meta['dataset_meta'] = _plain(metainfo)
+        content = dict(meta=meta, state_dict=model.state_dict(),
+                       message_hub=_stored_hub(self.message_hub.state_dict()))
+        if save_optimizer:
+            content['optimizer'] = self.optim_wrapper.state_dict()
+        if save_param_scheduler and self.param_schedulers is not None:
+            content['param_schedulers'] = _scheduler_states(self.param_schedulers)
+        self.call_hook('before_save_checkpoint', checkpoint=content)
+        try:
+            io.save_checkpoint(content, Path(out_dir) / filename, **position)
+        except VisionError as error:
+            self.logger.error(f'{error.render()}\nThe run goes on and tries again later.')
+
+
+def newest_valid(work_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The furthest undamaged checkpoint in a folder; says which ones it passes over and why."""
+    def iteration(path: Path) -> tuple[int, float]:
+        try:
+            position = json.loads(io.manifest_path(path).read_text())['iter']
+        except (OSError, ValueError, KeyError, TypeError):
+            position = -1
+        return position, path.stat().st_mtime
+
+    candidates = [path for path in work_dir.glob('*.pth') if not path.name.startswith('best_')]
+    for path in sorted(candidates, key=iteration, reverse=True):
+        fault = io.damage(path)
+        if not fault:
+            return path
+        warn(f'{path.name} is passed over: {fault}')
+    return None
+
+
+def _read_safely_everywhere() -> None:
+    """Let MMEngine's own loading (init_cfg=Pretrained, EMA, ...) go through our reader too."""
+    def load_file(filename: str, map_location=None) -> dict:
+        from vision.zoo import resolve
+        return io.load_checkpoint(resolve(filename), map_location)
+
+    def refuse(filename: str, map_location=None) -> dict:
+        raise VisionError('VIS-NET-310', f'weights are not loaded from an address: {filename}',
+                          why='such a file would be used without a known hash',
+                          do='download it, compare its hash, and give its path; or zoo:NAME')
+
+    CheckpointLoader.register_scheme('', loader=load_file, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://', 'openmmlab://', 'open-mmlab://',
+                                      'mmcls://', 'modelzoo://', 'torchvision://'),
+                                     loader=refuse, force=True)
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and plain values of a nested structure; anything else as text."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    if value is None or isinstance(value, str | int | float | bool | torch.Tensor):
+        return value
+    return value.item() if getattr(value, 'ndim', None) == 0 else str(value)
+
+
+def _stored_hub(state: dict) -> dict:
+    """The message hub as tensors and plain values; its log buffers are numpy arrays."""
+    buffers = {name: dict(values=torch.tensor(buffer.data[0]), counts=torch.tensor(buffer.data[1]),
+                          max_length=buffer.max_length)
+               for name, buffer in state['log_scalars'].items()}
+    return dict(log_scalars=buffers, runtime_info=_plain(state['runtime_info']),
+                resumed_keys=dict(state['resumed_keys']))
+
+
+def _restored_hub(state: dict) -> dict:
+    buffers = {name: HistoryBuffer(entry['values'].numpy(), entry['counts'].numpy(),
+                                   entry['max_length'])
+               if isinstance(entry, dict) else entry
+               for name, entry in state['log_scalars'].items()}
+    return dict(state, log_scalars=buffers)
+
+
+def _scheduler_states(schedulers: list | dict) -> list | dict:
+    if isinstance(schedulers, dict):
+        return {name: _scheduler_states(part) for name, part in schedulers.items()}
+    return [_plain(scheduler.state_dict()) for scheduler in schedulers]
+
+
+def _load_schedulers(schedulers: list | dict, states: list | dict) -> None:
+    if isinstance(schedulers, dict):
+        for name, part in schedulers.items():
+            _load_schedulers(part, states[name])
+        return
+    for scheduler, state in zip(schedulers, states, strict=True):
+        scheduler.load_state_dict(state)

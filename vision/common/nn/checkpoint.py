@@ -1,0 +1,171 @@
+"""Checkpoints: written whole, verified before use, read without running anything in them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vision.common.core.errors import VisionError
+from vision.common.core.files import atomic_write, sha256_of
+
+NUM_NAMES = 5  # names printed of what does not fit
+# What checkpoints of others hold besides tensors and plain values: numpy arrays and scalars.
+# Never a callable that could reach others (no getattr, no partial).
+ALLOWED = [np.ndarray, np.dtype, np.core.multiarray._reconstruct, np.core.multiarray.scalar] \
+    if not hasattr(np, '_core') else [
+        np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
+        (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar')]
+ALLOWED += [getattr(np.dtypes, name) for name in
+            ('Float32DType', 'Float64DType', 'Int32DType', 'Int64DType', 'BoolDType')]
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_name(f'{path.name}.json')
+
+
+def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: int | str) -> None:
+    """Write a checkpoint and beside it ``NAME.json`` with size, sha256 and ``manifest``.
+
+    Raises:
+        VisionError: VIS-CKPT-301, the disk is full; what was there under this name stays.
+    """
+    path = Path(path)
+    try:
+        with atomic_write(path) as file:
+            torch.save(dict(content), file)
+        entry = dict(manifest, size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        with atomic_write(manifest_path(path), 'w') as file:
+            json.dump(entry, file)
+    except (OSError, RuntimeError) as error:
+        # torch's writer reports a full disk as RuntimeError, caused by or beside an OSError.
+        if not _is_full(error, path):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise VisionError('VIS-CKPT-301', f'{path.name} could not be written: the disk is full',
+                          where=f'{path.parent} ({free} bytes free, about '
+                          f'{_num_bytes(content)} needed)', why=str(error),
+                          do='make room; checkpoints written before are untouched') from error
+
+
+def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint (``.pth``) or weights (``.safetensors``: gives {'state_dict': ...}).
+
+    The manifest beside it is compared when there is one. Nothing in the file is executed.
+
+    Raises:
+        VisionError: VIS-CKPT-302 no such file, VIS-CKPT-303 damaged, VIS-CKPT-304 it holds
+            objects other than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VisionError('VIS-CKPT-302', f'there is no checkpoint {path}',
+                          where=str(path.absolute()), do='give an existing file, or zoo:NAME')
+    if fault := damage(path):
+        raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
+                          why=fault, do='use an earlier checkpoint, or fetch the file again')
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+        return dict(state_dict=load_file(path))
+    try:
+        with torch.serialization.safe_globals(ALLOWED + _history_buffer()):
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise VisionError(
+            'VIS-CKPT-304', f'checkpoint {path.name} asks for more than tensors and plain values',
+            where=str(path), why=_first_line(error).removeprefix('Weights only load failed. '),
+            do='do not use it if you do not know its author; if you do, write its state_dict '
+            'alone into a new file on a machine that holds nothing of value') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
+                          why=_first_line(error) or type(error).__name__,
+                          do='use an earlier checkpoint, or fetch the file again') from error
+    return content if 'state_dict' in content else dict(state_dict=content)
+
+
+def damage(path: Path) -> str:
+    """How a file differs from its manifest, or '' (also when it has none)."""
+    try:
+        entry = json.loads(manifest_path(path).read_text())
+        expected = entry['size_bytes'], entry['sha256']
+    except FileNotFoundError:
+        return ''
+    except (ValueError, KeyError, TypeError):
+        return f'its manifest {manifest_path(path).name} cannot be read'
+    size = path.stat().st_size
+    if size != expected[0]:
+        return f'it has {size} bytes, its manifest says {expected[0]}'
+    return '' if sha256_of(path) == expected[1] else 'its sha256 is not that of its manifest'
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
+               optional_prefixes: Iterable[str] = (), where: str = '') -> None:
+    """Load exactly this model's tensors; nothing may be missing, left over or of another shape.
+
+    Args:
+        optional_prefixes: names that the state may lack (all of one prefix).
+    Raises:
+        VisionError: VIS-CKPT-305, with the names; the model is then unchanged.
+    """
+    state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+    own = model.state_dict()
+    optional = tuple(optional_prefixes)
+    missing = [name for name in own if name not in state and not name.startswith(optional)] \
+        if optional else [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
+    shapes = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+              for name in own if name in state and state[name].shape != own[name].shape]
+    faults = [f'{len(names)} {title} ({_names(names)})' for title, names in (
+        ('missing', missing), ('unknown', unknown), ('of another shape', shapes)) if names]
+    if faults:
+        raise VisionError(
+            'VIS-CKPT-305', 'the checkpoint belongs to another architecture', where=where,
+            why='; '.join(faults), do='use the config that this checkpoint was trained with, or '
+            'a converter of tools/model_converters')
+    model.load_state_dict(state, strict=False)
+
+
+def _names(names: list[str]) -> str:
+    """The first names, and where most of the rest lie."""
+    tops = Counter(name.split('.')[0] for name in names).most_common(3)
+    more = '; most under ' + ', '.join(f'{top} ({count})' for top, count in tops) \
+        if len(names) > NUM_NAMES else ''
+    return ', '.join(names[:NUM_NAMES]) + more
+
+
+def _history_buffer() -> list:
+    """The log buffer that MMEngine's own checkpoints hold, if its module is loaded anyway."""
+    import sys
+    module = sys.modules.get('mmengine.logging.history_buffer')
+    return [module.HistoryBuffer] if module else []
+
+
+def _is_full(error: BaseException, path: Path) -> bool:
+    seen = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return shutil.disk_usage(path.parent).free < 1 << 20
+
+
+def _num_bytes(content: Any) -> int:
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(map(_num_bytes, content.values()))
+    return sum(map(_num_bytes, content)) if isinstance(content, list | tuple) else 8
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split('\n')[0]

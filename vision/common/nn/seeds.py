@@ -1,0 +1,20 @@
+"""Random states as functions of what is being computed, not of what was computed before."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(*key: int) -> None:
+    """Seed python, numpy and torch (all devices) from a tuple of whole numbers >= 0.
+
+    Neighbouring keys give unrelated streams (numpy's SeedSequence), so a key may be as plain as
+    (seed, epoch, place).
+    """
+    words = np.random.SeedSequence(key).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
