@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
                          max_reconnect=args.max_reconnect)
     if args.mode == 'offline' and source.is_live:
         raise VisionError('VIS-CONFIG-512', f'--mode offline with the live source {source.path}',
-                          why='offline reads the video twice', do='leave --mode out')
+                          why='offline reads the video twice', do='use --mode buffered')
     console = Console(stderr=True)
     with console.status('building the model'):
         engine, classes = build(args)
