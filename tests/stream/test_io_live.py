@@ -86,7 +86,7 @@ def test_stop_ends_the_iteration(frame):
     assert reader.problem is None and reader.num_read < 100
 
 
-def mpegts(frame, num_frames=12) -> bytes:
+def mpegts(frame, num_frames=60) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, 'w', format='mpegts') as container:
         stream = container.add_stream('mpeg2video', rate=25)

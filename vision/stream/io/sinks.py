@@ -109,7 +109,8 @@ class JsonLinesSink(_Renamed):
                    source=result.source, is_keyframe=result.is_keyframe,
                    latency_ms=_rounded(result.latency_ms),
                    boxes=boxes.boxes_xyxy.astype(float).round(2).tolist(),
-                   track_ids=boxes.track_ids.tolist(), scores=boxes.scores.astype(float).round(4).tolist(),
+                   track_ids=boxes.track_ids.tolist(),
+                   scores=boxes.scores.astype(float).round(4).tolist(),
                    labels=[self._classes[label] for label in boxes.labels])
         self._file.write((json.dumps(row) + '\n').encode())
 
