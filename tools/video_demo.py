@@ -100,20 +100,9 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace):
     """(engine, classes) from config and checkpoint."""
-    from vision import zoo
-    from vision.common.mm.launch import read_config
-    from vision.common.nn.checkpoint import load_checkpoint, load_state
-    from vision.registry import MODELS
-    config = read_config(argparse.Namespace(config=args.config, cfg_options=args.cfg_options,
-                                            local_rank=0, launcher='none', work_dir=None))
-    if config.get('model', {}).get('type') not in ('LatticeDetector', 'vision.LatticeDetector'):
-        raise VisionError('VIS-CONFIG-514', f'{args.config} describes no LatticeDetector',
-                          where='model.type', do=f'use a config such as {CONFIG}')
-    model = MODELS.build(config.model)
-    state = load_checkpoint(zoo.resolve(args.checkpoint))
-    load_state(model, state.get('state_dict', state),
-               optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()))
-    model.to(args.device).eval()
+    from vision.lattice.mm.loading import load_lattice
+    model = load_lattice(args.config, args.checkpoint, cfg_options=args.cfg_options,
+                         device=args.device)
     return model.build_engine(), tuple(model.classes)
 
 
