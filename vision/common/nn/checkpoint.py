@@ -96,6 +96,10 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
         raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
                           why=_first_line(error) or type(error).__name__,
                           do='use an earlier checkpoint, or fetch the file again') from error
+    if not isinstance(content, dict):
+        raise VisionError('VIS-CKPT-303', f'{path.name} is no checkpoint', where=str(path),
+                          why=f'it holds a {type(content).__name__}, not a dict of tensors',
+                          do='save model.state_dict()')
     return content if 'state_dict' in content else dict(state_dict=content)
 
 
