@@ -173,9 +173,9 @@ def test_another_architecture_is_refused_with_names(config, detector, tmp_path):
     state['roi_head.bbox_head.fc_cls.bias'] = torch.zeros(81)
     torch.save(dict(state_dict=state), tmp_path / 'other.pth')
     message = refusal('VIS-CKPT-305', config, tmp_path / 'other.pth')
-    assert '1 missing: backbone.conv1.weight' in message
-    assert '1 not of this model: extra.weight' in message
-    assert '1 of another shape: roi_head.bbox_head.fc_cls.bias (81,) for (9,)' in message
+    assert '1 missing (backbone.conv1.weight)' in message
+    assert '1 unknown (extra.weight)' in message
+    assert 'roi_head.bbox_head.fc_cls.bias (81,) instead of (9,)' in message
 
 
 def test_a_checkpoint_cut_short_is_refused(config, checkpoint, tmp_path):
