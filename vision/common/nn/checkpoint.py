@@ -103,6 +103,12 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
     return content if 'state_dict' in content else dict(state_dict=content)
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint and its manifest; the manifest last, it says nothing alone."""
+    path.unlink(missing_ok=True)
+    manifest_path(path).unlink(missing_ok=True)
+
+
 def damage(path: Path) -> str:
     """How a file differs from its manifest, or '' (also when it has none)."""
     try:
