@@ -2,12 +2,18 @@
 
 from vision.lattice.mm import (
     datasets,
+    detector,
+    mmdet_adapter,
     samplers,
+    training_data,
     transforms,
 )
 
 __all__ = [
     'datasets',
+    'detector',
+    'mmdet_adapter',
     'samplers',
+    'training_data',
     'transforms',
 ]
