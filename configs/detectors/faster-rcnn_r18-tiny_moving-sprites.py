@@ -1,7 +1,6 @@
 """Faster R-CNN with a half-width ResNet-18 for 320 x 240 MovingSprites, trained from scratch."""
 
-_base_ = ['../_base_/datasets/moving_sprites_frames.py']
-default_scope = 'mmdet'
+_base_ = ['../_base_/runtime.py', '../_base_/datasets/moving_sprites_frames.py']
 num_classes = 8
 channels = 64
 
@@ -68,16 +67,16 @@ model = dict(
     train_cfg=dict(
         rpn=dict(
             assigner=dict(type='mmdet.MaxIoUAssigner', pos_iou_thr=0.6, neg_iou_thr=0.3,
-                          min_pos_iou=0.3, match_low_quality=True, ignore_iof_thr=-1),
-            sampler=dict(type='mmdet.RandomSampler', num=128, pos_fraction=0.5, neg_pos_ub=-1,
+                          min_pos_iou=0.3, match_low_quality=True, ignore_iof_thr=0.5),
+            sampler=dict(type='mmdet.RandomSampler', num=64, pos_fraction=0.5, neg_pos_ub=-1,
                          add_gt_as_proposals=False),
             allowed_border=-1, pos_weight=-1, debug=False),
-        rpn_proposal=dict(nms_pre=300, max_per_img=128, nms=dict(type='nms', iou_threshold=0.7),
+        rpn_proposal=dict(nms_pre=150, max_per_img=64, nms=dict(type='nms', iou_threshold=0.7),
                           min_bbox_size=0),
         rcnn=dict(
             assigner=dict(type='mmdet.MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5,
-                          min_pos_iou=0.5, match_low_quality=False, ignore_iof_thr=-1),
-            sampler=dict(type='mmdet.RandomSampler', num=64, pos_fraction=0.5, neg_pos_ub=-1,
+                          min_pos_iou=0.5, match_low_quality=False, ignore_iof_thr=0.5),
+            sampler=dict(type='mmdet.RandomSampler', num=32, pos_fraction=0.5, neg_pos_ub=-1,
                          add_gt_as_proposals=True),
             pos_weight=-1, debug=False)),
     test_cfg=dict(
@@ -85,24 +84,18 @@ model = dict(
                  min_bbox_size=0),
         rcnn=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.5), max_per_img=50)))
 
-max_iters = 3000
+max_iters = 2600
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={
+        'roi_head.bbox_head.shared_fcs.0': dict(lr_mult=0.1)}),
     clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=max_iters,
-         T_max=max_iters - 100),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=max_iters),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=500)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=3,
-                    save_best='coco/bbox_mAP_50', rule='greater'))
-log_processor = dict(by_epoch=False, window_size=20)
+default_hooks = dict(checkpoint=dict(interval=200, max_keep_ckpts=2))

@@ -22,7 +22,9 @@ TOP_LEVEL = (
     'compile', 'activation_checkpointing', 'efficient_conv_bn_eval', 'custom_imports', 'strategy')
 # A key this near to one that is read is a slip of the pen (our choice; helper variables such as
 # num_classes or train_pipeline stand in configs by right and are not near to any).
-SLIP = 0.84
+SLIP = 0.8
+# Names that configs give their helper variables; some are near to a key by chance.
+HELPERS = ('train_pipeline', 'val_pipeline', 'test_pipeline', 'optimizer', 'model_cfg')
 
 
 def check_options(config: Mapping, options: Mapping[str, Any],
@@ -61,7 +63,7 @@ def check_top_level(config: Mapping, where: str = '') -> None:
         VisionError: VIS-CONFIG-312.
     """
     for key in config:
-        if key in TOP_LEVEL or key.startswith('_'):
+        if key in (*TOP_LEVEL, *HELPERS) or key.startswith('_'):
             continue
         near = difflib.get_close_matches(key, TOP_LEVEL, n=1, cutoff=SLIP)
         if near and near[0] not in config:

@@ -3,6 +3,8 @@
 from vision.lattice.mm import (
     datasets,
     detector,
+    detector_transforms,
+    metrics,
     mmdet_adapter,
     samplers,
     training_data,
@@ -12,6 +14,8 @@ from vision.lattice.mm import (
 __all__ = [
     'datasets',
     'detector',
+    'detector_transforms',
+    'metrics',
     'mmdet_adapter',
     'samplers',
     'training_data',

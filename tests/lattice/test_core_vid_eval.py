@@ -1,0 +1,240 @@
+import io
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+
+from vision.common.core.errors import VisionError
+from vision.lattice.core.structures import FrameBoxes
+from vision.lattice.core.vid_eval import (
+    IOU_THRESHOLDS,
+    SPEEDS,
+    TruthFrame,
+    VideoEvaluation,
+    evaluate_video,
+)
+
+
+def truth(frame, boxes, labels=None, ids=None, video=1, crowd=None):
+    count = len(boxes)
+    return TruthFrame(video, frame, np.array(boxes, float).reshape(-1, 4),
+                      np.zeros(count, int) if labels is None else np.array(labels),
+                      np.arange(1, count + 1) if ids is None else np.array(ids), crowd)
+
+
+def found(boxes, scores, labels=None):
+    return FrameBoxes(np.array(boxes).reshape(-1, 4), np.array(scores),
+                      np.zeros(len(scores)) if labels is None else np.array(labels))
+
+
+def random_video(seed, num_frames=30, num_classes=3):
+    rng = np.random.default_rng(seed)
+    truths, detections = [], []
+    start = rng.uniform(0, 200, (5, 2))
+    speed = np.array([[0, 0], [.5, 0], [1, 1], [2, 3], [9, 4]])
+    size, labels = rng.uniform(20, 60, (5, 2)), rng.integers(num_classes, size=5)
+    for t in range(num_frames):
+        here = rng.random(5) < 0.9
+        boxes = np.hstack([start + t * speed, start + t * speed + size])[here]
+        truths.append(truth(t, boxes, labels[here], np.arange(1, 6)[here], video=seed + 1))
+        noisy = np.vstack([boxes + rng.normal(0, 4, boxes.shape), boxes[:2] + 3,
+                           rng.uniform(0, 100, (3, 2)).repeat(2, 1) + [0, 0, 20, 20]])
+        noisy[:, 2:] = np.maximum(noisy[:, 2:], noisy[:, :2] + 1)
+        classes = np.concatenate([labels[here], labels[here][:2], rng.integers(num_classes,
+                                                                               size=3)])
+        detections.append(FrameBoxes(noisy, rng.random(len(noisy)).round(2), classes))
+    return truths, detections
+
+
+def judge(truths, detections, *, protocol, threshold, num_classes, speed=None):
+    """The rules written out, one box after the other."""
+    extra = 0 if protocol == 'coco' else 1
+
+    def iou(a, b, extra=extra):
+        w = min(a[2], b[2]) - max(a[0], b[0]) + extra
+        h = min(a[3], b[3]) - max(a[1], b[1]) + extra
+        if w <= 0 or h <= 0:
+            return 0.0
+        area = sum((x[2] - x[0] + extra) * (x[3] - x[1] + extra) for x in (a, b))
+        return w * h / (area - w * h)
+
+    tracks = {(t.video_id, i, t.frame_id): b for t in truths
+              for b, i in zip(t.boxes_xyxy, t.instance_ids, strict=True)}
+
+    def is_in_range(t, g):
+        if speed is None:
+            return True
+        values = [iou(t.boxes_xyxy[g], other, 0) for d in range(-10, 11) if d and
+                  (other := tracks.get((t.video_id, t.instance_ids[g], t.frame_id + d)))
+                  is not None]
+        low, high = SPEEDS[speed]
+        return low <= (np.mean(values) if values else 0) <= high
+
+    flags = [[is_in_range(t, g) for g in range(len(t.labels))] for t in truths]
+    all_flags = [f for frame in flags for f in frame]
+    results = []
+    for c in range(num_classes):
+        rows = []
+        positives = sum(f for t, frame in zip(truths, flags, strict=True)
+                        for f, label in zip(frame, t.labels, strict=True) if label == c)
+        for t, d, frame in zip(truths, detections, flags, strict=True):
+            taken = set()
+            for i in sorted(np.flatnonzero(d.labels == c), key=lambda i: -d.scores[i]):
+                best, best_iou = None, -1
+                for g in np.flatnonzero(t.labels == c):
+                    x = t.boxes_xyxy[g]
+                    w, h = x[2] - x[0] + 1, x[3] - x[1] + 1
+                    limit = min(threshold, w * h / ((w + 10) * (h + 10))) \
+                        if protocol == 'ilsvrc' else threshold
+                    value = iou(d.boxes_xyxy[i].astype(float), x)
+                    if g not in taken and value >= limit and value > best_iou:
+                        best, best_iou = g, value
+                if best is not None:
+                    taken.add(best)
+                    rows.append((d.scores[i], float(frame[best]), 0.0))
+                    continue
+                wrong = 1.0
+                if speed is not None:
+                    values = [iou(d.boxes_xyxy[i].astype(float), x) for x in t.boxes_xyxy]
+                    ours = max([v for v, f in zip(values, frame, strict=True) if f], default=0)
+                    others = max([v for v, f in zip(values, frame, strict=True) if not f],
+                                 default=0)
+                    if not frame:
+                        wrong = np.mean(all_flags)
+                    elif ours != others:
+                        wrong = float(ours > others)
+                    else:
+                        wrong = 1 - np.mean(frame)
+                rows.append((d.scores[i], 0.0, wrong))
+        if not positives:
+            continue
+        rows.sort(key=lambda row: -row[0])
+        right = np.cumsum([row[1] for row in rows])
+        wrong = np.cumsum([row[2] for row in rows])
+        recall = right / positives
+        precision = right / np.maximum(right + wrong, 1e-300)
+        area, last = 0.0, 0.0
+        if protocol == 'coco':
+            area = np.mean([max([p for p, r in zip(precision, recall, strict=True) if r >= x],
+                                default=0) for x in np.linspace(0, 1, 101)])
+        else:
+            for k, r in enumerate(recall):
+                area, last = area + (r - last) * max(precision[k:]), r
+        results.append(area)
+    return np.mean(results)
+
+
+@pytest.mark.parametrize('protocol', ['ilsvrc', 'mega', 'coco'])
+@pytest.mark.parametrize('speed', [None, *SPEEDS])
+def test_every_rule_written_out_gives_the_same(protocol, speed):
+    truths, detections = random_video(0)
+    evaluation = VideoEvaluation(truths, detections, num_classes=3, protocol=protocol)
+    for threshold in (0.5, 0.75):
+        expected = judge(truths, detections, protocol=protocol, threshold=threshold,
+                         num_classes=3, speed=speed)
+        assert evaluation.mean_ap(threshold, speed=speed) == pytest.approx(expected, abs=1e-9)
+
+
+def test_coco_agrees_with_pycocotools():
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    videos = [random_video(seed) for seed in range(4)]
+    truths, detections = (sum(part, []) for part in zip(*videos, strict=True))
+    images = [dict(id=i) for i in range(len(truths))]
+    rows = [(i, b, c) for i, t in enumerate(truths)
+            for b, c in zip(t.boxes_xyxy, t.labels, strict=True)]
+    with redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = dict(images=images, categories=[dict(id=c, name=str(c)) for c in range(3)],
+                            annotations=[dict(id=k + 1, image_id=i, category_id=int(c), iscrowd=0,
+                                              bbox=[*b[:2], *(b[2:] - b[:2])],
+                                              area=float(np.prod(b[2:] - b[:2])))
+                                         for k, (i, b, c) in enumerate(rows)])
+        coco.createIndex()
+        boxes = [dict(image_id=i, category_id=int(c), score=float(s),
+                      bbox=[*b[:2].tolist(), *(b[2:] - b[:2]).tolist()])
+                 for i, d in enumerate(detections) for b, s, c in
+                 zip(d.boxes_xyxy.astype(float), d.scores, d.labels, strict=True)]
+        judge_ = COCOeval(coco, coco.loadRes(boxes), 'bbox')
+        judge_.evaluate()
+        judge_.accumulate()
+        judge_.summarize()
+    result = evaluate_video(truths, detections, num_classes=3, protocol='coco', speed=False)
+    assert result['map5095'] == pytest.approx(judge_.stats[0], abs=1e-9)
+    assert result['map50'] == pytest.approx(judge_.stats[1], abs=1e-9)
+
+
+def test_perfect_boxes_have_precision_one():
+    truths, _ = random_video(1)
+    perfect = [FrameBoxes(t.boxes_xyxy, np.ones(len(t.labels)), t.labels) for t in truths]
+    for protocol in ('ilsvrc', 'mega', 'coco'):
+        result = evaluate_video(truths, perfect, num_classes=3, protocol=protocol)
+        assert all(value == pytest.approx(1) or np.isnan(value) for value in result.values())
+
+
+def test_small_objects_are_forgiven_by_ilsvrc_alone():
+    truths, boxes = [truth(0, [[0, 0, 9, 9]])], [found([[4, 0, 13, 9]], [0.9])]
+    # 10 x 10 px, moved by 4: IoU 60 / 140 = 0.43; tolerance 100 / 400 = 0.25.
+    values = {p: evaluate_video(truths, boxes, num_classes=1, protocol=p)['map50']
+              for p in ('ilsvrc', 'mega', 'coco')}
+    assert values == dict(ilsvrc=1, mega=0, coco=0)
+
+
+def test_second_box_on_one_object_is_wrong():
+    truths = [truth(0, [[0, 0, 50, 50]]), truth(1, [[0, 0, 50, 50]], ids=[1])]
+    boxes = [found([[0, 0, 50, 50], [0, 0, 50, 49]], [0.9, 0.8]), found([[0, 0, 50, 50]], [0.7])]
+    # right, wrong, right: 0.5 * 1 + 0.5 * 2/3
+    assert evaluate_video(truths, boxes, num_classes=1)['map50'] == pytest.approx(0.5 + 1 / 3)
+
+
+def test_boxes_on_empty_frames_are_wrong():
+    truths = [truth(0, [[0, 0, 50, 50]]), truth(1, [])]
+    boxes = [found([[0, 0, 50, 50]], [0.5]), found([[0, 0, 50, 50]], [0.9])]
+    assert evaluate_video(truths, boxes, num_classes=1)['map50'] == pytest.approx(0.5)
+
+
+def test_motion_classes_by_hand():
+    still = [truth(t, [[0, 0, 40, 40]]) for t in range(30)]
+    moving = [truth(t, [[8 * t, 0, 8 * t + 40, 40]], video=2) for t in range(30)]
+    slow = VideoEvaluation(still, [FrameBoxes.empty()] * 30, num_classes=1)
+    fast = VideoEvaluation(moving, [FrameBoxes.empty()] * 30, num_classes=1)
+    assert np.allclose(slow.motion, 1)
+    # offsets 1..4 overlap by 32, 24, 16, 8 of 40 px; both directions, ten offsets each
+    ious = [32 / 48, 24 / 56, 16 / 64, 8 / 72]
+    assert fast.motion[15] == pytest.approx(2 * sum(ious) / 20)
+
+
+def test_what_matches_an_ignored_object_is_neither_right_nor_wrong():
+    truths = [truth(t, [[0, 0, 40, 40], [100 + 9 * t, 0, 140 + 9 * t, 40]]) for t in range(20)]
+    boxes = [found(t.boxes_xyxy, [0.9, 0.5]) for t in truths]
+    result = evaluate_video(truths, boxes, num_classes=1)
+    assert result['map50_slow'] == result['map50_fast'] == pytest.approx(1)
+    assert np.isnan(result['map50_medium'])
+
+
+def test_video_weights_are_repetitions_of_videos():
+    parts = [random_video(seed) for seed in range(3)]
+    truths, detections = (sum(part, []) for part in zip(*parts, strict=True))
+    weighted = VideoEvaluation(truths, detections, num_classes=3).mean_ap(
+        IOU_THRESHOLDS, video_weights=np.array([2, 0, 1]))
+    twice = [TruthFrame(9, t.frame_id, t.boxes_xyxy, t.labels, t.instance_ids)
+             for t in parts[0][0]]
+    repeated = VideoEvaluation(parts[0][0] + twice + parts[2][0],
+                               parts[0][1] * 2 + parts[2][1], num_classes=3)
+    assert weighted == pytest.approx(repeated.mean_ap(IOU_THRESHOLDS), abs=2e-3)
+
+
+def test_ignore_regions_excuse_unmatched_boxes():
+    truths = [truth(0, [[0, 0, 40, 40], [100, 0, 200, 100]], crowd=np.array([False, True]))]
+    boxes = [found([[110, 10, 150, 50], [0, 0, 40, 40]], [0.9, 0.8])]
+    assert evaluate_video(truths, boxes, num_classes=1)['map50'] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(('change', 'code'), [
+    (lambda t, d: (t, d[:-1]), '401'), (lambda t, d: (t + t[:1], d + d[:1]), '402'),
+    (lambda t, d: ([truth(0, [[0, 0, np.nan, 1]])], d[:1]), '403'),
+    (lambda t, d: (t, [d[0].replace(labels=d[0].labels + 7)] + d[1:]), '404')])
+def test_what_cannot_be_judged_is_refused(change, code):
+    truths, detections = change(*random_video(0))
+    with pytest.raises(VisionError, match=f'VIS-DATA-{code}'):
+        evaluate_video(truths, detections, num_classes=3)
