@@ -66,13 +66,13 @@ def main(argv: list[str] | None = None) -> int:
                          max_reconnect=args.max_reconnect)
     if args.mode == 'offline' and source.is_live:
         raise VisionError('VIS-CONFIG-512', f'--mode offline with the live source {source.path}',
-                          why='offline reads the video twice', do='leave --mode out')
+                          why='offline reads the video twice', do='use --mode buffered')
     console = Console(stderr=True)
     with console.status('building the model'):
         engine, classes = build(args)
     options = PlayOptions(args.out_dir / output_stem(args.source), args.score_thr,
                           not args.no_video, args.show, args.max_frames)
-    with progress_bar(console, source) as on_frame:
+    with progress_bar(console, source, args.max_frames) as on_frame:
         player = Player(source, engine, classes, options, on_frame=on_frame, warn=console.print)
         with stop_signals(player) as received:
             played = play(player, args.mode)
@@ -146,11 +146,12 @@ def stop_signals(player) -> Iterator[list[int]]:
 
 
 @contextmanager
-def progress_bar(console: Console, source) -> Iterator:
+def progress_bar(console: Console, source, max_frames: int | None) -> Iterator:
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task('frames', total=source.num_frames or None)
+        limits = [count for count in (source.num_frames, max_frames) if count]
+        task = progress.add_task('frames', total=min(limits, default=None))
 
         def on_frame(count: int) -> None:
             status = getattr(source, 'status', 'frames')

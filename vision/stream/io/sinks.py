@@ -108,8 +108,9 @@ class JsonLinesSink(_Renamed):
         row = dict(frame_id=result.frame_id, timestamp=round(timestamp_s, 6),
                    source=result.source, is_keyframe=result.is_keyframe,
                    latency_ms=_rounded(result.latency_ms),
-                   boxes=boxes.boxes_xyxy.round(2).tolist(),
-                   track_ids=boxes.track_ids.tolist(), scores=boxes.scores.round(4).tolist(),
+                   boxes=boxes.boxes_xyxy.astype(float).round(2).tolist(),
+                   track_ids=boxes.track_ids.tolist(),
+                   scores=boxes.scores.astype(float).round(4).tolist(),
                    labels=[self._classes[label] for label in boxes.labels])
         self._file.write((json.dumps(row) + '\n').encode())
 

@@ -1,0 +1,129 @@
+"""The command from its options to files, with a real lattice over the blob detector."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from vision.common.core.errors import VisionError
+
+CONFIG = """
+from vision.lattice.core.structures import FrameBoxes
+custom_imports = dict(imports=['blob_detector'])
+model = dict(type='LatticeDetector', detector=dict(type='BlobDetector'),
+             keyframes=dict(type='UniformKeyframes', gap_frames=4), num_stages=1)
+"""
+DETECTOR = '''
+import numpy as np
+from scipy import ndimage
+from vision.lattice.core.structures import FrameBoxes
+from vision.registry import MODELS
+
+
+@MODELS.register_module(force=True)
+class BlobDetector:
+    """Bright connected regions."""
+    classes = ('blob',)
+
+    def detect(self, image_bgr):
+        blobs, _ = ndimage.label(image_bgr[..., 2] > 120)
+        boxes = [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(blobs)]
+        return FrameBoxes(np.array(boxes).reshape(-1, 4), np.full(len(boxes), 0.9),
+                          np.zeros(len(boxes)))
+'''
+
+
+@pytest.fixture
+def job(tmp_path, repository, monkeypatch):
+    """(run main with more arguments, argument list, environment) on a folder of 14 frames."""
+    from mmengine.config import Config
+
+    from vision.common.nn.checkpoint import save_checkpoint
+    from vision.registry import MODELS
+    (tmp_path / 'blob_detector.py').write_text(DETECTOR)
+    (tmp_path / 'config.py').write_text(CONFIG.replace(
+        'from vision.lattice.core.structures import FrameBoxes\n', ''))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(repository / 'tools'))
+    frames = tmp_path / 'frames'
+    frames.mkdir()
+    for t in range(14):
+        image = np.full((48, 80, 3), 20, np.uint8)
+        image[10:22, 5 + 2 * t:17 + 2 * t] = 220
+        cv2.imwrite(str(frames / f'{t:03}.png'), image)
+    config = Config.fromfile(tmp_path / 'config.py')
+    save_checkpoint(dict(state_dict=MODELS.build(config.model).state_dict()),
+                    tmp_path / 'weights.pth')
+    arguments = [f'{frames}', '--config', f'{tmp_path / "config.py"}', '--checkpoint',
+                 f'{tmp_path / "weights.pth"}', '--out-dir', f'{tmp_path / "out"}']
+    import video_demo
+    environment = os.environ | dict(PYTHONPATH=f'{tmp_path}:{repository}')
+    return video_demo.main, arguments, environment
+
+
+def num_rows(tmp_path) -> int:
+    return len((tmp_path / 'out' / 'frames.jsonl').read_text().splitlines())
+
+
+@pytest.mark.parametrize('mode', ['buffered', 'offline'])
+def test_a_folder_becomes_three_files(job, tmp_path, mode, capsys):
+    main, arguments, _ = job
+    assert main([*arguments, '--mode', mode]) == 0
+    assert sorted(os.listdir(tmp_path / 'out')) == ['frames.csv', 'frames.jsonl', 'frames.mp4']
+    assert num_rows(tmp_path) == 14
+    assert 'latency p50 / p95 / max' in capsys.readouterr().out
+
+
+def test_a_damaged_frame_is_exit_4_after_the_files_are_finished(job, tmp_path):
+    main, arguments, _ = job
+    (tmp_path / 'frames' / '009.png').write_bytes(b'')
+    with pytest.raises(VisionError, match='VIS-DATA-507') as error:
+        main(arguments)
+    assert error.value.exit_code == 4 and num_rows(tmp_path) == 9
+    assert main([*arguments, '--keep-going']) == 0
+    assert num_rows(tmp_path) == 13
+
+
+@pytest.mark.parametrize(('extra', 'code'), [
+    (['--score-thr', '2'], 'VIS-CONFIG-513'),
+    (['--max-frames', '0'], 'VIS-CONFIG-513'),
+    (['--cfg-options', 'modle.depth=1'], 'VIS-CONFIG'),
+])
+def test_bad_options_are_refused_before_work(job, tmp_path, extra, code):
+    main, arguments, _ = job
+    with pytest.raises(VisionError, match=code):
+        main([*arguments, *extra])
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_config_of_another_model_is_refused(job, tmp_path):
+    main, arguments, _ = job
+    (tmp_path / 'config.py').write_text("model = dict(type='BlobDetector')")
+    with pytest.raises(VisionError, match='VIS-CONFIG-514'):
+        main(arguments)
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_files(job, tmp_path, repository, number, code):
+    _, arguments, environment = job
+    # The signal comes from inside, at a known frame: a real signal, and no race.
+    script = ('import sys, os; sys.path.insert(0, "tools"); import video_demo\n'
+              'from vision.stream.io.sources import FrameFolder\n'
+              'frames = FrameFolder.__iter__\n'
+              'def interrupted(self):\n'
+              '    for count, frame in enumerate(frames(self)):\n'
+              f'        if count == 6: os.kill(os.getpid(), {int(number)})\n'
+              '        yield frame\n'
+              'FrameFolder.__iter__ = interrupted\n'
+              'sys.exit(video_demo.main(sys.argv[1:]))')
+    result = subprocess.run([sys.executable, '-c', script, *arguments], cwd=repository,
+                            env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == code, result.stderr
+    rows = (tmp_path / 'out' / 'frames.jsonl').read_text().splitlines()
+    assert [json.loads(row)['frame_id'] for row in rows] == list(range(7))
+    assert not [name for name in os.listdir(tmp_path / 'out') if name.startswith('.')]
