@@ -38,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--config', default=CONFIG, help='config of a LatticeDetector (default: %(default)s)')
     add('--checkpoint', default=CHECKPOINT, help='its weights: .pth, .safetensors or zoo:NAME '
         '(default: %(default)s)')
-    add('--out-dir', type=Path, default=Path('out'), help='folder of the outputs (default: out)')
+    add('--out-dir', type=Path, default=Path('video_out'),
+        help='folder of the outputs (default: %(default)s)')
     add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
     add('--mode', choices=('buffered', 'offline'), default='buffered',
         help='buffered: results with a delay of at most one keyframe gap; offline (files only): '
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if received:
         return 128 + received[0]
     if source.problem is not None:
-        if not args.keep_going:
+        if not args.keep_going or not played.stats.num_finished:
             raise source.problem
         print(f'WARNING {source.problem.code}: {source.problem.what}', file=sys.stderr)
     return 0
@@ -113,7 +114,13 @@ def build(args: argparse.Namespace):
     state = load_checkpoint(zoo.resolve(args.checkpoint))
     load_state(model, state.get('state_dict', state),
                optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()))
-    model.to(args.device).eval()
+    try:
+        model.to(args.device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise VisionError('VIS-ENV-515', f'--device {args.device} cannot be used',
+                          where='--device', why=str(error).splitlines()[0],
+                          do='python tools/doctor.py lists the devices; cpu always works'
+                          ) from error
     return model.build_engine(), tuple(model.classes)
 
 
