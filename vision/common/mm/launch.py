@@ -49,7 +49,8 @@ def read_config(args: argparse.Namespace) -> Config:
                           ) from error
     check_top_level(config, str(path))
     if args.cfg_options:
-        check_options(config, args.cfg_options, find_class)
+        # MMEngine's Config is no Mapping: the walk would end at once and refuse nothing.
+        check_options(config.to_dict(), args.cfg_options, find_class)
         config.merge_from_dict(args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{path.stem}'
