@@ -13,7 +13,6 @@ import pytest
 from vision.common.core.errors import VisionError
 
 CONFIG = """
-from vision.lattice.core.structures import FrameBoxes
 custom_imports = dict(imports=['blob_detector'])
 model = dict(type='LatticeDetector', detector=dict(type='BlobDetector'),
              keyframes=dict(type='UniformKeyframes', gap_frames=4), num_stages=1)
@@ -46,8 +45,7 @@ def job(tmp_path, repository, monkeypatch):
     from vision.common.nn.checkpoint import save_checkpoint
     from vision.registry import MODELS
     (tmp_path / 'blob_detector.py').write_text(DETECTOR)
-    (tmp_path / 'config.py').write_text(CONFIG.replace(
-        'from vision.lattice.core.structures import FrameBoxes\n', ''))
+    (tmp_path / 'config.py').write_text(CONFIG)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(repository / 'tools'))
     frames = tmp_path / 'frames'
@@ -127,3 +125,33 @@ def test_a_signal_finishes_the_files(job, tmp_path, repository, number, code):
     rows = (tmp_path / 'out' / 'frames.jsonl').read_text().splitlines()
     assert [json.loads(row)['frame_id'] for row in rows] == list(range(7))
     assert not [name for name in os.listdir(tmp_path / 'out') if name.startswith('.')]
+
+
+def test_an_unreachable_address_is_exit_6_even_if_damage_is_accepted(job, tmp_path):
+    main, arguments, _ = job
+    with pytest.raises(VisionError, match='VIS-NET-511') as error:
+        main(['http://127.0.0.1:9/live', *arguments[1:], '--max-reconnect', '0', '--keep-going'])
+    assert error.value.exit_code == 6 and 'could not be opened' in error.value.what
+
+
+def test_a_device_that_is_not_there_is_refused(job):
+    import torch
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    main, arguments, _ = job
+    with pytest.raises(VisionError, match='VIS-ENV-515'):
+        main([*arguments, '--device', 'cuda:0'])
+
+
+def test_offline_mode_of_a_live_source_is_refused(job):
+    main, arguments, _ = job
+    with pytest.raises(VisionError, match='VIS-CONFIG-512'):
+        main(['rtsp://127.0.0.1:9/live', *arguments[1:], '--mode', 'offline'])
+
+
+def test_help_teaches_by_examples(job, capsys):
+    main, *_ = job
+    with pytest.raises(SystemExit) as end:
+        main(['--help'])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and text.count('python tools/video_demo.py') >= 4
