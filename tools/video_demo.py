@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,11 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.mode == 'offline' and source.is_live:
         raise VisionError('VIS-CONFIG-512', f'--mode offline with the live source {source.path}',
                           why='offline reads the video twice', do='use --mode buffered')
+    options = PlayOptions(args.out_dir / output_stem(args.source), args.score_thr,
+                          not args.no_video, args.show, args.max_frames)
+    refuse_to_overwrite(args.source, options.stem)
     console = Console(stderr=True)
     with console.status('building the model'):
         engine, classes = build(args)
-    options = PlayOptions(args.out_dir / output_stem(args.source), args.score_thr,
-                          not args.no_video, args.show, args.max_frames)
     with progress_bar(console, source, args.max_frames) as on_frame:
         player = Player(source, engine, classes, options, on_frame=on_frame, warn=console.print)
         with stop_signals(player) as received:
@@ -99,6 +101,14 @@ def check_numbers(args: argparse.Namespace) -> None:
                               do='see --help')
 
 
+def refuse_to_overwrite(source: str, stem: Path) -> None:
+    output = stem.with_name(f'{stem.name}.mp4')
+    if Path(source).is_file() and output.exists() and output.samefile(source):
+        raise VisionError('VIS-CONFIG-516', f'the output {output} would take the place of the '
+                          'source', where='--out-dir', why='both have the same name and folder',
+                          do='name another folder with --out-dir')
+
+
 def build(args: argparse.Namespace):
     """(engine, classes) from config and checkpoint."""
     from vision import zoo
@@ -110,6 +120,8 @@ def build(args: argparse.Namespace):
     if config.get('model', {}).get('type') not in ('LatticeDetector', 'vision.LatticeDetector'):
         raise VisionError('VIS-CONFIG-514', f'{args.config} describes no LatticeDetector',
                           where='model.type', do=f'use a config such as {CONFIG}')
+    # mmdet's own call; the notice says nothing to the person who waits for a video.
+    warnings.filterwarnings('ignore', message='torch.meshgrid')
     model = MODELS.build(config.model)
     state = load_checkpoint(zoo.resolve(args.checkpoint))
     load_state(model, state.get('state_dict', state),

@@ -155,3 +155,23 @@ def test_help_teaches_by_examples(job, capsys):
         main(['--help'])
     text = capsys.readouterr().out
     assert end.value.code == 0 and text.count('python tools/video_demo.py') >= 4
+
+
+def test_the_source_is_never_overwritten(job, tmp_path):
+    main, arguments, _ = job
+    assert main(arguments) == 0
+    video = tmp_path / 'out' / 'frames.mp4'
+    before = video.read_bytes()
+    with pytest.raises(VisionError, match='VIS-CONFIG-516'):
+        main([str(video), *arguments[1:]])
+    assert video.read_bytes() == before
+    assert main([str(video), *arguments[1:-1], str(tmp_path / 'elsewhere')]) == 0
+
+
+def test_a_missing_camera_is_one_block_on_stderr(job, repository):
+    _, arguments, environment = job
+    result = subprocess.run([sys.executable, 'tools/video_demo.py', '99', *arguments[1:]],
+                            cwd=repository, env=environment, capture_output=True, text=True,
+                            timeout=60)
+    assert result.returncode == 4 and result.stderr.startswith('ERROR VIS-VIDEO-510')
+    assert len(result.stderr.splitlines()) == 4

@@ -67,6 +67,8 @@ class CameraCapture:
     """A camera by its number through OpenCV."""
 
     def __init__(self, index: int) -> None:
+        # OpenCV's own lines about each way it tries would bury the one error of ours.
+        cv2.setLogLevel(0)
         self._camera = cv2.VideoCapture(index)
         if not self._camera.isOpened():
             self._camera.release()
