@@ -5,7 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -175,3 +179,53 @@ def test_a_missing_camera_is_one_block_on_stderr(job, repository):
                             timeout=60)
     assert result.returncode == 4 and result.stderr.startswith('ERROR VIS-VIDEO-510')
     assert len(result.stderr.splitlines()) == 4
+
+
+class Webcam(BaseHTTPRequestHandler):
+    """Motion JPEG at 50 frames a second; each connection is cut after 20 frames."""
+
+    def do_GET(self):
+        self.server.num_served += 1
+        self.send_response(200)
+        self.send_header('Content-Type', 'multipart/x-mixed-replace; boundary=frame')
+        self.end_headers()
+        for t in range(20):
+            image = np.full((48, 80, 3), 20, np.uint8)
+            image[10:22, 5 + 2 * t:17 + 2 * t] = 220
+            picture = cv2.imencode('.jpg', image)[1].tobytes()
+            self.wfile.write(b'--frame\r\nContent-Type: image/jpeg\r\nContent-Length: '
+                             + str(len(picture)).encode() + b'\r\n\r\n' + picture + b'\r\n')
+            time.sleep(0.02)
+
+    def log_message(self, *_):
+        """Quiet."""
+
+
+def test_ctrl_c_ends_a_stream_that_reconnects(job, tmp_path, repository):
+    _, arguments, environment = job
+    server = HTTPServer(('127.0.0.1', 0), Webcam)
+    server.num_served = 0
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    child = subprocess.Popen([sys.executable, 'tools/video_demo.py',
+                              f'http://127.0.0.1:{server.server_port}/live', *arguments[1:]],
+                             cwd=repository, env=environment, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while server.num_served < 3 and time.monotonic() < deadline and child.poll() is None:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert child.returncode == 130, err
+    rows = [json.loads(row) for row in (tmp_path / 'out' / 'live.jsonl').read_text().splitlines()]
+    assert [row['frame_id'] for row in rows] == list(range(len(rows))) and len(rows) > 5
+    assert max(np.diff([row['timestamp'] for row in rows])) > 0.4  # the wait of a reconnection
+    with av.open(str(tmp_path / 'out' / 'live.mp4')) as container:
+        assert sum(1 for _ in container.decode(video=0)) == len(rows)
+    assert 'reconnections' in out
