@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--config', default=CONFIG, help='config of a LatticeDetector (default: %(default)s)')
     add('--checkpoint', default=CHECKPOINT, help='its weights: .pth, .safetensors or zoo:NAME '
         '(default: %(default)s)')
-    add('--out-dir', type=Path, default=Path('out'), help='folder of the outputs (default: out)')
+    add('--out-dir', type=Path, default=Path('video_out'),
+        help='folder of the outputs (default: %(default)s)')
     add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
     add('--mode', choices=('buffered', 'offline'), default='buffered',
         help='buffered: results with a delay of at most one keyframe gap; offline (files only): '
@@ -67,11 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.mode == 'offline' and source.is_live:
         raise VisionError('VIS-CONFIG-512', f'--mode offline with the live source {source.path}',
                           why='offline reads the video twice', do='use --mode buffered')
+    options = PlayOptions(args.out_dir / output_stem(args.source), args.score_thr,
+                          not args.no_video, args.show, args.max_frames)
+    refuse_to_overwrite(args.source, options.stem)
     console = Console(stderr=True)
     with console.status('building the model'):
         engine, classes = build(args)
-    options = PlayOptions(args.out_dir / output_stem(args.source), args.score_thr,
-                          not args.no_video, args.show, args.max_frames)
     with progress_bar(console, source, args.max_frames) as on_frame:
         player = Player(source, engine, classes, options, on_frame=on_frame, warn=console.print)
         with stop_signals(player) as received:
@@ -80,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if received:
         return 128 + received[0]
     if source.problem is not None:
-        if not args.keep_going:
+        if not args.keep_going or not played.stats.num_finished:
             raise source.problem
         print(f'WARNING {source.problem.code}: {source.problem.what}', file=sys.stderr)
     return 0
@@ -98,9 +101,19 @@ def check_numbers(args: argparse.Namespace) -> None:
                               do='see --help')
 
 
+def refuse_to_overwrite(source: str, stem: Path) -> None:
+    output = stem.with_name(f'{stem.name}.mp4')
+    if Path(source).is_file() and output.exists() and output.samefile(source):
+        raise VisionError('VIS-CONFIG-516', f'the output {output} would take the place of the '
+                          'source', where='--out-dir', why='both have the same name and folder',
+                          do='name another folder with --out-dir')
+
+
 def build(args: argparse.Namespace):
     """(engine, classes) from config and checkpoint."""
     from vision.lattice.mm.loading import load_lattice
+    # mmdet's own call; the notice says nothing to the person who waits for a video.
+    warnings.filterwarnings('ignore', message='torch.meshgrid')
     model = load_lattice(args.config, args.checkpoint, cfg_options=args.cfg_options,
                          device=args.device)
     return model.build_engine(), tuple(model.classes)

@@ -41,9 +41,12 @@ class NetworkCapture:
         try:
             self._container = av.open(address, options=options | {'fflags': 'nobuffer'},
                                       timeout=timeout_s)
-            self._frames = self._container.decode(video=0)
-        except (av.error.FFmpegError, OSError, IndexError) as error:
+        except (av.error.FFmpegError, OSError) as error:
             raise CaptureError(str(error)) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise CaptureError('what the server sends holds no video')
+        self._frames = self._container.decode(video=0)
 
     def read(self) -> np.ndarray:
         while True:
@@ -64,6 +67,8 @@ class CameraCapture:
     """A camera by its number through OpenCV."""
 
     def __init__(self, index: int) -> None:
+        # OpenCV's own lines about each way it tries would bury the one error of ours.
+        cv2.setLogLevel(0)
         self._camera = cv2.VideoCapture(index)
         if not self._camera.isOpened():
             self._camera.release()

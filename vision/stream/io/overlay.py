@@ -22,7 +22,8 @@ class Overlay:
         lookup = sv.ColorLookup.TRACK
         self._boxes = {key: sv.BoxAnnotator(color_lookup=lookup, thickness=width)
                        for key, width in ((True, 3), (False, 1))}
-        self._labels = sv.LabelAnnotator(color_lookup=lookup, text_scale=0.4, text_padding=3)
+        self._labels = sv.LabelAnnotator(color_lookup=lookup, text_scale=0.4, text_padding=3,
+                                         smart_position=True)
         self._history: deque[bool] = deque(maxlen=BAR_FRAMES)
 
     def draw(self, image_bgr: np.ndarray, result: FrameResult, fps: float) -> np.ndarray:

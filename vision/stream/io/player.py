@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -92,9 +93,13 @@ class Player:
             problem = self._source.problem
             if rescore is not None:
                 results = rescore(results)
-            for result, frame in zip(results, self._source, strict=False):
+            self._stop.clear()  # what was analysed before a stop is drawn; the next stop ends that
+            for count, (result, frame) in enumerate(zip(results, self._source, strict=False), 1):
                 self._pending[result.frame_id] = frame
                 self._emit([result])
+                self._on_frame(count)
+                if self._stop.is_set():
+                    break
             self._source.problem = self._source.problem or problem
         return self._played(paths)
 
@@ -113,19 +118,23 @@ class Player:
     def _outputs(self) -> Iterator[list[Path]]:
         """The sinks; whatever happens inside, what was written is finished under its name."""
         stem, paths = self._options.stem, []
-        self._tables = [JsonLinesSink(stem.with_name(f'{stem.name}.jsonl'), self._classes),
-                        CsvSink(stem.with_name(f'{stem.name}.csv'), self._classes)]
-        if self._options.with_video:
-            self._video = VideoSink(stem.with_name(f'{stem.name}.mp4'), fps=self._source.fps)
-            if self._video.encoder == 'mpeg4':
-                self._warn('no H.264 encoder here: the mp4 is MPEG-4, browsers do not play it')
-        try:
+
+        def close(sink: VideoSink | JsonLinesSink | CsvSink) -> None:
+            if (path := sink.close()) is not None:
+                paths.append(path)
+
+        with contextlib.ExitStack() as stack:  # one that fails to close does not stop the others
+            for kind, suffix in ((CsvSink, 'csv'), (JsonLinesSink, 'jsonl')):
+                self._tables.insert(0, kind(_named(stem, suffix), self._classes))
+                stack.callback(close, self._tables[0])
+            if self._options.with_video:
+                self._video = VideoSink(_named(stem, 'mp4'), fps=self._source.fps)
+                stack.callback(close, self._video)
+                if self._video.encoder == 'mpeg4':
+                    self._warn('no H.264 encoder here: the mp4 is MPEG-4, browsers do not play it')
             yield paths
-        finally:
-            sinks = [*([self._video] if self._video else []), *self._tables]
-            paths += [path for sink in sinks if (path := sink.close()) is not None]
-            if self._show:
-                cv2.destroyAllWindows()
+        if self._show:
+            cv2.destroyAllWindows()
 
     def _emit(self, results: list[FrameResult]) -> None:
         for result in results:
@@ -152,9 +161,14 @@ class Player:
             self._warn(f'--show has no window here ({error.err or error}); the files are written')
 
     def _has_display(self) -> bool:
-        """Asked before OpenCV, which would end the process without a display."""
-        if sys.platform != 'linux' or os.environ.get('DISPLAY') \
-                or os.environ.get('WAYLAND_DISPLAY'):
-            return True
-        self._warn('--show: there is no display (DISPLAY is not set); look at the files instead')
-        return False
+        """Tried in a child process: OpenCV ends the process that has no display."""
+        code = "import cv2; cv2.namedWindow('x'); cv2.waitKey(1)"
+        child = subprocess.run([sys.executable, '-c', code], capture_output=True)
+        if child.returncode:
+            self._warn('--show: there is no display that OpenCV can use (DISPLAY is '
+                       f'{os.environ.get("DISPLAY") or "not set"}); look at the files instead')
+        return not child.returncode
+
+
+def _named(stem: Path, suffix: str) -> Path:
+    return stem.with_name(f'{stem.name}.{suffix}')

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import json
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,22 +26,49 @@ COLUMNS = ('frame_id', 'timestamp', 'track_id', 'label', 'score', 'x1', 'y1', 'x
 
 
 class _Renamed:
-    """A file that has a temporary name until ``close``."""
+    """A file that has a temporary name until ``close``.
+
+    Whatever the disk refuses is a VisionError; what had reached the file by then is kept.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._temporary = self.path.with_name(f'{TEMPORARY}{os.getpid()}-{self.path.name}')
-        try:
+        with self._disk():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open('wb')
-        except OSError as error:
-            raise VisionError('VIS-ENV-508', f'{self.path} cannot be written', why=str(error),
-                              where=str(self.path.parent),
-                              do='name another folder with --out-dir') from error
+            self._temporary.touch()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # PyAV's errors of the operating system are OSErrors too
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            raise VisionError(
+                'VIS-ENV-508', f'{self.path} cannot be written', where=str(self.path.parent),
+                why='the disk is full' if is_full else str(error),
+                do='make room there, or name another folder with --out-dir') from error
 
     def _rename(self) -> None:
-        self._file.close()
-        os.replace(self._temporary, self.path)
+        with self._disk():
+            os.replace(self._temporary, self.path)
+
+
+class _Lines(_Renamed):
+    """A text file that grows by lines."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with self._disk():
+            self._file = self._temporary.open('w', newline='', encoding='utf-8')
+
+    def close(self) -> Path:
+        try:
+            with self._disk():
+                self._file.close()
+        finally:  # on a full disk, the lines that fitted keep their name
+            self._rename()
+        return self.path
 
 
 def pick_encoder(names: tuple[str, ...] = ENCODERS) -> str:
@@ -56,8 +86,9 @@ class VideoSink(_Renamed):
     def __init__(self, path: Path, *, fps: float) -> None:
         super().__init__(path)
         self.encoder, self._fps = pick_encoder(), fps
-        self._container = av.open(self._file, 'w', format='mp4',
-                                  options={'movflags': '+faststart'})
+        with self._disk():  # opened by name: faststart reads the file again to move its index
+            self._container = av.open(str(self._temporary), 'w', format='mp4',
+                                      options={'movflags': '+faststart'})
         self._stream = None
         self._first = self._last_pts = None
 
@@ -73,7 +104,8 @@ class VideoSink(_Renamed):
         if self._last_pts is not None:
             pts = max(pts, self._last_pts + 1)
         frame.pts, frame.time_base, self._last_pts = pts, TIME_BASE, pts
-        self._container.mux(self._stream.encode(frame.reformat(format='yuv420p')))
+        with self._disk():
+            self._container.mux(self._stream.encode(frame.reformat(format='yuv420p')))
 
     def _begin(self, height: int, width: int) -> None:
         rate = Fraction(self._fps).limit_denominator(1001)
@@ -87,16 +119,20 @@ class VideoSink(_Renamed):
     def close(self) -> Path | None:
         """Finish the file under its name; None (and no file) when nothing was written."""
         if self._stream is None:
-            self._file.close()
             self._temporary.unlink(missing_ok=True)
             return None
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
+        try:
+            with self._disk():
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+        except VisionError:  # an mp4 without its index is of no use
+            self._temporary.unlink(missing_ok=True)
+            raise
         self._rename()
         return self.path
 
 
-class JsonLinesSink(_Renamed):
+class JsonLinesSink(_Lines):
     """One JSON object a frame; boxes x1 y1 x2 y2 in pixels of the original frame."""
 
     def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
@@ -112,20 +148,15 @@ class JsonLinesSink(_Renamed):
                    track_ids=boxes.track_ids.tolist(),
                    scores=boxes.scores.astype(float).round(4).tolist(),
                    labels=[self._classes[label] for label in boxes.labels])
-        self._file.write((json.dumps(row) + '\n').encode())
-
-    def close(self) -> Path:
-        self._rename()
-        return self.path
+        with self._disk():
+            self._file.write(json.dumps(row) + '\n')
 
 
-class CsvSink(_Renamed):
+class CsvSink(_Lines):
     """One row a box, under ``COLUMNS``; a frame without boxes has no row."""
 
     def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
         super().__init__(path)
-        self._file.close()
-        self._file = self._temporary.open('w', newline='')
         self._classes, self._writer = classes, csv.writer(self._file)
         self._writer.writerow(COLUMNS)
 
@@ -133,14 +164,11 @@ class CsvSink(_Renamed):
         boxes = result.boxes
         for box, score, label, track in zip(boxes.boxes_xyxy, boxes.scores, boxes.labels,
                                             boxes.track_ids, strict=True):
-            self._writer.writerow([result.frame_id, round(timestamp_s, 6), track,
-                                   self._classes[label], f'{score:.4f}',
-                                   *(f'{value:.2f}' for value in box), result.source,
-                                   int(result.is_keyframe), _rounded(result.latency_ms)])
-
-    def close(self) -> Path:
-        self._rename()
-        return self.path
+            row = [result.frame_id, round(timestamp_s, 6), track,
+                   self._classes[label], f'{score:.4f}', *(f'{value:.2f}' for value in box),
+                   result.source, int(result.is_keyframe), _rounded(result.latency_ms)]
+            with self._disk():
+                self._writer.writerow(row)
 
 
 def _rounded(latency_ms: float | None) -> float | None:

@@ -18,8 +18,9 @@ IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
 VIDEO_SUFFIXES = {'.mp4', '.avi', '.mkv', '.webm', '.mov'}
 ADDRESS = re.compile(r'^(rtsp|rtsps|http|https)://', re.I)
 NETWORK_TIMEOUT_S = 10.0
-# Containers without a frame count tell a duration only; so many frames may be missing by rounding.
-COUNT_TOLERANCE = 2
+# Containers without a frame count tell a duration only, that of their longest stream; a video
+# stream may end so much earlier before the file counts as cut short.
+END_TOLERANCE_S, END_TOLERANCE_SHARE = 1.0, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,51 +83,73 @@ class VideoFile:
 
     def __iter__(self) -> Iterator[SourceFrame]:
         size, self.problem = None, None
-        count = num_bad = 0
-        last = -1.0
+        tally, last = _Tally(), -1.0
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
-            for frame in self._decoded(container, stream):
-                if frame is None:
-                    num_bad += 1
-                    continue
-                image = fit(frame.to_ndarray(format='bgr24'), size)
+            for frame in tally.decoded(container, stream):
+                image = fit(upright(frame), size)
                 size = image.shape[:2]
                 stamp = frame.time if frame.time is not None and frame.time > last \
                     else last + 1 / self.fps
                 last = max(stamp, 0.0)
-                count += 1
                 yield SourceFrame(image, last, time.monotonic())
-        self.problem = self._judge(count, num_bad)
+        self.problem = self._judge(tally, last + 1 / self.fps)
 
-    @staticmethod
-    def _decoded(container, stream) -> Iterator[av.VideoFrame | None]:
-        """Frames, and None for each packet that does not decode."""
+    def _judge(self, tally: _Tally, end_s: float) -> VisionError | None:
+        """Damage shows as unreadable data, or as data that ends before the header says.
+
+        Frames alone do not tell: a trimmed clip keeps packets that are not to be shown.
+        """
+        if self._is_count_exact:
+            is_short = tally.num_packets < self.num_frames
+        else:
+            duration = self.num_frames / self.fps
+            is_short = end_s < duration - max(END_TOLERANCE_S, END_TOLERANCE_SHARE * duration)
+        if not tally.num_bad and not is_short:
+            return None
+        total = max(self.num_frames, tally.num_frames)
+        return VisionError('VIS-VIDEO-504', f'{tally.num_frames} of {total} frames decoded',
+                           where=self.path,
+                           why=f'the file is cut short or damaged ({tally.num_bad} packets or '
+                               'frames with errors)',
+                           do='copy the file again, or accept it with --keep-going; the frames '
+                              'that decoded are in the output')
+
+
+class _Tally:
+    """Decodes a stream as far as it goes and counts what was good and bad."""
+
+    def __init__(self) -> None:
+        self.num_packets = self.num_frames = self.num_bad = 0
+
+    def decoded(self, container, stream) -> Iterator[av.VideoFrame]:
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets)
+                self.num_packets += packet.size > 0
+                self.num_bad += packet.is_corrupt
                 frames = packet.decode()
             except StopIteration:
                 return
             except av.error.InvalidDataError:
-                yield None
+                self.num_bad += 1
                 continue
             except (av.error.FFmpegError, OSError):
-                yield None
+                self.num_bad += 1
                 return
-            yield from frames
+            for frame in frames:
+                self.num_frames += 1
+                self.num_bad += frame.is_corrupt
+                yield frame
 
-    def _judge(self, count: int, num_bad: int) -> VisionError | None:
-        missing = self.num_frames - count
-        if not num_bad and missing <= (0 if self._is_count_exact else COUNT_TOLERANCE):
-            return None
-        total = self.num_frames or count + num_bad
-        return VisionError('VIS-VIDEO-504', f'{count} of {total} frames decoded', where=self.path,
-                           why=f'the file is cut short or damaged ({num_bad} packets unreadable)',
-                           do='copy the file again, or accept it with --keep-going; the frames '
-                              'that decoded are in the output')
+
+def upright(frame: av.VideoFrame) -> np.ndarray:
+    """The picture as players show it: phones store a rotation beside the frames."""
+    image = frame.to_ndarray(format='bgr24')
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 
 
 class FrameFolder:
