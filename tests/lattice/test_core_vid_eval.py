@@ -31,7 +31,7 @@ def random_video(seed, num_frames=30, num_classes=3):
     rng = np.random.default_rng(seed)
     truths, detections = [], []
     start = rng.uniform(0, 200, (5, 2))
-    speed = np.array([[0, 0], [.5, 0], [1, 1], [2, 3], [9, 4]])
+    speed = np.array([[0, 0], [.8, .3], [.7, .7], [2, 3], [9, 4]])
     size, labels = rng.uniform(20, 60, (5, 2)), rng.integers(num_classes, size=5)
     for t in range(num_frames):
         here = rng.random(5) < 0.9

@@ -57,7 +57,7 @@ def read_config(args: argparse.Namespace) -> Config:
                           ) from error
     check_top_level(config, str(path))
     if args.cfg_options:
-        # As a dict: a Config is no Mapping, and would be taken for a plain value.
+        # MMEngine's Config is no Mapping: the walk would end at once and refuse nothing.
         check_options(config.to_dict(), args.cfg_options, find_class)
         config.merge_from_dict(args.cfg_options)
     config.launcher = args.launcher

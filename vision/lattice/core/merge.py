@@ -17,6 +17,10 @@ from vision.common.core.errors import VisionError
 from vision.lattice.core.interpolate import Knot
 
 UNION_IOU = 0.5
+# Our choice after a look at MovingSprites, DAVIS and MOT15: a departure below about 0.07
+# box sizes is noise of the networks, see tools/analysis/lattice_quality.py.
+AGREE_STRICTNESS = 2.0
+AGREE_NOISE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +113,36 @@ def merge_median(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
     return meeting.with_both(both), meeting.is_known
 
 
+def merge_agree(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
+    """The linear box, moved as far as left and right agree that it is wrong (our choice).
+
+    A positive-part James-Stein estimate with the linear box as its origin: m is the mean of both
+    sides' departures from the linear box and d half of their difference; m is shrunk by
+    max(0, 1 - AGREE_STRICTNESS (|d|^2 + AGREE_NOISE^2) / |m|^2). Independent errors give |d| about
+    |m|, hence no departure; a turn or a bounce that both directions see gives |d| << |m|. Centre
+    (over sqrt(w h)) and logs of w and h are judged apart.
+    """
+    origin = _centre_form(meeting.linear.boxes_xyxy)
+    sides = [_centre_form(side.boxes_xyxy) - origin for side in (meeting.left, meeting.right)]
+    mean, half = (sides[0] + sides[1]) / 2, (sides[0] - sides[1]) / 2
+    size = np.exp(origin[:, 2:].mean(axis=1, keepdims=True))
+    for part, unit in ((slice(0, 2), size), (slice(2, 4), 1.0)):
+        doubt = np.square(half[:, part] / unit).sum(axis=1) + AGREE_NOISE**2
+        signal = np.maximum(np.square(mean[:, part] / unit).sum(axis=1), 1e-12)
+        mean[:, part] *= np.clip(1 - AGREE_STRICTNESS * doubt / signal, 0, 1)[:, None]
+    moved = origin + mean
+    half_sides = np.exp(moved[:, 2:]) / 2
+    both = np.concatenate([moved[:, :2] - half_sides, moved[:, :2] + half_sides], axis=1)
+    departs = np.abs(mean).sum(axis=1, keepdims=True) > 0
+    return meeting.with_both(np.where(departs, both, meeting.linear.boxes_xyxy)), meeting.is_known
+
+
+def _centre_form(boxes: np.ndarray) -> np.ndarray:
+    """(R, 4) xyxy -> centre x, y, log w, log h; sides count as at least 1 px."""
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    return np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, np.log(sides)], axis=1)
+
+
 def merge_union_nms(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
     """Union of both sides, thinned by suppression within classes at IoU 0.5.
 
@@ -131,7 +165,8 @@ def merge_union_nms(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
     return merged, is_known
 
 
-MERGES: dict[str, Merge] = dict(union_nms=merge_union_nms, pair=merge_pair, median=merge_median)
+MERGES: dict[str, Merge] = dict(union_nms=merge_union_nms, pair=merge_pair, median=merge_median,
+                                agree=merge_agree)
 
 
 def get_merge(name: str) -> Merge:

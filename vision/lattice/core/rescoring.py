@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vision.lattice.core.structures import UNLINKED, FrameBoxes, FrameResult
+from vision.lattice.core.structures import FrameBoxes, FrameResult
 
 
 def rescore_tubes(results: Sequence[FrameResult]) -> list[FrameResult]:
@@ -36,7 +36,7 @@ def rescore_tubes(results: Sequence[FrameResult]) -> list[FrameResult]:
 def tube_votes(track_ids: np.ndarray, labels: np.ndarray,
                scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores (N,) after the vote of each tube; all arguments (N,)."""
-    is_linked = track_ids > max(UNLINKED, 0)
+    is_linked = track_ids >= 1
     new_labels, new_scores = labels.copy(), scores.copy()
     if not is_linked.any():
         return new_labels, new_scores

@@ -1,19 +1,23 @@
-"""What MMEngine's registries see of this room; importing it needs MMEngine and mmcv, not mmdet."""
+"""What MMEngine's registries see of this room."""
 
 from vision.lattice.mm import (
     datasets,
+    detector,
     detector_transforms,
     metrics,
     mmdet_adapter,
     samplers,
+    training_data,
     transforms,
 )
 
 __all__ = [
     'datasets',
+    'detector',
     'detector_transforms',
     'metrics',
     'mmdet_adapter',
     'samplers',
+    'training_data',
     'transforms',
 ]

@@ -1,0 +1,40 @@
+"""MovingSprites as videos: spans of frames for training, frames in order for testing.
+
+Make the data first: python datasets/moving_sprites/prepare.py (docs: datasets/moving_sprites).
+Boxes stay in original pixels everywhere; the frames are not scaled.
+"""
+
+data_root = 'data/moving_sprites/'
+metainfo = dict(
+    classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow'))
+
+train_dataloader = dict(
+    batch_size=4,  # videos; each gives two directions of 8 boxes and 8 boxes of F_S's own
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='CocoVideoDataset',
+        data_root=data_root,
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        metainfo=metainfo,
+        # Spans without an object at both ends give nothing; another video is drawn.
+        max_refetch=100,
+        pipeline=[dict(type='LatticeTrainingSample', max_gap=8)]))
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='VideoFrameSampler'),
+    dataset=dict(
+        type='CocoVideoDataset',
+        data_root=data_root,
+        ann_file='annotations/val.json',
+        data_prefix=dict(img='val/'),
+        metainfo=metainfo,
+        test_mode=True,
+        pipeline=[dict(type='LoadVideoFrame'), dict(type='PackVideoFrame')]))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='VIDMetric', protocol='ilsvrc')
+test_evaluator = val_evaluator

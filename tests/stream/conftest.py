@@ -1,0 +1,68 @@
+"""A real detector without a network: connected blobs of one colour on generated frames."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from vision.lattice.core.engine import LatticeEngine, Propagated, Refined
+from vision.lattice.core.keyframes import UniformKeyframes
+from vision.lattice.core.structures import FrameBoxes
+
+BLOB = (40, 220, 240)  # BGR
+GAP = 4
+
+
+def make_frame(t: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """A yellow square of 12 px that moves 2 px right a frame and starts again at the edge."""
+    image = np.full((height, width, 3), 30, np.uint8)
+    left = 4 + 2 * t % (width - 24)
+    image[20:32, left:left + 12] = BLOB
+    return image
+
+
+class BlobNetworks:
+    """Detects by colour; moves boxes by the mean shift of bright pixels between grey frames."""
+
+    def detect(self, image_bgr):
+        mask = np.abs(image_bgr.astype(int) - BLOB).max(axis=2) < 90
+        blobs, _ = ndimage.label(mask)
+        boxes = [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(blobs)
+                 if (y.stop - y.start) * (x.stop - x.start) > 16]
+        return FrameBoxes(np.array(boxes).reshape(-1, 4), np.full(len(boxes), 0.9),
+                          np.zeros(len(boxes)))
+
+    def grey(self, image_bgr):
+        return image_bgr[..., 2].astype(np.float32) / 255
+
+    def propagate(self, boxes, greys, *, frame_size, stage):
+        centres = [ndimage.center_of_mass(grey > 0.5) if (grey > 0.5).any() else (0, 0)
+                   for grey in (greys[0], greys[-1])]
+        dy, dx = np.subtract(centres[1], centres[0])
+        return Propagated(boxes.boxes_xyxy + np.float32([dx, dy, dx, dy]), np.ones(len(boxes)))
+
+    def refine(self, boxes, image_bgr, *, stage):
+        return Refined(boxes.boxes_xyxy, np.ones(len(boxes)))
+
+
+@pytest.fixture
+def frame():
+    return make_frame
+
+
+@pytest.fixture
+def engine():
+    return LatticeEngine(BlobNetworks(), UniformKeyframes(GAP), num_stages=1,
+                         cut_detector=None)
+
+
+@pytest.fixture
+def write_video():
+    """Write generated frames with the room's own sink; gives the path."""
+    from vision.stream.io.sinks import VideoSink
+
+    def write(path, num_frames=20, height=64, width=96):
+        sink = VideoSink(path, fps=25)
+        for t in range(num_frames):
+            sink.write(make_frame(t, height, width), t / 25)
+        return sink.close()
+    return write

@@ -1,0 +1,170 @@
+"""A slow consumer drops frames; a server that closes, stalls and resumes is read again."""
+
+import io
+import os
+import socket
+import threading
+import time
+
+import av
+import numpy as np
+import pytest
+
+from vision.stream.core.session import StreamSession
+from vision.stream.io.live_reader import CaptureError, LiveReader, NetworkCapture
+
+
+class PacedCapture:
+    """A source of 60 frames a second, of num_frames frames, then lost."""
+
+    def __init__(self, frame, num_frames, size=(64, 96)):
+        self._frame, self._left, self._size, self._t = frame, num_frames, size, 0
+
+    def read(self):
+        if self._t == self._left:
+            raise CaptureError('cable pulled')
+        time.sleep(1 / 60)
+        self._t += 1
+        return self._frame(self._t, *self._size)
+
+    def close(self):
+        pass
+
+
+def opener(*captures):
+    """Gives the captures one after the other, then refuses."""
+    waiting = list(captures)
+
+    def open_capture():
+        if not waiting:
+            raise CaptureError('refused')
+        return waiting.pop(0)
+    return open_capture
+
+
+def test_a_slow_consumer_drops_and_its_latency_stays_bounded(frame, engine):
+    reader = LiveReader(opener(PacedCapture(frame, 60)), 'x', max_reconnect=0)
+    session, num_consumed = StreamSession(engine), 0
+    for item in reader:
+        session.push(item.image_bgr, item.timestamp_s, item.arrival_s)
+        num_consumed += 1
+        time.sleep(0.1)
+    session.flush()
+    assert num_consumed + reader.num_dropped == reader.num_read == 60
+    assert reader.num_dropped > 30
+    # Gap 4 at 10 fps, two frames in the queue: 0.6 s and the machine's own hiccups.
+    assert session.stats().max_ms < 1500
+    assert reader.problem.code == 'VIS-NET-511' and 'cable pulled' in reader.problem.why
+
+
+def test_frames_after_a_reconnection_have_the_first_size(frame):
+    reader = LiveReader(opener(PacedCapture(frame, 5), PacedCapture(frame, 5, (128, 200))), 'x',
+                        max_reconnect=1, back_off_s=0.01)
+    shapes = [item.image_bgr.shape for item in reader]
+    assert len(shapes) > 6 and set(shapes) == {(64, 96, 3)}
+    assert reader.num_reconnects == 2 and reader.problem is not None
+
+
+def test_waits_double_up_to_the_longest_and_then_end(monkeypatch):
+    reader, waits = LiveReader(opener(), 'x', max_reconnect=6), []
+    monkeypatch.setattr(reader._stop, 'wait', waits.append)
+    assert list(reader) == []
+    assert waits == [0.5, 1, 2, 4, 8, 10]
+    assert 'could not be opened' in reader.problem.what
+
+
+def test_a_long_queue_is_refused():
+    with pytest.raises(ValueError, match='longer queue is delay'):
+        LiveReader(opener(), 'x', queue_size=30)
+
+
+def test_stop_ends_the_iteration(frame):
+    reader = LiveReader(opener(PacedCapture(frame, 10_000)), 'x')
+    for count, _ in enumerate(reader):
+        if count == 3:
+            reader.stop()
+    assert reader.problem is None and reader.num_read < 100
+
+
+def mpegts(frame, num_frames=60) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, 'w', format='mpegts') as container:
+        stream = container.add_stream('mpeg2video', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+        for t in range(num_frames):
+            image = av.VideoFrame.from_ndarray(frame(t), format='bgr24')
+            container.mux(stream.encode(image.reformat(format='yuv420p')))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+class BadServer:
+    """HTTP on loopback: each connection gets the stream, and every third one stalls."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content, self.num_served = content, 0
+        self._socket = socket.create_server(('127.0.0.1', 0))
+        self.address = f'http://127.0.0.1:{self._socket.getsockname()[1]}/live'
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        self._socket.settimeout(0.2)
+        while not self._is_closing.is_set():
+            try:
+                connection, _ = self._socket.accept()
+            except TimeoutError:
+                continue
+            with connection:
+                connection.settimeout(2)
+                try:
+                    connection.recv(4096)
+                    self.num_served += 1
+                    connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n'
+                                       + self._content)
+                    if self.num_served % 3 == 0:
+                        self._is_closing.wait(0.8)
+                except OSError:
+                    continue
+
+    def close(self) -> None:
+        self._is_closing.set()
+        self._thread.join()
+        self._socket.close()
+
+
+def open_files() -> int:
+    return len(os.listdir('/proc/self/fd'))
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='counts open files in /proc')
+def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(frame):
+    server = BadServer(mpegts(frame))
+    try:
+        num_files, num_threads = open_files(), threading.active_count()
+        reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=0.4),
+                            server.address, back_off_s=0.01, max_back_off_s=0.02)
+        stop = threading.Timer(30, reader.stop)
+        stop.start()
+        shapes = []
+        for item in reader:
+            shapes.append(item.image_bgr.shape)
+            if server.num_served > 7:
+                reader.stop()
+        stop.cancel()
+        stop.join()
+        assert reader.num_reconnects >= 6 and set(shapes) == {(64, 96, 3)}
+        assert len(shapes) + reader.num_dropped <= reader.num_read
+        time.sleep(0.1)
+        assert threading.active_count() == num_threads
+        assert open_files() <= num_files
+    finally:
+        server.close()
+
+
+def test_timestamps_keep_the_gap_of_a_loss(frame):
+    reader = LiveReader(opener(PacedCapture(frame, 5), PacedCapture(frame, 5)), 'x',
+                        max_reconnect=1, back_off_s=0.5)
+    stamps = [item.timestamp_s for item in reader]
+    assert np.diff(stamps).max() >= 0.5 and np.diff(stamps).min() > 0

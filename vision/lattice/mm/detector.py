@@ -1,0 +1,229 @@
+"""The Scale-Time Lattice as a model of MMEngine: trained on videos, run frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from vision.common.core.errors import VisionError
+from vision.lattice.core import keyframes as keyframe_policies
+from vision.lattice.core.engine import LatticeEngine
+from vision.lattice.core.rescoring import rescore_tubes
+from vision.lattice.core.structures import FrameResult
+from vision.lattice.mm.grey import GREY_LONG_SIDE
+from vision.lattice.mm.networks import TorchNetworks
+from vision.lattice.nn.losses import MovementSample, lattice_losses
+from vision.lattice.nn.propagation import PropagationNet
+from vision.lattice.nn.refinement import RefinementNet
+from vision.registry import MODELS
+
+RESCORINGS = (None, 'average')
+
+
+@MODELS.register_module()
+class LatticeDetector(BaseModel):
+    """Scale-Time Lattice (arXiv:1804.05472) over any frozen detector.
+
+    ``loss`` trains the propagation and refinement networks and never touches the detector, which
+    is not even built until the first prediction. ``predict`` takes the frames of whole videos in
+    order and gives the samples of the frames that are finished by then.
+
+    Args:
+        detector: config of a model with ``detect(image_bgr) -> FrameBoxes`` and ``classes``.
+        propagation, refinement: arguments of ``PropagationNet`` and ``RefinementNet``.
+        use_refinement: False leaves propagated boxes uncorrected when testing.
+        keyframes: dict(type=class of ``vision.lattice.core.keyframes``, its arguments).
+        num_stages, merge, min_score: as in ``LatticeEngine``.
+        rescoring: None, or 'average', which holds the boxes of a video until its last frame.
+        refine_stages, refine_step, use_confidence: as in ``TorchNetworks``.
+        grey_long_side: px of the grey frames on which motion is measured.
+    Attributes:
+        checkpoint_optional_prefixes: the detector's weights come from its own config; a
+            checkpoint of this model need not hold them.
+    """
+
+    checkpoint_optional_prefixes = ('detector.',)
+
+    def __init__(self, detector: dict, *, propagation: dict | None = None,
+                 refinement: dict | None = None, use_refinement: bool = True,
+                 keyframes: dict | None = None, num_stages: int = 2, merge: str = 'median',
+                 min_score: float = 0.05, rescoring: str | None = None,
+                 refine_stages: Sequence[int] | None = None, refine_step: float = 1.0,
+                 use_confidence: bool = False,
+                 grey_long_side: int = GREY_LONG_SIDE,
+                 data_preprocessor: dict | None = None) -> None:
+        super().__init__(data_preprocessor)
+        if rescoring not in RESCORINGS:
+            raise VisionError('VIS-CONFIG-701', f'rescoring={rescoring!r} is not known',
+                              where='LatticeDetector', why=f'it is one of {RESCORINGS}',
+                              do="use None or 'average'")
+        self.detector_config = detector
+        self.propagation = PropagationNet(**(propagation or {}))
+        self.refinement = RefinementNet(**(refinement or {}))
+        self.use_refinement, self.rescoring = use_refinement, rescoring
+        self.engine_options = dict(num_stages=num_stages, merge=merge, min_score=min_score)
+        self.keyframes = dict(keyframes or dict(type='UniformKeyframes', gap_frames=8))
+        self.network_options = dict(
+            refine_stages=None if refine_stages is None else tuple(refine_stages),
+            step=refine_step, use_confidence=use_confidence, grey_long_side=grey_long_side)
+        self._detector = []  # in a list: no submodule, so neither trained, saved nor distributed
+        self._session: _Session | None = None
+        build_policy(self.keyframes)  # refuses a bad config before training, not after it
+
+    @property
+    def detector(self):
+        """The frozen detector, built at its first use and kept on this model's device."""
+        if not self._detector:
+            self._detector.append(MODELS.build(self.detector_config))
+        detector = self._detector[0]
+        return detector.to(self.device) if isinstance(detector, torch.nn.Module) else detector
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.propagation.parameters()).device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.detector.classes
+
+    def build_networks(self) -> TorchNetworks:
+        precision = torch.float32
+        if torch.is_autocast_enabled(self.device.type):
+            precision = torch.get_autocast_dtype(self.device.type)
+        refinement = self.refinement if self.use_refinement else None
+        return TorchNetworks(self.detector, self.propagation, refinement, precision=precision,
+                             **self.network_options)
+
+    def build_engine(self, **overrides) -> LatticeEngine:
+        """A new engine with the options of this config.
+
+        Args:
+            overrides: ``policy`` (an object or a ``keyframes`` dict), ``networks``, or any
+                option of ``LatticeEngine`` (num_stages, merge, min_score, cut_detector).
+        """
+        options = self.engine_options | overrides
+        policy = options.pop('policy', self.keyframes)
+        networks = options.pop('networks', None) or self.build_networks()
+        if isinstance(policy, dict):
+            policy = build_policy(policy)
+        self.eval()
+        return LatticeEngine(networks, policy, **options)
+
+    def forward(self, inputs, data_samples: list | None = None, mode: str = 'tensor'):
+        """``loss``: inputs of ``LatticeTrainingSample``, collated; ``predict``: frames (3, H, W)
+        uint8 BGR with data_samples of ``PackVideoFrame``, in the order of the video."""
+        if mode == 'loss':
+            return self.loss(inputs)
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
+        raise VisionError('VIS-CONFIG-702', f'mode={mode!r}', where='LatticeDetector.forward',
+                          why='a lattice has no output of one frame alone',
+                          do="use mode='loss' or mode='predict'; build_engine() for frames")
+
+    def loss(self, inputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        columns = [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(),
+                                                                      strict=True)]
+        samples = [_direction(row, end) for row in columns for end in (0, 1)]
+        return lattice_losses(self.propagation, self.refinement, samples)
+
+    @torch.no_grad()
+    def predict(self, inputs: Sequence[Tensor], data_samples: list) -> list:
+        """Samples of the frames finished by these, each with pred_instances (bboxes (N, 4) xyxy
+        in original pixels, scores, labels, instances_id); the rest come on a video's last frame.
+        """
+        finished = []
+        for image, sample in zip(inputs, data_samples, strict=True):
+            if self._session is None or sample.frame_id == 0:
+                self._refuse_unfinished(sample)
+                self._session = _Session(self.build_engine(), sample.video_id, self.rescoring)
+            frame = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
+            finished += self._session.push(frame, sample)
+            if sample.frame_id == sample.video_length - 1:
+                finished += self._session.close()
+                self._session = None
+        return finished
+
+    def _refuse_unfinished(self, sample) -> None:
+        if sample.frame_id or self._session is not None and self._session.samples:
+            raise VisionError(
+                'VIS-CONFIG-703', f'frame {sample.frame_id} of video {sample.video_id} came '
+                'without the frames before it, or another video was not finished',
+                where='LatticeDetector', why='a lattice needs every frame of a video, in order',
+                do="test_dataloader: sampler=dict(type='VideoFrameSampler'), no shuffling")
+
+    def train(self, mode: bool = True) -> LatticeDetector:
+        self._session = None  # a test that was cut short must not reach into the next one
+        return super().train(mode)
+
+
+class _Session:
+    """One video on its way through an engine, and the samples that wait for their boxes."""
+
+    def __init__(self, engine: LatticeEngine, video_id: int, rescoring: str | None) -> None:
+        self.engine, self.video_id, self.rescoring = engine, video_id, rescoring
+        self.samples: dict[int, object] = {}
+        self.held: list[FrameResult] = []
+
+    def push(self, frame: np.ndarray, sample) -> list:
+        if sample.video_id != self.video_id:
+            raise VisionError('VIS-CONFIG-703', f'frame {sample.frame_id} of video '
+                              f'{sample.video_id} came while video {self.video_id} is open',
+                              where='LatticeDetector', why='videos come one after another',
+                              do="test_dataloader: sampler=dict(type='VideoFrameSampler')")
+        self.samples[sample.frame_id] = sample
+        return self._emit(self.engine.push(frame, sample.frame_id))
+
+    def close(self) -> list:
+        finished = self._emit(self.engine.flush())
+        if self.rescoring == 'average':
+            finished = self._pack(rescore_tubes(self.held))
+            self.held = []
+        return finished
+
+    def _emit(self, results: list[FrameResult]) -> list:
+        if self.rescoring == 'average':
+            self.held += results
+            return []
+        return self._pack(results)
+
+    def _pack(self, results: list[FrameResult]) -> list:
+        packed = []
+        for result in results:
+            sample, boxes = self.samples.pop(result.frame_id), result.boxes
+            sample.pred_instances = InstanceData(
+                bboxes=torch.from_numpy(boxes.boxes_xyxy), scores=torch.from_numpy(boxes.scores),
+                labels=torch.from_numpy(boxes.labels),
+                instances_id=torch.from_numpy(boxes.track_ids))
+            packed.append(sample)
+        return packed
+
+
+def build_policy(config: dict):
+    """A keyframe policy from dict(type=NAME, ...)."""
+    options = dict(config)
+    name = options.pop('type', None)
+    known = sorted(key for key in vars(keyframe_policies) if key.endswith('Keyframes'))
+    if name not in known:
+        raise VisionError('VIS-CONFIG-704', f'keyframes type={name!r} is not known',
+                          where='keyframes', why=f'the policies are {", ".join(known)}',
+                          do="for example keyframes=dict(type='UniformKeyframes', gap_frames=8)")
+    try:
+        return getattr(keyframe_policies, name)(**options)
+    except TypeError as error:
+        raise VisionError('VIS-CONFIG-704', f'keyframes of type {name}: {error}',
+                          where='keyframes', why='its arguments are others',
+                          do=f'see vision.lattice.core.keyframes.{name}') from error
+
+
+def _direction(row: dict[str, Tensor], end: int) -> MovementSample:
+    """One direction of a training sample; F_S's own boxes go with the first alone."""
+    own = {name: row[name][end] for name in ('frames', 'history', 'boxes', 'source', 'target',
+                                             'is_visible')}
+    shared = {name: row[name] if end == 0 else row[name][:0]
+              for name in ('extra', 'extra_target', 'background')}
+    return MovementSample(image=row['image'], **own, **shared)

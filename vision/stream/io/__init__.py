@@ -1,0 +1,1 @@
+"""What touches the world: videos, cameras, files, windows (PyAV, OpenCV, supervision)."""

@@ -1,0 +1,216 @@
+"""Where frames come from: a video file, a folder of frames, a camera, a network address."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from vision.common.core.errors import VisionError
+
+IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
+VIDEO_SUFFIXES = {'.mp4', '.avi', '.mkv', '.webm', '.mov'}
+ADDRESS = re.compile(r'^(rtsp|rtsps|http|https)://', re.I)
+NETWORK_TIMEOUT_S = 10.0
+# Containers without a frame count tell a duration only, that of their longest stream; a video
+# stream may end so much earlier before the file counts as cut short.
+END_TOLERANCE_S, END_TOLERANCE_SHARE = 1.0, 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class SourceFrame:
+    """Args: image_bgr (H, W, 3) uint8; timestamp_s; arrival_s on time.monotonic()."""
+
+    image_bgr: np.ndarray
+    timestamp_s: float
+    arrival_s: float
+
+
+def fit(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """The image in size (H, W), the size of the stream's first frame; None: as it is."""
+    if size is None or image.shape[:2] == size:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+
+
+class VideoFile:
+    """Frames of a video file, none dropped. ``problem`` is set when the file was damaged.
+
+    Iterating again reads it again from the beginning.
+    """
+
+    is_live = False
+    num_dropped = num_reconnects = 0
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self.problem: VisionError | None = None
+        with self._open() as container:
+            stream = container.streams.video[0]
+            self.fps = float(stream.average_rate or stream.guessed_rate or 25)
+            self.num_frames = stream.frames or self._from_duration(container)
+            self._is_count_exact = bool(stream.frames)
+
+    def _open(self) -> av.container.InputContainer:
+        is_address = bool(ADDRESS.match(self.path))
+        if not is_address and not Path(self.path).is_file():
+            raise VisionError('VIS-VIDEO-502', f'there is no video {self.path}',
+                              where=str(Path(self.path).absolute()),
+                              do='check the path; a folder, a camera number or an rtsp:// or '
+                                 'http:// address are possible too')
+        try:
+            container = av.open(self.path, timeout=NETWORK_TIMEOUT_S if is_address else None)
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._unreadable(f'{error}') from error
+        if not container.streams.video:
+            container.close()
+            raise self._unreadable('it holds no video stream')
+        return container
+
+    def _unreadable(self, why: str) -> VisionError:
+        return VisionError('VIS-VIDEO-503', f'the video {self.path} cannot be read',
+                           where=self.path, why=why,
+                           do='play it in another program; if it is cut short, copy it again')
+
+    def _from_duration(self, container) -> int:
+        return round((container.duration or 0) / av.time_base * self.fps)
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        size, self.problem = None, None
+        tally, last = _Tally(), -1.0
+        with self._open() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = 'AUTO'
+            for frame in tally.decoded(container, stream):
+                image = fit(upright(frame), size)
+                size = image.shape[:2]
+                stamp = frame.time if frame.time is not None and frame.time > last \
+                    else last + 1 / self.fps
+                last = max(stamp, 0.0)
+                yield SourceFrame(image, last, time.monotonic())
+        self.problem = self._judge(tally, last + 1 / self.fps)
+
+    def _judge(self, tally: _Tally, end_s: float) -> VisionError | None:
+        """Damage shows as unreadable data, or as data that ends before the header says.
+
+        Frames alone do not tell: a trimmed clip keeps packets that are not to be shown.
+        """
+        if self._is_count_exact:
+            is_short = tally.num_packets < self.num_frames
+        else:
+            duration = self.num_frames / self.fps
+            is_short = end_s < duration - max(END_TOLERANCE_S, END_TOLERANCE_SHARE * duration)
+        if not tally.num_bad and not is_short:
+            return None
+        total = max(self.num_frames, tally.num_frames)
+        return VisionError('VIS-VIDEO-504', f'{tally.num_frames} of {total} frames decoded',
+                           where=self.path,
+                           why=f'the file is cut short or damaged ({tally.num_bad} packets or '
+                               'frames with errors)',
+                           do='copy the file again, or accept it with --keep-going; the frames '
+                              'that decoded are in the output')
+
+
+class _Tally:
+    """Decodes a stream as far as it goes and counts what was good and bad."""
+
+    def __init__(self) -> None:
+        self.num_packets = self.num_frames = self.num_bad = 0
+
+    def decoded(self, container, stream) -> Iterator[av.VideoFrame]:
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+                self.num_packets += packet.size > 0
+                self.num_bad += packet.is_corrupt
+                frames = packet.decode()
+            except StopIteration:
+                return
+            except av.error.InvalidDataError:
+                self.num_bad += 1
+                continue
+            except (av.error.FFmpegError, OSError):
+                self.num_bad += 1
+                return
+            for frame in frames:
+                self.num_frames += 1
+                self.num_bad += frame.is_corrupt
+                yield frame
+
+
+def upright(frame: av.VideoFrame) -> np.ndarray:
+    """The picture as players show it: phones store a rotation beside the frames."""
+    image = frame.to_ndarray(format='bgr24')
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+class FrameFolder:
+    """Images of a folder in natural order, none dropped.
+
+    Args:
+        fps: frames per second that the folder stands for.
+        keep_going: accept gaps in the numbering and pictures that cannot be read.
+    """
+
+    is_live = False
+    num_dropped = num_reconnects = 0
+
+    def __init__(self, path: str | Path, *, fps: float = 25.0, keep_going: bool = False) -> None:
+        self.path, self.fps, self.keep_going = str(path), fps, keep_going
+        self.problem: VisionError | None = None
+        self.files = sorted((file for file in Path(path).iterdir()
+                             if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+        self.num_frames = len(self.files)
+        if not self.files:
+            raise VisionError('VIS-DATA-505', f'no image in the folder {path}',
+                              why=f'frames end in {", ".join(sorted(IMAGE_SUFFIXES))}',
+                              do='name the folder that holds the frames themselves')
+        missing = missing_numbers([file.stem for file in self.files])
+        if missing:
+            shown = ', '.join(map(str, missing[:10])) + (', ...' if len(missing) > 10 else '')
+            self.problem = VisionError(
+                'VIS-DATA-506', f'{len(missing)} frames are missing: {shown}', where=self.path,
+                why='the numbers of the file names have a gap, so time would jump',
+                do='put the frames back, or accept the gap with --keep-going')
+            if not keep_going:
+                raise self.problem
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        size = None
+        for index, file in enumerate(self.files):
+            image = cv2.imdecode(np.frombuffer(file.read_bytes() or b'\0', np.uint8),
+                                 cv2.IMREAD_COLOR)
+            if image is None:
+                self.problem = VisionError(
+                    'VIS-DATA-507', f'the frame {file.name} cannot be decoded', where=str(file),
+                    why='the image is empty or damaged',
+                    do='replace it, or leave it out with --keep-going')
+                if not self.keep_going:
+                    return
+                continue
+            image = fit(image, size)
+            size = image.shape[:2]
+            yield SourceFrame(image, index / self.fps, time.monotonic())
+
+
+def natural_key(path: Path) -> list:
+    """Key under which frame2 comes before frame10."""
+    return [(0, int(part), '') if part.isdigit() else (1, 0, part)
+            for part in re.split(r'(\d+)', path.name) if part]
+
+
+def missing_numbers(stems: list[str]) -> list[int]:
+    """Numbers absent between the first and the last; [] when names are no numbered series."""
+    matches = [re.search(r'(\d+)$', stem) for stem in stems]
+    if not all(matches):
+        return []
+    numbers = {int(match[1]) for match in matches}
+    return [number for number in range(min(numbers), max(numbers)) if number not in numbers]
