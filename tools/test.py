@@ -15,18 +15,30 @@ from vision.common.core.errors import run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
-    from vision.common.mm.launch import add_common_arguments, build_runner, read_config
+    from vision.common.mm.launch import (
+        add_common_arguments,
+        build_runner,
+        explained,
+        read_config,
+    )
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='.pth, .safetensors or zoo:NAME')
     parser.add_argument('--out', type=Path, help='write the metrics to this JSON file')
+    parser.add_argument('--show-dir', type=Path, help='draw the detections and write the images '
+                        'here (under work_dir/TIMESTAMP when relative)')
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     config = read_config(args)
     config.load_from = args.checkpoint
-    runner = build_runner(config)
-    metrics = runner.test()
+    if args.show_dir:
+        config.default_hooks.visualization = dict(
+            type='mmdet.DetVisualizationHook', draw=True, test_out_dir=str(args.show_dir))
+        config.visualizer.type = 'mmdet.DetLocalVisualizer'
+    with explained(config):
+        runner = build_runner(config)
+        metrics = runner.test()
     if args.out and runner.rank == 0:
         from vision.common.core.files import atomic_write
         with atomic_write(args.out, 'w') as file:

@@ -48,10 +48,11 @@ def apply_options(config, args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from vision.common.mm.launch import build_runner, read_config
+    from vision.common.mm.launch import build_runner, explained, read_config
     config = read_config(args)
     apply_options(config, args)
-    build_runner(config).train()
+    with explained(config):
+        build_runner(config).train()
     return 0
 
 

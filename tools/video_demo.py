@@ -111,28 +111,11 @@ def refuse_to_overwrite(source: str, stem: Path) -> None:
 
 def build(args: argparse.Namespace):
     """(engine, classes) from config and checkpoint."""
-    from vision import zoo
-    from vision.common.mm.launch import read_config
-    from vision.common.nn.checkpoint import load_checkpoint, load_state
-    from vision.registry import MODELS
-    config = read_config(argparse.Namespace(config=args.config, cfg_options=args.cfg_options,
-                                            local_rank=0, launcher='none', work_dir=None))
-    if config.get('model', {}).get('type') not in ('LatticeDetector', 'vision.LatticeDetector'):
-        raise VisionError('VIS-CONFIG-514', f'{args.config} describes no LatticeDetector',
-                          where='model.type', do=f'use a config such as {CONFIG}')
+    from vision.lattice.mm.loading import load_lattice
     # mmdet's own call; the notice says nothing to the person who waits for a video.
     warnings.filterwarnings('ignore', message='torch.meshgrid')
-    model = MODELS.build(config.model)
-    state = load_checkpoint(zoo.resolve(args.checkpoint))
-    load_state(model, state.get('state_dict', state),
-               optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()))
-    try:
-        model.to(args.device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise VisionError('VIS-ENV-515', f'--device {args.device} cannot be used',
-                          where='--device', why=str(error).splitlines()[0],
-                          do='python tools/doctor.py lists the devices; cpu always works'
-                          ) from error
+    model = load_lattice(args.config, args.checkpoint, cfg_options=args.cfg_options,
+                         device=args.device)
     return model.build_engine(), tuple(model.classes)
 
 

@@ -5,6 +5,7 @@ num_classes = 8
 channels = 64
 
 model = dict(
+    _scope_='mmdet',  # the parts that mmdet builds by default are named without a prefix
     type='mmdet.FasterRCNN',
     data_preprocessor=dict(
         type='mmdet.DetDataPreprocessor',

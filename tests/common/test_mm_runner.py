@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -162,3 +163,36 @@ def test_weights_from_an_address_are_refused():
     from mmengine.runner import CheckpointLoader
     with pytest.raises(VisionError, match='VIS-NET-310'):
         CheckpointLoader.load_checkpoint('https://example.org/x.pth')
+
+
+def test_a_full_disk_costs_no_finished_checkpoint(tmp_path, monkeypatch):
+    from vision.common.mm import runner as module
+    save = module.io.save_checkpoint
+
+    def full_after_9(content, path, **manifest):
+        if manifest['iter'] > 9:
+            raise VisionError('VIS-CKPT-301', 'the disk is full')
+        save(content, path, **manifest)
+
+    monkeypatch.setattr(module.io, 'save_checkpoint', full_after_9)
+    straight = train(tmp_path / 'a')  # goes on to its end
+    names = sorted(path.name for path in (tmp_path / 'a').glob('*.pth'))
+    assert names == ['iter_7.pth', 'iter_8.pth', 'iter_9.pth']
+    assert (tmp_path / 'a' / 'last_checkpoint').read_text() == 'iter_9.pth'
+    monkeypatch.setattr(module.io, 'save_checkpoint', save)
+    assert_equal(straight, resumed(tmp_path / 'a'))
+
+
+def test_cut_file_without_manifest_is_passed_over(tmp_path):
+    train(tmp_path / 'a', steps=4)
+    newest = tmp_path / 'a' / 'iter_4.pth'
+    newest.with_suffix('.pth.json').unlink()
+    assert newest_valid(tmp_path / 'a', print) == newest  # killed before its manifest: whole
+    newest.write_bytes(newest.read_bytes()[:-500])
+    assert newest_valid(tmp_path / 'a', print).name == 'iter_3.pth'
+
+
+def test_the_second_run_is_told_who_holds_the_folder(tmp_path):
+    runner = ExactRunner.from_cfg(config(tmp_path / 'a'))
+    with runner._only_run_here(), pytest.raises(VisionError, match=f'process {os.getpid()} on'):
+        ExactRunner.from_cfg(config(tmp_path / 'a', crash=1)).train()

@@ -55,14 +55,11 @@ class Payload:
         return os.mkdir, (self.marker,)
 
 
-class Reach:
-    """Tries to get a callable through an attribute."""
-
-    def __init__(self, marker):
-        self.marker = marker
+class Reach(Payload):
+    """Calls through an importer."""
 
     def __reduce__(self):
-        return getattr, ('harmless', 'upper')
+        return __import__, ('os',)
 
 
 @pytest.mark.parametrize('kind', [Payload, Reach])
@@ -125,3 +122,22 @@ def test_safetensors_are_weights(tmp_path):
     from safetensors.torch import save_file
     save_file(dict(w=torch.arange(3.0)), tmp_path / 'w.safetensors')
     assert io.load_checkpoint(tmp_path / 'w.safetensors')['state_dict']['w'].tolist() == [0, 1, 2]
+
+
+class Attribute:
+    def __reduce__(self):
+        return getattr, ('text', 'upper')
+
+
+def test_getattr_in_a_file_looks_nothing_up(tmp_path):
+    torch.save(dict(state_dict=dict(w=torch.ones(1)), method=Attribute()), tmp_path / 'x.pth')
+    assert io.load_checkpoint(tmp_path / 'x.pth')['method'] is None
+
+
+def test_checkpoints_of_the_stock_runner_are_read(tmp_path):
+    from mmengine.logging import HistoryBuffer
+    buffer = HistoryBuffer()
+    buffer.update(3.0)
+    torch.save(dict(state_dict=dict(w=torch.ones(1)), message_hub=dict(loss=buffer)),
+               tmp_path / 'x.pth')
+    assert io.load_checkpoint(tmp_path / 'x.pth')['state_dict']['w'] == 1

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import torch
@@ -58,3 +59,14 @@ class CrashHook(Hook):
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError('crash')
+
+
+@HOOKS.register_module()
+class SlowHook(Hook):
+    """Steps long enough for a test to send a signal within one."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        time.sleep(self.seconds)

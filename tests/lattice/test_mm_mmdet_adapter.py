@@ -172,18 +172,18 @@ def test_another_architecture_is_refused_with_names(config, detector, tmp_path):
     state['extra.weight'] = state.pop('backbone.conv1.weight')
     state['roi_head.bbox_head.fc_cls.bias'] = torch.zeros(81)
     torch.save(dict(state_dict=state), tmp_path / 'other.pth')
-    message = refusal('VIS-CKPT-807', config, tmp_path / 'other.pth')
-    assert '1 missing: backbone.conv1.weight' in message
-    assert '1 not of this model: extra.weight' in message
-    assert '1 of another shape: roi_head.bbox_head.fc_cls.bias (81,) for (9,)' in message
+    message = refusal('VIS-CKPT-305', config, tmp_path / 'other.pth')
+    assert '1 missing (backbone.conv1.weight)' in message
+    assert '1 unknown (extra.weight)' in message
+    assert 'roi_head.bbox_head.fc_cls.bias (81,) instead of (9,)' in message
 
 
 def test_a_checkpoint_cut_short_is_refused(config, checkpoint, tmp_path):
     content = checkpoint.read_bytes()
     (tmp_path / 'short.pth').write_bytes(content[:len(content) // 2])
-    refusal('VIS-CKPT-806', config, tmp_path / 'short.pth')
+    refusal('VIS-CKPT-303', config, tmp_path / 'short.pth')
     torch.save([torch.zeros(1)], tmp_path / 'list.pth')
-    assert 'holds a list' in refusal('VIS-CKPT-806', config, tmp_path / 'list.pth')
+    assert 'holds a list' in refusal('VIS-CKPT-303', config, tmp_path / 'list.pth')
 
 
 class _Hostile:
@@ -198,7 +198,7 @@ class _Hostile:
                                    lambda what, path: path.write_bytes(pickle.dumps(what))])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(config, tmp_path, write):
     write(dict(state_dict=_Hostile(str(tmp_path / 'mark'))), tmp_path / 'hostile.pth')
-    refusal('VIS-CKPT-806', config, tmp_path / 'hostile.pth')
+    refusal('VIS-CKPT-304', config, tmp_path / 'hostile.pth')
     assert not (tmp_path / 'mark').exists()
 
 

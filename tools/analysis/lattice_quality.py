@@ -17,10 +17,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from vision.common.core.boxes import paired_iou
 from vision.common.core.errors import run_cli
+from vision.common.nn.checkpoint import load_checkpoint
 from vision.lattice.core.cocovid import CocoFrame, load_cocovid
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.mm.networks import TorchNetworks
@@ -50,7 +50,7 @@ def load_networks(checkpoint: str, **options) -> TorchNetworks:
         from safetensors.torch import load_file
         state = load_file(path)
     else:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        state = load_checkpoint(path)
     state = state.get('state_dict', state)
     modules = dict(propagation=PropagationNet(), refinement=RefinementNet())
     for name, module in modules.items():

@@ -39,6 +39,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
+        _scope_='mmdet',
         type='mmdet.CocoDataset',
         data_root=train_root,
         ann_file='annotations/train.json',
@@ -54,6 +55,7 @@ test_dataloader = dict(
     drop_last=False,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        _scope_='mmdet',
         type='mmdet.CocoDataset',
         data_root=data_root,
         ann_file='annotations/val.json',

@@ -2,40 +2,89 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
+import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
 
 from vision.common.core.errors import VisionError
+from vision.common.core.files import atomic_write
+from vision.common.nn.checkpoint import remove_checkpoint
 from vision.common.nn.seeds import seed_everything
 from vision.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CheckpointHook(_CheckpointHook):
-    """MMEngine's hook and options; manifests go when their checkpoints go.
+    """MMEngine's hook and options, but old checkpoints go only once the new one is on the disk.
 
-    Written by ``ExactRunner.save_checkpoint``: whole or not at all, with a manifest beside it.
+    MMEngine's deletes first: killed in between, or on a full disk, it loses finished work, with
+    ``max_keep_ckpts=1`` all of it. Here what is kept is what lies in the folder, so that the
+    folder may be moved. Written by ``ExactRunner.save_checkpoint``, whole or not at all.
     """
 
-    def after_train_epoch(self, runner) -> None:
-        super().after_train_epoch(runner)
-        self._tidy(runner)
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = str(Path(self.out_dir) / name)
+        runner.message_hub.update_info('last_ckpt', name)
+        is_saved = runner.save_checkpoint(
+            self.out_dir, name, save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
+            **self.args)
+        if not is_saved:  # another rank than the first, or a full disk, which is in the log
+            return
+        try:  # a name, not a path of this machine; only people read it
+            with atomic_write(Path(runner.work_dir) / 'last_checkpoint', 'w') as file:
+                file.write(name)
+        except OSError as error:
+            runner.logger.warning(f'last_checkpoint was not written: {error}')
+        if self.max_keep_ckpts > 0:
+            self._remove_before(step)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
-            self._tidy(runner)
+    def _remove_before(self, step: int) -> None:
+        """Keep ``max_keep_ckpts`` up to this step; later ones are of a run we resumed within."""
+        pattern = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'(\d+)'))
+        folder = Path(self.out_dir)
+        numbers = sorted((int(match[1]) for path in folder.iterdir()
+                          if (match := pattern.fullmatch(path.name))), reverse=True)
+        earlier = [number for number in numbers if number < step]
+        for number in earlier[self.max_keep_ckpts - 1:]:
+            remove_checkpoint(folder / self.filename_tmpl.format(number))
+        for path in folder.glob('interrupted_iter_*.pth'):  # what was just saved is further
+            remove_checkpoint(path)
 
-    def _tidy(self, runner) -> None:
-        for manifest in Path(self.out_dir).glob('*.pth.json'):
-            if not manifest.with_suffix('').exists():
-                manifest.unlink(missing_ok=True)
-        pointer = Path(runner.work_dir) / 'last_checkpoint'
-        if pointer.exists():  # a name, not a path of this machine: the folder may be moved
-            pointer.write_text(Path(pointer.read_text()).name)
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        """As MMEngine's, but the best so far is removed after the better one is there."""
+        if not self.save_best:
+            return
+        before = self._best_names()
+        for key in before:
+            self._set_best(key, None)
+        super()._save_best_checkpoint(runner, metrics)
+        after = self._best_names()
+        for key, name in before.items():
+            if not after.get(key):
+                self._set_best(key, name)
+            elif name != after[key] and runner.rank == 0:
+                if (Path(self.out_dir) / after[key]).exists():
+                    remove_checkpoint(Path(self.out_dir) / name)
+
+    def _best_names(self) -> dict[str, str]:
+        """File name of the best checkpoint so far, by metric ('' where there is one metric)."""
+        paths = dict(getattr(self, 'best_ckpt_path_dict', {}))
+        paths[''] = getattr(self, 'best_ckpt_path', None)
+        return {key: Path(path).name for key, path in paths.items() if path}
+
+    def _set_best(self, key: str, name: str | None) -> None:
+        path = name and str(Path(self.out_dir) / name)
+        if key:
+            self.best_ckpt_path_dict[key] = path
+        else:
+            self.best_ckpt_path = path
 
 
 @HOOKS.register_module()
@@ -111,6 +160,11 @@ class SignalHook(Hook):
         self.received = number
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if get_world_size() > 1:
+            # All ranks stop after the same step: one that left alone would hang the others.
+            flag = torch.tensor(self.received)
+            all_reduce(flag, 'max')
+            self.received = int(flag)
         if self.received:
             name = f'interrupted_iter_{runner.iter + 1}.pth'
             runner.save_checkpoint(runner.work_dir, name, by_epoch=False)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import inspect
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,9 @@ from vision import registry
 from vision.common.core.config_keys import check_options, check_top_level
 from vision.common.core.errors import VisionError
 from vision.registry import RUNNERS
+
+_UNKNOWN_ARGUMENT = re.compile(
+    r"(?P<owner>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,3 +86,28 @@ def build_runner(config: Config) -> Runner:
         raise VisionError('VIS-CONFIG-315', f'no runner is called {name!r}', where='runner_type',
                           do='use ExactRunner')
     return runner.from_cfg(config)
+
+
+@contextmanager
+def explained(config: Config) -> Iterator[None]:
+    """Turn the TypeError of a class that does not know an argument into one clear error.
+
+    Raises:
+        VisionError: VIS-CONFIG-317, with the argument names that the class has.
+    """
+    try:
+        yield
+    except TypeError as error:
+        found = _UNKNOWN_ARGUMENT.search(str(error))
+        if not found:
+            raise
+        owner, name = found['owner'], found['name']
+        near = ''
+        if (cls := find_class(owner)) is not None:
+            known = [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
+            close = difflib.get_close_matches(name, known, n=3)
+            near = f'did you mean {" or ".join(close)}?' if close else \
+                f'it takes: {", ".join(known)}'
+        raise VisionError('VIS-CONFIG-317', f'{owner} has no argument {name!r}',
+                          where=str(config.filename or 'config'), why=str(error),
+                          do=near or f'remove {name!r}') from error

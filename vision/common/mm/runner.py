@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,11 +104,16 @@ class ExactRunner(Runner):
         if self.rank != 0:
             return open('/dev/null')
         lock = FileLock(Path(self.work_dir) / '.lock', timeout=0)
+        owner = Path(self.work_dir) / '.lock.owner'
         try:
-            return lock.acquire()
+            proxy = lock.acquire()
+            owner.write_text(f'process {os.getpid()} on {socket.gethostname()}')
+            return proxy
         except Timeout as error:
+            holder = owner.read_text() if owner.exists() else 'a process that did not sign'
             raise VisionError('VIS-RUN-307', 'another run is writing into this work_dir',
-                              where=self.work_dir, why='two runs would overwrite each other',
+                              where=f'{self.work_dir}, held by {holder}',
+                              why='two runs would overwrite each other',
                               do='wait for it or end it, or give another --work-dir') from error
 
     def load_or_resume(self) -> None:
@@ -170,8 +178,8 @@ class ExactRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
                         save_optimizer: bool = True, save_param_scheduler: bool = True,
                         meta: dict | None = None, by_epoch: bool = True,
-                        backend_args: dict | None = None) -> None:
-        """Write a checkpoint that holds tensors and plain values only.
+                        backend_args: dict | None = None) -> bool:
+        """Write a checkpoint that holds tensors and plain values only; True when it is there.
 
         A full disk is an error in the log, not the end of the run: the next interval tries again.
         """
@@ -194,6 +202,8 @@ class ExactRunner(Runner):
             io.save_checkpoint(content, Path(out_dir) / filename, **position)
         except VisionError as error:
             self.logger.error(f'{error.render()}\nThe run goes on and tries again later.')
+            return False
+        return True
 
 
 def newest_valid(work_dir: Path, warn: Callable[[str], None]) -> Path | None:
@@ -202,16 +212,27 @@ def newest_valid(work_dir: Path, warn: Callable[[str], None]) -> Path | None:
         try:
             position = json.loads(io.manifest_path(path).read_text())['iter']
         except (OSError, ValueError, KeyError, TypeError):
-            position = -1
+            named = re.search(r'iter_(\d+)', path.name)  # a whole file, killed before its manifest
+            position = int(named[1]) if named else -1
         return position, path.stat().st_mtime
 
     candidates = [path for path in work_dir.glob('*.pth') if not path.name.startswith('best_')]
     for path in sorted(candidates, key=iteration, reverse=True):
         fault = io.damage(path)
+        if not fault and not io.manifest_path(path).exists():
+            fault = _unreadable(path)  # nothing to compare with: only reading it tells
         if not fault:
             return path
         warn(f'{path.name} is passed over: {fault}')
     return None
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        io.load_checkpoint(path)
+    except VisionError as error:
+        return error.why
+    return ''
 
 
 def _read_safely_everywhere() -> None:

@@ -19,15 +19,21 @@ from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write, sha256_of
 
 NUM_NAMES = 5  # names printed of what does not fit
+
+
+def no_attribute(*_: Any) -> None:
+    """Stands for ``getattr`` in MMEngine's own checkpoints, whose log buffers name methods of
+    theirs. Looks nothing up: an attribute is how a hostile file would reach other functions."""
+
+
 # What checkpoints of others hold besides tensors and plain values: numpy arrays and scalars.
-# Never a callable that could reach others (no getattr, no partial).
-ALLOWED = [np.ndarray, np.dtype, np.core.multiarray._reconstruct, np.core.multiarray.scalar] \
-    if not hasattr(np, '_core') else [
-        np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
-        (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar')]
-ALLOWED += [getattr(np.dtypes, name) for name in
-            ('Float32DType', 'Float64DType', 'Int32DType', 'Int64DType', 'BoolDType')]
+ALLOWED = [
+    np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
+    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    (no_attribute, 'builtins.getattr'), (no_attribute, '__builtin__.getattr'),
+    *(getattr(np.dtypes, name) for name in
+      ('Float32DType', 'Float64DType', 'Int32DType', 'Int64DType', 'BoolDType'))]
 
 
 def manifest_path(path: Path) -> Path:
@@ -90,7 +96,17 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
         raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
                           why=_first_line(error) or type(error).__name__,
                           do='use an earlier checkpoint, or fetch the file again') from error
+    if not isinstance(content, dict):
+        raise VisionError('VIS-CKPT-303', f'{path.name} is no checkpoint', where=str(path),
+                          why=f'it holds a {type(content).__name__}, not a dict of tensors',
+                          do='save model.state_dict()')
     return content if 'state_dict' in content else dict(state_dict=content)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint and its manifest; the manifest last, it says nothing alone."""
+    path.unlink(missing_ok=True)
+    manifest_path(path).unlink(missing_ok=True)
 
 
 def damage(path: Path) -> str:

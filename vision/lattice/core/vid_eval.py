@@ -91,6 +91,7 @@ class VideoEvaluation:
         self.motion = motion_iou(self.table)
         # Best score first; of equal scores the earlier frame comes first, as in pycocotools.
         self.order = np.argsort(-self.table.det_score, kind='stable')
+        self._cache: dict[tuple[int, str | None], list] = {}
 
     def mean_ap(self, thresholds: np.ndarray | float = 0.5, *, speed: str | None = None,
                 video_weights: np.ndarray | None = None) -> float:
@@ -109,13 +110,13 @@ class VideoEvaluation:
             video_weights: (V,) how often each video counts (bootstrap).
         """
         table = self.table
-        in_range = self._in_range(speed)
         weights = np.ones(table.num_videos) if video_weights is None else video_weights
-        gt_weight = weights[table.video[table.gt_frame]] * in_range
+        gt_weight = weights[table.video[table.gt_frame]] * self._in_range(speed)
         num_truths = np.bincount(table.gt_label, gt_weight, table.num_classes)
-        det_weight = weights[table.video[table.det_frame]]
-        rows = [self._ap_at(self.found[:, t], in_range, det_weight, num_truths, speed)
-                for t in self._columns(thresholds)]
+        rows = []
+        for t in self._columns(thresholds):
+            rows.append([self._ap(right * weights[video], wrong * weights[video], num_truths[c])
+                         for c, (right, wrong, video) in enumerate(self._verdicts(t, speed))])
         return np.array(rows).reshape(-1, table.num_classes)
 
     def _columns(self, thresholds: np.ndarray | float) -> list[int]:
@@ -128,18 +129,21 @@ class VideoEvaluation:
         low, high = SPEEDS[speed]
         return (self.motion >= low) & (self.motion <= high)
 
-    def _ap_at(self, found: np.ndarray, in_range: np.ndarray, det_weight: np.ndarray,
-               num_truths: np.ndarray, speed: str | None) -> np.ndarray:
-        is_match = found >= 0
-        right = np.zeros(len(found))
-        right[is_match] = in_range[found[is_match]]
-        wrong = (found == UNMATCHED).astype(float)
-        if speed is not None:
-            wrong *= self._wrong_shares(speed, in_range)
-        right, wrong = (right * det_weight)[self.order], (wrong * det_weight)[self.order]
-        label = self.table.det_label[self.order]
-        return np.array([self._ap(right[label == c], wrong[label == c], num_truths[c])
-                         for c in range(self.table.num_classes)])
+    def _verdicts(self, column: int, speed: str | None) -> list[tuple[np.ndarray, ...]]:
+        """Of each class: right (D,), wrong (D,), video (D,) of its detections, best first."""
+        key = (column, speed)
+        if key not in self._cache:
+            found, in_range = self.found[:, column], self._in_range(speed)
+            is_match = found >= 0
+            right = np.zeros(len(found))
+            right[is_match] = in_range[found[is_match]]
+            wrong = (found == UNMATCHED).astype(float)
+            if speed is not None:
+                wrong *= self._wrong_shares(in_range)
+            video, label = self.table.video[self.table.det_frame], self.table.det_label
+            rows = [self.order[label[self.order] == c] for c in range(self.table.num_classes)]
+            self._cache[key] = [(right[row], wrong[row], video[row]) for row in rows]
+        return self._cache[key]
 
     def _ap(self, right: np.ndarray, wrong: np.ndarray, num_truths: float) -> float:
         if num_truths <= 0:
@@ -153,7 +157,7 @@ class VideoEvaluation:
             return float(np.append(envelope, 0.0)[index].mean())
         return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
-    def _wrong_shares(self, speed: str, in_range: np.ndarray) -> np.ndarray:
+    def _wrong_shares(self, in_range: np.ndarray) -> np.ndarray:
         """How wrong an unmatched detection is in a speed class, (D,) in [0, 1] (FGFA's code).
 
         1 when the ground truth of its frame that it overlaps most is of this class, 0 when that

@@ -9,11 +9,9 @@ kept as it is, built once, without its annotation transforms.
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,10 +22,11 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import load_checkpoint, load_state
 from vision.lattice.core.structures import FrameBoxes
 from vision.registry import MODELS
 
-# Names printed of a state dict that does not fit; all of them would fill the screen.
+# Class names printed in an error; all of them would fill the screen.
 NUM_NAMES = 4
 
 
@@ -48,7 +47,8 @@ class MMDetDetector(nn.Module):
     Attributes:
         classes: class names in label order.
     Raises:
-        VisionError: VIS-CONFIG-801..804 about the config, VIS-CKPT-805..807 about the checkpoint.
+        VisionError: VIS-CONFIG-801..804 about the config, VIS-CKPT-805..806 about the checkpoint,
+            and what loading it raises (``vision.common.nn.checkpoint``).
     """
 
     def __init__(self, config: str | PathLike | Config, checkpoint: str | PathLike | None = None,
@@ -155,44 +155,16 @@ def _find(config: Config, key: str):
 def _load_weights(model: nn.Module, checkpoint: str | PathLike) -> tuple[str, ...]:
     """Load exactly the model's tensors; the class names that the file carries, if any."""
     from vision.zoo import resolve
-    path = resolve(str(checkpoint))
-    content = _read_tensors(path)
-    state = content.get('state_dict', content)
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [f'{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}'
-              for name in own.keys() & state.keys() if state[name].shape != own[name].shape]
-    faults = [f'{len(names)} {title}: {", ".join(names[:NUM_NAMES])}'
-              + (', ...' if len(names) > NUM_NAMES else '')
-              for title, names in (('missing', missing), ('not of this model', unexpected),
-                                   ('of another shape', sorted(shapes))) if names]
-    if faults:
-        raise VisionError('VIS-CKPT-807', 'the checkpoint belongs to another architecture',
-                          where=str(path), why='; '.join(faults),
-                          do='use the config that this checkpoint was trained with')
-    model.load_state_dict(state)
+    path = resolve(checkpoint)
+    if path.suffix == '.onnx':
+        raise VisionError('VIS-CKPT-806', f'{path.name} is an ONNX file, not a checkpoint',
+                          where=str(path), why='mmdet loads its own tensors',
+                          do='convert it: python tools/model_converters/yolox_onnx.py '
+                          f'{checkpoint} work_dirs/yolox_nano.pth')
+    content = load_checkpoint(path)
+    load_state(model, content['state_dict'], where=str(path))
     meta = content.get('meta', {}).get('dataset_meta', {})
     return tuple(meta.get('classes', meta.get('CLASSES', ())))
-
-
-def _read_tensors(path: Path) -> dict:
-    """The checkpoint's content, read so that nothing in the file can run."""
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        return load_file(path)
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise VisionError('VIS-CKPT-806', 'the checkpoint cannot be read safely', where=str(path),
-                          why=f'cut short, or it holds objects besides tensors and plain values: '
-                              f'{str(error).splitlines()[0]}',
-                          do='fetch it again, or write its state_dict alone into a new file on '
-                             'a machine where its origin is trusted') from error
-    if not isinstance(content, dict):
-        raise VisionError('VIS-CKPT-806', 'the checkpoint is not a dict of tensors',
-                          where=str(path), why=f'it holds a {type(content).__name__}',
-                          do='save model.state_dict()')
-    return content
 
 
 def _class_names(config: Config, saved: tuple[str, ...], model: nn.Module) -> tuple[str, ...]:

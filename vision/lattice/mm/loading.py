@@ -1,0 +1,42 @@
+"""A trained lattice from a config file and a checkpoint, as the tools use it."""
+
+from __future__ import annotations
+
+import argparse
+
+from vision import zoo
+from vision.common.core.errors import VisionError
+from vision.common.mm.launch import read_config
+from vision.common.nn.checkpoint import load_checkpoint, load_state
+from vision.lattice.mm.detector import LatticeDetector
+from vision.registry import MODELS
+
+
+def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = None,
+                 device: str = 'cpu') -> LatticeDetector:
+    """The model in evaluation mode.
+
+    Args:
+        config: path of a config whose model is a ``LatticeDetector``.
+        checkpoint: weights of propagation and refinement: .pth, .safetensors or zoo:NAME. The
+            detector's own weights are those that the config names.
+        cfg_options: dotted key -> value, as ``--cfg-options`` gives it.
+    Raises:
+        VisionError: VIS-CONFIG-514 another model, VIS-ENV-515 device, and what reading config and weights raises.
+    """
+    content = read_config(argparse.Namespace(config=config, cfg_options=cfg_options, local_rank=0,
+                                             launcher='none', work_dir=None))
+    if content.get('model', {}).get('type') not in ('LatticeDetector', 'vision.LatticeDetector'):
+        raise VisionError('VIS-CONFIG-514', f'{config} describes no LatticeDetector',
+                          where='model.type', do='use one of configs/lattice/')
+    model = MODELS.build(content.model)
+    path = zoo.resolve(checkpoint)
+    load_state(model, load_checkpoint(path)['state_dict'], where=str(path),
+               optional_prefixes=model.checkpoint_optional_prefixes)
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
+        raise VisionError('VIS-ENV-515', f'the device {device} cannot be used', where='--device',
+                          why=str(error).splitlines()[0],
+                          do='python tools/doctor.py lists the devices; cpu always works'
+                          ) from error
