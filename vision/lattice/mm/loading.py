@@ -22,7 +22,8 @@ def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = Non
             detector's own weights are those that the config names.
         cfg_options: dotted key -> value, as ``--cfg-options`` gives it.
     Raises:
-        VisionError: VIS-CONFIG-514 another model, VIS-ENV-515 device, and what reading config and weights raises.
+        VisionError: VIS-CONFIG-514 another model, VIS-ENV-515 device, and what reading config
+            and weights raises.
     """
     content = read_config(argparse.Namespace(config=config, cfg_options=cfg_options, local_rank=0,
                                              launcher='none', work_dir=None))
