@@ -1,6 +1,6 @@
 """The main job from nothing to a video, on data that it generates: make demo.
 
-Six steps, each one a command that you could run yourself (it is printed): generate MovingSprites,
+Seven steps, each one a command that you could run yourself (it is printed): generate video,
 train a small detector, train the lattice over it, measure both against their rivals, draw the
 curve, render a video. About 12 minutes on two cores. What is done is kept: run again to go on
 after an interruption, or with --fresh to start over.
@@ -21,8 +21,9 @@ from rich.console import Console
 from vision.common.core.errors import VisionError, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
-DETECTOR = 'configs/demo/detector.py'
+OUT = Path('demo_out')  # the configs of configs/demo name it too
 LATTICE = 'configs/demo/lattice.py'
+VIDEO = 'val_0000'
 
 
 @dataclass(frozen=True)
@@ -36,51 +37,51 @@ class Step:
     product: Path
 
 
-def steps(out: Path) -> list[Step]:
-    data, detector, lattice = out / 'moving_sprites', out / 'detector', out / 'lattice'
-    rows, annotations = out / 'baselines.json', data / 'annotations' / 'val.json'
-    detector_weights, lattice_weights = detector / 'last.pth', lattice / 'last.pth'
+def steps() -> list[Step]:
+    data, short = OUT / 'moving_sprites', OUT / 'moving_sprites_short'
+    rows, annotations = OUT / 'baselines.json', data / 'annotations' / 'val.json'
+    detector, lattice = OUT / 'detector' / 'iter_650.pth', OUT / 'lattice' / 'iter_300.pth'
+    prepare = 'datasets/moving_sprites/prepare.py'
     return [
-        Step('generate video', 0.5,
-             ('datasets/moving_sprites/prepare.py', '--out', f'{data}', '--num-train', '40',
-              '--num-val', '6'), annotations),
+        Step('generate video', 0.4, (prepare, '--out', f'{data}', '--num-val', '6'), annotations),
+        Step('generate short videos: many sprites for the detector', 0.4,
+             (prepare, '--out', f'{short}', '--num-train', '600', '--num-val', '1',
+              '--num-frames', '8'), short / 'annotations' / 'train.json'),
         Step('train the detector', 5,
-             ('tools/train.py', DETECTOR, '--work-dir', f'{detector}'), detector_weights),
+             ('tools/train.py', 'configs/demo/detector.py', '--work-dir', f'{detector.parent}',
+              '--resume'), detector),
         Step('train propagation and refinement', 3,
-             ('tools/train.py', LATTICE, '--work-dir', f'{lattice}'), lattice_weights),
+             ('tools/train.py', LATTICE, '--work-dir', f'{lattice.parent}', '--resume'), lattice),
         Step('measure against detection on every frame and linear interpolation', 2,
              ('tools/benchmarks/lattice_baseline.py', '--ann', f'{annotations}', '--images',
-              f'{data / "val"}', '--config', LATTICE, '--checkpoint', f'{lattice_weights}',
+              f'{data / "val"}', '--config', LATTICE, '--checkpoint', f'{lattice}',
               '--gaps', '1,4,8,16', '--json', f'{rows}'), rows),
         Step('draw the curve', 0.1,
-             ('tools/analysis/plot_lattice.py', f'{rows}', '--out', f'{out / "curve.png"}'),
-             out / 'curve.png'),
+             ('tools/analysis/plot_lattice.py', f'{rows}', '--out', f'{OUT / "curve.png"}'),
+             OUT / 'curve.png'),
         Step('render a video', 0.3,
-             ('tools/video_demo.py', f'{data / "val" / "val_0000"}', '--config', LATTICE,
-              '--checkpoint', f'{lattice_weights}', '--out-dir', f'{out / "video"}'),
-             out / 'video' / 'val_0000.mp4'),
+             ('tools/video_demo.py', f'{data / "val" / VIDEO}', '--config', LATTICE,
+              '--checkpoint', f'{lattice}', '--out-dir', f'{OUT / "video"}'),
+             OUT / 'video' / f'{VIDEO}.mp4'),
     ]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('demo_out'), help='folder of everything '
-                        'that is made (default: %(default)s)')
-    parser.add_argument('--fresh', action='store_true', help='remove the folder first')
-    args = parser.parse_args(argv)
-    if args.fresh and args.out.exists():
-        shutil.rmtree(args.out)
+    parser.add_argument('--fresh', action='store_true', help=f'remove {OUT}/ first')
+    if parser.parse_args(argv).fresh and OUT.exists():
+        shutil.rmtree(OUT)
     console, start = Console(), time.monotonic()
-    todo = steps(args.out)
+    todo = steps()
     console.print(f'[bold]{len(todo)} steps, about {sum(s.minutes for s in todo):.0f} minutes on '
-                  f'two cores; everything goes to {args.out}/')
+                  f'two cores; everything goes to {OUT}/')
     for number, step in enumerate(todo, 1):
         console.rule(f'[bold]{number}/{len(todo)} {step.title}')
         run(step, console)
     console.rule(f'[bold]done in {(time.monotonic() - start) / 60:.1f} minutes')
-    for name, path in (('video', todo[5].product), ('table', todo[3].product.with_suffix('.md')),
-                       ('curve', todo[4].product)):
+    for name, path in (('video', todo[-1].product), ('curve', todo[-2].product),
+                       ('table', todo[-3].product.with_suffix('.md'))):
         console.print(f'{name}: {path}', soft_wrap=True)
     return 0
 

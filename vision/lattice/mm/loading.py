@@ -22,8 +22,8 @@ def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = Non
             detector's own weights are those that the config names.
         cfg_options: dotted key -> value, as ``--cfg-options`` gives it.
     Raises:
-        VisionError: VIS-CONFIG-514 another model, VIS-ENV-515 device, and what reading config
-            and weights raises.
+        VisionError: VIS-CONFIG-514 another model, VIS-ENV-515 no such device, and what reading
+            config and weights raises.
     """
     content = read_config(argparse.Namespace(config=config, cfg_options=cfg_options, local_rank=0,
                                              launcher='none', work_dir=None))
@@ -36,7 +36,7 @@ def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = Non
                optional_prefixes=model.checkpoint_optional_prefixes)
     try:
         return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
+    except (RuntimeError, AssertionError) as error:
         raise VisionError('VIS-ENV-515', f'the device {device} cannot be used', where='--device',
                           why=str(error).splitlines()[0],
                           do='python tools/doctor.py lists the devices; cpu always works'
