@@ -13,7 +13,7 @@ model = dict(
     detector=dict(
         type='MMDetDetector',
         config='configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py',
-        checkpoint='work_dirs/faster-rcnn_r18-tiny_moving-sprites/detector.pth'),
+        checkpoint='work_dirs/faster-rcnn_r18-tiny_moving-sprites/iter_2600.pth'),
     keyframes=dict(type='UniformKeyframes', gap_frames=8),
     num_stages=2,
     merge='agree')

@@ -63,7 +63,7 @@ def assert_equal(a, b):
 def test_resumed_at_any_step_ends_with_the_same_weights(tmp_path, loop, endless, workers):
     options = dict(loop=loop, endless=endless, workers=workers)
     straight = train(tmp_path / 'straight', **options)
-    for crash in ((1, 8, 9, 16) if workers == 0 else (5, 12)):
+    for crash in ((1, 8, 9, 16) if workers == 0 else (9,)):
         work_dir = tmp_path / f'crash{crash}'
         with pytest.raises(RuntimeError, match='crash'):
             train(work_dir, crash=crash, **options)
