@@ -1,0 +1,63 @@
+"""The benchmark from annotation to JSON, on a generated video and random weights."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope='module')
+def outcome(tmp_path_factory, repository):
+    folder = tmp_path_factory.mktemp('baseline')
+    subprocess.run([sys.executable, 'datasets/moving_sprites/prepare.py', '--out',
+                    str(folder / 'sprites'), '--num-train', '1', '--num-val', '2',
+                    '--num-frames', '14'], cwd=repository, check=True, capture_output=True)
+    (folder / 'config.py').write_text(
+        "model = dict(type='LatticeDetector', detector=dict(type='MMDetDetector', config="
+        f"'{repository}/configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py', "
+        'allow_random=True))\n')
+    from vision.registry import MODELS
+    model = MODELS.build(dict(type='LatticeDetector', detector=dict(type='none')))
+    torch.save(dict(state_dict=model.state_dict()), folder / 'pru.pth')
+    tool = repository / 'tools' / 'benchmarks' / 'lattice_baseline.py'
+    spec = importlib.util.spec_from_file_location('lattice_baseline', tool)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['lattice_baseline'] = module
+    spec.loader.exec_module(module)
+    assert module.main([
+        '--ann', str(folder / 'sprites/annotations/val.json'), '--images',
+        str(folder / 'sprites/val'), '--config', str(folder / 'config.py'), '--checkpoint',
+        str(folder / 'pru.pth'), '--json', str(folder / 'rows.json'), '--gaps', '1,4',
+        '--adaptive', '0.5', '--full-frames', '6']) == 0
+    return folder
+
+
+def test_rows_have_every_field(outcome):
+    content = json.loads((outcome / 'rows.json').read_text())
+    assert [row['method'] for row in content['rows']] == ['detect', 'linear', 'lattice',
+                                                          'adaptive']
+    for row in content['rows']:
+        assert {'dataset', 'method', 'setting', 'protocol', 'map50', 'map5095', 'map50_slow',
+                'map50_medium', 'map50_fast', 'ms_per_frame', 'fps_end_to_end', 'keyframe_rate',
+                'frames'} <= row.keys()
+        assert row['frames'] == 28 and row['ms_per_frame'] > 0
+    rates = [row['keyframe_rate'] for row in content['rows']]
+    assert rates[0] == 1 and rates[1] == rates[2] == pytest.approx(10 / 28, abs=1e-3)
+    assert content['judged_classes'] and content['commit'] is not None
+    assert {entry['speed'] for entry in content['lattice_minus_linear']} == {'all', 'medium_fast'}
+
+
+def test_table_is_beside_the_rows(outcome):
+    lines = (outcome / 'rows.md').read_text().splitlines()
+    assert len(lines) == 2 + 4 and lines[2].startswith('| detect | t1-s0 |')
+
+
+def test_the_curve_is_a_picture(outcome, repository):
+    subprocess.run([sys.executable, 'tools/analysis/plot_lattice.py', str(outcome / 'rows.json'),
+                    '--out', str(outcome / 'curve.png')], cwd=repository, check=True,
+                   capture_output=True)
+    import cv2
+    assert cv2.imread(str(outcome / 'curve.png')).shape[1] > 600
