@@ -31,14 +31,14 @@ def outcome(tmp_path_factory, repository):
         '--ann', str(folder / 'sprites/annotations/val.json'), '--images',
         str(folder / 'sprites/val'), '--config', str(folder / 'config.py'), '--checkpoint',
         str(folder / 'pru.pth'), '--json', str(folder / 'rows.json'), '--gaps', '1,4',
-        '--adaptive', '0.5', '--full-frames', '6']) == 0
+        '--adaptive', '0.5', '--oracle', '--full-frames', '6']) == 0
     return folder
 
 
 def test_rows_have_every_field(outcome):
     content = json.loads((outcome / 'rows.json').read_text())
     assert [row['method'] for row in content['rows']] == ['detect', 'linear', 'lattice',
-                                                          'adaptive']
+                                                          'oracle', 'adaptive']
     for row in content['rows']:
         assert {'dataset', 'method', 'setting', 'protocol', 'map50', 'map5095', 'map50_slow',
                 'map50_medium', 'map50_fast', 'ms_per_frame', 'fps_end_to_end', 'keyframe_rate',
@@ -52,7 +52,7 @@ def test_rows_have_every_field(outcome):
 
 def test_table_is_beside_the_rows(outcome):
     lines = (outcome / 'rows.md').read_text().splitlines()
-    assert len(lines) == 2 + 4 and lines[2].startswith('| detect | t1-s0 |')
+    assert len(lines) == 2 + 5 and lines[2].startswith('| detect | t1-s0 |')
 
 
 def test_the_curve_is_a_picture(outcome, repository):
@@ -61,3 +61,21 @@ def test_the_curve_is_a_picture(outcome, repository):
                    capture_output=True)
     import cv2
     assert cv2.imread(str(outcome / 'curve.png')).shape[1] > 600
+
+
+def test_the_upper_bound_puts_boxes_on_their_objects(outcome):
+    import numpy as np
+
+    from vision.lattice.core.cocovid import load_cocovid
+    from vision.lattice.core.structures import FrameBoxes, FrameResult
+    tool = sys.modules['lattice_baseline']
+    frames = load_cocovid(outcome / 'sprites/annotations/val.json').videos[0].frames[:5]
+    truth = frames[0]
+    start = FrameBoxes(truth.boxes_xyxy, np.full(len(truth.labels), 0.7), truth.labels,
+                       np.arange(1, len(truth.labels) + 1))
+    results = [FrameResult(t, start, 'detected', is_keyframe=t in (0, 4)) for t in range(5)]
+    moved = tool.true_positions(results, frames)[2].boxes
+    there = {int(i): box for i, box in zip(frames[2].instance_ids, frames[2].boxes_xyxy,
+                                           strict=True)}
+    expected = [there[int(i)] for i in truth.instance_ids if int(i) in there]
+    assert len(expected) and np.array_equal(moved.boxes_xyxy, expected)

@@ -5,7 +5,7 @@ lattice. All of them are the same engine over the same detections, which are com
 frame (batch 1) and replayed, so that only the method differs. No rescoring, unless asked for.
 
 Milliseconds per frame are composed: the engine without the detector, measured while replaying,
-plus keyframes x the mean time of a detection. Some rows are also run in full; where that differs
+plus keyframes x the median time of a detection. Some rows are also run in full; where that differs
 by more than a tenth, the full measurement is what is printed (column timing). Decoding apart.
 
   python tools/benchmarks/lattice_baseline.py --ann data/moving_sprites/annotations/val.json \\
@@ -17,6 +17,8 @@ by more than a tenth, the full measurement is what is printed (column timing). D
 from __future__ import annotations
 
 import argparse
+import bisect
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -28,13 +30,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 from vision.lattice.core.class_names import ClassNames, join_classes
-from vision.lattice.core.cocovid import CocoVideo, load_cocovid
+from vision.lattice.core.cocovid import CocoFrame, CocoVideo, load_cocovid
 from vision.lattice.core.rescoring import rescore_tubes
-from vision.lattice.core.structures import FrameBoxes
+from vision.lattice.core.structures import FrameBoxes, FrameResult
 from vision.lattice.core.vid_eval import (
     IOU_THRESHOLDS,
     PROTOCOLS,
@@ -118,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--stages', type=int, default=2, help='stages of the lattice (default: %(default)s)')
     add('--adaptive', type=float, metavar='THRESHOLD', help='also adaptive keyframes over the '
         'first grid of each gap above 1, with this easiness threshold')
+    add('--oracle', action='store_true', help='also the upper bound of any propagation: '
+        'interpolated boxes put on their objects')
     add('--protocol', choices=PROTOCOLS, default='ilsvrc', help='(default: %(default)s)')
     add('--rescoring', choices=('none', 'average'), default='none',
         help='of tubes, on every method alike (default: none)')
@@ -164,6 +169,8 @@ def choose_settings(args: argparse.Namespace) -> Iterator[Setting]:
             continue
         yield Setting('linear', gap, 0)
         yield Setting('lattice', gap, args.stages)
+        if args.oracle:
+            yield Setting('oracle', gap, 0)
         if args.adaptive is not None:
             yield Setting('adaptive', gap, args.stages, args.adaptive)
 
@@ -187,6 +194,8 @@ def run_video(video: CocoVideo, number: int, args: argparse.Namespace, model, cl
         results, seconds, num_keyframes = run_engine(model, setting, replay, images)
         outcome.engine_seconds += seconds
         outcome.num_keyframes += num_keyframes
+        if setting.method == 'oracle':
+            results = true_positions(results, frames)
         if args.rescoring == 'average':
             results = rescore_tubes(results)
         outcome.boxes += [classes.of_detections(result.boxes)
@@ -195,6 +204,46 @@ def run_video(video: CocoVideo, number: int, args: argparse.Namespace, model, cl
         if number == 0 and args.full_frames:
             check_time(model, setting, replay, images[:args.full_frames], outcome)
         advance(len(images))
+
+
+def true_positions(results: list[FrameResult], frames: list[CocoFrame]) -> list[FrameResult]:
+    """What perfect propagation and refinement would give from the same keyframes.
+
+    Between two keyframes, every box of a track that lay on an object (IoU above 0.5) at either
+    of them is put on that object, or dropped where the object is not there; class and score stay
+    those of the keyframes. A box whose track lay on nothing stays.
+    """
+    keyframes = [result.frame_id for result in results if result.is_keyframe]
+    objects = {result.frame_id: tracked_objects(result.boxes, frames[result.frame_id])
+               for result in results if result.is_keyframe}
+    moved = []
+    for result in results:
+        if not result.is_keyframe:
+            right = bisect.bisect(keyframes, result.frame_id)
+            known = objects[keyframes[right]] | objects[keyframes[right - 1]]
+            result = dataclasses.replace(result, boxes=put_on_objects(
+                result.boxes, known, frames[result.frame_id]))
+        moved.append(result)
+    return moved
+
+
+def tracked_objects(boxes: FrameBoxes, frame: CocoFrame) -> dict[int, int]:
+    """Track id -> instance id of the object on which its box lies."""
+    if not len(boxes) or not len(frame.instance_ids):
+        return {}
+    iou = iou_matrix(boxes.boxes_xyxy, frame.boxes_xyxy)
+    return {int(track): int(frame.instance_ids[row.argmax()])
+            for track, row in zip(boxes.track_ids, iou, strict=True) if row.max() > 0.5}
+
+
+def put_on_objects(boxes: FrameBoxes, known: dict[int, int], frame: CocoFrame) -> FrameBoxes:
+    place = {int(i): box for i, box in zip(frame.instance_ids, frame.boxes_xyxy, strict=True)}
+    moved, is_there = boxes.boxes_xyxy.copy(), np.ones(len(boxes), bool)
+    for row, track in enumerate(boxes.track_ids.tolist()):
+        if track in known:
+            is_there[row] = known[track] in place
+            moved[row] = place.get(known[track], moved[row])
+    return boxes.replace(boxes_xyxy=moved).select(is_there)
 
 
 def run_engine(model, setting: Setting, replay: Replay,
