@@ -28,7 +28,7 @@ class Side:
     """Boxes that one direction of propagation put on the middle frame.
 
     Shapes: boxes_xyxy (R, 4) float64; visibility (R,) float64 in [0, 1]; is_known (R,) bool,
-        False where nothing was propagated.
+        False where nothing was propagated: visibility is 0 there, the box means nothing.
     """
 
     boxes_xyxy: np.ndarray
@@ -43,8 +43,9 @@ class Side:
         """Rows by index (R,); -1 gives a row where nothing is known."""
         if not len(self.is_known):
             return Side.empty(len(index))
-        return Side(self.boxes_xyxy[index], self.visibility[index],
-                    self.is_known[index] & (index >= 0))
+        is_known = self.is_known[index] & (index >= 0)
+        return Side(self.boxes_xyxy[index], np.where(is_known, self.visibility[index], 0.0),
+                    is_known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,74 @@
+"""How often does the scene cut detector miss a cut, and how often does it see one that is not?
+
+Every video of the given CocoVID files counts as free of cuts, so an alarm between two of its
+frames is false; the last frame of each video followed by the first one of each other video is a
+cut. False alarms are listed, because a video may hold a real cut.
+
+Example:
+    python tools/analysis/scene_cuts.py --set data/moving_sprites/annotations/val.json \\
+        data/moving_sprites/val --json cuts.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import permutations
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vision.common.core.errors import run_cli
+from vision.common.core.report import write_report
+from vision.lattice.core.cocovid import load_cocovid
+from vision.lattice.core.scene_cut import SceneCutDetector
+from vision.lattice.mm.grey import grey_frame
+from vision.lattice.mm.transforms import read_frame
+
+
+def false_alarms(detector: SceneCutDetector, greys: list[np.ndarray]) -> list[int]:
+    """Indices i with a cut seen between frames i and i + 1."""
+    return [i for i, (before, after) in enumerate(zip(greys, greys[1:], strict=False))
+            if detector(before, after)]
+
+
+def is_found(detector: SceneCutDetector, before: np.ndarray, after: np.ndarray) -> bool:
+    """A cut between two videos, whose frames may differ in size (the engine always cuts then)."""
+    if before.shape != after.shape:
+        after = cv2.resize(after, before.shape[::-1], interpolation=cv2.INTER_AREA)
+    return detector(before, after)
+
+
+def measure_set(detector: SceneCutDetector, ann: Path, images: Path) -> dict:
+    ends, alarms, num_pairs = [], [], 0
+    for video in load_cocovid(ann).videos:
+        greys = [grey_frame(read_frame(images / frame.file_name)) for frame in video.frames]
+        alarms += [f'{video.name}:{i}' for i in false_alarms(detector, greys)]
+        num_pairs += len(greys) - 1
+        ends.append((greys[0], greys[-1]))
+    found = [is_found(detector, one[1], other[0]) for one, other in permutations(ends, 2)]
+    return dict(dataset=ann.stem, frame_pairs=num_pairs, false_alarms=len(alarms),
+                alarms=alarms, cuts=len(found), missed_cuts=len(found) - sum(found))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--set', type=Path, nargs=2, action='append', required=True,
+                        metavar=('ANN', 'IMAGES'), dest='sets',
+                        help='CocoVID file and the folder of its images; may be repeated')
+    parser.add_argument('--json', type=Path, help='write the rows here, too')
+    args = parser.parse_args(argv)
+    rows = []
+    for ann, images in args.sets:
+        row = measure_set(SceneCutDetector(), ann, images)
+        print('{dataset}: {false_alarms} false alarms in {frame_pairs} pairs of frames, '
+              '{missed_cuts} of {cuts} cuts missed'.format(**row), *row['alarms'], flush=True)
+        rows.append(row)
+    if args.json:
+        write_report(args.json, rows)
+    return 0
+
+
+if __name__ == '__main__':
+    run_cli(main)
