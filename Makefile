@@ -20,7 +20,7 @@ demo: env
 	@$(RUN) tools/demo.py
 
 test: env
-	@$(RUN) -m pytest
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: env
 	@$(RUN) -m ruff check .

@@ -40,10 +40,10 @@ class Step:
 def steps() -> list[Step]:
     data, short = OUT / 'moving_sprites', OUT / 'moving_sprites_short'
     rows, annotations = OUT / 'baselines.json', data / 'annotations' / 'val.json'
-    detector, lattice = OUT / 'detector' / 'iter_650.pth', OUT / 'lattice' / 'iter_300.pth'
+    detector, lattice = OUT / 'detector' / 'iter_560.pth', OUT / 'lattice' / 'iter_260.pth'
     prepare = 'datasets/moving_sprites/prepare.py'
     return [
-        Step('generate video', 0.4, (prepare, '--out', f'{data}', '--num-val', '6'), annotations),
+        Step('generate video', 0.4, (prepare, '--out', f'{data}', '--num-val', '4'), annotations),
         Step('generate short videos: many sprites for the detector', 0.4,
              (prepare, '--out', f'{short}', '--num-train', '600', '--num-val', '1',
               '--num-frames', '8'), short / 'annotations' / 'train.json'),
@@ -55,7 +55,7 @@ def steps() -> list[Step]:
         Step('measure against detection on every frame and linear interpolation', 2,
              ('tools/benchmarks/lattice_baseline.py', '--ann', f'{annotations}', '--images',
               f'{data / "val"}', '--config', LATTICE, '--checkpoint', f'{lattice}',
-              '--gaps', '1,4,8,16', '--json', f'{rows}'), rows),
+              '--gaps', '1,8,16', '--json', f'{rows}'), rows),
         Step('draw the curve', 0.1,
              ('tools/analysis/plot_lattice.py', f'{rows}', '--out', f'{OUT / "curve.png"}'),
              OUT / 'curve.png'),

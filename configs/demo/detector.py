@@ -6,7 +6,7 @@ The published figures come from configs/detectors/, which trains four times as l
 
 _base_ = ['../detectors/faster-rcnn_r18-tiny_moving-sprites.py']
 
-max_iters = 650
+max_iters = 560
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=60, end=max_iters),
@@ -16,4 +16,4 @@ train_dataloader = dict(dataset=dict(data_root='demo_out/moving_sprites_short/')
 val_dataloader = val_evaluator = val_cfg = None
 test_dataloader = dict(dataset=dict(data_root='demo_out/moving_sprites/'))
 test_evaluator = dict(ann_file='demo_out/moving_sprites/annotations/val.json')
-default_hooks = dict(checkpoint=dict(interval=130), logger=dict(interval=26))
+default_hooks = dict(checkpoint=dict(interval=140), logger=dict(interval=28))

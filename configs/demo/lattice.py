@@ -5,9 +5,9 @@ Run: python tools/demo.py (about three minutes of its time on two cores)
 
 _base_ = ['../lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py']
 
-max_iters = 300
+max_iters = 260
 model = dict(detector=dict(config='configs/demo/detector.py',
-                           checkpoint='demo_out/detector/iter_650.pth'))
+                           checkpoint='demo_out/detector/iter_560.pth'))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=40),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=40, end=max_iters),
@@ -15,4 +15,4 @@ param_scheduler = [
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 train_dataloader = dict(dataset=dict(data_root='demo_out/moving_sprites/'))
 test_dataloader = dict(dataset=dict(data_root='demo_out/moving_sprites/'))
-default_hooks = dict(checkpoint=dict(interval=100))
+default_hooks = dict(checkpoint=dict(interval=130))

@@ -19,8 +19,8 @@ def outcome(tmp_path_factory, repository):
         "model = dict(type='LatticeDetector', detector=dict(type='MMDetDetector', config="
         f"'{repository}/configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py', "
         'allow_random=True))\n')
-    from vision.registry import MODELS
-    model = MODELS.build(dict(type='LatticeDetector', detector=dict(type='none')))
+    from vision.lattice.mm.detector import LatticeDetector
+    model = LatticeDetector(detector=dict(type='none'))
     torch.save(dict(state_dict=model.state_dict()), folder / 'pru.pth')
     tool = repository / 'tools' / 'benchmarks' / 'lattice_baseline.py'
     spec = importlib.util.spec_from_file_location('lattice_baseline', tool)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mmengine.registry import DefaultScope
+
 from vision import zoo
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import read_config
@@ -30,7 +32,9 @@ def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = Non
     if content.get('model', {}).get('type') not in ('LatticeDetector', 'vision.LatticeDetector'):
         raise VisionError('VIS-CONFIG-514', f'{config} describes no LatticeDetector',
                           where='model.type', do='use one of configs/lattice/')
-    model = MODELS.build(content.model)
+    # Whoever ran in this process before may have left another library's scope.
+    with DefaultScope.overwrite_default_scope('vision'):
+        model = MODELS.build(content.model)
     path = zoo.resolve(checkpoint)
     load_state(model, load_checkpoint(path)['state_dict'], where=str(path),
                optional_prefixes=model.checkpoint_optional_prefixes)
