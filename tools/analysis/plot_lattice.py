@@ -17,7 +17,7 @@ from vision.common.core.errors import VisionError, run_cli
 STYLES = dict(detect=('detection on every frame', 's', '#444444'),
               linear=('keyframes + linear interpolation', 'o', '#d1730f'),
               lattice=('lattice', 'D', '#1769aa'),
-              oracle=('upper bound of propagation', '*', '#a0a0a0'),
+              oracle=('perfect positions, links of linear', '*', '#a0a0a0'),
               adaptive=('lattice, adaptive keyframes', '^', '#2e8540'))
 
 

@@ -122,8 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--stages', type=int, default=2, help='stages of the lattice (default: %(default)s)')
     add('--adaptive', type=float, metavar='THRESHOLD', help='also adaptive keyframes over the '
         'first grid of each gap above 1, with this easiness threshold')
-    add('--oracle', action='store_true', help='also the upper bound of any propagation: '
-        'interpolated boxes put on their objects')
+    add('--oracle', action='store_true', help='also perfect positions: linearly '
+        'interpolated boxes put on their objects, with the same links and scores')
     add('--protocol', choices=PROTOCOLS, default='ilsvrc', help='(default: %(default)s)')
     add('--rescoring', choices=('none', 'average'), default='none',
         help='of tubes, on every method alike (default: none)')
@@ -208,7 +208,7 @@ def run_video(video: CocoVideo, number: int, args: argparse.Namespace, model, cl
 
 
 def true_positions(results: list[FrameResult], frames: list[CocoFrame]) -> list[FrameResult]:
-    """What perfect propagation and refinement would give from the same keyframes.
+    """What perfect positions would give from the same keyframes, links and scores.
 
     Between two keyframes, every box of a track that lay on an object (IoU above 0.5) at either
     of them is put on that object, or dropped where the object is not there; class and score stay
