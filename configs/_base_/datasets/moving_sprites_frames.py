@@ -22,7 +22,7 @@ train_pipeline = [
     dict(type='vision.RandomObjectCrop', crop_size=(128, 128)),
     dict(type='mmdet.RandomFlip', prob=[0.25, 0.25, 0.25],
          direction=['horizontal', 'vertical', 'diagonal']),
-    # Only some 130 tracks are in the training videos: their colours must be stretched.
+    # The generator has 64 textures for training: their colours must be stretched.
     dict(type='mmdet.PhotoMetricDistortion', brightness_delta=24, hue_delta=18),
     dict(type='mmdet.PackDetInputs'),
 ]
