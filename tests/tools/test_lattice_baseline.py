@@ -79,3 +79,12 @@ def test_the_upper_bound_puts_boxes_on_their_objects(outcome):
                                            strict=True)}
     expected = [there[int(i)] for i in truth.instance_ids if int(i) in there]
     assert len(expected) and np.array_equal(moved.boxes_xyxy, expected)
+
+
+def test_another_librarys_scope_does_not_matter(outcome):
+    from mmengine.registry import DefaultScope
+
+    from vision.lattice.mm.loading import load_lattice
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = load_lattice(str(outcome / 'config.py'), str(outcome / 'pru.pth'))
+        assert len(model.classes) == 8

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -79,7 +80,9 @@ class LatticeDetector(BaseModel):
     def detector(self):
         """The frozen detector, built at its first use and kept on this model's device."""
         if not self._detector:
-            self._detector.append(MODELS.build(self.detector_config))
+            # Built late: by then another library's scope may be the process's default.
+            with DefaultScope.overwrite_default_scope('vision'):
+                self._detector.append(MODELS.build(self.detector_config))
         detector = self._detector[0]
         return detector.to(self.device) if isinstance(detector, torch.nn.Module) else detector
 
