@@ -90,8 +90,9 @@ def _check_new(path: str, part: str, node: Mapping, *, is_top: bool,
 
 
 def _refuse(path: str, part: str, known: Sequence[str]) -> None:
+    known = list(dict.fromkeys(known))
     near = difflib.get_close_matches(part, known, n=3)
     raise VisionError('VIS-CONFIG-311', f'nobody reads the option {path}', where='--cfg-options',
                       why=f'{part!r} is not in the config, and nothing takes it',
                       do=f'did you mean {" or ".join(near)}?' if near else
-                      f'known here: {", ".join(map(str, list(known)[:12]))}')
+                      f'known here: {", ".join(map(str, known[:12]))}')
