@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vision.common.core.errors import VisionError
+from vision.common.core.files import sha256_of
 from vision.zoo import index, transfer
 from vision.zoo.index import Entry
 
@@ -113,11 +113,6 @@ def copy_to(source: Path, destination: Path) -> Path:
 
 def names_folder(path: Path) -> bool:
     return path.is_dir() or not path.suffix
-
-
-def sha256_of(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 @contextlib.contextmanager
