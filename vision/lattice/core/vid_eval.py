@@ -161,9 +161,10 @@ class VideoEvaluation:
         """How wrong an unmatched detection is in a speed class, (D,) in [0, 1] (FGFA's code).
 
         1 when the ground truth of its frame that it overlaps most is of this class, 0 when that
-        one is ignored. On a tie (mostly: it overlaps nothing) the share of the ignored ground
-        truths of the frame; in a frame without any, the share of all ground truths of the set
-        that are of this class.
+        one is ignored; where the frame holds one of the two sorts only, that sort decides. On a
+        tie between both (mostly: it overlaps nothing) the share of the ignored ground truths of
+        the frame; in a frame without any, the share of all ground truths of the set that are of
+        this class.
         """
         table = self.table
         everywhere = float(in_range.mean()) if len(in_range) else 0.0
@@ -174,11 +175,12 @@ class VideoEvaluation:
             is_ours = np.zeros(slots.shape, bool)
             if len(in_range):
                 is_ours = is_there & in_range[slots]
-            ours = np.where(is_ours, iou, -1.0).max(1).clip(0)
-            others = np.where(is_there & ~is_ours, iou, -1.0).max(1).clip(0)
+            # -1 where a sort is absent: the other one then decides, even without any overlap.
+            ours = np.where(is_ours, iou, -1.0).max(1)
+            others = np.where(is_there & ~is_ours, iou, -1.0).max(1)
             count = is_there.sum(1)
             ignored = (is_there & ~is_ours).sum(1) / np.maximum(count, 1)
-            share = np.where(ours > others, 1.0, np.where(ours < others, 0.0, ignored))
+            share = np.where(ours == others, ignored, ours > others)
             shares[rows] = np.where(count > 0, share, everywhere)
         return shares
 
