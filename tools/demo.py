@@ -2,7 +2,7 @@
 
 Seven steps, each one a command that you could run yourself (it is printed): generate video,
 train a small detector, train the lattice over it, measure both against their rivals, draw the
-curve, render a video. About 12 minutes on two cores. What is done is kept: run again to go on
+curve, render a video. About 9 minutes on two cores. What is done is kept: run again to go on
 after an interruption, or with --fresh to start over.
 """
 

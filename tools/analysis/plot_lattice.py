@@ -58,7 +58,7 @@ def draw(content: dict, rows: list[dict], out: Path) -> None:
         panel.set_ylabel('AP at IoU 0.5 (%)')
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8, loc='lower right')
+    panels[0].legend(fontsize=8, loc='best')
     first = rows[0]
     figure.suptitle(f'{first["dataset"]}, protocol {first["protocol"]}, {first["frames"]} frames, '
                     f'commit {content.get("commit", "")}', fontsize=9)
