@@ -8,7 +8,7 @@ from mmengine import registry as root
 from mmengine.registry import Registry
 
 # Only rooms that exist and register something: a missing one breaks every build.
-ROOMS = ('common', 'lattice', 'polynet')
+ROOMS = ('common', 'lattice', 'polynet', 'classify', 'faces')
 _LOCATIONS = [f'vision.{room}.mm' for room in ROOMS]
 
 

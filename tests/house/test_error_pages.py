@@ -10,14 +10,14 @@ def raised_codes() -> set[str]:
     folders = ('vision', 'tools', 'datasets')
     texts = [path.read_text() for folder in folders for path in (ROOT / folder).rglob('*.py')]
     # Docstrings may name codes too; only quoted ones (with what follows on the line) are raised.
-    return {code for text in texts for code in re.findall(r"['\"](?:ERROR )?(VIS-[A-Z]+-\d{3})",
+    return {code for text in texts for code in re.findall(r"['\"](?:ERROR )?(VIS-[A-Z]+-\d{3,4})",
                                                           text)}
 
 
 def described_codes() -> list[str]:
     pages = (ROOT / 'docs' / 'errors').glob('*.md')
     return [code for page in pages
-            for code in re.findall(r'^## (VIS-[A-Z]+-\d{3})', page.read_text(), re.M)]
+            for code in re.findall(r'^## (VIS-[A-Z]+-\d{3,4})', page.read_text(), re.M)]
 
 
 def test_every_raised_code_has_exactly_one_section():

@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'vision'
 FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'},
              'nn': {'mmengine', 'mmcv', 'mmdet'}}
 # Importing room: what it may import of other rooms. Every room may use common and zoo.
-ARROWS = {'stream': {'vision.lattice.core'}}
+ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
 LAYERS = ('core', 'nn', 'mm')
 

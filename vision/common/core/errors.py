@@ -17,7 +17,7 @@ from collections.abc import Callable
 # Exit code by the kind in the middle of an error code, e.g. VIS-DATA-004 -> 4.
 EXIT_CODES = {'INPUT': 2, 'CONFIG': 2, 'RUN': 2, 'ENV': 3, 'DATA': 4, 'VIDEO': 4, 'CKPT': 5,
               'NET': 6, 'DIST': 7}
-_CODE = re.compile(r'VIS-([A-Z]+)-\d{3}')
+_CODE = re.compile(r'VIS-([A-Z]+)-\d{3,4}')
 
 
 class VisionError(ValueError):

@@ -1,0 +1,1 @@
+"""Image classification: folders of images, classifier, top-k accuracy."""

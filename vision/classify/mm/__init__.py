@@ -1,0 +1,1 @@
+"""What MMEngine's registries see of this room."""

@@ -1,0 +1,1 @@
+"""PolyInception modules and the trunk, in torch."""
