@@ -1,1 +1,1 @@
-"""Face recognition whose active classes come from hierarchies over the class rows (arXiv:1801.01687)."""
+"""Face recognition whose active classes come from hierarchies of class rows (arXiv:1801.01687)."""

@@ -1,1 +1,1 @@
-"""PolyInception modules and the trunk, in torch."""
+"""Margins, active-class selection and class rows, in torch."""
