@@ -23,6 +23,7 @@ import argparse
 import bisect
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = join_classes(data.classes, model.classes, joined)
     videos = data.videos[:args.limit_videos]
     settings = list(choose_settings(args))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)  # a log holds wide tables
     if classes.unknown:
         console.print(f'not judged, the detector does not know them: {", ".join(classes.unknown)}')
     truths: list[TruthFrame] = []
