@@ -213,6 +213,20 @@ def test_motion_classes_by_hand():
     assert fast.motion[15] == pytest.approx(2 * sum(ious) / 20)
 
 
+@pytest.mark.parametrize('protocol', ['ilsvrc', 'mega', 'coco'])
+def test_when_all_objects_are_fast_the_fast_ones_are_all(protocol):
+    rng = np.random.default_rng(0)
+    truths = [truth(t, [[25 * t, 0, 25 * t + 40, 40]] if t % 5 else [], [t % 2] if t % 5 else [])
+              for t in range(30)]
+    boxes = [found([*t.boxes_xyxy + rng.normal(0, 6), [300, 90, 340, 130], [0, 0, 9, 9]],
+                   rng.random(len(t.labels) + 2), rng.integers(2, size=len(t.labels) + 2))
+             for t in truths]
+    result = evaluate_video(truths, boxes, num_classes=2, protocol=protocol)
+    assert 0 < result['map50'] < 0.9
+    assert result['map50_fast'] == result['map50_medium_fast'] == result['map50']
+    assert np.isnan(result['map50_slow']) and np.isnan(result['map50_medium'])
+
+
 def test_what_matches_an_ignored_object_is_neither_right_nor_wrong():
     truths = [truth(t, [[0, 0, 40, 40], [100 + 9 * t, 0, 140 + 9 * t, 40]]) for t in range(20)]
     boxes = [found(t.boxes_xyxy, [0.9, 0.5]) for t in truths]
