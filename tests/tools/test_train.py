@@ -112,6 +112,9 @@ def test_two_gloo_processes_killed_and_resumed_end_the_same(config, tmp_path, mo
         '''))
     code, output = run(*command, killed, 2, '--work-dir', tmp_path / 'b')
     assert code != 0 and (tmp_path / 'b' / 'iter_6.pth').exists(), output[-3000:]
+    code, output = run(sys.executable, 'tools/train.py', config, '--work-dir', tmp_path / 'b',
+                       '--resume')
+    assert code == 2 and 'VIS-CONFIG-321' in output and 'processes 2 -> 1' in output
     code, output = run(*command, config, 2, '--work-dir', tmp_path / 'b', '--resume')
     assert code == 0 and 'resumed' in output, output[-3000:]
     assert_equal(weights(tmp_path / 'a'), weights(tmp_path / 'b'))
