@@ -31,7 +31,7 @@ CHECKPOINT = 'zoo:lattice-pru_moving-sprites'
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from mmengine.config import DictAction
+    from vision.common.mm.launch import add_config_arguments
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -53,9 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-video', action='store_true', help='write the tables only')
     add('--show', action='store_true', help='a window too; q closes it')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
-    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override config values, e.g. model.num_stages=1')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
+    add_config_arguments(parser)
     return parser
 
 

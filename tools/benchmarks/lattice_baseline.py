@@ -126,7 +126,7 @@ class Outcome:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from mmengine.config import DictAction
+    from vision.common.mm.launch import add_config_arguments
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -150,9 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--full-frames', type=int, default=96, help='frames run in full to check the composed '
         'time (default: %(default)s; 0: do not)')
     add('--device', default='cpu')
-    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override config values')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
+    add_config_arguments(parser)
     return parser
 
 

@@ -36,13 +36,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that MMDetection's users know, of the same meaning."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: '
                         'work_dirs/NAME_OF_THE_CONFIG)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override config values, e.g. model.num_stages=1 '
-                        'train_cfg.max_iters=100; a key that nobody reads is an error')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none',
                         help='how the processes were started (tools/dist_train.sh: pytorch)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+    add_config_arguments(parser)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that reads a config takes."""
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override config values, e.g. model.num_stages=1 '
+                        'train_cfg.max_iters=100; a key that nobody reads is an error')
     parser.add_argument('-v', '--verbose', action='store_true',
                         help='show the traceback of an error too')
 
