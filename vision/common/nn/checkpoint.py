@@ -126,15 +126,19 @@ def damage(path: Path) -> str:
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
-               optional_prefixes: Iterable[str] = (), where: str = '') -> None:
+               optional_prefixes: Iterable[str] = (), unused_prefixes: Iterable[str] = (),
+               where: str = '') -> None:
     """Load exactly this model's tensors; nothing may be missing, left over or of another shape.
 
     Args:
         optional_prefixes: names that the state may lack (all of one prefix).
+        unused_prefixes: names that the state may hold beside the model's; they are left aside.
     Raises:
         VisionError: VIS-CKPT-305, with the names; the model is then unchanged.
     """
     state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items()
+             if not name.startswith(tuple(unused_prefixes))}
     own = model.state_dict()
     optional = tuple(optional_prefixes)
     missing = [name for name in own if name not in state and not name.startswith(optional)] \
