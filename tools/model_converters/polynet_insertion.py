@@ -25,7 +25,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmengine.config import Config
-from torch import Tensor
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write
@@ -35,10 +34,9 @@ from vision.polynet.core.arch import find_arch
 from vision.polynet.core.insertion import PLACEMENTS, Insertion, plan_insertion
 from vision.polynet.mm.backbone import PolyNet
 from vision.polynet.nn.insertion import Growth, grow
+from vision.polynet.nn.pretrained import trunk_prefix
 from vision.registry import MODELS
 from vision.zoo import resolve
-
-LANDMARK = 'stem.entry.0.conv.weight'  # every PolyNet trunk has it, under some prefix
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,16 +97,6 @@ def plan(source: dict, target: dict, placement: str) -> Insertion:
     return plan_insertion(*(find_arch(options.get('arch', 'very-deep'))
                             for options in (source, target)),
                           placement=placement, share=shares[0], target_share=shares[1])
-
-
-def trunk_prefix(state: dict[str, Tensor], where: str) -> str:
-    """What stands before the trunk's names in a checkpoint: 'backbone.trunk.', say."""
-    prefixes = [name.removesuffix(LANDMARK) for name in state if name.endswith(LANDMARK)]
-    if len(prefixes) != 1:
-        raise VisionError('VIS-CKPT-056', f'the checkpoint holds {len(prefixes)} PolyNets',
-                          where=where, why=f'found {len(prefixes)} tensors named ...{LANDMARK}',
-                          do='give the checkpoint of one PolyNet, trained by tools/train.py')
-    return prefixes[0]
 
 
 def grown_backbone(trained: PolyNet, target: dict, insertion: Insertion, *, seed: int,
