@@ -1,6 +1,6 @@
 """Small PolyNets trained from scratch: against plain twins at equal compute, and by insertion.
 
-Runs, each with every seed (48 px images, padding 'same', widths of the published network):
+Runs, each with every seed (40 px images, padding 'same', widths of the published network):
   poly           1-2-1 modules: A mpoly-2, B mpoly-3, C mpoly-2; --epochs epochs
   twin           1-2-1 plain units (1-way), trained for more epochs: equal training MACs
   inserted       the trained twin's weights in the poly net (new blocks random), half the epochs
@@ -33,12 +33,14 @@ from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import commit, write_report
 from vision.polynet.core.arch import Arch, uniform
+from vision.polynet.core.insertion import plan_insertion
+from vision.polynet.nn.insertion import grow
 
 POLY = Arch((('mpoly-2',), ('mpoly-3',) * 2, ('mpoly-2',)))
 ARCHS = {'twin': uniform(1, 2, 1), 'poly': POLY, 'inserted': POLY,
          'deeper-twin': uniform(2, 6, 2)}
-SIZE, STORED = 48, 54  # training crops out of images stored at 54 px; the centre is judged
-BATCH, LR, WEIGHT_DECAY = 32, 0.05, 5e-4  # SGD with momentum 0.9: our choice for 600 images
+SIZE, STORED = 40, 45  # training crops out of images stored at 45 px; the centre is judged
+BATCH, LR, WEIGHT_DECAY = 16, 0.02, 5e-4  # SGD with momentum 0.9: our choice for 600 images
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -119,7 +121,7 @@ def train(model, data: dict, *, num_epochs: int, seed: int, title: str) -> list[
     num_steps = num_epochs * (len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / num_steps))))
-    curve = []
+    curve, start = [], time.perf_counter()
     for epoch in track(range(num_epochs), description=title):
         model.train()
         order = torch.randperm(len(images), generator=generator)
@@ -135,19 +137,20 @@ def train(model, data: dict, *, num_epochs: int, seed: int, title: str) -> list[
             losses.append(float(loss.detach()))
         val_loss, val_top1 = judge(model, *data['val'])
         curve.append(dict(epoch=epoch + 1, train_loss=round(float(np.mean(losses)), 4),
-                          val_loss=round(val_loss, 4), val_top1=round(val_top1, 2)))
+                          val_loss=round(val_loss, 4), val_top1=round(val_top1, 2),
+                          seconds=round(time.perf_counter() - start, 1)))
     return curve
 
 
-def insert(model, source: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Plain units become mpoly: the first block of each module is the trained one, others stay
-    random. (copied, new) tensors."""
-    own = model.state_dict()
-    copied = {key: value for key, value in source.items() if key in own}
-    assert len(copied) == len(source) and all(own[key].shape == value.shape
-                                              for key, value in copied.items())
-    model.load_state_dict(own | copied)
-    return len(copied), len(own) - len(copied)
+def insert(model, weights: Path, num_classes: int) -> dict:
+    """Trunk and classifier of the trained twin into the poly net, as the tool for insertion does
+    (random new blocks); numbers of copied and new tensors."""
+    trained = build(ARCHS['twin'], num_classes, 0)
+    trained.load_state_dict(torch.load(weights, weights_only=True))
+    growth = grow(trained.backbone.trunk, model.backbone.trunk,
+                  plan_insertion(ARCHS['twin'], ARCHS['inserted']))
+    model.head.load_state_dict(trained.head.state_dict())
+    return dict(copied=len(growth.copied), new=len(growth.new))
 
 
 def run_one(name: str, seed: int, args: argparse.Namespace, data: dict, macs: dict) -> dict:
@@ -157,7 +160,7 @@ def run_one(name: str, seed: int, args: argparse.Namespace, data: dict, macs: di
     model = build(ARCHS[name], data['num_classes'], seed)
     row = dict(run=name, seed=seed)
     if name == 'inserted':
-        row['copied'], row['new'] = insert(model, torch.load(weights, weights_only=True))
+        row |= insert(model, weights, data['num_classes'])
     start = time.perf_counter()
     curve = train(model, data, num_epochs=num_epochs, seed=seed, title=f'{name}, seed {seed}')
     if name == 'twin':
@@ -170,7 +173,7 @@ def run_one(name: str, seed: int, args: argparse.Namespace, data: dict, macs: di
         gmac_per_image=round(macs[name], 4),
         # A training step counts as three forward passes.
         training_tmac=round(3 * macs[name] * num_images / 1000, 2),
-        seconds=round(time.perf_counter() - start), commit=commit(),
+        seconds=round(time.perf_counter() - start), commit=args.commit,
         final_train_loss=curve[-1]['train_loss'], final_val_loss=curve[-1]['val_loss'],
         final_val_top1=curve[-1]['val_top1'], curve=curve)
 
@@ -230,13 +233,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--out', type=Path, default=Path('docs/results/polynet_training.json'))
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/polynet_training'),
                         help='weights that insertion starts from (default: %(default)s)')
-    parser.add_argument('--epochs', type=int, default=12, help='of poly (default: %(default)s)')
+    parser.add_argument('--epochs', type=int, default=8, help='of poly (default: %(default)s)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--runs', nargs='+', choices=list(ARCHS), default=list(ARCHS))
     args = parser.parse_args(argv)
     if args.data is None:
         args.data = Path(os.environ.get('VISION_SHARED_DATA', '../shared/data')) / \
             'imagenette160-mini'
+    args.commit = commit()  # of what runs; the checkout may go on meanwhile
     rows = earlier_rows(args)
     *train_data, num_classes = load_split(args.data / 'train')
     data = dict(train=train_data, val=load_split(args.data / 'val')[:2], num_classes=num_classes)
