@@ -85,6 +85,12 @@ def test_impossible_shapes_are_refused(build):
         build()
 
 
+@pytest.mark.parametrize('build', SMALL)
+def test_images_of_another_size_are_refused(build):
+    with pytest.raises(VisionError, match=r'VIS-INPUT-1010.*\(40, 32\)'):
+        build()(torch.zeros(2, 1, 40, 32))
+
+
 @pytest.fixture(scope='module')
 def converter(repository):
     return runpy.run_path(str(repository / 'tools/model_converters/mobilefacenet.py'))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vision.faces.nn.mobilefacenet import check_backbone
+from vision.faces.nn.mobilefacenet import check_backbone, check_size
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 CHANNELS = (64, 128, 256, 512)
@@ -29,7 +29,7 @@ class IResNetTrunk(nn.Module):
         with_cp: recompute blocks in the backward pass to save memory.
     Shapes: (B, in_channels, image_size, image_size) -> (B, dim), not normalised.
     Raises:
-        VisionError: VIS-CONFIG-1004.
+        VisionError: VIS-CONFIG-1004; VIS-INPUT-1010, images of another size.
     """
 
     def __init__(self, depth: int = 50, dim: int = 512, *, image_size: int = 112,
@@ -39,7 +39,7 @@ class IResNetTrunk(nn.Module):
                        f'one of {", ".join(map(str, DEPTHS))}')
         check_backbone('IResNet', image_size > 0 and image_size % STRIDE == 0,
                        f'image_size={image_size}', f'a multiple of {STRIDE} (the total stride)')
-        self.dim, self.with_cp = dim, with_cp
+        self.dim, self.image_size, self.with_cp = dim, image_size, with_cp
         self.conv1 = _conv3x3(in_channels, CHANNELS[0])
         self.bn1 = nn.BatchNorm2d(CHANNELS[0])
         self.prelu = nn.PReLU(CHANNELS[0])
@@ -56,6 +56,7 @@ class IResNetTrunk(nn.Module):
         self._initialise()
 
     def forward(self, x: Tensor) -> Tensor:
+        check_size(x, self.image_size)
         x = self.prelu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:

@@ -28,7 +28,7 @@ class MobileFaceNetTrunk(nn.Module):
             ReLU), and a bias in the last convolution.
     Shapes: (B, in_channels, image_size, image_size) -> (B, dim), not normalised.
     Raises:
-        VisionError: VIS-CONFIG-1004.
+        VisionError: VIS-CONFIG-1004; VIS-INPUT-1010, images of another size.
     """
 
     def __init__(self, dim: int = 128, *, image_size: int = 112, in_channels: int = 3,
@@ -40,7 +40,7 @@ class MobileFaceNetTrunk(nn.Module):
         check_backbone('MobileFaceNet', variant in VARIANTS, f'variant={variant!r}',
                        f'one of {", ".join(VARIANTS)}')
         act = nn.PReLU if variant == 'paper' else _relu6
-        self.dim = dim
+        self.dim, self.image_size = dim, image_size
         stem = [_conv(in_channels, STEM_CHANNELS, 3, stem_stride, act=act),
                 _conv(STEM_CHANNELS, STEM_CHANNELS, 3, groups=STEM_CHANNELS,
                       act=act if variant == 'paper' else _relu)]
@@ -61,6 +61,7 @@ class MobileFaceNetTrunk(nn.Module):
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_size(x, self.image_size)
         x = self.blocks(self.stem(x))
         x = self.global_depthwise(self.expand(x))
         return self.norm(self.linear(x).flatten(1))
@@ -103,3 +104,11 @@ def check_backbone(name: str, is_fine: bool, what: str, wanted: str) -> None:
     if not is_fine:
         raise VisionError('VIS-CONFIG-1004', f'{name} cannot have {what}', where='backbone',
                           do=wanted)
+
+
+def check_size(images: Tensor, image_size: int) -> None:
+    if images.shape[2:] != (image_size, image_size):
+        raise VisionError('VIS-INPUT-1010', f'an image of {tuple(images.shape[2:])} pixels, the '
+                          f'backbone was built for {image_size} x {image_size}',
+                          why='its last layer spans the whole map',
+                          do='align or resize the images, or set backbone.image_size')
