@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.faiss_index import KINDS, IndexSpec, build_index, load_faiss, restore_index
-from vision.faces.nn.kmeans import assign_near, assign_rows, train_centroids, update_centroids
+from vision.faces.nn.kmeans import assign_near, update_centroids
 
 DIM = 32
 
@@ -99,7 +99,7 @@ def test_a_restored_index_answers_as_the_one_saved(rows):
 def test_near_assignment_over_all_cells_is_the_full_one(rows):
     start = torch.zeros(len(rows), dtype=torch.int64)
     centroids = rows[::50]
-    full = assign_rows(rows, centroids, is_cosine=True)
+    full = (rows @ centroids.T).argmax(1)
     near = assign_near(rows, start, centroids, is_cosine=True, num_near=len(centroids))
     assert torch.equal(near, full)
     few = assign_near(rows, full, centroids, is_cosine=True, num_near=8)
@@ -111,14 +111,6 @@ def test_centroids_are_means_and_an_empty_cell_stays():
     centroids = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
     moved = update_centroids(rows, torch.tensor([0, 0, 1]), centroids, is_cosine=False)
     assert moved.tolist() == [[3.0, 0.0], [0.0, 6.0], [9.0, 9.0]]
-
-
-@pytest.mark.parametrize('num', [1, 7, 64, 100])
-def test_two_levels_give_as_many_centroids_as_asked(num, rows):
-    from vision.faces.nn.faiss_index import _faiss_kmeans
-    centroids, near = train_centroids(rows, num, is_cosine=True, seed=0,
-                                      kmeans=_faiss_kmeans(IndexSpec('ivf', DIM)))
-    assert centroids.shape == (num, DIM) and 0 <= near.min() and near.max() < num
 
 
 @pytest.mark.parametrize(('spec', 'change', 'code'), [

@@ -4,7 +4,7 @@ An index is built from a snapshot of the rows and never rebuilt in place: ``buil
 ``ClassIndex.refreshed`` make a new one, which a worker thread may do while the old one answers.
 Scores of an index are hints only (its rows age, its codes are rounded): callers score again.
 
-``IVF`` kinds take their centroids from ``vision.faces.nn.kmeans``. FAISS' wheel and torch each
+FAISS' wheel and torch each
 bring an OpenMP runtime; faiss' own number of threads is set on every call, because it belongs to
 the calling thread.
 """
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.kmeans import assign_near, assign_rows, train_centroids, update_centroids
+from vision.faces.core.sampling import draw_outside
+from vision.faces.nn.kmeans import assign_near, update_centroids
 
 KINDS = ('ivf', 'nested-ivf', 'hnsw', 'lsh', 'midx')
 CODES = {'flat': 'Flat', 'fp16': 'SQfp16', 'sq8': 'SQ8'}
 _CHUNK = 1 << 16  # rows that are float32 at once while an index is filled
-_BUILD_ITERATIONS = 2  # over all rows after two-level k-means; a third gained under half a point
+_SAMPLE_PER_LIST = 64  # rows that k-means sees; 256 cost four times as much for a point of recall
 _MIN_TRAIN = 39  # FAISS warns below 39 rows per centroid: sub-quantisers of midx get as many
 
 
@@ -107,9 +108,8 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
         raise VisionError('VIS-CONFIG-1044', f'{len(rows)} class rows cannot fill '
                           f'{num_lists} lists', where='selector',
                           do='lower num_lists, or leave it at 0')
-    centroids, previous = train_centroids(rows, num_lists, is_cosine=spec.is_cosine, seed=seed,
-                                          kmeans=_faiss_kmeans(spec))
-    return _moved(spec, rows, centroids, previous, _BUILD_ITERATIONS)
+    centroids = _train_centroids(spec, rows, num_lists, seed)
+    return _inverted(spec, rows, centroids)
 
 
 class ClassIndex:
@@ -158,8 +158,13 @@ class ClassIndex:
         """
         if not self.has_lists:
             return build_index(self.spec, rows)
-        return _moved(self.spec, _checked(self.spec, rows), self.centroids, self.assignment(),
-                      num_iterations)
+        rows, is_cosine = _checked(self.spec, rows), self.spec.is_cosine
+        centroids, assignment = self.centroids, self.assignment()
+        for _ in range(num_iterations):
+            assignment = assign_near(rows, assignment, centroids, is_cosine=is_cosine)
+            centroids = update_centroids(rows, assignment, centroids, is_cosine=is_cosine)
+        assignment = assign_near(rows, assignment, centroids, is_cosine=is_cosine)
+        return _inverted(self.spec, rows, centroids, assignment)
 
     def assignment(self) -> Tensor:
         """(C,) int64 list of each row."""
@@ -200,9 +205,7 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor) -> ClassIndex:
     centroids = state['centroids']
     if centroids is None or state['kind'] != spec.kind:
         return build_index(spec, rows)
-    rows = _checked(spec, rows)
-    return _inverted(spec, rows, centroids,
-                     assign_rows(rows, centroids, is_cosine=spec.is_cosine))
+    return _inverted(spec, _checked(spec, rows), centroids)
 
 
 def _check_dim(spec: IndexSpec, rows: Tensor) -> None:
@@ -230,44 +233,51 @@ def _as_numpy(spec: IndexSpec, rows: Tensor) -> np.ndarray:
     return np.ascontiguousarray(rows.numpy())
 
 
-def _faiss_kmeans(spec: IndexSpec):
-    """kmeans(rows (N, d) float32, k, seed) -> centroids (k, d)."""
-    faiss = load_faiss()
-
-    def kmeans(rows: Tensor, num: int, seed: int) -> Tensor:
-        faiss.omp_set_num_threads(spec.num_threads)
-        trainer = faiss.Kmeans(spec.dim, num, niter=8, spherical=spec.is_cosine, seed=seed,
-                               min_points_per_centroid=1, max_points_per_centroid=256)
-        trainer.train(rows.numpy())
-        return torch.from_numpy(trainer.centroids.copy())
-    return kmeans
-
-
-def _moved(spec: IndexSpec, rows: Tensor, centroids: Tensor, previous: Tensor,
-           num_iterations: int) -> ClassIndex:
-    """Assign near the previous lists, then so many k-means iterations of the same kind."""
-    assignment = assign_near(rows, previous, centroids, is_cosine=spec.is_cosine)
-    for _ in range(num_iterations):
-        centroids = update_centroids(rows, assignment, centroids, is_cosine=spec.is_cosine)
-        assignment = assign_near(rows, assignment, centroids, is_cosine=spec.is_cosine)
-    return _inverted(spec, rows, centroids, assignment)
-
-
-def _inverted(spec: IndexSpec, rows: Tensor, centroids: Tensor, assignment: Tensor) -> ClassIndex:
-    """IVF with given centroids and list of each row; lists get exactly the memory they need."""
+def _train_centroids(spec: IndexSpec, rows: Tensor, num: int, seed: int) -> Tensor:
+    """(num, d) by k-means on a sample of the rows."""
     faiss = load_faiss()
     faiss.omp_set_num_threads(spec.num_threads)
-    num_lists = len(centroids)
+    trainer = faiss.Kmeans(spec.dim, num, niter=8, spherical=spec.is_cosine, seed=seed,
+                           min_points_per_centroid=1, max_points_per_centroid=_SAMPLE_PER_LIST)
+    trainer.train(_as_numpy(spec, _sample(rows, _SAMPLE_PER_LIST * num, seed)))
+    return torch.from_numpy(trainer.centroids.copy())
+
+
+def _sample(rows: Tensor, num: int, seed: int) -> Tensor:
+    if num >= len(rows):
+        return rows
+    return rows[torch.from_numpy(draw_outside(np.empty(0, np.int64), len(rows), num, seed))]
+
+
+def _quantizer(spec: IndexSpec, centroids: Tensor):
+    faiss = load_faiss()
+    metric = faiss.METRIC_INNER_PRODUCT
+    if not spec.is_cosine:
+        metric = faiss.METRIC_L2  # k-means cells of rows of any length
     if spec.kind == 'nested-ivf':
-        outer = max(1, int(num_lists**0.5 / 2))
-        quantizer = faiss.index_factory(spec.dim, f'IVF{outer},Flat', faiss.METRIC_INNER_PRODUCT)
+        outer = max(1, int(len(centroids)**0.5 / 2))
+        quantizer = faiss.index_factory(spec.dim, f'IVF{outer},Flat', metric)
         quantizer.cp.min_points_per_centroid = 1
         quantizer.cp.seed = spec.seed + 1
         quantizer.train(centroids.numpy())
         quantizer.nprobe = max(1, outer // 4)
     else:
-        quantizer = faiss.IndexFlatIP(spec.dim)
+        quantizer = faiss.IndexFlat(spec.dim, metric)
     quantizer.add(centroids.numpy())
+    return quantizer
+
+
+def _inverted(spec: IndexSpec, rows: Tensor, centroids: Tensor,
+              assignment: Tensor | None = None) -> ClassIndex:
+    """IVF of given centroids; ``assignment`` (C,) int64, or each row's nearest of all."""
+    faiss = load_faiss()
+    faiss.omp_set_num_threads(spec.num_threads)
+    num_lists, quantizer = len(centroids), _quantizer(spec, centroids)
+    if assignment is None:
+        lists = np.concatenate([quantizer.assign(_as_numpy(spec, part), 1)[:, 0]
+                                for part in rows.split(_CHUNK)])
+    else:
+        lists = assignment.numpy()
     metric = faiss.METRIC_INNER_PRODUCT
     if spec.code == 'flat':
         index = faiss.IndexIVFFlat(quantizer, spec.dim, num_lists, metric)
@@ -278,8 +288,14 @@ def _inverted(spec: IndexSpec, rows: Tensor, centroids: Tensor, assignment: Tens
     index.by_residual = False
     index.train(_as_numpy(spec, rows[:_CHUNK]))  # ranges of codes only: the quantizer is full
     index.nprobe = min(spec.nprobe, num_lists)
-    lists = assignment.numpy()
-    for number, length in enumerate(np.bincount(lists, minlength=num_lists).tolist()):
+    _fill_lists(spec, index, rows, lists)
+    return ClassIndex(spec, index, len(rows), centroids)
+
+
+def _fill_lists(spec: IndexSpec, index, rows: Tensor, lists: np.ndarray) -> None:
+    """Add row i to list lists[i]; each list gets exactly the memory it needs."""
+    faiss = load_faiss()
+    for number, length in enumerate(np.bincount(lists, minlength=index.nlist).tolist()):
         index.invlists.resize(number, length)  # std::vector would grow by doubling
         index.invlists.resize(number, 0)
     for start in range(0, len(rows), _CHUNK):
@@ -288,7 +304,6 @@ def _inverted(spec: IndexSpec, rows: Tensor, centroids: Tensor, assignment: Tens
         own = np.ascontiguousarray(lists[start:start + _CHUNK], dtype=np.int64)
         index.add_core(len(part), *(faiss.swig_ptr(a) for a in (part, ids, own)))
     index.set_direct_map_type(faiss.DirectMap.Array)
-    return ClassIndex(spec, index, len(rows), centroids)
 
 
 def _empty_index(spec: IndexSpec, rows: Tensor, seed: int):
@@ -310,10 +325,7 @@ def _empty_index(spec: IndexSpec, rows: Tensor, seed: int):
         # FAISS refuses inner products here; with unit rows the order by L2 is the same.
         index = faiss.index_factory(spec.dim, f'IMI2x{bits},{CODES[spec.code]}', faiss.METRIC_L2)
         index.nprobe = min(spec.nprobe, 4**bits)
-    generator = np.random.default_rng(seed)
-    sample = rows[torch.from_numpy(np.sort(generator.choice(len(rows), min(len(rows), _CHUNK),
-                                                            replace=False)))]
-    index.train(_as_numpy(spec, sample))
+    index.train(_as_numpy(spec, _sample(rows, _CHUNK, seed)))
     return index
 
 
