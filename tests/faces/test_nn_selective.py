@@ -245,3 +245,23 @@ def test_ranks_with_unequal_batches_and_rows_equal_one_process(world, tmp_path, 
         for key in ('features', 'rows'):
             torch.testing.assert_close(torch.cat([part[key] for part in parts]), alone[key])
         assert math.isfinite(alone['loss']) and alone['rows'].norm() > 0
+
+
+def test_nothing_of_the_logits_size_is_kept_for_backward():
+    features, rows, labels = data(500, num=64, dim=4)
+
+    def kept_by(loss_of):
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = loss_of()
+        assert loss.requires_grad
+        return sum(numel >= 64 * 500 for numel in kept.values())
+
+    margin = ArcFace(8.0)
+    assert kept_by(lambda: selective_loss(features, rows, labels, margin).loss) == 0
+    assert kept_by(lambda: plain_loss(features, rows, labels, margin)) >= 1
