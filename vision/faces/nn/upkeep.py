@@ -90,7 +90,12 @@ class IndexUpkeep:
         if self._index is None:
             start = time.perf_counter()
             rows = self.store.snapshot(torch.float16)
-            self._index, self._probe = self._build(rows, self.seed), self._take_probe(rows)
+            index = self._build(rows, self.seed)
+            if self.schedule.touched_per_step and not index.can_update:
+                raise VisionError('VIS-CONFIG-1046', 'touched_per_step with an index that cannot '
+                                  'change single rows', where='selector.upkeep',
+                                  do='set it to 0, or take an ivf or midx selector')
+            self._index, self._probe = index, self._take_probe(rows)
             self._built_step = step
             self.seconds['build'] += time.perf_counter() - start
         return self._index
@@ -189,7 +194,7 @@ class IndexUpkeep:
 
     def _put_touched(self, rows: Tensor) -> None:
         budget = self.schedule.touched_per_step
-        if not budget or not self._index.can_update or not len(rows):
+        if not budget or not len(rows):
             return
         rows = rows[:budget].unique()
         self._update(rows)
