@@ -91,7 +91,7 @@ class Selector:
         Raises:
             VisionError: VIS-INPUT-1051, a label is no class of the store.
         """
-        local = self._local(labels)
+        local = self.local_ids(labels)
         taken = self._chosen(features, labels, local, step)
         rows = torch.from_numpy(taken)
         columns = torch.searchsorted(rows, local).where(local >= 0, -1)
@@ -110,7 +110,7 @@ class Selector:
     def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
         return np.arange(self.num_local)
 
-    def _local(self, labels: Tensor) -> Tensor:
+    def local_ids(self, labels: Tensor) -> Tensor:
         """(B,) int64 on the host: local id, -1 on another rank."""
         labels = labels.cpu()
         is_bad = (labels < 0) | (labels >= self.store.num_classes)
@@ -142,20 +142,21 @@ class CandidateSelector(Selector):
         own = local[local >= 0].unique().numpy()
         num_random = round(self.random_frac * self.num_places)
         num_best = max(0, self.num_places - num_random - len(own))
-        best = self._best(self._queries(features), own, num_best, step) if num_best else own[:0]
+        best = self._best(self.queries(features), own, num_best, step) if num_best else own[:0]
         taken = np.union1d(own, best)
         drawn = draw_outside(taken, self.num_local, max(0, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
         return np.union1d(taken, drawn)
 
-    def _queries(self, features: Tensor) -> Tensor:
+    def queries(self, features: Tensor) -> Tensor:
+        """(B, d) float32, of unit length for cosines."""
         features = features.detach().float()
         return functional.normalize(features) if self.is_cosine else features
 
     def _best(self, queries: Tensor, own: np.ndarray, num: int, step: int) -> np.ndarray:
         raise AssertionError('a subclass says which candidates are best')
 
-    def _logits(self, queries: Tensor, ids: Tensor) -> Tensor:
+    def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
         """(B, U) scaled logits on the rows as they are now."""
         rows = self.store.pull(ids.to(self.store.device)).detach().float()
         rows = functional.normalize(rows) if self.is_cosine else rows
@@ -171,7 +172,7 @@ class OracleSelector(CandidateSelector):
 
     def _best(self, queries: Tensor, own: np.ndarray, num: int, step: int) -> np.ndarray:
         everything = torch.arange(self.num_local)
-        logits = torch.cat([self._logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
+        logits = torch.cat([self.logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
         mass = logits.softmax(1).sum(0)
         mass[torch.from_numpy(own).to(mass.device)] = -1
         return mass.topk(min(num, self.num_local - len(own))).indices.cpu().numpy()
@@ -217,20 +218,21 @@ class IndexSelector(CandidateSelector):
         ids = ids[~np.isin(ids, own, assume_unique=True)]
         if len(ids) <= num:
             return ids
-        logits = self._logits(queries, torch.from_numpy(ids))
+        logits = self.logits(queries, torch.from_numpy(ids))
         worth = logits.amax(0) if self.rank_by == 'max' else logits.softmax(1).sum(0)
         return ids[worth.topk(num).indices.cpu().numpy()]
 
 
 def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
                    is_cosine: bool = True, upkeep: dict | None = None,
-                   **options) -> Selector:
+                   adaptive: dict | None = None, **options) -> Selector:
     """Make a selector by name.
 
     Args:
         name: one of ``NAMES``.
         num_active: for all but 'full'.
         upkeep: fields of ``Schedule``, for selectors with an index.
+        adaptive: for those, too: ``AdaptiveSelector`` with its options and fields of ``Rules``.
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
             ``rank_by``, ``random_frac``, ``scale``.
     Raises:
@@ -243,17 +245,20 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r} without num_active',
                           where='selector', do='give the number of active rows')
     common = dict(num_active=1 if name == 'full' else num_active, seed=seed, is_cosine=is_cosine)
+    from vision.faces.nn.adaptive import make_adaptive  # it is made of these selectors
     try:
         if name in ('full', 'random', 'oracle'):
             made = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)[name]
-            return made(store, **common, **options, **({} if upkeep is None else
-                                                       dict(upkeep=upkeep)))
+            extra = dict(upkeep=upkeep, adaptive=adaptive)
+            return made(store, **common, **options, **{key: value for key, value in extra.items()
+                                                       if value is not None})
         own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale')
                if key in options}
         own.setdefault('overfetch', _OVERFETCH.get(name, 1.5))
         build, restore = _index_makers(name, store.dim, seed, is_cosine, options)
         keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
-        return IndexSelector(store, keeper, **own, **common)
+        selector = IndexSelector(store, keeper, **own, **common)
+        return selector if adaptive is None else make_adaptive(selector, **adaptive)
     except TypeError as error:
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r}: {error}', where='selector',
                           do='see vision/faces/README.md, the selectors') from error

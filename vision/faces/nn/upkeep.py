@@ -122,6 +122,10 @@ class IndexUpkeep:
         now = self.store.pull(ids.to(self.store.device)).detach().cpu()
         return float(1 - functional.cosine_similarity(now.float(), before.float()).mean())
 
+    def set_interval(self, interval: int) -> None:
+        """Steps between renewals from now on; never below the swap lag."""
+        self.interval = max(interval, self.schedule.swap_lag + 1)
+
     def renew(self, step: int) -> None:
         """Build from nothing now, while training waits."""
         self.finish()
