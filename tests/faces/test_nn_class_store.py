@@ -7,7 +7,7 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
-from vision.faces.nn import class_store
+from vision.faces.nn import class_store, lazy_optim
 from vision.faces.nn.class_store import (
     ClassStore,
     build_store,
@@ -188,6 +188,35 @@ def test_bytes_beyond_rows_and_momentum_stay_within_a_fiftieth_of_the_rows():
     extra = sum(t.nbytes for t in kept) - 2 * store._rows.nbytes
     assert store._missed._to_now.nbytes <= 300_000  # whatever the number of classes
     assert 0 < extra <= store._rows.nbytes / 50
+
+
+@pytest.mark.parametrize('optimizer', [SGD, dict(type='adamw')])
+def test_rows_in_host_memory_are_the_same_bits_whatever_was_fetched_before(optimizer):
+    plain = build_store(NUM, DIM, optimizer=optimizer)
+    host = build_store(NUM, DIM, optimizer=optimizer, backend='host')
+    generator = torch.Generator().manual_seed(3)
+    num_hits = 0
+    for step in range(40):
+        train([plain, host], 1, first=step)
+        # Some of these are pushed before they are pulled: the thread's copy is then old.
+        rows = torch.randperm(NUM, generator=generator)[:step].sort()[0]
+        host.prefetch(rows)
+        train([plain, host], step % 2, first=100 + step)
+        num_hits += int(host._is_fresh.sum())
+        asked = torch.randperm(NUM, generator=generator)[:30].sort()[0]
+        assert torch.equal(host.pull(asked), plain.pull(asked))
+    assert num_hits > 400 and host._is_fresh.sum() < len(rows)
+    host.load_state_dict(states([plain])[0])
+    assert torch.equal(host.pull(asked), plain.pull(asked))
+
+
+def test_all_rows_brought_up_to_date_make_what_was_fetched_old(monkeypatch):
+    monkeypatch.setattr(lazy_optim.MissedSteps.__init__, '__defaults__', ('cpu', 10))
+    plain, host = (build_store(NUM, DIM, optimizer=SGD, backend=b) for b in ('device', 'host'))
+    train([plain, host], 8)
+    host.prefetch(torch.arange(NUM))
+    train([plain, host], 3, first=8)
+    assert torch.equal(host.pull(torch.arange(NUM)), plain.pull(torch.arange(NUM)))
 
 
 @pytest.mark.parametrize('options', [dict(backend='disk'), dict(dtype=torch.float16)])

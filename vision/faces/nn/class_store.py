@@ -202,6 +202,9 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
                      optimizer=zlib.crc32(repr((made.name, made.options)).encode()))
     start, end = row_range(num_classes, rank, world)
     rows = initial_rows(start, end, dim, seed).to(dtype)
+    if backend == 'host':
+        from vision.faces.nn.host_store import HostStore
+        return HostStore(rows, made, num_classes=num_classes, row_start=start, device=device)
     return ClassStore(rows.to(device), made, num_classes=num_classes, row_start=start)
 
 
