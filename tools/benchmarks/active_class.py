@@ -51,7 +51,7 @@ from vision.faces.nn.selectors import NAMES, build_selector
 COLUMNS = ('classes', 'selector', 'active', 'step_ms', 'upkeep_ms', 'full_step_ms',
            'random10_step_ms', 'grad_cosine', 'grad_rel_error', 'outside_mass', 'extra_bytes',
            'build_s', 'stall_share')
-LR, MOMENTUM = 0.1, 0.9
+LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
 SMALL_ONLY = dict(forest=300_000, hnsw=300_000, lsh=300_000)
@@ -70,14 +70,17 @@ class Bench:
         self.num_classes, self.dim = self.rows.shape
         self.margin = ArcFace()
         self.store = build_store(self.num_classes, self.dim, seed=self.seed, optimizer=dict(
-            type='sgd', lr=LR, momentum=MOMENTUM, weight_decay=0.0))
+            type='sgd', momentum=MOMENTUM, weight_decay=WEIGHT_DECAY))
         self.generator = torch.Generator().manual_seed(self.seed + 1)
         self.reset_rows(self.rows)
 
     def reset_rows(self, rows: Tensor) -> None:
+        """Put these rows in the store, at rest: no momentum, nothing to catch up."""
         state = self.store.state_dict()
-        state['rows'] = rows
-        self.store.load_ranges([state])
+        for tensor in state['state'].values():
+            tensor.zero_()
+        self.store.load_ranges([state | dict(rows=rows, last=torch.full_like(
+            state['last'], state['missed']['num_steps']))])
 
     def batch(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(features that need a gradient, labels)."""
@@ -107,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.quick:
-        args.classes, args.steps, args.classes_for_growth = [4000], 3, None
+        args.classes, args.steps = [4000], 3
     console, rows = Console(), []
     with Progress(console=console, transient=True) as progress:
         for num_classes in args.classes if args.rows is None else [None]:
@@ -205,7 +208,7 @@ def dense_step_ms(bench: Bench) -> float:
         target = torch.cos(cosine[place].clamp(-0.9999, 0.9999).acos() + 0.5)
         functional.cross_entropy(cosine.index_put(place, target) * 64, labels).backward()
         with torch.no_grad():
-            momentum.mul_(MOMENTUM).add_(weights.grad)
+            momentum.mul_(MOMENTUM).add_(weights.grad.add_(weights, alpha=WEIGHT_DECAY))
             weights.sub_(momentum, alpha=LR)
     return median_ms([partial(step, *bench.batch()) for _ in range(3)])
 
