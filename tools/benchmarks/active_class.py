@@ -16,7 +16,7 @@ noisy copies of their class rows at a cosine of about 0.7.
   extra_bytes                  index and counters beyond rows and momentum
   stall_share                  of a run with the build in a thread: snapshot and waiting
 
-  python tools/benchmarks/active_class.py --classes 100000 1000000 --json docs/results/active_class.json
+  python tools/benchmarks/active_class.py --json docs/results/active_class.json
 
 Memory: about 4.5 GB at a million classes of 128 dimensions. --quick shows that it runs.
 """

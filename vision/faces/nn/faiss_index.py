@@ -269,7 +269,7 @@ def _quantizer(spec: IndexSpec, centroids: Tensor):
         quantizer.cp.min_points_per_centroid = 1
         quantizer.cp.seed = spec.seed + 1
         quantizer.train(centroids.numpy())
-        quantizer.nprobe = max(1, outer // 4)
+        quantizer.nprobe = max(1, outer // 2)
     else:
         quantizer = faiss.IndexFlat(spec.dim, metric)
     quantizer.add(centroids.numpy())
