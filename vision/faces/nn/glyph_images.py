@@ -32,15 +32,16 @@ class GlyphRenderer:
     proportions are the font's own. The same FreeType version gives the same bytes.
     """
 
-    def __init__(self, styles: tuple[Style, ...], size: int) -> None:
-        self.styles, self.size = styles, size
+    def __init__(self, styles: tuple[Style, ...], characters: np.ndarray, size: int) -> None:
+        self.styles, self.characters, self.size = styles, characters, size
         self._fonts: dict[int, object] = {}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, '_fonts': {}}  # open fonts do not travel to workers
 
-    def __call__(self, character: int, style: int) -> np.ndarray:
+    def __call__(self, label: int, style: int) -> np.ndarray:
         """Raises VisionError VIS-DATA-1079 when the font draws nothing for this character."""
+        character = int(self.characters[label])
         mask = self._font(style).getmask(chr(character), mode='L')
         width, height = mask.size
         ink = np.array(mask, dtype=np.uint8).reshape(height, width)
