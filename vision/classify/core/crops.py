@@ -1,4 +1,4 @@
-"""Where to crop. Boxes are (left, top, right, bottom) in whole pixels, right and bottom outside."""
+"""Where to crop. Boxes: (left, top, right, bottom) in whole pixels, right and bottom outside."""
 
 from __future__ import annotations
 
