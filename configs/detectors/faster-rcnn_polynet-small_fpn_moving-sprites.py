@@ -8,7 +8,9 @@ _base_ = ['../_base_/models/faster-rcnn_polynet_fpn.py', '../_base_/runtime.py',
           '../_base_/datasets/moving_sprites_frames.py']
 num_classes = 8
 model = dict(
-    neck=dict(out_channels=128, num_outs=4),
+    # From random weights the sum of so many terms grows large for a pyramid without norms.
+    backbone=dict(residual_scale=0.3),
+    neck=dict(out_channels=128, num_outs=4, norm_cfg=dict(type='BN', requires_grad=True)),
     rpn_head=dict(
         in_channels=128,
         feat_channels=128,
