@@ -131,11 +131,11 @@ def build_parser() -> argparse.ArgumentParser:
     add('--rows', type=Path, help='trained class rows instead of synthetic ones')
     add('--dim', type=int, default=128)
     add('--batch', type=int, default=256)
-    add('--active', type=float, nargs='+', default=[0.025, 0.008],
+    add('--active', type=float, nargs='+', default=[0.02, 0.008],
         help='share of active rows: below 300,000 classes, and above')
     add('--selectors', nargs='+', choices=NAMES,
         help='default: all, above 300,000 classes those that are built in a minute')
-    add('--nprobe', type=int, default=16, help='lists searched by the ivf selectors')
+    add('--nprobe', type=int, default=12, help='lists searched by the ivf selectors')
     add('--interval', type=int, default=500, help='steps between renewals of an index')
     add('--drift', type=float, default=0.99,
         help='cosine between rows and the snapshot of the index where fidelity is measured')

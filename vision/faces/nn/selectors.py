@@ -206,7 +206,7 @@ class IndexSelector(CandidateSelector):
             the oracle sums over all rows); 'max': its highest logit.
     """
 
-    def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.5,
+    def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
                  rank_by: str = 'mass', **options) -> None:
         super().__init__(store, **options)
         if overfetch < 1 or rank_by not in ('mass', 'max'):
@@ -278,7 +278,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
                                                        if value is not None})
         own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale',
                                                  'own_margin') if key in options}
-        own.setdefault('overfetch', _OVERFETCH.get(name, 1.5))
+        own.setdefault('overfetch', _OVERFETCH.get(name, 1.25))
         build, restore = _index_makers(name, store.dim, seed, is_cosine, options)
         keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
         selector = IndexSelector(store, keeper, **own, **common)
