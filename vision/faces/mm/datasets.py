@@ -37,7 +37,8 @@ class LabelledImages(Dataset):
         self.num_classes = int(self.labels.max()) + 1 if num_classes is None else num_classes
         self.metainfo = dict(num_classes=self.num_classes, num_samples=len(self.labels),
                              **metainfo)
-        self.pipeline = Compose(pipeline or [dict(type='vision.PackFaceInputs')])
+        self.pipeline = Compose([TRANSFORMS.build(step) for step in
+                                 pipeline or [dict(type='PackFaceInputs')]])
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,7 @@ from vision.common.core.errors import VisionError
 from vision.faces.core.glyphs import GlyphPlan, Style
 
 EM_SHARE = 0.84  # em square of the font over the image's side: some glyphs reach beyond their em
-MANIFEST = 'glyphs.json'
+MANIFEST, IMAGES = 'glyphs.json', 'images.u8'
 
 
 def load_pillow() -> ModuleType:
@@ -85,7 +86,7 @@ class PreparedGlyphs:
             raise self._other(f'it was made with other {", ".join(differing)}')
         self.place = np.cumsum(plan.covered.ravel()).reshape(plan.covered.shape) - 1
         num_images = int(plan.covered.sum())
-        self.images = np.memmap(self.folder / 'images.u8', dtype=np.uint8, mode='r')
+        self.images = np.memmap(self.folder / IMAGES, dtype=np.uint8, mode='r')
         if self.images.size != num_images * size * size:
             raise self._other(f'{self.images.size} bytes of images, not '
                               f'{num_images * size * size}')
@@ -98,6 +99,25 @@ class PreparedGlyphs:
         return VisionError('VIS-DATA-1080', f'prepared glyphs cannot be used: {what}',
                            where=str(self.folder), why='labels would belong to other images',
                            do='run datasets/glyphs/prepare.py again with the values of the config')
+
+
+def write_prepared(plan: GlyphPlan, size: int, folder: Path,
+                   progress: Callable[[Iterable], Iterable] = iter) -> int:
+    """Draw all images of a plan into ``folder`` (by label, then style); how many.
+
+    Args:
+        progress: wraps the rows while they are drawn, to show how far it is.
+    """
+    draw = GlyphRenderer(plan.styles, plan.characters, size)
+    rows = np.argwhere(plan.covered)
+    # By style: FreeType keeps the outlines of one font at a time; the file is by label.
+    order = np.argsort(rows[:, 1], kind='stable')
+    images = np.zeros((len(rows), size, size), dtype=np.uint8)
+    for place in progress(order):
+        images[place] = draw(*(int(value) for value in rows[place]))
+    images.tofile(folder / IMAGES)
+    (folder / MANIFEST).write_text(json.dumps(manifest(plan, size)))
+    return len(rows)
 
 
 def manifest(plan: GlyphPlan, size: int) -> dict:
