@@ -19,7 +19,7 @@ model = dict(
     num_stages=2,
     merge='agree')
 
-max_iters = 2600
+max_iters = 2000
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.02),

@@ -240,15 +240,21 @@ class ExactRunner(Runner):
             dataloader = self.train_loop.dataloader
             skip_batches(dataloader, iteration - epoch * len(dataloader))
 
-    @master_only
-    def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
-                        save_optimizer: bool = True, save_param_scheduler: bool = True,
-                        meta: dict | None = None, by_epoch: bool = True,
-                        backend_args: dict | None = None) -> bool:
+    def save_checkpoint(self, *args, **kwargs) -> bool:
         """Write a checkpoint that holds tensors and plain values only; True when it is there.
 
-        A full disk is an error in the log, not the end of the run: the next interval tries again.
+        Every rank comes here: hooks with a ``gather_checkpoint`` bring together what is spread
+        over ranks, then rank 0 writes. A full disk is an error in the log, not the end of the
+        run: the next interval tries again.
         """
+        self.call_hook('gather_checkpoint')
+        return bool(self._write_checkpoint(*args, **kwargs))
+
+    @master_only
+    def _write_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
+                          save_optimizer: bool = True, save_param_scheduler: bool = True,
+                          meta: dict | None = None, by_epoch: bool = True,
+                          backend_args: dict | None = None) -> bool:
         position = dict(epoch=self.epoch + 1, iter=self.iter) if by_epoch else \
             dict(epoch=self.epoch, iter=self.iter + 1)
         model = self.model.module if is_model_wrapper(self.model) else self.model
