@@ -89,12 +89,12 @@ def test_the_backbone_alone(tool, port, tmp_path):
 
 def test_the_port_itself_may_be_named_as_pretrained(port, tmp_path):
     torch.save(port, tmp_path / 'port.pth')
-    backbone = MODELS.build(dict(type='PolyNet', arch='very-deep', out_indices=(2,), init_cfg=dict(
+    backbone = MODELS.build(dict(type='vision.PolyNet', arch='very-deep', out_indices=(2,), init_cfg=dict(
         type='Pretrained', checkpoint=str(tmp_path / 'port.pth'))))
     backbone.init_weights()
     name = 'stage_a.9.blocks.1.conv2d.bn.running_var'
     assert torch.equal(backbone.trunk.stage_a[9].blocks[1].projection.norm.running_var, port[name])
-    other = MODELS.build(dict(type='PolyNet', arch='small', out_indices=(2,), init_cfg=dict(
+    other = MODELS.build(dict(type='vision.PolyNet', arch='small', out_indices=(2,), init_cfg=dict(
         type='Pretrained', checkpoint=str(tmp_path / 'port.pth'))))
     with pytest.raises(VisionError, match='another architecture'):
         other.init_weights()
