@@ -5,10 +5,13 @@ import sys
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint, load_state
-from vision.polynet.core.arch import PRESETS
+from vision.polynet.core.arch import PRESETS, released_path_scales
+from vision.polynet.mm import PolyNet
 from vision.polynet.nn.cadene import name_pairs
 from vision.polynet.nn.trunk import PolyNetTrunk
 from vision.registry import MODELS
@@ -67,23 +70,34 @@ def test_old_files_without_counters_come_back_without(tool, port, tmp_path):
     assert list(back) == list(old) and all(torch.equal(back[name], old[name]) for name in old)
 
 
-def test_the_result_fits_the_network_without_exception(tool, port, tmp_path):
+def test_the_result_fits_the_classifier_of_the_config(tool, port, tmp_path, repository):
+    state = run(tool, port, tmp_path)['state_dict']
+    config = Config.fromfile(repository / 'configs/polynet/polynet-very-deep_in1k.py')
+    with DefaultScope.overwrite_default_scope('vision'):
+        model = MODELS.build(config.model)
+    load_state(model, state)
+    trunk = model.backbone.trunk
+    assert torch.equal(trunk.stem.entry[0].conv.weight, port['stem.conv1.0.conv.weight'])
+    assert torch.equal(model.head.fc.bias, port['last_linear.bias'])
+    modules = [module for stage in trunk.stages for module in stage]
+    # The factors of the published network, and no others, weigh its terms at evaluation.
+    assert [module.scale for module in modules] == list(released_path_scales())
+    assert not any(module.drop for module in modules)
+
+
+def test_the_backbone_alone(tool, port, tmp_path):
     state = run(tool, port, tmp_path, '--backbone-only')['state_dict']
-    assert not any(name.startswith('head') for name in state)
-    backbone = MODELS.build(dict(type='PolyNet', arch='very-deep', path_scales='released'))
-    load_state(backbone, {name.removeprefix('backbone.'): t for name, t in state.items()})
-    assert torch.equal(backbone.trunk.stem.entry[0].conv.weight, port['stem.conv1.0.conv.weight'])
+    assert len(state) == 3102 and all(name.startswith('backbone.trunk.') for name in state)
 
 
 def test_the_port_itself_may_be_named_as_pretrained(port, tmp_path):
     torch.save(port, tmp_path / 'port.pth')
-    backbone = MODELS.build(dict(type='PolyNet', arch='very-deep', out_indices=(2,), init_cfg=dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'port.pth'))))
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'port.pth'))
+    backbone = PolyNet('very-deep', out_indices=(2,), init_cfg=cfg)
     backbone.init_weights()
     name = 'stage_a.9.blocks.1.conv2d.bn.running_var'
     assert torch.equal(backbone.trunk.stage_a[9].blocks[1].projection.norm.running_var, port[name])
-    other = MODELS.build(dict(type='PolyNet', arch='small', out_indices=(2,), init_cfg=dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'port.pth'))))
+    other = PolyNet('small', out_indices=(2,), init_cfg=cfg)
     with pytest.raises(VisionError, match='another architecture'):
         other.init_weights()
 

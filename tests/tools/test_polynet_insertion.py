@@ -9,7 +9,7 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint, load_state
-from vision.registry import MODELS
+from vision.polynet.mm import PolyNet
 
 CONFIG = """
 model = dict(type='X', backbone=dict(type='PolyNet', arch={arch}, path_scales='released'))
@@ -33,7 +33,7 @@ def trained(tmp_path):
     for name, arch in (('small', SMALL), ('large', LARGE)):
         (tmp_path / f'{name}.py').write_text(CONFIG.format(arch=arch))
     torch.manual_seed(0)
-    backbone = MODELS.build(dict(type='PolyNet', arch=SMALL, path_scales='released'))
+    backbone = PolyNet(SMALL, path_scales='released')
     state = {f'backbone.{name}': tensor for name, tensor in backbone.state_dict().items()}
     torch.save(dict(state_dict=state | {'head.fc.bias': torch.arange(5.0)}, meta=dict(epoch=3)),
                tmp_path / 'small.pth')
@@ -52,7 +52,7 @@ def test_the_larger_network_computes_the_same_and_the_classifier_stays(tool, tra
     networks = []
     for arch, tensors in ((SMALL, torch.load(trained / 'small.pth', weights_only=True)
                            ['state_dict']), (LARGE, state)):
-        network = MODELS.build(dict(type='PolyNet', arch=arch, path_scales='released')).eval()
+        network = PolyNet(arch, path_scales='released').eval()
         load_state(network, {name.removeprefix('backbone.'): tensor
                              for name, tensor in tensors.items() if 'head' not in name})
         networks.append(network)

@@ -35,7 +35,6 @@ from vision.polynet.core.insertion import PLACEMENTS, Insertion, plan_insertion
 from vision.polynet.mm.backbone import PolyNet
 from vision.polynet.nn.insertion import Growth, grow
 from vision.polynet.nn.pretrained import trunk_prefix
-from vision.registry import MODELS
 from vision.zoo import resolve
 
 
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     insertion = plan(source, target, args.placement)
     state = load_checkpoint(resolve(args.checkpoint))['state_dict']
     prefix = trunk_prefix(state, args.checkpoint)
-    trained = MODELS.build(source)
+    trained = PolyNet(**source)
     load_state(trained.trunk, {name.removeprefix(prefix): tensor for name, tensor in state.items()
                                if name.startswith(prefix)}, where=args.checkpoint)
     grown, growth = grown_backbone(trained, target, insertion, seed=args.seed,
@@ -78,7 +77,7 @@ def backbone_options(name: str) -> dict:
     """Keyword arguments of the PolyNet that a preset or a config file describes."""
     if not name.endswith('.py'):
         find_arch(name)
-        return dict(type='PolyNet', arch=name)
+        return dict(arch=name)
     if not Path(name).is_file():
         raise VisionError('VIS-INPUT-055', f'no config file {name}', do='give an existing file, '
                           'or a preset such as ir-3-6-3')
@@ -86,7 +85,7 @@ def backbone_options(name: str) -> dict:
     if str(backbone.get('type', '')).split('.')[-1] != 'PolyNet':
         raise VisionError('VIS-INPUT-055', f'{name} has no PolyNet as backbone',
                           where='model.backbone', do='give a config of a PolyNet')
-    options = dict(backbone)
+    options = {key: value for key, value in backbone.items() if key != 'type'}
     if isinstance(options.get('init_cfg'), dict) and options['init_cfg']['type'] == 'Pretrained':
         del options['init_cfg']  # what is new starts at random, whatever is loaded otherwise
     return options
@@ -102,7 +101,7 @@ def plan(source: dict, target: dict, placement: str) -> Insertion:
 def grown_backbone(trained: PolyNet, target: dict, insertion: Insertion, *, seed: int,
                    is_identity: bool) -> tuple[PolyNet, Growth]:
     seed_everything(seed)
-    grown = MODELS.build(target)
+    grown = PolyNet(**target)
     grown.init_weights()
     return grown, grow(trained.trunk, grown.trunk, insertion, is_identity=is_identity)
 
