@@ -76,8 +76,8 @@ def plan_insertion(source: Arch, target: Arch, *, placement: str = 'interleaved'
 
     'interleaved' spreads the new modules evenly: no two trained modules that were neighbours are
     further apart than need be, and with fewer new modules than trained ones each new one stands
-    between two trained ones. 'end' puts them behind, the form that the paper found worse. A
-    trained module goes to the nearest place whose kind can hold it.
+    between two trained ones. 'end' puts them behind, for comparison. A trained module goes to the
+    nearest place whose kind can hold it.
 
     Args:
         share, target_share: the poly form of the source and of the target (default: the same).

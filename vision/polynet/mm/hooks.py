@@ -14,10 +14,10 @@ from vision.registry import HOOKS
 class PathDropHook(Hook):
     """No path is dropped before ``begin``; from then on the backbone's ``path_drop_rate`` holds.
 
-    The paper switches stochastic paths on late, when over-fitting shows. Validation while training
-    uses the evaluation factors of the same moment. A checkpoint from before ``begin`` has never
-    seen a dropped path: test it with ``path_drop_rate=0``, later ones with the config as it is.
-    After a resume the state follows from the step alone.
+    Stochastic paths (arXiv:1611.05725) are a means against over-fitting, so they may wait until it
+    shows. Validation while training uses the evaluation factors of the same moment. A checkpoint
+    from before ``begin`` has never seen a dropped path: test it with ``path_drop_rate=0``, later
+    ones with the config as it is. After a resume the state follows from the step alone.
 
     Args:
         begin: first epoch (or iteration) with dropped paths, counted from 0.

@@ -46,8 +46,8 @@ def grow(source: PolyNetTrunk, target: PolyNetTrunk, insertion: Insertion, *,
         source: not changed; both must have their parameters on one device.
         target: its other tensors stay as they are, so initialise them first.
         is_identity: zero the projection norms of every new term. With ReLU the target then
-            computes the source's function at evaluation. (Our addition: the paper starts from
-            random weights.)
+            computes the source's function at evaluation. (Our addition; otherwise new terms
+            speak from the start.)
     Raises:
         VisionError: VIS-CKPT-053, tensors without a partner or of another shape;
             VIS-CONFIG-054, an identity start that is not possible.
