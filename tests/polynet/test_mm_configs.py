@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from vision.common.core.config_keys import check_top_level
 from vision.polynet.core.arch import PRESETS
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'polynet'
@@ -31,3 +32,9 @@ def test_ten_crop_config_changes_the_test_only():
         'ReadImage', 'Resize', 'MultiCrop', 'PackInputs']
     assert config.val_dataloader.dataset.pipeline[2].type == 'CenterCrop'
     assert config.model.test_cfg.crop_topk == 5
+
+
+@pytest.mark.parametrize('path', sorted(FOLDER.glob('*.py')), ids=lambda path: path.stem)
+def test_no_key_is_written_for_nobody(path):
+    check_top_level(Config.fromfile(path), str(path))
+    assert Config.fromfile(path).default_scope == 'vision'
