@@ -1,10 +1,12 @@
 """Every preset has a config of its name, and each config means what its name says."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from vision.common.mm.launch import read_config
 from vision.polynet.core.arch import PRESETS
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'polynet'
@@ -31,3 +33,11 @@ def test_ten_crop_config_changes_the_test_only():
         'ReadImage', 'Resize', 'MultiCrop', 'PackInputs']
     assert config.val_dataloader.dataset.pipeline[2].type == 'CenterCrop'
     assert config.model.test_cfg.crop_topk == 5
+
+
+@pytest.mark.parametrize('path', sorted(FOLDER.glob('*.py')), ids=lambda path: path.stem)
+def test_tools_accept_every_key(path):
+    """A key or argument that nobody reads would be refused here."""
+    config = read_config(Namespace(config=str(path), cfg_options=None, local_rank=0,
+                                   launcher='none', work_dir=None))
+    assert config.default_scope == 'vision' and config.model.type == 'ImageClassifier'

@@ -6,9 +6,7 @@ Test: the published port's: the whole image resized to 378x378 without keeping i
 """
 
 data_root = 'data/imagenet/'
-num_classes = 1000
 image_size = 331
-data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 train_pipeline = [
     dict(type='ReadImage'),

@@ -4,7 +4,6 @@ Data: data/imagenette160/{train,val}/WNID/*.JPEG (fast.ai's imagenette2-160; a l
 """
 
 data_root = 'data/imagenette160/'
-num_classes = 10
 image_size = 128
 data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 

@@ -1,0 +1,43 @@
+"""A classifier through tools/train.py and tools/test.py, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+
+
+def run(*command) -> str:
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=ENVIRONMENT,
+                          text=True, capture_output=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_train_then_test(colour_folder, tmp_path):
+    options = [f'{split}_dataloader.{key}={value}' for split in ('train', 'val', 'test')
+               for key, value in (('dataset.data_root', colour_folder), ('num_workers', 0),
+                                  ('persistent_workers', False), ('batch_size', 6))]
+    config = tmp_path / 'small.py'
+    config.write_text(f'''
+_base_ = [{str(ROOT / 'configs/polynet/polynet-small_imagenette160.py')!r}]
+model = dict(backbone=dict(arch=[['1-way']] * 3), head=dict(num_classes=3))
+val_evaluator = dict(topk=(1, 2))
+test_evaluator = dict(topk=(1, 2))
+param_scheduler = [dict(type='ConstantLR', factor=1.0)]
+train_cfg = dict(max_epochs=4, val_interval=4)
+''')
+    work_dir = tmp_path / 'work'
+    run('tools/train.py', config, '--work-dir', work_dir, '--cfg-options', *options)
+    checkpoint = next(work_dir.glob('best_*.pth'))
+    run('tools/test.py', config, checkpoint, '--work-dir', work_dir, '--out',
+        tmp_path / 'metrics.json', '--cfg-options', *options)
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    found = metrics.get('metrics', metrics)
+    assert found['accuracy/top1'] == 100.0 and found['accuracy/top2'] == 100.0
