@@ -34,9 +34,9 @@ from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 from vision.common.nn.live_memory import LiveMemory
 from vision.common.nn.macs import counted_macs
-from vision.polynet.core.arch import PRESETS
+from vision.polynet.core.arch import PRESETS, released_path_scales
 from vision.polynet.nn.fuse import fuse
-from vision.registry import MODELS
+from vision.polynet.nn.trunk import CHANNELS, PolyNetTrunk
 
 VARIANTS = ('plain', 'channels_last', 'fused', 'fused_channels_last', 'compile', 'fused_bf16')
 MATRIX_SIZES = (1024, 2048, 3072)
@@ -51,9 +51,10 @@ class Logits(nn.Module):
 
     def __init__(self, arch: str, **options) -> None:
         super().__init__()
-        self.backbone = MODELS.build(dict(type='PolyNet', arch=arch, path_scales='released',
-                                          **options))
-        self.fc = nn.Linear(self.backbone.out_channels[-1], 1000)
+        preset = PRESETS[arch]
+        self.backbone = PolyNetTrunk(
+            preset, path_scales=released_path_scales(preset.num_modules), **options)
+        self.fc = nn.Linear(CHANNELS[-1], 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.backbone(x)[-1].mean((2, 3)))
@@ -193,7 +194,7 @@ def training_rows(args: argparse.Namespace, progress: Progress) -> list[dict]:
     x = torch.randn(args.train_batch, 3, args.size, args.size)
     calls = {}
     for name, with_cp in (('plain', False), ('with_cp', True)):
-        model = Logits(args.arch, with_cp=with_cp).train()
+        model = Logits(args.arch, uses_checkpoint=with_cp).train()
         for p in model.parameters():  # gradients exist before, so they are no activations
             p.grad = torch.zeros_like(p)
         calls[name] = lambda model=model: model(x).square().mean().backward()
