@@ -1,0 +1,98 @@
+"""The controller's rules, one by one, and the draws of rows."""
+
+import numpy as np
+import pytest
+
+from vision.common.core.errors import VisionError
+from vision.faces.core.controller import AllocationController, Readings, Rules
+from vision.faces.core.sampling import draw_outside
+
+GOOD = dict(outside_mass=0.03, random_outside_mass=0.8, recall=0.9, drift=0.01)
+
+
+def controller(**rules):
+    return AllocationController(100_000, 256, Rules(**rules))
+
+
+def updated(made, *changes):
+    for step, change in enumerate(changes):
+        made.update(200 * step, Readings(**GOOD | change))
+    return made.allocation
+
+
+def test_start_values():
+    made = controller()
+    assert made.allocation.phase == 'warm-up' and made.allocation.interval == 100
+    assert made.allocation.num_active == 1024 and made.num_random == 10_000
+    assert AllocationController(500, 256).allocation.num_active == 500
+
+
+@pytest.mark.parametrize(('change', 'phase'), [
+    ({}, 'index'), (dict(recall=0.49), 'warm-up'), (dict(random_outside_mass=0.07), 'warm-up')])
+def test_the_warm_up_ends_when_the_index_finds_more_than_chance(change, phase):
+    assert updated(controller(), change).phase == phase
+
+
+def test_the_phase_does_not_flip_on_the_border_but_returns_when_structure_is_lost():
+    assert updated(controller(), {}, dict(recall=0.4)).phase == 'index'
+    assert updated(controller(), {}, dict(recall=0.2)).phase == 'warm-up'
+
+
+@pytest.mark.parametrize(('mass', 'expected'), [(0.2, 1280), (0.03, 1024), (0.001, 921)])
+def test_rows_follow_the_outside_mass(mass, expected):
+    assert updated(controller(), dict(outside_mass=mass)).num_active == expected
+
+
+@pytest.mark.parametrize(('drift', 'expected'), [(0.03, 50), (0.01, 100), (0.001, 150)])
+def test_the_interval_follows_the_drift(drift, expected):
+    assert updated(controller(), dict(drift=drift)).interval == expected
+
+
+def test_both_stay_in_their_ranges():
+    made = controller(active_range=(900, 1500), interval_range=(50, 300))
+    grown = updated(made, *[dict(outside_mass=0.4, drift=0.001)] * 30)
+    assert (grown.num_active, grown.interval) == (1500, 300)
+    shrunk = updated(made, *[dict(outside_mass=0.001, drift=0.5)] * 30)
+    assert (shrunk.num_active, shrunk.interval) == (900, 50)
+
+
+def test_the_warm_up_changes_nothing_else():
+    assert updated(controller(), dict(recall=0.1, outside_mass=0.9)).num_active == 1024
+
+
+def test_a_loaded_controller_goes_on_as_the_saved_one():
+    first, second = controller(), controller()
+    updated(first, dict(outside_mass=0.3), dict(drift=0.0))
+    second.load_state_dict(first.state_dict())
+    assert second.allocation == first.allocation and second.log == first.log
+    assert [entry['step'] for entry in second.log] == [0, 200]
+    assert updated(second, dict(outside_mass=0.2)) == updated(first, dict(outside_mass=0.2))
+
+
+@pytest.mark.parametrize('rules', [dict(mass_range=(0.05, 0.01)), dict(warm_share=0),
+                                   dict(interval_range=(0, 5))])
+def test_rules_out_of_range_are_refused(rules):
+    with pytest.raises(VisionError, match='1048'):
+        Rules(**rules)
+
+
+@pytest.mark.parametrize(('taken', 'num', 'count'), [
+    ([], 50, 10), ([0, 1, 2], 50, 47), ([5, 9, 49], 50, 20), (range(0, 50, 2), 50, 24),
+    ([], 20_000, 100), (range(50), 50, 3)])
+def test_draws_are_unique_sorted_and_outside(taken, num, count):
+    taken = np.array(list(taken), np.int64)
+    drawn = draw_outside(taken, num, count, 7, 3)
+    assert len(drawn) == min(count, num - len(taken))
+    assert np.all(np.diff(drawn) > 0) and not np.isin(drawn, taken).any()
+    assert len(drawn) == 0 or (drawn.min() >= 0 and drawn.max() < num)
+
+
+def test_draws_are_uniform_over_what_is_free_and_repeat():
+    taken = np.array([3, 4, 10])
+    counts = np.zeros(20)
+    for step in range(4000):
+        counts[draw_outside(taken, 20, 5, 1, step)] += 1
+    free = np.delete(counts, taken)
+    assert counts[taken].sum() == 0 and np.abs(free / 4000 - 5 / 17).max() < 0.04
+    assert np.array_equal(draw_outside(taken, 20, 5, 1, 2), draw_outside(taken, 20, 5, 1, 2))
+    assert not np.array_equal(draw_outside(taken, 20, 5, 1, 2), draw_outside(taken, 20, 5, 2, 2))

@@ -1,0 +1,290 @@
+"""The head in a run: equal to a dense layer, exact resume, many ranks, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import toy_faces  # noqa: E402
+
+from vision.common.core.errors import VisionError  # noqa: E402
+from vision.common.mm.runner import ExactRunner  # noqa: E402
+from vision.common.nn.checkpoint import load_checkpoint  # noqa: E402
+from vision.faces.nn.class_store import class_rows  # noqa: E402
+from vision.faces.nn.margins import ArcFace, Softmax  # noqa: E402
+from vision.registry import MODELS  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_environment_report(monkeypatch):
+    """MMEngine asks compilers and drivers for their versions at every start: two seconds."""
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+
+
+def build_head(**options):
+    head = MODELS.build(toy_faces.head_config(**options))
+    head.build('cpu', seed=0)
+    return head.train()
+
+
+def batch(seed, num=10):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(num, toy_faces.DIM, generator=generator),
+            torch.randint(toy_faces.NUM_CLASSES, (num,), generator=generator))
+
+
+def all_rows(head):
+    return head.store.pull(torch.arange(head.store.num_classes)).detach().clone()
+
+
+def test_full_selector_equals_a_dense_layer_with_sgd():
+    head = build_head(selector=dict(type='full'))
+    dense = torch.nn.Parameter(all_rows(head))
+    optimizer = torch.optim.SGD([dense], lr=0.01, momentum=0.9, weight_decay=1e-4)
+    margin = ArcFace(8.0, 0.2)
+    for step in range(5):
+        features, labels = batch(step)
+        ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
+        head.step = step
+        losses = head.loss(ours, labels)
+        losses['loss'].backward()
+        head.step_rows(lr=0.01)
+        cosine = functional.normalize(theirs) @ functional.normalize(dense).T
+        expected = functional.cross_entropy(margin(cosine, labels), labels)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        torch.testing.assert_close(losses['loss'], expected)
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(all_rows(head), dense.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_scaled_loss_gives_the_same_step():
+    rows = []
+    for scale in (1.0, 1024.0):
+        head = build_head(selector=dict(type='full'))
+        features, labels = batch(0)
+        (head.loss(features, labels)['loss'] * scale).backward()
+        head.step_rows(0.5, gradient_scale=scale)
+        rows.append(all_rows(head))
+    torch.testing.assert_close(*rows)
+
+
+def test_only_active_rows_move_and_labels_are_among_them():
+    head = build_head(store=dict(optimizer=dict(type='sgd', momentum=0.0, weight_decay=0.0)))
+    before = all_rows(head)
+    features, labels = batch(0)
+    losses = head.loss(features, labels)
+    rows = head.pending[0]
+    losses['loss'].backward()
+    head.step_rows(1.0)
+    has_moved = (all_rows(head) != before).any(1)
+    assert has_moved.nonzero()[:, 0].tolist() == rows.tolist() and len(rows) == 12
+    assert set(labels.tolist()) <= set(rows.tolist()) and losses['num_active'] == 12
+
+
+def test_subcentres_of_a_class_are_active_together():
+    head = build_head(num_subcentres=3)
+    features, labels = batch(0)
+    loss = head.loss(features, labels)['loss']
+    rows, weights = head.pending
+    assert head.store.num_classes == 3 * toy_faces.NUM_CLASSES
+    assert torch.equal(rows.view(-1, 3), (rows.view(-1, 3)[:, :1] // 3) * 3 + torch.arange(3))
+    classes = rows.view(-1, 3)[:, 0] // 3
+    cosine = functional.normalize(features) @ functional.normalize(weights).T
+    columns = torch.searchsorted(classes, labels)
+    assert torch.equal(classes[columns], labels)
+    expected = functional.cross_entropy(
+        ArcFace(8.0, 0.2)(cosine.view(len(labels), -1, 3).amax(2), columns), columns)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_sampled_correction_weighs_what_was_drawn():
+    head = build_head(correction='sampled', margin=dict(type='Softmax', scale=8.0))
+    features, labels = batch(0, num=4)
+    loss = head.loss(features, labels)['loss']
+    rows, weights = head.pending
+    columns = torch.searchsorted(rows, labels)
+    num_forced = len(labels.unique())
+    rate = (12 - num_forced) / (toy_faces.NUM_CLASSES - num_forced)
+    counts = torch.where(torch.isin(rows, labels), 1.0, rate)
+    logits = Softmax(8)(functional.normalize(features) @ functional.normalize(weights).T, columns)
+    torch.testing.assert_close(loss, functional.cross_entropy(logits - counts.log(), columns))
+
+
+def test_evaluating_the_loss_asks_for_no_step():
+    head = build_head().eval()
+    features, labels = batch(0)
+    assert head.loss(features, labels)['loss'].isfinite() and head.pending is None
+
+
+def run(work_dir, **options):
+    runner = ExactRunner.from_cfg(toy_faces.config(work_dir, **options))
+    runner.train()
+    return runner
+
+
+def saved(work_dir, step):
+    return load_checkpoint(work_dir / f'iter_{step}.pth')
+
+
+def assert_same(one, two):
+    torch.testing.assert_close(one['state_dict'], two['state_dict'], rtol=0, atol=0)
+    torch.testing.assert_close(one['active_class'], two['active_class'], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('head', [
+    {}, dict(margin=dict(type='AdaFace', scale=8.0)),
+    dict(margin=dict(type='CurricularFace', scale=8.0), num_subcentres=2)])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, head):
+    head = toy_faces.head_config(**head)
+    run(tmp_path / 'straight', head=head)
+    run(tmp_path / 'cut', head=head, max_iters=4)
+    run(tmp_path / 'cut', head=head, resume=True)
+    assert saved(tmp_path / 'cut', 4)['meta']['iter'] == 4
+    assert_same(saved(tmp_path / 'straight', 12), saved(tmp_path / 'cut', 12))
+
+
+def test_training_learns_the_identities(tmp_path):
+    runner = run(tmp_path, max_iters=150, interval=150)
+    model = runner.model.eval()
+    dataset = runner.train_dataloader.dataset
+    items = [dataset[i] for i in range(toy_faces.NUM_CLASSES * 4)]
+    images = torch.stack([item['inputs'] for item in items])
+    labels = torch.cat([item['data_samples'].gt_label for item in items])
+    with torch.no_grad():
+        embeddings = model(images)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(items)))
+    scores = embeddings @ functional.normalize(all_rows(model.head)).T
+    assert (scores.argmax(1) == labels).float().mean() > 0.95
+    samples = model(images[:2], mode='predict')
+    torch.testing.assert_close(samples[1].embedding, embeddings[1])
+
+
+def losses_of(work_dir):
+    lines = [line for path in work_dir.glob('*/vis_data/*.json')
+             for line in path.read_text().splitlines()]
+    return {entry['step']: entry['loss'] for entry in map(json.loads, lines) if 'loss' in entry}
+
+
+def test_rows_follow_the_learning_rate_of_the_schedule(tmp_path):
+    head = toy_faces.head_config(
+        lr_mult=2.0, selector=dict(type='full'),
+        store=dict(optimizer=dict(type='sgd', momentum=0.0, weight_decay=0.0)))
+    seen = []
+    runner = ExactRunner.from_cfg(toy_faces.config(tmp_path, head=head, max_iters=8))
+    step_rows = runner.model.head.step_rows
+    runner.model.head.step_rows = lambda lr, scale: (seen.append(lr), step_rows(lr, scale))
+    runner.train()
+    assert seen == pytest.approx([0.1] * 5 + [0.03] * 3)
+
+
+def test_a_step_that_is_not_finite_leaves_the_rows_alone(tmp_path):
+    options = dict(dataset=dict(nan_at=0), max_iters=12, interval=1,
+                   head=toy_faces.head_config(selector=dict(type='full')))
+    runner = run(tmp_path, **options)
+    assert runner.optim_wrapper.num_skipped == 1
+    assert all_rows(runner.model.head).isfinite().all()
+
+
+def test_head_weights_may_be_missing_when_training_begins(tmp_path):
+    run(tmp_path / 'first', max_iters=4)
+    content = saved(tmp_path / 'first', 4)
+    path = tmp_path / 'backbone.pth'
+    torch.save(dict(state_dict={name: tensor for name, tensor in content['state_dict'].items()
+                                if name.startswith('backbone')}), path)
+    runner = run(tmp_path / 'second', max_iters=4, load_from=str(path),
+                 head=toy_faces.head_config(margin=dict(type='AdaFace')))
+    assert runner.iter == 4
+
+
+def test_rows_of_a_loaded_checkpoint_are_taken(tmp_path):
+    run(tmp_path / 'first', max_iters=4)
+    options = dict(load_from=str(tmp_path / 'first' / 'iter_4.pth'), optim_wrapper=dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-12)), interval=1, max_iters=1)
+    head = toy_faces.head_config(selector=dict(type='full'))
+    first = run(tmp_path / 'second', head=head, **options).model.head
+    other = run(tmp_path / 'third', max_iters=1, head=head).model.head
+    rows = class_rows(saved(tmp_path / 'first', 4)['active_class']['stores'])
+    torch.testing.assert_close(all_rows(first), rows)
+    assert not torch.allclose(all_rows(other), rows)
+
+
+@pytest.mark.parametrize('code, options', [
+    ('VIS-DATA-1014', dict(dataset=dict(bad_label=24))),
+    ('VIS-DATA-1014', dict(dataset=dict(bad_label=-1))),
+    ('VIS-CONFIG-1012', dict(custom_hooks=[])),
+    ('VIS-CONFIG-1013', dict(optim_wrapper=dict(type='OptimWrapper', accumulative_counts=2,
+                                                optimizer=dict(type='SGD', lr=0.1)))),
+    ('VIS-CONFIG-1016', dict(model=dict(type='FaceRecognizer',
+                                        backbone=dict(type='ToyEmbedding')))),
+    ('VIS-CONFIG-1006', dict(model=dict(type='FaceRecognizer',
+                                        backbone=dict(type='ToyEmbedding')), custom_hooks=[]))])
+def test_mistakes_of_a_config_are_named(tmp_path, code, options):
+    with pytest.raises(VisionError, match=code):
+        run(tmp_path, **options)
+
+
+@pytest.mark.parametrize('options', [
+    dict(num_classes=1), dict(matmul_dtype='int8'), dict(selector=dict(num_active=3)),
+    dict(correction='sampled', selector=dict(type='full'))])
+def test_impossible_heads_are_refused(options):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1003'):
+        MODELS.build(toy_faces.head_config(**options))
+
+
+def test_resume_with_another_number_of_classes_is_refused(tmp_path):
+    run(tmp_path, max_iters=4)
+    with pytest.raises(VisionError, match='VIS-CKPT-1011.*24|VIS-CKPT-1011.*25'):
+        run(tmp_path, resume=True, head=toy_faces.head_config(num_classes=25))
+
+
+RANKS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mmengine.runner.runner
+mmengine.runner.runner.collect_env = dict
+import torch
+torch.set_num_threads(1)
+import toy_faces
+from vision.common.mm.runner import ExactRunner
+work_dir, batch_size, max_iters, resume = sys.argv[2:]
+head = toy_faces.head_config(selector=dict(type='full'))
+ExactRunner.from_cfg(toy_faces.config(
+    work_dir, batch_size=int(batch_size), max_iters=int(max_iters), head=head,
+    resume=resume == 'yes', launcher='pytorch')).train()
+"""
+
+
+def run_ranks(repository, script, work_dir, world, *, max_iters=12, resume=False):
+    subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
+         str(world), str(script), str(HERE), str(work_dir), str(8 // world), str(max_iters),
+         'yes' if resume else 'no'], check=True, timeout=300, capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': str(repository), 'OMP_NUM_THREADS': '1'})
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_train_as_one_process_and_resume_with_another_number(tmp_path, repository):
+    script = tmp_path / 'ranks.py'
+    script.write_text(RANKS)
+    head = toy_faces.head_config(selector=dict(type='full'))
+    run(tmp_path / 'one', head=head)
+    run_ranks(repository, script, tmp_path / 'two', 2)
+    run_ranks(repository, script, tmp_path / 'mixed', 2, max_iters=4)
+    run(tmp_path / 'mixed', head=head, resume=True)
+    expected = losses_of(tmp_path / 'one')
+    assert len(expected) == 12
+    for name in ('two', 'mixed'):
+        assert losses_of(tmp_path / name) == pytest.approx(expected, rel=1e-5), name
+    states = [saved(tmp_path / name, 12)['active_class']['stores']
+              for name in ('one', 'two', 'mixed')]
+    assert [len(state) for state in states] == [1, 2, 1]

@@ -1,0 +1,154 @@
+"""Indexes find what an exhaustive search finds, and refuse what cannot be built."""
+
+import builtins
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vision.common.core.errors import VisionError
+from vision.faces.nn.faiss_index import KINDS, IndexSpec, build_index, load_faiss, restore_index
+from vision.faces.nn.kmeans import assign_near, update_centroids
+
+DIM = 32
+
+
+@pytest.fixture(scope='module')
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(100, DIM, generator=generator)
+    noise = torch.randn(4000, DIM, generator=generator)
+    return functional.normalize(centres.repeat_interleave(40, 0) + 0.5 * noise)
+
+
+def queries_near(rows, num=40, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randperm(len(rows), generator=generator)[:num]
+    noise = torch.randn(num, DIM, generator=generator)
+    return ids, functional.normalize(rows[ids] + 0.1 * noise)
+
+
+def recall(index, rows, queries, num=10):
+    exact = (queries @ rows.T).topk(num).indices
+    found = index.search(queries, num)
+    return (exact[:, :, None] == found[:, None, :]).any(2).float().mean().item()
+
+
+@pytest.mark.parametrize(('kind', 'least'), [('ivf', 0.95), ('nested-ivf', 0.9), ('hnsw', 0.95),
+                                             ('lsh', 0.35), ('midx', 0.6)])
+def test_recall_against_exhaustive_search(kind, least, rows):
+    index = build_index(IndexSpec(kind, DIM), rows)
+    _, queries = queries_near(rows)
+    assert recall(index, rows, queries) >= least
+    assert 0 < index.num_bytes < 8 * rows.nbytes
+
+
+@pytest.mark.parametrize('code', ['flat', 'fp16', 'sq8'])
+def test_all_lists_probed_is_the_exhaustive_search(code, rows):
+    index = build_index(IndexSpec('ivf', DIM, num_lists=16, nprobe=16, code=code), rows)
+    _, queries = queries_near(rows)
+    assert recall(index, rows, queries) >= dict(flat=1.0, fp16=0.98, sq8=0.9)[code]
+
+
+def test_inner_products_of_rows_that_are_not_unit(rows):
+    scaled = rows * torch.linspace(0.5, 3.0, len(rows))[:, None]
+    index = build_index(IndexSpec('ivf', DIM, num_lists=16, nprobe=16, code='flat',
+                                  is_cosine=False), scaled)
+    _, queries = queries_near(rows)
+    assert recall(index, scaled, queries) == 1.0
+
+
+def test_updated_rows_are_found_at_their_new_place(rows):
+    index = build_index(IndexSpec('ivf', DIM, nprobe=4), rows)
+    moved = torch.arange(0, 4000, 40)
+    after = rows.clone()
+    after[moved] = rows[(moved + 2000) % 4000 + 1]
+    assert (index.search(after[moved], 3) == moved[:, None]).any(1).float().mean() < 0.1
+    index.update(moved, after[moved])
+    assert (index.search(after[moved], 3) == moved[:, None]).any(1).float().mean() > 0.95
+
+
+def test_refreshing_restores_recall_after_drift(rows):
+    index = build_index(IndexSpec('ivf', DIM, nprobe=4), rows)
+    generator = torch.Generator().manual_seed(2)
+    drifted = functional.normalize(rows + 0.12 * torch.randn(rows.shape, generator=generator))
+    _, queries = queries_near(drifted)
+    stale, again, warm = (recall(i, drifted, queries) for i in (
+        index, index.renewal(drifted)(), index.renewal(drifted, num_iterations=2)()))
+    assert again > stale + 0.05 and warm > stale + 0.05
+    assert index.renewal(drifted)().centroids is index.centroids
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_equal_seeds_build_equal_indexes(kind, rows):
+    first, second = (build_index(IndexSpec(kind, DIM, seed=3), rows) for _ in range(2))
+    _, queries = queries_near(rows)
+    assert torch.equal(first.search(queries, 8), second.search(queries, 8))
+
+
+def test_a_restored_index_answers_as_the_one_saved(rows):
+    spec = IndexSpec('ivf', DIM, nprobe=4)
+    index = build_index(spec, rows)
+    restored = restore_index(spec, index.state_dict(), rows)
+    _, queries = queries_near(rows)
+    assert recall(restored, rows, queries) >= recall(index, rows, queries)
+    with pytest.raises(VisionError, match='1045'):
+        restore_index(IndexSpec('ivf', 16), index.state_dict(), rows[:, :16])
+
+
+def test_near_assignment_over_all_cells_is_the_full_one(rows):
+    start = torch.zeros(len(rows), dtype=torch.int64)
+    centroids = rows[::50]
+    full = (rows @ centroids.T).argmax(1)
+    near = assign_near(rows, start, centroids, is_cosine=True, num_near=len(centroids))
+    assert torch.equal(near, full)
+    few = assign_near(rows, full, centroids, is_cosine=True, num_near=8)
+    assert torch.equal(few, full)  # the nearest stays the nearest among any that hold it
+
+
+def test_centroids_are_means_and_an_empty_cell_stays():
+    rows = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 6.0]])
+    centroids = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
+    moved = update_centroids(rows, torch.tensor([0, 0, 1]), centroids, is_cosine=False)
+    assert moved.tolist() == [[3.0, 0.0], [0.0, 6.0], [9.0, 9.0]]
+
+
+@pytest.mark.parametrize(('spec', 'change', 'code'), [
+    (dict(num_lists=5000), {}, '1044'),
+    (dict(kind='midx', num_bits=8), {}, '1044'),
+    ({}, dict(nan=True), '1047'),
+    ({}, dict(dim=16), '1045')])
+def test_builds_that_are_refused(spec, change, code, rows):
+    rows = rows.clone()
+    if change.get('nan'):
+        rows[17, 3] = torch.nan
+    rows = rows[:, :change.get('dim', DIM)]
+    with pytest.raises(VisionError, match=code):
+        build_index(IndexSpec(**dict(kind='ivf', dim=DIM) | spec), rows)
+
+
+@pytest.mark.parametrize('spec', [dict(kind='tree'), dict(code='fp8'), dict(nprobe=0),
+                                  dict(kind='midx', is_cosine=False)])
+def test_specs_that_are_refused(spec):
+    with pytest.raises(VisionError, match='1042'):
+        IndexSpec(**dict(kind='ivf', dim=DIM) | spec)
+
+
+def test_queries_of_another_dimension_and_updates_of_a_graph_are_refused(rows):
+    index = build_index(IndexSpec('hnsw', DIM), rows[:200])
+    with pytest.raises(VisionError, match='1045'):
+        index.search(rows[:2, :8], 3)
+    with pytest.raises(VisionError, match='1046'):
+        index.update(torch.tensor([0]), rows[:1])
+
+
+def test_absent_faiss_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def without_faiss(name, *args, **kwargs):
+        if name == 'faiss':
+            raise ImportError('No module named faiss')
+        return real(name, *args, **kwargs)
+    monkeypatch.setattr(builtins, '__import__', without_faiss)
+    with pytest.raises(VisionError, match='pip install faiss-cpu'):
+        load_faiss()

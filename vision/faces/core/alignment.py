@@ -1,0 +1,72 @@
+"""Five landmarks to the standard face: own similarity solver, in batches.
+
+In two dimensions a similarity without mirroring is z -> a z + b with complex a, b, so the least
+squares solution (Umeyama, 1991, for proper rotations) is one complex regression: with both point
+sets centred, a = sum(conj(z) w) / sum(|z|^2).
+
+Points are x, y in pixels, in the order left eye, right eye, nose, left and right mouth corner as
+they stand in the picture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vision.common.core.errors import VisionError
+
+# Where the five points lie in the 112 x 112 crop of the ArcFace line of work (arXiv:1801.07698).
+TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
+                         [41.5493, 92.3655], [70.7299, 92.2041]])
+
+
+def template(size: int) -> np.ndarray:
+    """The five points (5, 2) for a square crop of ``size`` px.
+
+    Sizes are multiples of 112, or of 128: there the crop is wider by 8 px on the left and right of
+    a 112 px face and taller below.
+    """
+    if size < 1 or (size % 112 and size % 128):
+        raise VisionError('VIS-CONFIG-1066', f'a face crop of {size} px',
+                          why='the standard crops are multiples of 112 or of 128 px',
+                          do='use 112')
+    if size % 112 == 0:
+        return TEMPLATE_112 * (size / 112)
+    return (TEMPLATE_112 + [8.0, 0.0]) * (size / 128)
+
+
+def similarity_transforms(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares similarities that bring ``points`` (N, K, 2) onto ``target`` (K, 2).
+
+    Returns:
+        (N, 2, 3) matrices m with target ~ m[:, :2] @ point + m[:, 2]: rotation, one scale, shift.
+    Raises:
+        VisionError: VIS-DATA-1065 when a face's points are not finite or all in one place.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    z = points[..., 0] + 1j * points[..., 1]
+    w = target[:, 0] + 1j * target[:, 1]
+    z_mean, w_mean = z.mean(axis=1, keepdims=True), w.mean()
+    centred = z - z_mean
+    spread = (np.abs(centred)**2).sum(axis=1)
+    bad = np.flatnonzero(~np.isfinite(spread) | (spread < 1e-9))
+    if len(bad):
+        raise VisionError('VIS-DATA-1065', f'landmarks of face {bad[0]} (of {len(points)}) are '
+                          'not finite or all in one place', why='no similarity is defined by them',
+                          do='leave that face out')
+    a = (centred.conj() * (w - w_mean)).sum(axis=1) / spread
+    b = w_mean - a * z_mean[:, 0]
+    rows = np.stack([np.stack([a.real, -a.imag, b.real], axis=1),
+                     np.stack([a.imag, a.real, b.imag], axis=1)], axis=1)
+    return rows
+
+
+def apply_transforms(transforms: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(N, 2, 3) matrices on points (N, K, 2) -> (N, K, 2)."""
+    return np.einsum('nij,nkj->nki', transforms[:, :, :2], points) + transforms[:, None, :, 2]
+
+
+def invert_transforms(transforms: np.ndarray) -> np.ndarray:
+    """Inverse (N, 2, 3) of similarities."""
+    linear = np.linalg.inv(transforms[:, :, :2])
+    shift = -np.einsum('nij,nj->ni', linear, transforms[:, :, 2])
+    return np.concatenate([linear, shift[:, :, None]], axis=2)

@@ -1,0 +1,187 @@
+"""Pair lists of face verification and their ten folds.
+
+Two forms are read, told apart by the first line:
+
+- LFW's own: ``10<TAB>300`` (folds, pairs of a kind per fold), then lines ``name i j`` (one person)
+  and ``name i other j`` (two people). ``10`` may also be absent (``300``: one fold, LFW's
+  development lists).
+- a list: ``path path 1`` or ``path path 0`` on each line; paths are relative to the image folder
+  and may be separated by tabs or commas when they hold spaces.
+
+A list has no folds: the pairs of one person and those of two people are each cut into ten
+neighbouring parts, in the order of the file. For a balanced list written fold by fold (LFW, and
+the ``.bin`` files made from it) this gives the folds of the protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vision.common.core.errors import VisionError
+
+NUM_FOLDS = 10
+LFW_NAME = '{name}/{name}_{number:04d}.jpg'  # how LFW and its aligned copies name a picture
+
+
+@dataclass(frozen=True)
+class PairList:
+    """Pairs of images to be told same or different.
+
+    Attributes:
+        paths: distinct images in order of first use.
+        first, second: (N,) int64 positions in ``paths``.
+        same: (N,) bool.
+        folds: (N,) int64 from 0.
+    """
+
+    paths: tuple[str, ...]
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+    folds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+    @property
+    def num_folds(self) -> int:
+        return int(self.folds.max()) + 1
+
+
+def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
+    """Read a pairs file of either form.
+
+    Args:
+        num_folds: for a list; LFW's own form says its folds.
+    Raises:
+        VisionError: VIS-DATA-1061 with the line that cannot be read, VIS-DATA-1062 when the counts
+            of the header, or the two kinds of pairs, do not add up.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VisionError('VIS-DATA-1061', f'cannot read the pairs file {path}: {error}',
+                          do='give a text file of pairs; docs/errors has both forms') from error
+    rows = [(number, _fields(line)) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise _bad_counts(path, 'the pairs file is empty')
+    header = rows[0][1]
+    if len(header) <= 2 and all(field.isdigit() for field in header):
+        return _read_lfw(path, [int(field) for field in header], rows[1:])
+    pairs = [_listed_pair(path, number, fields) for number, fields in rows]
+    same = np.array([pair[2] for pair in pairs])
+    return make_pairs(pairs, stratified_folds(same, num_folds, where=str(path)))
+
+
+def make_pairs(pairs: Sequence[tuple[str, str, bool]], folds: np.ndarray) -> PairList:
+    """A ``PairList`` from (path, path, same) rows."""
+    index: dict[str, int] = {}
+    ends = np.array([[index.setdefault(path, len(index)) for path in pair[:2]] for pair in pairs],
+                    dtype=np.int64)
+    same = np.array([pair[2] for pair in pairs], dtype=bool)
+    return PairList(tuple(index), ends[:, 0], ends[:, 1], same, np.asarray(folds, dtype=np.int64))
+
+
+def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
+                     where: str = '') -> np.ndarray:
+    """(N,) folds: each kind cut into ``num_folds`` neighbouring parts whose sizes differ by <= 1.
+
+    Raises:
+        VisionError: VIS-DATA-1062 when a kind has fewer pairs than there are folds.
+    """
+    same = np.asarray(same, dtype=bool)
+    folds = np.empty(len(same), dtype=np.int64)
+    for kind, name in ((True, 'of one person'), (False, 'of two people')):
+        rows = np.flatnonzero(same == kind)
+        if len(rows) < num_folds:
+            raise VisionError('VIS-DATA-1062', f'{len(rows)} pairs {name} cannot fill {num_folds} '
+                              'folds', where=where, why='each fold needs pairs of both kinds',
+                              do='use a longer list or fewer folds')
+        folds[rows] = np.arange(len(rows)) * num_folds // len(rows)
+    return folds
+
+
+def random_pairs(labels: np.ndarray, num_pairs: int, *, seed: int = 0,
+                 num_folds: int = NUM_FOLDS) -> PairList:
+    """``num_pairs`` pairs of each kind among pictures with (N,) labels; paths are positions.
+
+    Identities are drawn evenly, then two different pictures of one (same), or one picture each of
+    two (other). Pairs may repeat.
+
+    Raises:
+        VisionError: VIS-DATA-1062 when no identity has two pictures, or there is only one.
+    """
+    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    order = np.argsort(labels, kind='stable')
+    names, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    several = np.flatnonzero(counts >= 2)
+    if not len(several) or len(names) < 2:
+        raise VisionError('VIS-DATA-1062', f'{len(names)} identities, {len(several)} of them with '
+                          'two pictures', why='pairs of both kinds are needed',
+                          do='bring a second picture of somebody, and somebody else')
+    who = rng.choice(several, num_pairs)
+    one = rng.integers(0, counts[who])
+    another = (one + rng.integers(1, counts[who])) % counts[who]
+    left = rng.integers(0, len(names), num_pairs)
+    right = (left + rng.integers(1, len(names), num_pairs)) % len(names)
+    ends = np.concatenate([
+        np.stack([starts[who] + one, starts[who] + another], axis=1),
+        np.stack([starts[who] + rng.integers(0, counts[who]) for who in (left, right)], axis=1)])
+    same = np.arange(2 * num_pairs) < num_pairs
+    return PairList(tuple(str(position) for position in range(len(labels))), order[ends[:, 0]],
+                    order[ends[:, 1]], same, stratified_folds(same, num_folds))
+
+
+def _fields(line: str) -> list[str]:
+    for separator in ('\t', ','):
+        if separator in line:
+            return [field.strip() for field in line.split(separator)]
+    return line.split()
+
+
+def _listed_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
+    if len(fields) != 3 or fields[2] not in ('0', '1'):
+        raise _bad_line(path, number, fields, 'a line of a list is: path path 0-or-1')
+    return fields[0], fields[1], fields[2] == '1'
+
+
+def _read_lfw(path: Path, header: list[int], rows: list[tuple[int, list[str]]]) -> PairList:
+    num_folds, size = header if len(header) == 2 else (1, header[0])
+    if len(rows) != num_folds * 2 * size or not rows:
+        raise _bad_counts(path, f'{len(rows)} pairs where the header promises {num_folds} x 2 x '
+                          f'{size}')
+    pairs = [_lfw_pair(path, number, fields) for number, fields in rows]
+    folds = np.arange(len(pairs)) // (2 * size)
+    for fold in range(num_folds):
+        num_same = sum(pair[2] for pair in pairs[fold * 2 * size:(fold + 1) * 2 * size])
+        if num_same != size:
+            raise _bad_counts(path, f'fold {fold} has {num_same} pairs of one person, not {size}')
+    return make_pairs(pairs, folds)
+
+
+def _lfw_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
+    if len(fields) == 3:
+        fields = [fields[0], fields[1], fields[0], fields[2]]
+        same = True
+    else:
+        same = False
+    if len(fields) != 4 or not (fields[1].isdigit() and fields[3].isdigit()):
+        raise _bad_line(path, number, fields, 'a line is: name i j, or name i name j')
+    return (LFW_NAME.format(name=fields[0], number=int(fields[1])),
+            LFW_NAME.format(name=fields[2], number=int(fields[3])), same)
+
+
+def _bad_line(path: Path, number: int, fields: list[str], rule: str) -> VisionError:
+    return VisionError('VIS-DATA-1061', f'not a pair: {" ".join(fields)[:80]!r}',
+                       where=f'{path}, line {number}', why=rule, do='correct or remove the line')
+
+
+def _bad_counts(path: Path, what: str) -> VisionError:
+    return VisionError('VIS-DATA-1062', what, where=str(path),
+                       why='a list cut short would change the result without a word',
+                       do='get the whole file again')

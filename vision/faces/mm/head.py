@@ -1,0 +1,215 @@
+"""The training head: margin softmax over the active classes, whose rows live in a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from vision.common.core.errors import VisionError
+from vision.faces.nn.gather import gather_batch
+from vision.faces.nn.margins import build_margin
+from vision.faces.nn.selective import selective_loss
+from vision.registry import MODELS
+
+DTYPES = {None: None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+
+@MODELS.register_module()
+class ActiveClassHead(BaseModule):
+    """Selective softmax over very many classes (arXiv:1801.01687; the selectors are ours).
+
+    Class rows are no parameters of the model: a ``ClassStore`` holds them (on the device, in host
+    memory, or spread over ranks) and steps only those that were active. ``ActiveClassHook`` must
+    be among the config's hooks: it makes that step after each backward pass, with the learning
+    rate of the model's first parameter group, and keeps rows and selector in checkpoints.
+    Memory is taken when training begins, so that a config with a million classes also builds
+    where it is only tested.
+
+    Args:
+        num_classes: identities in the training data, labels 0 to num_classes - 1.
+        in_channels: length of the embedding.
+        margin: ``type`` and options of a class of ``vision.faces.nn.margins``.
+        selector: ``type`` (full, random, oracle, forest, ivf, nested-ivf, hnsw, lsh, midx),
+            ``num_active`` and options of ``build_selector``.
+        store: options of ``build_store``: backend, optimizer.
+        num_subcentres: rows per class; the nearest of them counts (sub-centre ArcFace).
+        is_cosine: False: inner products, with a plain ``Softmax``.
+        correction: 'none' or 'sampled' (only with the random selector).
+        lr_mult: learning rate of the rows over that of the model.
+        matmul_dtype: 'float16' or 'bfloat16' for the products of features and rows.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, *, margin: dict | None = None,
+                 selector: dict | None = None, store: dict | None = None,
+                 num_subcentres: int = 1, is_cosine: bool = True, correction: str = 'none',
+                 lr_mult: float = 1.0, matmul_dtype: str | None = None,
+                 init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg)
+        margin = dict(margin or dict(type='ArcFace'))
+        self.selector_config = dict(selector or dict(type='full'))
+        self.store_config = dict(store or {})
+        _check(num_classes, num_subcentres, correction, self.selector_config, matmul_dtype)
+        self.num_classes, self.dim = num_classes, in_channels
+        self.margin = build_margin(margin.pop('type', 'ArcFace'), **margin)
+        self.num_subcentres, self.is_cosine = num_subcentres, is_cosine
+        self.correction, self.lr_mult = correction, lr_mult
+        self.matmul_dtype = DTYPES[matmul_dtype]
+        self.store = self.selector = self.group = None
+        self.step = 0  # set by the hook, so that a resumed run goes on counting
+        self.pending: tuple[Tensor, Tensor] | None = None
+
+    def build(self, device: torch.device | str, seed: int = 0) -> None:
+        """Take the memory of the rows and make the selector; every rank must come here."""
+        if self.store is not None:
+            return
+        # Here, not above: a recogniser that is only used needs neither rows nor an index.
+        from vision.faces.nn.class_store import build_store
+        from vision.faces.nn.selectors import build_selector
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.group = dist.group.WORLD
+            self._check_ranks(device)
+        self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
+                                 device=device, group=self.group, **self.store_config)
+        options = dict(dict(scale=self.margin.scale), **self.selector_config)
+        self.selector = build_selector(options.pop('type'), self.store, seed=seed,
+                                       is_cosine=self.is_cosine, **options)
+
+    def loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses and figures of one step.
+
+        Args:
+            features: (B, d) of this rank, not normalised.
+            labels: (B,) int64.
+        Raises:
+            VisionError: VIS-DATA-1014, a label outside the classes; VIS-CONFIG-1012, the rows of
+                the step before were never updated.
+        """
+        self.build(features.device)
+        if self.pending is not None and self.training:
+            raise VisionError('VIS-CONFIG-1012', 'the rows of the last step were never updated',
+                              where='custom_hooks', why='class rows are stepped by a hook',
+                              do="add dict(type='ActiveClassHook') to custom_hooks")
+        self._check_labels(labels)
+        world = 1 if self.group is None else dist.get_world_size(self.group)
+        features, labels = gather_batch(features, labels, self.group, gradient_factor=world)
+        rows, columns, stats = self._select(features.detach().float(), labels)
+        weights = self.store.pull(rows)
+        result = selective_loss(
+            features, weights, columns, self.margin, is_cosine=self.is_cosine,
+            num_subcentres=self.num_subcentres, correction=self.correction,
+            expected_counts=self._expected_counts(columns, len(rows), labels), group=self.group,
+            matmul_dtype=self.matmul_dtype)
+        if self.training and torch.is_grad_enabled():
+            self.pending = rows, weights
+        figures = dict(target_probability=result.target_probability.mean(),
+                       num_active=float(len(rows) // self.num_subcentres), **stats)
+        return dict(loss=result.loss, **{
+            name: torch.as_tensor(value, dtype=torch.float32, device=features.device)
+            for name, value in figures.items()})
+
+    def step_rows(self, lr: float, gradient_scale: float = 1.0) -> None:
+        """One optimizer step on the rows of the last loss, after its backward pass.
+
+        Args:
+            gradient_scale: what the loss was multiplied by before the backward pass.
+        """
+        rows, weights = self.pending
+        self.pending = None
+        gradient = weights.grad if gradient_scale == 1 else weights.grad / gradient_scale
+        self.store.push(rows, gradient, lr=lr * self.lr_mult)
+        self.selector.after_update(rows, self.step)
+
+    def drop_step(self) -> None:
+        """Leave the rows of the last loss as they are: its gradients were not finite."""
+        self.pending = None
+
+    def rows_state(self) -> dict[str, Any] | None:
+        """Rows, optimizer and selector of all ranks, on rank 0; None elsewhere. Collective."""
+        state = dict(store=self.store.state_dict(), selector=self.selector.state_dict())
+        states = [state]
+        if self.group is not None:
+            states = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+            dist.gather_object(state, states, group=self.group)
+            if states is None:
+                return None
+        return dict(num_classes=self.num_classes, dim=self.dim,
+                    num_subcentres=self.num_subcentres,
+                    stores=[state['store'] for state in states],
+                    selectors=[state['selector'] for state in states])
+
+    def load_rows_state(self, state: dict[str, Any]) -> None:
+        """Take what ``rows_state`` gave, also of another number of ranks."""
+        self.store.load_ranges(state['stores'])
+        world = 1 if self.group is None else dist.get_world_size(self.group)
+        rank = 0 if self.group is None else dist.get_rank(self.group)
+        if len(state['selectors']) == world:  # else an index of other rows: it is built anew
+            self.selector.load_state_dict(state['selectors'][rank])
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Are these the rows of as many classes and as many dimensions?"""
+        return all(state[name] == getattr(self, name)
+                   for name in ('num_classes', 'dim', 'num_subcentres'))
+
+    def _select(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict]:
+        """Row ids (M * K,), columns (B,) of the classes, and the selector's figures."""
+        k = self.num_subcentres
+        selection = self.selector.select(features, labels * k, self.step)
+        if k == 1:
+            return selection.rows, selection.columns, selection.stats
+        # The selector knows rows only: a class is active with all its rows if any was chosen.
+        classes = torch.unique(selection.rows // k)
+        rows = (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
+        own = selection.rows[selection.columns.clamp(min=0)] // k
+        columns = torch.searchsorted(classes, own)
+        return rows, columns.where(selection.columns >= 0, -1), selection.stats
+
+    def _expected_counts(self, columns: Tensor, num_rows: int, labels: Tensor) -> Tensor | None:
+        """(M,) 1 for classes of the batch, else the random selector's rate over all ranks."""
+        if self.correction == 'none':
+            return None
+        num_forced = len(labels.unique())
+        num_drawn = max(0, min(self.selector.num_active, self.num_classes) - num_forced)
+        rate = num_drawn / max(self.num_classes - num_forced, 1)
+        counts = torch.full((num_rows,), rate, device=columns.device)
+        return counts.index_fill_(0, columns[columns >= 0], 1.0)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        is_bad = (labels < 0) | (labels >= self.num_classes)
+        if bool(is_bad.any()):
+            raise VisionError('VIS-DATA-1014', f'{int(is_bad.sum())} of {len(labels)} labels are '
+                              f'no class, the first is {int(labels[is_bad][0])}', where='gt_label',
+                              why=f'the head has {self.num_classes} classes, 0 to '
+                              f'{self.num_classes - 1}', do='set head.num_classes to the number '
+                              'of identities of the data set')
+
+    def _check_ranks(self, device: torch.device | str) -> None:
+        mine = torch.tensor([self.num_classes, self.dim, self.num_subcentres], device=device)
+        low, high = mine.clone(), mine.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN, group=self.group)
+        dist.all_reduce(high, dist.ReduceOp.MAX, group=self.group)
+        if not torch.equal(low, high):
+            raise VisionError('VIS-DIST-1015', 'ranks disagree on classes, dimensions or '
+                              f'sub-centres: from {low.tolist()} to {high.tolist()}',
+                              where='model.head', why='rows are cut into ranges by these',
+                              do='start all processes with the same config and the same data')
+
+
+def _check(num_classes: int, num_subcentres: int, correction: str, selector: dict,
+           matmul_dtype: str | None) -> None:
+    fault = ''
+    if num_classes < 2 or num_subcentres < 1:
+        fault = f'num_classes={num_classes}, num_subcentres={num_subcentres}: at least 2 and 1'
+    elif matmul_dtype not in DTYPES:
+        fault = f'matmul_dtype={matmul_dtype!r}: float16, bfloat16 or None'
+    elif 'type' not in selector:
+        fault = 'a selector without type'
+    elif correction == 'sampled' and (selector['type'] != 'random' or num_subcentres > 1):
+        fault = "correction='sampled' with a selector other than random, or with sub-centres: " \
+                'how likely a class was drawn is not known there'
+    if fault:
+        raise VisionError('VIS-CONFIG-1003', fault, where='model.head',
+                          do='see vision/faces/README.md, the head')

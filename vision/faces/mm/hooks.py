@@ -1,0 +1,93 @@
+"""What ties the head's rows to a run: their step, their learning rate, their checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
+
+from vision.common.core.errors import VisionError
+from vision.faces.mm.head import ActiveClassHead
+from vision.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ActiveClassHook(Hook):
+    """Steps the active rows of ``ActiveClassHead`` after each backward pass, and saves them.
+
+    The learning rate is the current one of the model's first parameter group times
+    ``head.lr_mult``. A step that the optimizer wrapper leaves out (gradients not finite, or a
+    too large loss scale) is left out here too. Checkpoints get an entry ``active_class`` with the
+    rows of all ranks, in one file, so that a run goes on with any number of ranks; for that, rank
+    0 needs host memory for all rows and their optimizer state.
+    """
+
+    priority = 'NORMAL'  # after NonFiniteHook, before the schedulers and the checkpoints
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+        self._to_save: dict[str, Any] | None = None
+        self._scale, self._num_skipped = 1.0, 0
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._loaded = checkpoint.get('active_class')
+
+    def before_train(self, runner) -> None:
+        head = self._head(runner)
+        if getattr(runner.optim_wrapper, '_accumulative_counts', 1) != 1:
+            raise VisionError('VIS-CONFIG-1013', 'accumulative_counts with ActiveClassHead',
+                              where='optim_wrapper', why='rows are stepped after each batch, the '
+                              'model would be after several', do='remove accumulative_counts; a '
+                              'larger batch needs more ranks or a smaller backbone')
+        head.build(next(runner.model.parameters()).device, runner.seed)
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and head.fits(loaded):
+            head.load_rows_state(loaded)
+            runner.logger.info(f'class rows: {head.num_classes} from the checkpoint')
+        elif runner.iter > 0:
+            raise VisionError('VIS-CKPT-1011', 'the checkpoint has not the rows of '
+                              f'{head.num_classes} classes', where='active_class',
+                              why='a resumed run needs the rows it had' if loaded is None else
+                              f'it has {loaded["num_classes"]} classes, {loaded["dim"]} '
+                              f'dimensions, {loaded["num_subcentres"]} rows a class',
+                              do='begin a new run from its weights: load_from instead of resume')
+        else:
+            runner.logger.info(f'class rows: {head.num_classes} new ones')
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self._head(runner).step = runner.iter
+        self._scale = _loss_scale(runner.optim_wrapper)
+        self._num_skipped = getattr(runner.optim_wrapper, 'num_skipped', 0)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        head, wrapper = self._head(runner), runner.optim_wrapper
+        is_skipped = (getattr(wrapper, 'num_skipped', 0) > self._num_skipped
+                      or _loss_scale(wrapper) < self._scale)
+        if is_skipped:
+            head.drop_step()
+        else:
+            head.step_rows(wrapper.param_groups[0]['lr'], self._scale)
+
+    def gather_checkpoint(self, runner) -> None:
+        """Called by ExactRunner on every rank, before rank 0 writes a checkpoint."""
+        self._to_save = self._head(runner).rows_state()
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint['active_class'], self._to_save = self._to_save, None
+
+    @staticmethod
+    def _head(runner) -> ActiveClassHead:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        head = getattr(model, 'head', None)
+        if not isinstance(head, ActiveClassHead):
+            raise VisionError('VIS-CONFIG-1016', 'ActiveClassHook without ActiveClassHead',
+                              where='custom_hooks', do="remove the hook, or give the model "
+                              "head=dict(type='ActiveClassHead', ...)")
+        return head
+
+
+def _loss_scale(wrapper) -> float:
+    """Factor on the loss of mixed precision; it falls when a step overflowed."""
+    return wrapper.loss_scaler.get_scale() if isinstance(wrapper, AmpOptimWrapper) else 1.0

@@ -1,0 +1,85 @@
+"""Recognition as a model of MMEngine: images to embeddings, and the loss that trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from vision.common.core.errors import VisionError
+from vision.faces.nn.embedder import Embedder, embed
+from vision.registry import MODELS
+
+
+@MODELS.register_module()
+class FaceRecognizer(BaseModel):
+    """Backbone, optional neck, and a head that is used in training only.
+
+    Args:
+        backbone: images to embeddings, or to maps that ``neck`` turns into embeddings.
+        neck: see ``EmbeddingNeck``.
+        head: see ``ActiveClassHead``; None where nothing is trained.
+        flip_fusion: add the embedding of the mirrored image, in 'tensor' and 'predict'.
+        data_preprocessor: default ``ImgDataPreprocessor`` without mean and std.
+    Modes: 'tensor' gives embeddings (B, d) of length 1; 'loss' the head's losses, from
+        ``gt_label`` of the data samples; 'predict' the data samples, each with ``embedding`` (d,).
+    """
+
+    checkpoint_optional_prefixes = ('head.',)  # an embedder's weights begin a new training
+
+    def __init__(self, backbone: dict, neck: dict | None = None, head: dict | None = None, *,
+                 flip_fusion: bool = False, data_preprocessor: dict | None = None,
+                 init_cfg: dict | list | None = None) -> None:
+        super().__init__(data_preprocessor or dict(type='mmengine.ImgDataPreprocessor'), init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.neck = None if neck is None else MODELS.build(neck)
+        self.head = None if head is None else MODELS.build(head)
+        self.flip_fusion = flip_fusion
+
+    def forward(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None,
+                mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
+        if mode == 'loss':
+            return self._loss(inputs, data_samples)
+        assert mode in ('tensor', 'predict'), mode
+        embeddings = embed(self.features, inputs, with_flip=self.flip_fusion)
+        if mode == 'tensor':
+            return embeddings
+        samples = data_samples or [BaseDataElement() for _ in embeddings]
+        for sample, embedding in zip(samples, embeddings, strict=True):
+            sample.embedding = embedding
+        return list(samples)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Embeddings (B, d) as the backbone leaves them; their length carries quality."""
+        out = self.backbone(inputs)
+        return out if self.neck is None else self.neck(out)
+
+    def embedder(self) -> nn.Module:
+        """The network for use and export, image preparation inside; shares the weights."""
+        prepare = self.data_preprocessor
+        has_mean = getattr(prepare, '_enable_normalize', False)
+        return Embedder(_Features(self), with_flip=self.flip_fusion,
+                        mean=prepare.mean.flatten().tolist() if has_mean else None,
+                        std=prepare.std.flatten().tolist() if has_mean else None,
+                        swaps_channels=getattr(prepare, '_channel_conversion', False))
+
+    def _loss(self, inputs: Tensor, samples: Sequence[BaseDataElement] | None
+              ) -> dict[str, Tensor]:
+        if self.head is None:
+            raise VisionError('VIS-CONFIG-1006', 'this FaceRecognizer has no head and cannot be '
+                              'trained', where='model.head', do="add head=dict(type="
+                              "'ActiveClassHead', ...)")
+        labels = torch.cat([sample.gt_label.reshape(1) for sample in samples])
+        return self.head.loss(self.features(inputs), labels.to(inputs.device, torch.int64))
+
+
+class _Features(nn.Module):
+    def __init__(self, model: FaceRecognizer) -> None:
+        super().__init__()
+        self.backbone, self.neck = model.backbone, model.neck or nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.neck(self.backbone(inputs))
