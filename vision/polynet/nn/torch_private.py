@@ -29,6 +29,8 @@ def pack_weight(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
     oneDNN does not apply."""
     if not has_onednn() or weight.device.type != 'cpu' or weight.dtype not in DTYPES:
         return None
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None  # the processor lacks the instructions
     return torch.ops.aten.mkldnn_reorder_conv2d_weight(
         weight.to_mkldnn(), padding, stride, dilation, 1, list(input_size))
 
