@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, nullcontext
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,11 @@ from vision.polynet.nn.blocks import ConvSpec, ConvUnit, Layers, PolyInception
 CHANNELS = (64, 192, 384, 1152, 2048)
 STRIDES = (2, 4, 8, 16, 32)
 SMALLEST_INPUT = 75  # without padding: maps of 7, 3 and 1 in the three stages
+
+# Part of each stage's modules, from the first, that ``uses_checkpoint`` recomputes. A module of
+# stage C does as much work as one of B for a third of the activations, so C is kept; the last of
+# B are kept because the memory bar (0.45 of the activations) leaves room for them.
+RECOMPUTED = dict(a=1.0, b=0.75, c=0.0)
 
 
 class Parallel(nn.Module):
@@ -107,7 +113,8 @@ class PolyNetTrunk(nn.Module):
         path_drops: probability to drop each module's terms while training.
         output_stride: 8, 16 or 32; below 32 the last reductions keep the map's size and what
             follows is dilated.
-        uses_checkpoint: recompute each module's activations in the backward pass.
+        uses_checkpoint: recompute activations in the backward pass, module by module, for those
+            that ``RECOMPUTED`` names.
     Shapes: x (B, in_channels, H, W) -> one (B, C, h, w) per level; a 331 px input without
         padding gives maps of 163, 79, 39, 19, 9.
     Raises:
@@ -162,13 +169,14 @@ class PolyNetTrunk(nn.Module):
         for index, stage in enumerate(self.stages):
             if index > 0:
                 x = getattr(self, f'reduction_{STAGES[index - 1]}')(x)
-            for module in stage:
-                x = self.run(module, x)
+            num_recomputed = ceil(RECOMPUTED[STAGES[index]] * len(stage))
+            for position, module in enumerate(stage):
+                x = self.run(module, x, is_recomputed=position < num_recomputed)
             levels.append(x)
         return tuple(levels[level] for level in self.out_levels)
 
-    def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        if not (self.uses_checkpoint and x.requires_grad):
+    def run(self, module: nn.Module, x: Tensor, *, is_recomputed: bool) -> Tensor:
+        if not (self.uses_checkpoint and is_recomputed and x.requires_grad):
             return module(x)
         return checkpoint(module, x, use_reentrant=False,
                           context_fn=lambda: (nullcontext(), frozen_statistics(module)))
