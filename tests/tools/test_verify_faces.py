@@ -47,7 +47,8 @@ def model(tmp_path_factory):
 def picture(path, seed, noise=0.0):
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (4, 4, 3)).astype(np.float32)
-    image = cv2.resize(coarse, (112, 112)) + np.random.default_rng(9).normal(0, noise, (112, 112, 3))
+    grain = np.random.default_rng(9).normal(0, noise, (112, 112, 3))
+    image = cv2.resize(coarse, (112, 112)) + grain
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.clip(image, 0, 255).astype(np.uint8))
 
