@@ -57,7 +57,8 @@ def test_equal_seed_and_step_give_equal_rows_and_another_step_others(name, weigh
                                              ('forest', 0.6), ('lsh', 0.9), ('midx', 0.8)])
 def test_captured_mass_beside_the_oracle_and_chance(name, least, weights):
     features, labels = batch_near(weights)
-    mass = {key: captured(weights, features, made(key, weights).select(features, labels, 0).rows)
+    mass = {key: captured(weights, features, made(
+        key, weights, own_margin=0.0).select(features, labels, 0).rows)
             for key in (name, 'oracle', 'random')}
     assert mass['random'] < mass[name] <= mass['oracle'] + 1e-3
     chance, best = mass['random'], mass['oracle']
@@ -69,7 +70,8 @@ def test_the_oracle_is_the_best_of_all_sets():
     from itertools import combinations
     weights = clustered_rows(num=12, per_cluster=3)
     features, labels = batch_near(weights, num=3)
-    chosen = made('oracle', weights, num_active=6, random_frac=0.0).select(features, labels, 0)
+    chosen = made('oracle', weights, num_active=6, random_frac=0.0,
+                  own_margin=0.0).select(features, labels, 0)
     own = set(labels.tolist())
     others = sorted(set(range(12)) - own)
     best = max(captured(weights, features, sorted(own | set(extra)))

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import sha256_of
+from vision.common.core.files import atomic_write, sha256_of
 from vision.zoo import index, transfer
 from vision.zoo.index import Entry
 
@@ -210,11 +209,5 @@ def _kept(part: Path) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     transfer.require_space(target, source.stat().st_size)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
-    os.close(handle)
-    try:
-        shutil.copyfile(source, name)
-        os.chmod(name, 0o644)  # mkstemp's own mode would hide the file from the group
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with source.open('rb') as reader, atomic_write(target) as writer:
+        shutil.copyfileobj(reader, writer, transfer.CHUNK_BYTES)

@@ -59,18 +59,20 @@ class Selector:
             of the number.
         random_frac: share of ``num_active`` that is drawn at random from all others.
         is_cosine: logits are cosines times ``scale``; without it, inner products.
-        scale: of logits, where masses are compared.
+        scale, own_margin: of logits, where masses are compared; the margin is an angle added to
+            that of the own class (ArcFace), without which an own class leaves no mass to others.
     """
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
-                 is_cosine: bool = True, scale: float = 64.0) -> None:
+                 is_cosine: bool = True, scale: float = 64.0, own_margin: float = 0.5) -> None:
         if num_active < 1 or not 0 <= random_frac <= 1:
             raise VisionError('VIS-CONFIG-1050', f'selector with num_active={num_active}, '
                               f'random_frac={random_frac}', where='selector',
                               do='give at least 1 active row and a share in 0..1')
         self.store, self.seed = store, seed
         self.num_active, self.random_frac = num_active, random_frac
-        self.is_cosine, self.scale = is_cosine, scale if is_cosine else 1.0
+        self.is_cosine, self.own_margin = is_cosine, own_margin
+        self.scale = scale if is_cosine else 1.0
 
     @property
     def num_local(self) -> int:
@@ -142,7 +144,8 @@ class CandidateSelector(Selector):
         own = local[local >= 0].unique().numpy()
         num_random = round(self.random_frac * self.num_places)
         num_best = max(0, self.num_places - num_random - len(own))
-        best = self._best(self.queries(features), own, num_best, step) if num_best else own[:0]
+        best = self._best(self.queries(features), local, own, num_best, step) if num_best \
+            else own[:0]
         taken = np.union1d(own, best)
         drawn = draw_outside(taken, self.num_local, max(0, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
@@ -153,7 +156,8 @@ class CandidateSelector(Selector):
         features = features.detach().float()
         return functional.normalize(features) if self.is_cosine else features
 
-    def _best(self, queries: Tensor, own: np.ndarray, num: int, step: int) -> np.ndarray:
+    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+              step: int) -> np.ndarray:
         raise AssertionError('a subclass says which candidates are best')
 
     def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
@@ -161,6 +165,18 @@ class CandidateSelector(Selector):
         rows = self.store.pull(ids.to(self.store.device)).detach().float()
         rows = functional.normalize(rows) if self.is_cosine else rows
         return (queries.to(rows) @ rows.T).mul_(self.scale)
+
+    def own_logits(self, queries: Tensor, local: Tensor) -> Tensor:
+        """(B,) scaled logit of each own class with ``own_margin``; -inf: on another rank."""
+        ids, place = local.clamp(min=0).unique(return_inverse=True)
+        rows = self.store.pull(ids.to(self.store.device)).detach().float()[place.to(
+            self.store.device)]
+        if self.is_cosine:
+            cosine = (functional.normalize(rows) * queries.to(rows)).sum(1).clamp(-1, 1)
+            logits = (cosine.acos() + self.own_margin).clamp(max=math.pi).cos() * self.scale
+        else:
+            logits = (rows * queries.to(rows)).sum(1)
+        return logits.masked_fill((local < 0).to(logits.device), -torch.inf)
 
 
 class OracleSelector(CandidateSelector):
@@ -170,9 +186,12 @@ class OracleSelector(CandidateSelector):
     are the optimum. A reference for tests and measurements: as dear as the full softmax.
     """
 
-    def _best(self, queries: Tensor, own: np.ndarray, num: int, step: int) -> np.ndarray:
+    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+              step: int) -> np.ndarray:
         everything = torch.arange(self.num_local)
         logits = torch.cat([self.logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
+        here = (local >= 0).nonzero().squeeze(1)
+        logits[here, local[here]] = self.own_logits(queries, local)[here]
         mass = logits.softmax(1).sum(0)
         mass[torch.from_numpy(own).to(mass.device)] = -1
         return mass.topk(min(num, self.num_local - len(own))).indices.cpu().numpy()
@@ -187,7 +206,7 @@ class IndexSelector(CandidateSelector):
             the oracle sums over all rows); 'max': its highest logit.
     """
 
-    def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.5,
+    def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
                  rank_by: str = 'mass', **options) -> None:
         super().__init__(store, **options)
         if overfetch < 1 or rank_by not in ('mass', 'max'):
@@ -212,14 +231,19 @@ class IndexSelector(CandidateSelector):
         super().load_state_dict(state)
         self.upkeep.load_state_dict(state['upkeep'])
 
-    def _best(self, queries: Tensor, own: np.ndarray, num: int, step: int) -> np.ndarray:
+    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+              step: int) -> np.ndarray:
         self._own = torch.from_numpy(own)
         ids = self.candidates(queries, num, step).numpy()
         ids = ids[~np.isin(ids, own, assume_unique=True)]
         if len(ids) <= num:
             return ids
         logits = self.logits(queries, torch.from_numpy(ids))
-        worth = logits.amax(0) if self.rank_by == 'max' else logits.softmax(1).sum(0)
+        if self.rank_by == 'max':
+            worth = logits.amax(0)
+        else:
+            every = torch.cat([logits, self.own_logits(queries, local)[:, None]], 1)
+            worth = every.softmax(1).sum(0)[:-1]
         return ids[worth.topk(num).indices.cpu().numpy()]
 
 
@@ -234,7 +258,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         upkeep: fields of ``Schedule``, for selectors with an index.
         adaptive: for those, too: ``AdaptiveSelector`` with its options and fields of ``Rules``.
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
-            ``rank_by``, ``random_frac``, ``scale``.
+            ``rank_by``, ``random_frac``, ``scale``, ``own_margin``.
     Raises:
         VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have.
     """
@@ -252,9 +276,9 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
             extra = dict(upkeep=upkeep, adaptive=adaptive)
             return made(store, **common, **options, **{key: value for key, value in extra.items()
                                                        if value is not None})
-        own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale')
-               if key in options}
-        own.setdefault('overfetch', _OVERFETCH.get(name, 1.5))
+        own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale',
+                                                 'own_margin') if key in options}
+        own.setdefault('overfetch', _OVERFETCH.get(name, 1.25))
         build, restore = _index_makers(name, store.dim, seed, is_cosine, options)
         keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
         selector = IndexSelector(store, keeper, **own, **common)
