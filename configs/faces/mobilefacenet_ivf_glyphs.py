@@ -25,6 +25,7 @@ optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=500),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=500, T_max=max_iters - 500)]
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=500, T_max=max_iters - 500,
+         end=max_iters)]
 custom_hooks = [dict(type='ExactnessHook'), dict(type='NonFiniteHook'), dict(type='SignalHook'),
                 dict(type='ActiveClassHook')]

@@ -26,7 +26,8 @@ def test_folder_recipe_trains_and_resumes(tmp_path, repository):
     command = [
         sys.executable, 'tools/train.py', 'configs/faces/mobilefacenet_ivf_folder.py',
         '--work-dir', str(tmp_path / 'run'), '--cfg-options',
-        f'train_dataloader.dataset.data_root={tmp_path / "faces"}', 'train_dataloader.batch_size=4',
+        f'train_dataloader.dataset.data_root={tmp_path / "faces"}',
+        'train_dataloader.batch_size=4',
         'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
         f'model.head.num_classes={NUM_PEOPLE}', 'model.head.selector.num_active=6',
         'model.head.selector.num_lists=2', 'default_hooks.checkpoint.interval=2']
