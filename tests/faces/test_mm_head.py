@@ -17,6 +17,7 @@ import toy_faces  # noqa: E402
 from vision.common.core.errors import VisionError  # noqa: E402
 from vision.common.mm.runner import ExactRunner  # noqa: E402
 from vision.common.nn.checkpoint import load_checkpoint  # noqa: E402
+from vision.faces.nn.class_store import class_rows  # noqa: E402
 from vision.faces.nn.margins import ArcFace, Softmax  # noqa: E402
 from vision.registry import MODELS  # noqa: E402
 
@@ -211,8 +212,7 @@ def test_rows_of_a_loaded_checkpoint_are_taken(tmp_path):
     head = toy_faces.head_config(selector=dict(type='full'))
     first = run(tmp_path / 'second', head=head, **options).model.head
     other = run(tmp_path / 'third', max_iters=1, head=head).model.head
-    rows = torch.cat([s['w'] if 'w' in s else s['rows']
-                      for s in saved(tmp_path / 'first', 4)['active_class']['stores']])
+    rows = class_rows(saved(tmp_path / 'first', 4)['active_class']['stores'])
     torch.testing.assert_close(all_rows(first), rows)
     assert not torch.allclose(all_rows(other), rows)
 

@@ -74,9 +74,9 @@ def test_refreshing_restores_recall_after_drift(rows):
     drifted = functional.normalize(rows + 0.12 * torch.randn(rows.shape, generator=generator))
     _, queries = queries_near(drifted)
     stale, again, warm = (recall(i, drifted, queries) for i in (
-        index, index.refreshed(drifted), index.refreshed(drifted, num_iterations=2)))
+        index, index.renewal(drifted)(), index.renewal(drifted, num_iterations=2)()))
     assert again > stale + 0.05 and warm > stale + 0.05
-    assert index.refreshed(drifted).centroids is index.centroids
+    assert index.renewal(drifted)().centroids is index.centroids
 
 
 @pytest.mark.parametrize('kind', KINDS)

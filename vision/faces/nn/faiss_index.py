@@ -1,7 +1,7 @@
 """Index over class rows on FAISS: the only file that imports faiss, where it is first used.
 
 An index is built from a snapshot of the rows and never rebuilt in place: ``build_index`` and
-``ClassIndex.refreshed`` make a new one, which a worker thread may do while the old one answers.
+``ClassIndex.renewal`` make a new one, which a worker thread may do while the old one answers.
 Scores of an index are hints only (its rows age, its codes are rounded): callers score again.
 
 FAISS' wheel and torch each
@@ -11,7 +11,9 @@ the calling thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -128,6 +130,11 @@ class ClassIndex:
     def can_update(self) -> bool:
         return self.spec.kind in ('ivf', 'nested-ivf', 'midx')
 
+    def propose(self, queries: Tensor, num: int) -> Tensor:
+        """Row ids (unsorted, repeated) that hold the ``num`` best of each query (B, d)."""
+        ids = self.search(queries, min(num, self.num_rows)).flatten()
+        return ids[ids >= 0]
+
     def search(self, queries: Tensor, num: int) -> Tensor:
         """(B, d) -> (B, num) int64 row ids, best first by the index's own scores; -1 = none."""
         _check_dim(self.spec, queries)
@@ -146,25 +153,19 @@ class ClassIndex:
         self._index.update_vectors(ids.cpu().numpy().astype(np.int64),
                                    _as_numpy(self.spec, rows))
 
-    def refreshed(self, rows: Tensor, *, num_iterations: int = 0) -> ClassIndex:
-        """A new index of the rows as they are now, in lists that are kept or moved a little.
+    def renewal(self, rows: Tensor, *, num_iterations: int = 0) -> Callable[[], ClassIndex]:
+        """Work, for any thread, that makes a new index of the rows as they are now.
+
+        This index may be updated meanwhile: what the work needs of it is taken here.
 
         Args:
-            num_iterations: of warm k-means; 0: centroids stay and rows are assigned again.
-
-        A row looks for its list among those near its old one (``assign_near``), which a build
-        from nothing would not: 4096 lists are 64 times cheaper so. Kinds without lists are built
-        anew.
+            num_iterations: of k-means from the old centroids; 0: they stay, and rows are only
+                assigned again, each to a list near its old one (``assign_near``).
         """
         if not self.has_lists:
-            return build_index(self.spec, rows)
-        rows, is_cosine = _checked(self.spec, rows), self.spec.is_cosine
-        centroids, assignment = self.centroids, self.assignment()
-        for _ in range(num_iterations):
-            assignment = assign_near(rows, assignment, centroids, is_cosine=is_cosine)
-            centroids = update_centroids(rows, assignment, centroids, is_cosine=is_cosine)
-        assignment = assign_near(rows, assignment, centroids, is_cosine=is_cosine)
-        return _inverted(self.spec, rows, centroids, assignment)
+            return partial(build_index, self.spec, rows)
+        return partial(_renewed, self.spec, rows, self.centroids, self.assignment(),
+                       num_iterations)
 
     def assignment(self) -> Tensor:
         """(C,) int64 list of each row."""
@@ -190,6 +191,16 @@ class ClassIndex:
     def state_dict(self) -> dict:
         """Centroids; the lists are filled again from the rows."""
         return dict(kind=self.spec.kind, dim=self.spec.dim, centroids=self.centroids)
+
+
+def _renewed(spec: IndexSpec, rows: Tensor, centroids: Tensor, assignment: Tensor,
+             num_iterations: int) -> ClassIndex:
+    rows, is_cosine = _checked(spec, rows), spec.is_cosine
+    for _ in range(num_iterations):
+        assignment = assign_near(rows, assignment, centroids, is_cosine=is_cosine)
+        centroids = update_centroids(rows, assignment, centroids, is_cosine=is_cosine)
+    assignment = assign_near(rows, assignment, centroids, is_cosine=is_cosine)
+    return _inverted(spec, rows, centroids, assignment)
 
 
 def restore_index(spec: IndexSpec, state: dict, rows: Tensor) -> ClassIndex:
@@ -251,16 +262,14 @@ def _sample(rows: Tensor, num: int, seed: int) -> Tensor:
 
 def _quantizer(spec: IndexSpec, centroids: Tensor):
     faiss = load_faiss()
-    metric = faiss.METRIC_INNER_PRODUCT
-    if not spec.is_cosine:
-        metric = faiss.METRIC_L2  # k-means cells of rows of any length
+    metric = faiss.METRIC_INNER_PRODUCT  # of queries; cells of rows are by distance
     if spec.kind == 'nested-ivf':
         outer = max(1, int(len(centroids)**0.5 / 2))
         quantizer = faiss.index_factory(spec.dim, f'IVF{outer},Flat', metric)
         quantizer.cp.min_points_per_centroid = 1
         quantizer.cp.seed = spec.seed + 1
         quantizer.train(centroids.numpy())
-        quantizer.nprobe = max(1, outer // 4)
+        quantizer.nprobe = max(1, outer // 2)
     else:
         quantizer = faiss.IndexFlat(spec.dim, metric)
     quantizer.add(centroids.numpy())
@@ -274,7 +283,11 @@ def _inverted(spec: IndexSpec, rows: Tensor, centroids: Tensor,
     faiss.omp_set_num_threads(spec.num_threads)
     num_lists, quantizer = len(centroids), _quantizer(spec, centroids)
     if assignment is None:
-        lists = np.concatenate([quantizer.assign(_as_numpy(spec, part), 1)[:, 0]
+        nearest = quantizer
+        if not spec.is_cosine:  # by inner product, all rows would go to the longest centroids
+            nearest = faiss.IndexFlatL2(spec.dim)
+            nearest.add(centroids.numpy())
+        lists = np.concatenate([nearest.assign(_as_numpy(spec, part), 1)[:, 0]
                                 for part in rows.split(_CHUNK)])
     else:
         lists = assignment.numpy()

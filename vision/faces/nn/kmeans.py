@@ -1,8 +1,8 @@
 """Cells for class rows: how they follow rows that drift.
 
-Assigning C rows to n centroids costs C n d, a third of a build. A row that already has a cell looks
-for a better one among that cell's nearest neighbours only (ours): ``NUM_NEAR / n`` of the cost, and
-nearly the same cells. With it k-means iterations over ALL rows, not a sample, become affordable.
+Assigning C rows to n centroids costs C n d, a third of a build. A row that already has a cell
+looks for a better one among that cell's nearest neighbours only (ours): ``NUM_NEAR / n`` of the
+cost, and nearly the same cells. So k-means over ALL rows, not a sample, becomes affordable.
 """
 
 from __future__ import annotations

@@ -1,0 +1,163 @@
+"""Every selector: own classes in, size kept, repeatable; and how near to the best each comes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vision.common.core.errors import VisionError
+from vision.faces.nn.selectors import NAMES, build_selector
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rows import DIM, TensorStore, batch_near, clustered_rows
+
+WITH_INDEX = tuple(name for name in NAMES if name not in ('full', 'random', 'oracle'))
+OPTIONS = dict(forest=dict(leaf_size=16), midx=dict(num_bits=3))
+
+
+@pytest.fixture(scope='module')
+def weights():
+    return clustered_rows()
+
+
+def made(name, weights, num_active=200, start=0, end=None, **options):
+    store = TensorStore(weights, start, end)
+    return build_selector(name, store, num_active=num_active, **OPTIONS.get(name, {}) | options)
+
+
+def captured(weights, features, rows, scale=64.0):
+    """Mean softmax mass that the rows hold."""
+    return (scale * features @ weights.T).softmax(1)[:, rows].sum(1).mean().item()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_laws_of_a_selection(name, weights):
+    features, labels = batch_near(weights)
+    selection = made(name, weights).select(features, labels, step=3)
+    rows = selection.rows
+    assert rows.dtype == torch.int64 and (rows.diff() > 0).all()
+    assert torch.equal(rows[selection.columns], labels)
+    assert len(rows) == (len(weights) if name == 'full' else 200)
+    assert selection.stats['num_active'] == len(rows)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_equal_seed_and_step_give_equal_rows_and_another_step_others(name, weights):
+    features, labels = batch_near(weights)
+    first, again = (made(name, weights, seed=5).select(features, labels, 7) for _ in range(2))
+    assert torch.equal(first.rows, again.rows)
+    if name != 'full':
+        other = made(name, weights, seed=5).select(features, labels, 8)
+        assert not torch.equal(first.rows, other.rows)  # at least the random share differs
+
+
+@pytest.mark.parametrize(('name', 'least'), [('ivf', 0.95), ('nested-ivf', 0.85), ('hnsw', 0.95),
+                                             ('forest', 0.6), ('lsh', 0.9), ('midx', 0.8)])
+def test_captured_mass_beside_the_oracle_and_chance(name, least, weights):
+    features, labels = batch_near(weights)
+    mass = {key: captured(weights, features, made(
+        key, weights, own_margin=0.0).select(features, labels, 0).rows)
+            for key in (name, 'oracle', 'random')}
+    assert mass['random'] < mass[name] <= mass['oracle'] + 1e-3
+    chance, best = mass['random'], mass['oracle']
+    assert (mass[name] - chance) / (best - chance) >= least
+
+
+def test_the_oracle_is_the_best_of_all_sets():
+    """Judge: every set of that size that holds the labels, one by one."""
+    from itertools import combinations
+    weights = clustered_rows(num=12, per_cluster=3)
+    features, labels = batch_near(weights, num=3)
+    chosen = made('oracle', weights, num_active=6, random_frac=0.0,
+                  own_margin=0.0).select(features, labels, 0)
+    own = set(labels.tolist())
+    others = sorted(set(range(12)) - own)
+    best = max(captured(weights, features, sorted(own | set(extra)))
+               for extra in combinations(others, 6 - len(own)))
+    assert captured(weights, features, chosen.rows) == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize('rank_by', ['mass', 'max'])
+def test_live_rows_decide_not_the_index(rank_by, weights):
+    """Rows move after the build: of all proposed, the ones near NOW are kept."""
+    selector = made('ivf', weights, num_active=100, random_frac=0.0, overfetch=6.0,
+                    rank_by=rank_by)
+    features, labels = batch_near(weights, num=8)
+    ids = selector.candidates(features, 80, 0)
+    others = ids[~torch.isin(ids, labels)]
+    favoured = others[::7][:20]
+    selector.store.weights[others] = -features[0]
+    selector.store.weights[favoured] = features[0]
+    rows = selector.select(features, labels, 0).rows
+    assert torch.isin(favoured, rows).all()
+
+
+def test_the_random_share_is_kept_and_uniform(weights):
+    features, labels = batch_near(weights)
+    best_only = made('ivf', weights, random_frac=0.0).select(features, labels, 0).rows
+    counts = np.zeros(len(weights))
+    selector = made('ivf', weights, random_frac=0.3)
+    for step in range(300):
+        counts[selector.select(features, labels, step).rows] += 1
+    easy = np.setdiff1d(np.arange(len(weights)), best_only)
+    expected = 300 * 60 / len(easy)
+    assert counts[easy].mean() > 0.7 * expected and counts[easy].max() < 4 * expected
+
+
+def test_more_labels_than_places_are_all_in(weights):
+    features, labels = batch_near(weights, num=64)
+    for name in ('random', 'oracle', 'ivf'):
+        rows = made(name, weights, num_active=10).select(features, labels, 0).rows
+        assert torch.equal(rows, labels.unique())
+
+
+@pytest.mark.parametrize('name', ['random', 'ivf', 'oracle', 'full'])
+def test_ranks_hold_own_ranges_and_all_labels_together(name, weights):
+    features, labels = batch_near(weights)
+    parts, held = [], torch.zeros(len(labels), dtype=torch.int64)
+    for start, end in ((0, 700), (700, 1500), (1500, 2000)):
+        selection = made(name, weights, start=start, end=end).select(features, labels, 2)
+        here = selection.columns >= 0
+        assert torch.equal(selection.rows[selection.columns[here]] + start, labels[here])
+        held += here
+        parts.append(selection.rows + start)
+    assert (held == 1).all()
+    if name == 'random':  # the draw does not depend on the number of ranks
+        alone = made(name, weights).select(features, labels, 2).rows
+        assert torch.equal(torch.cat(parts), alone)
+
+
+def test_no_sample_at_all_is_a_draw_of_rows(weights):
+    selection = made('ivf', weights).select(torch.empty(0, DIM), torch.empty(0).long(), 0)
+    assert len(selection.rows) == 200 and len(selection.columns) == 0
+
+
+@pytest.mark.parametrize('bad', [-1, 2000])
+def test_a_label_out_of_range_is_refused(bad, weights):
+    features, labels = batch_near(weights)
+    labels[3] = bad
+    with pytest.raises(VisionError, match=f'1051.*{bad}'):
+        made('random', weights).select(features, labels, 0)
+
+
+@pytest.mark.parametrize('options', [
+    dict(name='nearest'), dict(num_active=None), dict(num_active=0), dict(random_frac=1.5),
+    dict(overfetch=0.5), dict(rank_by='luck'), dict(num_trees=3), dict(name='forest', nprobe=3),
+    dict(name='random', nprobe=3), dict(upkeep=dict(every=3)), dict(name='random', upkeep={})])
+def test_settings_that_are_refused(options, weights):
+    options = dict(name='ivf', num_active=50) | options
+    with pytest.raises(VisionError, match='1050'):
+        build_selector(options.pop('name'), TensorStore(weights), **options)
+
+
+@pytest.mark.parametrize('name', WITH_INDEX)
+def test_a_loaded_selector_chooses_as_the_saved_one(name, weights):
+    features, labels = batch_near(weights)
+    first = made(name, weights)
+    expected = first.select(features, labels, 4).rows
+    second = made(name, weights)
+    second.load_state_dict(first.state_dict())
+    both = np.intersect1d(expected, second.select(features, labels, 4).rows)
+    assert len(both) >= 0.97 * len(expected)

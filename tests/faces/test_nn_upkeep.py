@@ -1,0 +1,180 @@
+"""An index that follows moving rows: when it swaps, what it costs, and that it is repeatable."""
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vision.common.core.errors import VisionError
+from vision.faces.nn.selectors import build_selector
+from vision.faces.nn.upkeep import IndexUpkeep, Schedule
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rows import TensorStore, batch_near, clustered_rows
+
+
+class CountingIndex:
+    """Remembers the rows it was made of; nothing more is needed to see when which one answers."""
+
+    can_update = True
+
+    def __init__(self, rows, kind='cold', log=None):
+        self.rows, self.kind, self.log = rows.float().clone(), kind, [] if log is None else log
+        self.log.append(kind)
+        self.unevenness = 1.0
+
+    def renewal(self, rows, *, num_iterations):
+        kind = f'warm{num_iterations}' if num_iterations else 'assigned'
+        return lambda: CountingIndex(rows, kind, self.log)
+
+    def update(self, ids, rows):
+        self.rows[ids] = rows.float()
+
+    def imbalance(self):
+        return self.unevenness
+
+    def state_dict(self):
+        return dict(kind=self.kind)
+
+
+def keeper(store=None, build=None, **schedule):
+    store = store or TensorStore(torch.zeros(50, 4))
+    return IndexUpkeep(store, build or (lambda rows, seed: CountingIndex(rows)),
+                       lambda state, rows: CountingIndex(rows, 'restored'),
+                       Schedule(**dict(interval=10, swap_lag=3) | schedule))
+
+
+def run(made, steps, change=True):
+    """The mean of the rows that the index of each step was made of."""
+    seen = []
+    for step in steps:
+        seen.append(made.index(step).rows.mean().item())
+        if change:
+            made.store.weights += 1
+        made.after_update(torch.arange(5), step)
+    return seen
+
+
+@pytest.mark.parametrize('is_async', [False, True])
+def test_a_new_index_answers_from_the_step_fixed_in_advance(is_async):
+    made = keeper(is_async=is_async)
+    seen = run(made, range(26))
+    # First built at step 0; snapshots after steps 10 and 20, used from steps 14 and 24 on.
+    assert seen == [0.0] * 14 + [11.0] * 10 + [21.0] * 2
+    made.finish()
+
+
+def test_a_late_build_is_waited_for():
+    gate, order = threading.Event(), []
+
+    class Slow(CountingIndex):
+        def renewal(self, rows, *, num_iterations):
+            def work():
+                gate.wait(5)
+                order.append('built')
+                return CountingIndex(rows)
+            return work
+    made = keeper(build=lambda rows, seed: Slow(rows), is_async=True)
+    run(made, range(13))
+    assert order == []  # training went on
+    threading.Timer(0.2, gate.set).start()
+    run(made, range(13, 15))
+    assert order == ['built'] and made.seconds['wait'] > 0.1
+    made.finish()
+
+
+def test_the_ladder_of_renewals():
+    made = keeper(interval=4, swap_lag=1, warm_every=3, warm_iterations=2, cold_imbalance=3.0)
+    index = made.index(0)
+    run(made, range(18))
+    assert index.log == ['cold', 'assigned', 'assigned', 'warm2', 'assigned']
+    made.index(18).unevenness = 5.0
+    run(made, range(18, 22))
+    assert made.index(22).log == ['cold']  # built from nothing, not renewed
+
+
+def test_touched_rows_follow_at_once_and_survive_a_swap():
+    made = keeper(touched_per_step=3)
+    made.index(0)
+    for step in range(14):
+        made.store.weights[:5] = step
+        made.after_update(torch.arange(5), step, first=torch.tensor([4]))
+        assert made.index(step).rows[:, 0][[4, 0, 1]].tolist() == [step] * 3
+    assert made.index(14).rows[2, 0] == 10  # of the snapshot: beyond the budget
+
+
+def test_drift_is_measured_against_the_snapshot():
+    store = TensorStore(torch.eye(4).repeat(10, 1))
+    made = keeper(store)
+    made.index(0)
+    assert made.drift() == pytest.approx(0, abs=1e-3)
+    store.weights = store.weights.roll(1, dims=1)
+    assert made.drift() == pytest.approx(1, abs=1e-3)
+    made.renew(5)
+    assert made.drift() == pytest.approx(0, abs=1e-3)
+
+
+def test_state_holds_the_schedule():
+    made = keeper()
+    run(made, range(12))
+    other = keeper(made.store)
+    other.load_state_dict(made.state_dict())
+    assert other.index(12).kind == 'restored'
+    assert other.state_dict() | dict(index=0) == made.state_dict() | dict(index=0)
+
+
+@pytest.mark.parametrize('schedule', [dict(swap_lag=10), dict(interval=0), dict(warm_every=-1)])
+def test_schedules_that_are_refused(schedule):
+    with pytest.raises(VisionError, match='1049'):
+        keeper(**schedule)
+
+
+def trained(name, is_async, steps=40):
+    """Selections of a short run on rows that really move."""
+    store = TensorStore(clustered_rows())
+    selector = build_selector(name, store, num_active=150, upkeep=dict(
+        interval=10, swap_lag=4, touched_per_step=0 if name in ('forest', 'hnsw') else 20,
+        is_async=is_async))
+    chosen = []
+    for step in range(steps):
+        features, labels = batch_near(store.weights, seed=step)
+        rows = selector.select(features, labels, step).rows
+        weights = store.pull(rows)
+        logits = 16 * features @ functional.normalize(weights).T
+        functional.cross_entropy(logits, torch.searchsorted(rows, labels)).backward()
+        store.push(rows, weights.grad, lr=0.5)
+        selector.after_update(rows, step)
+        chosen.append(rows)
+    selector.upkeep.finish()
+    return chosen, store.weights
+
+
+@pytest.mark.parametrize('name', ['ivf', 'nested-ivf', 'midx', 'forest', 'hnsw'])
+def test_a_thread_changes_no_selection(name):
+    """Bit for bit: a run with the thread is the run without it."""
+    (chosen, weights), (chosen_too, weights_too) = (trained(name, is_async=flag)
+                                                    for flag in (False, True))
+    assert all(map(torch.equal, chosen, chosen_too)) and torch.equal(weights, weights_too)
+
+
+@pytest.mark.parametrize('name', ['hnsw', 'lsh', 'forest'])
+def test_touched_rows_of_an_index_that_cannot_take_them_are_refused(name):
+    store = TensorStore(clustered_rows())
+    selector = build_selector(name, store, num_active=100, upkeep=dict(touched_per_step=5))
+    with pytest.raises(VisionError, match='1046'):
+        selector.select(*batch_near(store.weights), 0)
+
+
+def test_rows_that_are_not_finite_stop_the_build_and_keep_the_old_index():
+    store = TensorStore(clustered_rows())
+    selector = build_selector('ivf', store, num_active=100, upkeep=dict(interval=2, swap_lag=1))
+    features, labels = batch_near(store.weights)
+    selector.select(features, labels, 0)
+    index = selector.upkeep.index(0)
+    store.weights[7] = torch.nan
+    with pytest.raises(VisionError, match='1047'):
+        selector.after_update(torch.tensor([7]), 2)
+    assert selector.upkeep.index(3) is index

@@ -1,0 +1,103 @@
+"""The benchmark of active-class selection runs, and its fidelity figures mean what they say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vision.common.core.errors import VisionError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(folder, name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / folder / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+bench_tool, plot_tool = load('benchmarks', 'active_class'), load('analysis', 'plot_active_class')
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    """The tool sets torch's threads for its process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def result(tmp_path_factory):
+    path = tmp_path_factory.mktemp('bench') / 'r.json'
+    assert bench_tool.main(['--quick', '--batch', '32', '--dim', '32', '--json', str(path)]) == 0
+    return path
+
+
+def test_every_selector_has_a_row_with_the_promised_columns(result):
+    content = json.loads(result.read_text())
+    rows = {row['selector']: row for row in content['rows']}
+    assert set(rows) == set(bench_tool.NAMES)
+    promised = {'classes', 'dim', 'batch', 'selector', 'active', 'step_ms', 'upkeep_ms',
+                'full_step_ms', 'random10_step_ms', 'grad_cosine', 'grad_rel_error',
+                'outside_mass', 'extra_bytes'}
+    for row in rows.values():
+        assert promised <= set(row) and row['step_ms'] > 0
+    assert rows['ivf']['outside_mass'] <= rows['random']['outside_mass']
+    assert rows['oracle']['grad_cosine'] > rows['random']['grad_cosine']
+    assert rows['ivf']['extra_bytes'] > 4000 * 32 * 2  # fp16 codes at least
+    assert content['settings']['threads'] == 1
+    assert result.with_suffix('.md').read_text().count('\n') == len(rows) + 2
+
+
+def test_the_plot_is_drawn(result, tmp_path):
+    out = tmp_path / 'curve.png'
+    assert plot_tool.main([str(result), '--out', str(out)]) == 0
+    assert out.stat().st_size > 1000
+
+
+def made(num=500):
+    args = bench_tool.build_parser().parse_args(['--batch', '16', '--json', 'x'])
+    return bench_tool.Bench(args, bench_tool.synthetic_rows(num, 16, 0))
+
+
+def test_all_classes_have_the_exact_gradient():
+    bench = made()
+    exact = bench_tool.fidelity(bench, bench.selector('full', 500))
+    assert exact['grad_cosine'] == pytest.approx(1, abs=1e-5)
+    assert exact['grad_rel_error'] < 1e-5 and abs(exact['outside_mass']) < 1e-5
+    less = bench_tool.fidelity(bench, bench.selector('random', 50))
+    assert less['grad_cosine'] < 0.99 and less['outside_mass'] > 0.05
+
+
+def test_rows_put_back_are_at_rest():
+    bench = made()
+    selector = bench.selector('random', 100)
+    for step in range(3):
+        bench.step(selector, step, *bench.batch())
+    everything = torch.arange(500)
+    assert not torch.equal(bench.store.pull(everything), bench.rows)
+    bench.reset_rows(bench.rows)
+    assert torch.equal(bench.store.pull(everything).detach(), bench.rows)
+    turned = bench_tool.moved(bench.rows, 0.95, bench.generator)
+    assert (turned * bench.rows).sum(1).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_growth_by_hand():
+    rows = [dict(selector='ivf', classes=c, step_ms=s, upkeep_ms=u)
+            for c, s, u in ((100, 9.0, 1.0), (10_000, 95.0, 5.0))]
+    assert bench_tool.growth(rows) == {'ivf': 0.5}
+
+
+def test_rows_of_a_file_and_files_that_hold_none(tmp_path):
+    np.save(tmp_path / 'rows.npy', 3 * np.eye(4))
+    assert torch.equal(bench_tool.read_rows(tmp_path / 'rows.npy'), torch.eye(4))
+    np.save(tmp_path / 'flat.npy', np.ones(4))
+    with pytest.raises(VisionError, match='1052'):
+        bench_tool.read_rows(tmp_path / 'flat.npy')

@@ -1,0 +1,64 @@
+"""Step time against gradient error of active-class selection as a picture.
+
+Reads what tools/benchmarks/active_class.py wrote.
+
+  python tools/analysis/plot_active_class.py docs/results/active_class.json --out curve.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vision.common.core.errors import VisionError, run_cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('json', type=Path, help='results of active_class.py')
+    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
+    args = parser.parse_args(argv)
+    content = json.loads(args.json.read_text())
+    rows = [row for row in content.get('rows', []) if row['grad_rel_error'] is not None]
+    if not rows:
+        raise VisionError('VIS-INPUT-1053', f'{args.json} has no rows with a gradient error',
+                          where=str(args.json),
+                          do='make it with tools/benchmarks/active_class.py')
+    draw(rows, content.get('commit', ''), args.out)
+    print(f'picture: {args.out}')
+    return 0
+
+
+def draw(rows: list[dict], commit: str, out: Path) -> None:
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    sizes = sorted({row['classes'] for row in rows})
+    figure, panels = pyplot.subplots(1, len(sizes), figsize=(4.8 * len(sizes), 3.8),
+                                     squeeze=False)
+    for panel, size in zip(panels[0], sizes, strict=True):
+        own = [row for row in rows if row['classes'] == size]
+        for row in own:
+            time_ms = row['step_ms'] + row['upkeep_ms']
+            panel.scatter(time_ms, row['grad_rel_error'], s=24)
+            panel.annotate(row['selector'], (time_ms, row['grad_rel_error']), fontsize=8,
+                           xytext=(4, 3), textcoords='offset points')
+        panel.axvline(own[0]['full_step_ms'], color='#444444', linestyle='--', linewidth=1)
+        panel.axhline(0.1, color='#a0a0a0', linestyle=':', linewidth=1)
+        panel.set_xscale('log')
+        panel.set_yscale('log')
+        panel.set_xlabel('step with upkeep (ms); dashed: full softmax')
+        panel.set_ylabel('relative error of the gradient')
+        panel.set_title(f'{size:,} classes', fontsize=10)
+        panel.grid(alpha=0.3)
+    figure.suptitle(f'{rows[0]["batch"]} samples, {rows[0]["dim"]} dimensions, commit {commit}',
+                    fontsize=9)
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=130)
+
+
+if __name__ == '__main__':
+    run_cli(main)

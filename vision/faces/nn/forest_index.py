@@ -1,0 +1,59 @@
+"""The paper's hashing forest behind the interface of ``ClassIndex``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vision.faces.core.forest import build_forest
+
+
+class ForestIndex:
+    """Trees over a snapshot of the rows (arXiv:1801.01687, section on the hashing forest).
+
+    Candidates of a batch are the rows of its leaves, those met in most trees first. A refresh
+    builds new trees: planes between old rows say nothing about where rows have moved.
+
+    Args:
+        rows: (C, d) of any floating type.
+    """
+
+    can_update = has_lists = False
+
+    def __init__(self, rows: Tensor, *, num_trees: int = 8, leaf_size: int = 64, seed: int = 0,
+                 is_cosine: bool = True) -> None:
+        self.options = dict(num_trees=num_trees, leaf_size=leaf_size, seed=seed,
+                            is_cosine=is_cosine)
+        self.num_rows, self.is_cosine = len(rows), is_cosine
+        self.forest = build_forest(self._array(rows), num_trees=num_trees, leaf_size=leaf_size,
+                                   seed=seed)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.forest.num_bytes
+
+    def propose(self, queries: Tensor, num: int) -> Tensor:
+        """At most B * num row ids, those with most votes of the batch."""
+        ids, votes = self.forest.candidates(self._array(queries))
+        most = min(len(ids), num * len(queries))
+        chosen = np.argsort(-votes, kind='stable')[:most]
+        return torch.from_numpy(ids[chosen])
+
+    def renewal(self, rows: Tensor, *, num_iterations: int = 0) -> Callable[[], ForestIndex]:
+        """Work that grows new trees; there is nothing that iterations could move."""
+        return partial(ForestIndex, rows, **self.options | dict(seed=self.options['seed'] + 1))
+
+    def imbalance(self) -> float:
+        return 1.0
+
+    def state_dict(self) -> dict:
+        return dict(kind='forest', seed=self.options['seed'])
+
+    def _array(self, rows: Tensor) -> np.ndarray:
+        rows = rows.detach().cpu().float()
+        return (functional.normalize(rows) if self.is_cosine else rows).numpy()

@@ -1,0 +1,130 @@
+"""Class rows out of the files that runs of InsightFace's Partial FC leave, one for each rank.
+
+Three generations of its PyTorch code are read, whatever number of processes wrote them:
+``checkpoint_gpu_R.pt`` (weights, optimizer, backbone), ``softmax_fc_gpu_R.pt`` (weights) and
+``rank_R_softmax_weight.pt`` with ``rank_R_softmax_weight_mom.pt`` (weights, momentum). Its ranks
+hold the same contiguous ranges of classes as ours.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision.common.core.errors import VisionError
+from vision.faces.nn.class_store import row_range
+from vision.faces.nn.lazy_optim import MissedSteps, build_optimizer
+
+PATTERNS = (r'checkpoint_gpu_(\d+)\.pt', r'softmax_fc_gpu_(\d+)\.pt',
+            r'rank_(\d+)_softmax_weight\.pt')
+
+
+def read_partial_fc(folder: Path) -> tuple[list[dict], dict[str, Tensor]]:
+    """States for ``ClassStore.load_ranges``, and the backbone's tensors ({} if not there).
+
+    SGD's momentum and AdamW's moments come along where the files have them; a momentum that is
+    nowhere is zero, as in a new run. Dense optimizers leave no row behind, so none has steps to
+    make up.
+
+    Raises:
+        VisionError: VIS-CKPT-1025, files missing, damaged, or not of one run.
+    """
+    parts = [_part(content) for content in _contents(Path(folder))]
+    num_classes = sum(len(weight) for weight, _, _ in parts)
+    if not num_classes:
+        raise _fault(folder, 'its files hold no rows')
+    states = []
+    for rank, (weight, state, optimizer) in enumerate(parts):
+        start, end = row_range(num_classes, rank, len(parts))
+        if len(weight) != end - start or weight.shape[1] != parts[0][0].shape[1] or \
+                optimizer != parts[0][2]:
+            raise _fault(folder, f'rank {rank} has {tuple(weight.shape)} rows, {end - start} of '
+                         f'length {parts[0][0].shape[1]} belong there, as in rank 0')
+        states.append(dict(
+            num_classes=num_classes, dim=weight.shape[1], row_start=start, row_end=end,
+            rows=weight, last=torch.zeros(len(weight), dtype=torch.int32), state=state,
+            missed=MissedSteps(build_optimizer(**optimizer).order).state_dict(),
+            optimizer=optimizer))
+    return states, _backbone(Path(folder))
+
+
+def _contents(folder: Path) -> list[dict[str, Any]]:
+    """What each rank left, by rank."""
+    for pattern in PATTERNS:
+        found = {int(match[1]): path for path in folder.glob('*.pt')
+                 if (match := re.fullmatch(pattern, path.name))}
+        if not found:
+            continue
+        missing = [rank for rank in range(max(found) + 1) if rank not in found]
+        if missing:
+            raise _fault(folder, f'{len(found)} of {max(found) + 1} ranks are there, rank '
+                         f'{missing[0]} is not')
+        return [_content(found[rank]) for rank in sorted(found)]
+    raise _fault(folder, 'it has none of ' + ', '.join(
+        pattern.replace(r'(\d+)', 'R').replace('\\', '') for pattern in PATTERNS))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = _load(path)
+    if isinstance(content, Tensor):
+        momentum = path.with_name(path.name.replace('weight', 'weight_mom'))
+        return dict(weight=content, weight_mom=_load(momentum)) if momentum.is_file() else \
+            dict(weight=content)
+    if 'state_dict_softmax_fc' in content:
+        content = dict(content['state_dict_softmax_fc'], optimizer=content.get('state_optimizer'))
+    if not isinstance(content.get('weight'), Tensor):
+        raise _fault(path, 'it has no weight')
+    return content
+
+
+def _part(content: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+    """Rows of one rank, optimizer state by row, optimizer options."""
+    weight = content['weight'].float()
+    saved = content.get('optimizer')
+    if saved is None:
+        momentum = content.get('weight_mom')
+        momentum = torch.zeros_like(weight) if momentum is None else momentum.float()
+        return weight, dict(momentum=momentum), dict(type='sgd', momentum=0.9)
+    group = saved['param_groups'][-1]  # their code puts the class rows last
+    state = saved['state'].get(group['params'][-1], {})
+    if 'betas' in group:
+        zeros = torch.zeros_like(weight)
+        count = torch.full((len(weight), 1), int(state.get('step', 0)), dtype=torch.int32)
+        return weight, dict(exp_avg=state.get('exp_avg', zeros),
+                            exp_avg_sq=state.get('exp_avg_sq', zeros), count=count), dict(
+            type='adamw', betas=list(group['betas']), eps=group['eps'],
+            weight_decay=group['weight_decay'])
+    momentum = state.get('momentum_buffer')
+    return weight, dict(momentum=torch.zeros_like(weight) if momentum is None else momentum), \
+        dict(type='sgd', momentum=group['momentum'], weight_decay=group['weight_decay'])
+
+
+def _backbone(folder: Path) -> dict[str, Tensor]:
+    path, alone = folder / 'checkpoint_gpu_0.pt', folder / 'model.pt'
+    if path.is_file():
+        state = _load(path).get('state_dict_backbone', {})
+    else:
+        state = _load(alone) if alone.is_file() else {}
+    return {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+
+
+def _load(path: Path) -> Any:
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError,
+            KeyError) as fault:
+        raise _fault(path, str(fault).strip().split('\n')[0]) from fault
+    if not isinstance(content, Tensor | dict):
+        raise _fault(path, f'it holds a {type(content).__name__}')
+    return content
+
+
+def _fault(where: Path, what: str) -> VisionError:
+    return VisionError('VIS-CKPT-1025', f'files of Partial FC cannot be used: {what}',
+                       where=str(where), why='the rows of all ranks of one run are needed',
+                       do='give the output folder of a finished run of arcface_torch')

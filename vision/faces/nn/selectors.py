@@ -1,0 +1,301 @@
+"""Which classes take part in a step: nine selectors behind one interface.
+
+The active rows of a step are: the batch's own classes, always; the best candidates, as many as
+fit; and a random share, always, which gives every class a chance however old an index is. Without
+candidates the random share is all the rest (Partial FC, arXiv:2010.05222).
+
+Candidates come from an index over an old snapshot, so its scores are not used: with more
+candidates than places, exact logits on the live rows decide. Draws depend on (seed, step) only.
+
+Ids are of the store's local rows, 0 .. row_end - row_start - 1; labels are global.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vision.common.core.errors import VisionError
+from vision.faces.core.sampling import draw_outside
+from vision.faces.nn.faiss_index import KINDS, IndexSpec, build_index, restore_index
+from vision.faces.nn.forest_index import ForestIndex
+from vision.faces.nn.upkeep import IndexUpkeep, Schedule
+
+NAMES = ('full', 'random', 'oracle', 'forest', *KINDS)
+_CHUNK = 1 << 16  # rows pulled at once by the oracle
+# Candidates looked at per place; planes and votes rank so coarsely that they need more.
+_OVERFETCH = dict(lsh=8.0, forest=8.0, midx=2.0)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Active rows of one step.
+
+    Attributes:
+        rows: (M,) sorted unique int64 local ids.
+        columns: (B,) int64 position of each sample's class in ``rows``, -1 on other ranks.
+        stats: figures to log.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+class Selector:
+    """All rows; the base of the others.
+
+    Args:
+        store: class rows: ``num_classes, row_start, row_end, device, pull, snapshot``.
+        num_active: active rows over all ranks; a rank with a part of the rows takes that part
+            of the number.
+        random_frac: share of ``num_active`` that is drawn at random from all others.
+        is_cosine: logits are cosines times ``scale``; without it, inner products.
+        scale, own_margin: of logits, where masses are compared; the margin is an angle added to
+            that of the own class (ArcFace), without which an own class leaves no mass to others.
+    """
+
+    def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
+                 is_cosine: bool = True, scale: float = 64.0, own_margin: float = 0.5) -> None:
+        if num_active < 1 or not 0 <= random_frac <= 1:
+            raise VisionError('VIS-CONFIG-1050', f'selector with num_active={num_active}, '
+                              f'random_frac={random_frac}', where='selector',
+                              do='give at least 1 active row and a share in 0..1')
+        self.store, self.seed = store, seed
+        self.num_active, self.random_frac = num_active, random_frac
+        self.is_cosine, self.own_margin = is_cosine, own_margin
+        self.scale = scale if is_cosine else 1.0
+
+    @property
+    def num_local(self) -> int:
+        return self.store.row_end - self.store.row_start
+
+    @property
+    def num_places(self) -> int:
+        """Active rows of this rank."""
+        share = self.num_local / self.store.num_classes
+        return min(self.num_local, math.ceil(self.num_active * share))
+
+    def select(self, features: Tensor, labels: Tensor, step: int) -> Selection:
+        """Choose for one batch.
+
+        Args:
+            features: (B, d) without gradient, of all ranks.
+            labels: (B,) int64, of all ranks.
+        Raises:
+            VisionError: VIS-INPUT-1051, a label is no class of the store.
+        """
+        local = self.local_ids(labels)
+        taken = self._chosen(features, labels, local, step)
+        rows = torch.from_numpy(taken)
+        columns = torch.searchsorted(rows, local).where(local >= 0, -1)
+        stats = dict(num_active=float(len(rows)))
+        return Selection(rows.to(labels.device), columns.to(labels.device), stats)
+
+    def after_update(self, rows: Tensor, step: int) -> None:
+        """The optimizer has changed these local rows at this step; nothing to do here."""
+
+    def state_dict(self) -> dict:
+        return dict(num_active=self.num_active)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.num_active = state['num_active']
+
+    def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
+        return np.arange(self.num_local)
+
+    def local_ids(self, labels: Tensor) -> Tensor:
+        """(B,) int64 on the host: local id, -1 on another rank."""
+        labels = labels.cpu()
+        is_bad = (labels < 0) | (labels >= self.store.num_classes)
+        if is_bad.any():
+            raise VisionError('VIS-INPUT-1051', f'{int(is_bad.sum())} of {len(labels)} labels are '
+                              f'no class, the first is {int(labels[is_bad][0])}',
+                              where='labels', why='the store has classes 0 to '
+                              f'{self.store.num_classes - 1}', do='check the label files')
+        local = labels - self.store.row_start
+        return local.where((local >= 0) & (local < self.num_local), -1)
+
+
+class RandomSelector(Selector):
+    """Own classes and random others (Partial FC). The same draw for any number of ranks."""
+
+    def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
+        own, store = labels.cpu().unique().numpy(), self.store
+        num_random = max(0, min(self.num_active, store.num_classes) - len(own))
+        drawn = draw_outside(own, store.num_classes, num_random, self.seed, step)
+        chosen = np.union1d(own, drawn)
+        low, high = np.searchsorted(chosen, [store.row_start, store.row_end])
+        return chosen[low:high] - store.row_start
+
+
+class CandidateSelector(Selector):
+    """Own classes, the best of what ``_candidates`` proposes, and a random share."""
+
+    def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
+        own = local[local >= 0].unique().numpy()
+        num_random = round(self.random_frac * self.num_places)
+        num_best = max(0, self.num_places - num_random - len(own))
+        best = self._best(self.queries(features), local, own, num_best, step) if num_best \
+            else own[:0]
+        taken = np.union1d(own, best)
+        drawn = draw_outside(taken, self.num_local, max(0, self.num_places - len(taken)),
+                             self.seed, step, self.store.row_start)
+        return np.union1d(taken, drawn)
+
+    def queries(self, features: Tensor) -> Tensor:
+        """(B, d) float32, of unit length for cosines."""
+        features = features.detach().float()
+        return functional.normalize(features) if self.is_cosine else features
+
+    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+              step: int) -> np.ndarray:
+        raise AssertionError('a subclass says which candidates are best')
+
+    def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
+        """(B, U) scaled logits on the rows as they are now."""
+        rows = self.store.pull(ids.to(self.store.device)).detach().float()
+        rows = functional.normalize(rows) if self.is_cosine else rows
+        return (queries.to(rows) @ rows.T).mul_(self.scale)
+
+    def own_logits(self, queries: Tensor, local: Tensor) -> Tensor:
+        """(B,) scaled logit of each own class with ``own_margin``; -inf: on another rank."""
+        ids, place = local.clamp(min=0).unique(return_inverse=True)
+        rows = self.store.pull(ids.to(self.store.device)).detach().float()[place.to(
+            self.store.device)]
+        if self.is_cosine:
+            cosine = (functional.normalize(rows) * queries.to(rows)).sum(1).clamp(-1, 1)
+            logits = (cosine.acos() + self.own_margin).clamp(max=math.pi).cos() * self.scale
+        else:
+            logits = (rows * queries.to(rows)).sum(1)
+        return logits.masked_fill((local < 0).to(logits.device), -torch.inf)
+
+
+class OracleSelector(CandidateSelector):
+    """The exact best: rows with the largest softmax mass over the batch (all logits needed).
+
+    What a set captures is a sum over its rows, so the largest column sums of the probabilities
+    are the optimum. A reference for tests and measurements: as dear as the full softmax.
+    """
+
+    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+              step: int) -> np.ndarray:
+        everything = torch.arange(self.num_local)
+        logits = torch.cat([self.logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
+        here = (local >= 0).nonzero().squeeze(1)
+        logits[here, local[here]] = self.own_logits(queries, local)[here]
+        mass = logits.softmax(1).sum(0)
+        mass[torch.from_numpy(own).to(mass.device)] = -1
+        return mass.topk(min(num, self.num_local - len(own))).indices.cpu().numpy()
+
+
+class IndexSelector(CandidateSelector):
+    """Candidates from an index that ``IndexUpkeep`` keeps near the rows.
+
+    Args:
+        overfetch: candidates asked for per place; above 1, exact logits decide.
+        rank_by: 'mass': sum over the batch of a candidate's softmax among the candidates (what
+            the oracle sums over all rows); 'max': its highest logit.
+    """
+
+    def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
+                 rank_by: str = 'mass', **options) -> None:
+        super().__init__(store, **options)
+        if overfetch < 1 or rank_by not in ('mass', 'max'):
+            raise VisionError('VIS-CONFIG-1050', f'selector with overfetch={overfetch}, '
+                              f'rank_by={rank_by!r}', where='selector',
+                              do="give overfetch >= 1 and rank_by 'mass' or 'max'")
+        self.upkeep, self.overfetch, self.rank_by = upkeep, overfetch, rank_by
+        self._own = torch.empty(0, dtype=torch.int64)
+
+    def candidates(self, queries: Tensor, num: int, step: int) -> Tensor:
+        """(U,) unique local ids that the index proposes for ``num`` places."""
+        per_sample = math.ceil(self.overfetch * num / max(1, len(queries)))
+        return self.upkeep.index(step).propose(queries, per_sample).unique()
+
+    def after_update(self, rows: Tensor, step: int) -> None:
+        self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | dict(upkeep=self.upkeep.state_dict())
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.upkeep.load_state_dict(state['upkeep'])
+
+    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+              step: int) -> np.ndarray:
+        self._own = torch.from_numpy(own)
+        ids = self.candidates(queries, num, step).numpy()
+        ids = ids[~np.isin(ids, own, assume_unique=True)]
+        if len(ids) <= num:
+            return ids
+        logits = self.logits(queries, torch.from_numpy(ids))
+        if self.rank_by == 'max':
+            worth = logits.amax(0)
+        else:
+            every = torch.cat([logits, self.own_logits(queries, local)[:, None]], 1)
+            worth = every.softmax(1).sum(0)[:-1]
+        return ids[worth.topk(num).indices.cpu().numpy()]
+
+
+def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
+                   is_cosine: bool = True, upkeep: dict | None = None,
+                   adaptive: dict | None = None, **options) -> Selector:
+    """Make a selector by name.
+
+    Args:
+        name: one of ``NAMES``.
+        num_active: for all but 'full'.
+        upkeep: fields of ``Schedule``, for selectors with an index.
+        adaptive: for those, too: ``AdaptiveSelector`` with its options and fields of ``Rules``.
+        options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
+            ``rank_by``, ``random_frac``, ``scale``, ``own_margin``.
+    Raises:
+        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have.
+    """
+    if name not in NAMES:
+        raise VisionError('VIS-CONFIG-1050', f'selector {name!r} is none of {", ".join(NAMES)}',
+                          where='selector', do='see vision/faces/README.md, the selectors')
+    if name != 'full' and num_active is None:
+        raise VisionError('VIS-CONFIG-1050', f'selector {name!r} without num_active',
+                          where='selector', do='give the number of active rows')
+    common = dict(num_active=1 if name == 'full' else num_active, seed=seed, is_cosine=is_cosine)
+    from vision.faces.nn.adaptive import make_adaptive  # it is made of these selectors
+    try:
+        if name in ('full', 'random', 'oracle'):
+            made = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)[name]
+            extra = dict(upkeep=upkeep, adaptive=adaptive)
+            return made(store, **common, **options, **{key: value for key, value in extra.items()
+                                                       if value is not None})
+        own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale',
+                                                 'own_margin') if key in options}
+        own.setdefault('overfetch', _OVERFETCH.get(name, 1.25))
+        build, restore = _index_makers(name, store.dim, seed, is_cosine, options)
+        keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
+        selector = IndexSelector(store, keeper, **own, **common)
+        return selector if adaptive is None else make_adaptive(selector, **adaptive)
+    except TypeError as error:
+        raise VisionError('VIS-CONFIG-1050', f'selector {name!r}: {error}', where='selector',
+                          do='see vision/faces/README.md, the selectors') from error
+
+
+def _index_makers(name: str, dim: int, seed: int, is_cosine: bool, options: dict
+                  ) -> tuple[Callable, Callable]:
+    if name == 'forest':
+        inspect.signature(ForestIndex).bind(None, seed=seed, is_cosine=is_cosine, **options)
+        build = partial(ForestIndex, is_cosine=is_cosine, **options)
+        return (lambda rows, seed: build(rows, seed=seed),
+                lambda state, rows: build(rows, seed=state['seed']))
+    spec = IndexSpec(name, dim, seed=seed, is_cosine=is_cosine, **options)
+    return (lambda rows, seed: build_index(spec, rows, seed=seed)), partial(restore_index, spec)
+
+
