@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -31,9 +32,12 @@ PIP = f'{sys.executable} -m pip'
 PROBE_TIMEOUT_S = 180
 OPENCV = ('opencv-python', 'opencv-python-headless')
 OPTIONAL = {'onnx': 'converters', 'onnxruntime': 'ONNX comparison', 'huggingface_hub': 'hub files',
-            'faiss-cpu': 'nearest neighbours', 'pytest': 'make test', 'ruff': 'make lint'}
+            'pytest': 'make test', 'ruff': 'make lint'}
 # Our choice: room for the checkpoints of one run, and for the batches of two loader workers.
 MIN_DISK_BYTES, MIN_SHM_BYTES = 2e9, 2.5e8
+# Where fonts lie; the recognition benchmark on Han characters draws its images with them.
+FONT_FOLDERS = ('/usr/share/fonts', '/usr/local/share/fonts', '~/.local/share/fonts', '~/.fonts')
+HAN_FONT = re.compile(r'NotoS(ans|erif)CJK.*\.tt[cf]$')
 EXIT_BROKEN = 3
 
 
@@ -67,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def examine() -> list[Finding]:
     """Every check; probes run side by side, since each spends its time importing."""
-    names = ('torch_devices', 'mmcv_ops', 'mmdet', 'cv2', 'torchvision', 'h264', 'vision', 'zoo')
+    names = ('torch_devices', 'mmcv_ops', 'mmdet', 'cv2', 'torchvision', 'h264', 'vision', 'zoo',
+             'faiss')
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         answers = dict(zip(names, pool.map(run_probe, names), strict=True))
     return [python_version(), *package_versions(), opencv_wheels(),
@@ -76,7 +81,8 @@ def examine() -> list[Finding]:
             probed('mmdet imports', answers['mmdet'], mmdet_command(answers['mmdet'])),
             probed('cv2 works', answers['cv2'], opencv_command()),
             probed('h264 (PyAV)', answers['h264'], pinned('av', force=True)),
-            *devices(answers['torch_devices']), *optional_parts(), *space(),
+            faiss_works(answers['faiss']), *devices(answers['torch_devices']),
+            *optional_parts(), han_fonts(), *space(answers['zoo'].get('cache')),
             zoo_state(answers['zoo'])]
 
 
@@ -207,6 +213,11 @@ def torchvision_works(answer: dict) -> Finding:
     return finding
 
 
+def faiss_works(answer: dict) -> Finding:
+    """Both bring an OpenMP; beside the wrong one the first search ends the process."""
+    return probed('faiss beside torch', answer, pinned('faiss-cpu', force=True))
+
+
 def ops_work(answer: dict) -> Finding:
     pin = requirements()['onedl-mmcv'][1]
     build = (f'{PIP} install --force-reinstall --no-deps --no-cache-dir --no-build-isolation '
@@ -246,9 +257,21 @@ def optional_parts() -> list[Finding]:
             for name, use in OPTIONAL.items()]
 
 
-def space() -> list[Finding]:
+def han_fonts(environ: Mapping[str, str] = os.environ) -> Finding:
+    more = [part for part in environ.get('VISION_FONT_DIR', '').split(os.pathsep) if part]
+    found = {name for folder in (*more, *FONT_FOLDERS)
+             for _, _, names in os.walk(Path(folder).expanduser())
+             for name in names if HAN_FONT.match(name)}
+    shown = f'{len(found)} Noto CJK files' if found else 'missing: no benchmark on Han characters'
+    return Finding('CJK fonts (optional)', 'info', shown, do='' if found else
+                   'apt install fonts-noto-cjk, or export VISION_FONT_DIR=(their folder)')
+
+
+def space(zoo_cache: str | None) -> list[Finding]:
     findings = []
     places = [('disk, here', Path.cwd(), MIN_DISK_BYTES, 'free some space'),
+              ('disk, model zoo', _existing(Path(zoo_cache or '~').expanduser()), MIN_SHM_BYTES,
+               'export VISION_ZOO_CACHE=(a folder on another disk)'),
               ('disk, temporary', Path(tempfile.gettempdir()), MIN_SHM_BYTES,
                'export TMPDIR=(a folder on another disk)'),
               ('/dev/shm', Path('/dev/shm'), MIN_SHM_BYTES,
@@ -262,6 +285,11 @@ def space() -> list[Finding]:
                                     f'{free / 1e9:.1f} GB free', f'>= {least / 1e9:g} GB',
                                     '' if is_enough else do))
     return findings
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself or the nearest one above that exists."""
+    return path if path.exists() or path == path.parent else _existing(path.parent)
 
 
 def zoo_state(answer: dict) -> Finding:

@@ -81,6 +81,21 @@ def h264() -> dict:
     return dict(version=av.__version__)
 
 
+def faiss() -> dict:
+    """A search after torch has started its threads, compared with numpy."""
+    import faiss
+    import numpy as np
+    import torch
+    torch.ones(64, 64) @ torch.ones(64, 64)
+    vectors = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
+    index = faiss.IndexFlatIP(16)
+    index.add(vectors)
+    found = index.search(vectors[:20], 1)[1][:, 0].tolist()
+    expected = (vectors[:20] @ vectors.T).argmax(1).tolist()
+    assert found == expected, f'faiss found {found[:3]}, expected {expected[:3]}'
+    return dict(version=faiss.__version__)
+
+
 def vision() -> dict:
     import vision
     import vision.registry
@@ -105,7 +120,7 @@ def zoo() -> dict:
 
 
 PROBES = {probe.__name__: probe for probe in (torch_devices, mmcv_ops, mmdet, cv2, torchvision,
-                                              h264, vision, zoo)}
+                                              h264, vision, zoo, faiss)}
 
 if __name__ == '__main__':
     warnings.simplefilter('ignore')

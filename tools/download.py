@@ -63,7 +63,8 @@ def get(entry: Entry, dest: Path | None, settings: Settings) -> None:
         path = fetch(entry, settings=settings,
                      progress=lambda have, _: bar.update(task, completed=have))
     path = copy_to(path, dest) if dest else path
-    print(f'{entry.name}: sha256 {entry.sha256} agrees, licence {entry.licence}', file=sys.stderr)
+    digits = f'{entry.sha256}... (8 digits)' if entry.is_by_hand else entry.sha256
+    print(f'{entry.name}: sha256 {digits} agrees, licence {entry.licence}', file=sys.stderr)
     if entry.note:
         print(f'note: {entry.note}', file=sys.stderr)
     print(path)
@@ -73,8 +74,10 @@ def print_list(entries: dict[str, Entry]) -> None:
     table = Table('name', 'MB', 'licence', 'metrics', 'hash compared with official file', 'config')
     for entry in entries.values():
         metrics = ', '.join(f'{name} {value:g}' for name, value in entry.metrics.items())
-        table.add_row(entry.name, f'{entry.size_bytes / 1e6:.1f}', entry.licence, metrics,
-                      'yes' if entry.verified else 'not yet', entry.config)
+        size = f'{entry.size_bytes / 1e6:.1f}' if entry.size_bytes else '?'
+        compared = 'by hand, 8 digits known' if entry.is_by_hand else 'not yet'
+        table.add_row(entry.name, size, entry.licence, metrics,
+                      'yes' if entry.verified else compared, entry.config)
     # Whole lines when the output is a file or a pipe: nothing is cut to 80 columns.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

@@ -6,6 +6,12 @@
   python tools/video_demo.py rtsp://host/stream --max-reconnect 20
   python tools/video_demo.py clip.mp4 --mode offline        (scores averaged along tracks)
 
+Before the first time, for the default config (the demo does it itself when the weights are in
+the zoo's cache or in VISION_ZOO_MIRROR):
+
+  python tools/download.py yolox-nano_coco
+  python tools/model_converters/yolox_onnx.py zoo:yolox-nano_coco work_dirs/yolox_nano.pth
+
 Writes OUT_DIR/NAME.mp4 (H.264), NAME.jsonl and NAME.csv. Ctrl-C ends early and finishes the files.
 A damaged video gives what decodes and exit code 4; with --keep-going, a warning and 0.
 """
@@ -14,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,10 +36,12 @@ from vision.common.core.errors import VisionError, run_cli
 
 CONFIG = 'configs/lattice/lattice_yolox-nano_t8-s2_coco.py'
 CHECKPOINT = 'zoo:lattice-pru_moving-sprites'
+DETECTOR, DETECTOR_SOURCE = Path('work_dirs/yolox_nano.pth'), 'yolox-nano_coco'  # of CONFIG
+CONVERTER = 'tools/model_converters/yolox_onnx.py'
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from mmengine.config import DictAction
+    from vision.common.mm.launch import add_config_arguments
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -53,9 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-video', action='store_true', help='write the tables only')
     add('--show', action='store_true', help='a window too; q closes it')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
-    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override config values, e.g. model.num_stages=1')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
+    add_config_arguments(parser)
     return parser
 
 
@@ -73,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
                           not args.no_video, args.show, args.max_frames)
     refuse_to_overwrite(args.source, options.stem)
     console = Console(stderr=True)
+    if args.config == CONFIG and 'model.detector.checkpoint' not in (args.cfg_options or {}):
+        require_default_detector()
     with console.status('building the model'):
         engine, classes = build(args)
     with progress_bar(console, source, args.max_frames) as on_frame:
@@ -107,6 +117,32 @@ def refuse_to_overwrite(source: str, stem: Path) -> None:
         raise VisionError('VIS-CONFIG-516', f'the output {output} would take the place of the '
                           'source', where='--out-dir', why='both have the same name and folder',
                           do='name another folder with --out-dir')
+
+
+def require_default_detector() -> None:
+    """Convert the published weights of the default detector when they are on this machine.
+
+    Raises:
+        VisionError: VIS-CKPT-517, with the commands that get and convert them.
+    """
+    if DETECTOR.is_file():
+        return
+    from vision.zoo.store import Settings, fetch
+    try:
+        fetch(DETECTOR_SOURCE, settings=replace(Settings.from_environment(), is_offline=True))
+    except VisionError as error:
+        if error.code != 'VIS-NET-607':
+            raise
+        raise VisionError(
+            'VIS-CKPT-517', f'the detector {DETECTOR} is not there', where=CONFIG,
+            why='it is made once from the published YOLOX-nano weights, 3.7 MB',
+            do=f'python tools/download.py {DETECTOR_SOURCE}; then python {CONVERTER} '
+            f'zoo:{DETECTOR_SOURCE} {DETECTOR}') from error
+    print(f'converting the published weights into {DETECTOR}, once', file=sys.stderr)
+    code = subprocess.call([sys.executable, CONVERTER, f'zoo:{DETECTOR_SOURCE}', str(DETECTOR)],
+                           stdout=sys.stderr)
+    if code:
+        sys.exit(code)  # it has said why
 
 
 def build(args: argparse.Namespace):

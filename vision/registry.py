@@ -24,5 +24,8 @@ DATA_SAMPLERS = _child('data sampler', root.DATA_SAMPLERS)
 TRANSFORMS = _child('transform', root.TRANSFORMS)
 MODELS = _child('model', root.MODELS)
 METRICS = _child('metric', root.METRICS)
+OPTIMIZERS = _child('optimizer', root.OPTIMIZERS)
 OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS)
+OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor',
+                                    root.OPTIM_WRAPPER_CONSTRUCTORS)
 TASK_UTILS = _child('task util', root.TASK_UTILS)

@@ -14,11 +14,12 @@ model = dict(
         type='MMDetDetector',
         config='configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py',
         checkpoint='work_dirs/faster-rcnn_r18-tiny_moving-sprites/iter_2600.pth'),
+    refinement=dict(num_classes=8),
     keyframes=dict(type='UniformKeyframes', gap_frames=8),
     num_stages=2,
     merge='agree')
 
-max_iters = 1300
+max_iters = 2000
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.02),

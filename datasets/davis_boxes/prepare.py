@@ -14,7 +14,6 @@ Example: python datasets/davis_boxes/prepare.py --source DAVIS --out data/davis_
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from scipy import ndimage
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.new_folder import new_folder
 from vision.lattice.core.cocovid import CocoVidWriter
+from vision.lattice.core.conversion import prepare_parser
 from vision.lattice.core.track_files import numbered_frames
 
 SMALLEST_PART = 0.03
@@ -105,12 +105,7 @@ def prepare(source: Path, out: Path) -> dict[str, dict[str, int]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--source', type=Path, required=True, help='unpacked DAVIS folder')
-    parser.add_argument('--out', type=Path, default=Path('data/davis_boxes'),
-                        help='new folder (default: %(default)s)')
-    args = parser.parse_args(argv)
+    args = prepare_parser(__doc__, 'unpacked DAVIS folder', 'data/davis_boxes').parse_args(argv)
     for split, values in prepare(args.source, args.out).items():
         print(f'{split}: ' + ', '.join(f'{value} {name}' for name, value in values.items()))
     print(f'written to {args.out}')

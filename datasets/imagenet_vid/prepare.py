@@ -10,20 +10,17 @@ Example: python datasets/imagenet_vid/prepare.py --root data/ILSVRC --nproc 8
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.new_folder import new_folder
+from vision.lattice.core.conversion import plain_parser, run_converter
 
 CONVERTERS = Path(__file__).resolve().parents[2] / 'tools' / 'dataset_converters' / 'ilsvrc'
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument('--root', type=Path, default=Path('data/ILSVRC'),
                         help='folder with Annotations, Data, Lists (default: %(default)s)')
     parser.add_argument('--nproc', type=int, default=4, help='processes (default: %(default)s)')
@@ -36,10 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     names = ['imagenet2coco_vid.py'] + ([] if args.without_det else ['imagenet2coco_det.py'])
     with new_folder(target) as folder:
         for name in names:
-            code = subprocess.call([sys.executable, str(CONVERTERS / name), '-i', str(args.root),
-                                    '-o', str(folder), '--nproc', str(args.nproc), '--stats'])
-            if code:
-                sys.exit(code)  # it has said why
+            run_converter(CONVERTERS / name, '-i', args.root, '-o', folder, '--nproc',
+                          str(args.nproc), '--stats')
     print(f'written to {target}')
     return 0
 

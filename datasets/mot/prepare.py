@@ -10,15 +10,13 @@ Example: python datasets/mot/prepare.py --source MOT17.zip --out data/MOT17
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.new_folder import new_folder
+from vision.lattice.core.conversion import prepare_parser, run_converter
 
 CONVERTER = Path(__file__).resolve().parents[2] / 'tools' / 'dataset_converters' / 'mot2cocovid.py'
 
@@ -51,19 +49,11 @@ def unpack(source: Path, target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--source', type=Path, required=True, help='zip file or unpacked folder')
-    parser.add_argument('--out', type=Path, default=Path('data/MOT17'),
-                        help='new folder (default: %(default)s)')
-    args = parser.parse_args(argv)
+    args = prepare_parser(__doc__, 'zip file or unpacked folder', 'data/MOT17').parse_args(argv)
     with new_folder(args.out) as root:
         unpack(args.source, root)
         splits = ['train', 'half-train', 'half-val'] + ['test'] * (root / 'test').is_dir()
-        code = subprocess.call([sys.executable, str(CONVERTER), '-i', str(root), '-o',
-                                str(root / 'annotations'), '--splits', *splits])
-        if code:
-            sys.exit(code)  # it has said why
+        run_converter(CONVERTER, '-i', root, '-o', root / 'annotations', '--splits', *splits)
     print(f'written to {args.out}')
     return 0
 

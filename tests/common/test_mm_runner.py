@@ -165,7 +165,7 @@ def test_weights_from_an_address_are_refused():
         CheckpointLoader.load_checkpoint('https://example.org/x.pth')
 
 
-def test_a_full_disk_costs_no_finished_checkpoint(tmp_path, monkeypatch):
+def test_a_save_that_never_succeeds_again_costs_no_finished_checkpoint(tmp_path, monkeypatch):
     from vision.common.mm import runner as module
     save = module.io.save_checkpoint
 
@@ -174,13 +174,34 @@ def test_a_full_disk_costs_no_finished_checkpoint(tmp_path, monkeypatch):
             raise VisionError('VIS-CKPT-301', 'the disk is full')
         save(content, path, **manifest)
 
+    straight = train(tmp_path / 'straight')
     monkeypatch.setattr(module.io, 'save_checkpoint', full_after_9)
-    straight = train(tmp_path / 'a')  # goes on to its end
+    with pytest.raises(VisionError, match='VIS-CKPT-301: the run has ended'):
+        train(tmp_path / 'a')
     names = sorted(path.name for path in (tmp_path / 'a').glob('*.pth'))
     assert names == ['iter_7.pth', 'iter_8.pth', 'iter_9.pth']
     assert (tmp_path / 'a' / 'last_checkpoint').read_text() == 'iter_9.pth'
     monkeypatch.setattr(module.io, 'save_checkpoint', save)
     assert_equal(straight, resumed(tmp_path / 'a'))
+
+
+@pytest.mark.parametrize(('key', 'value', 'change'), [
+    ('batch_size', 3, 'batch_size 4 -> 3'), ('dataset', dict(type='ToyDataset', indices=20),
+                                             'samples 30 -> 20')])
+def test_resuming_with_other_steps_is_refused(tmp_path, key, value, change):
+    train(tmp_path / 'a')
+    cfg = config(tmp_path / 'a')
+    cfg.resume, cfg.experiment_name = True, f'other-{key}'
+    cfg.train_dataloader[key] = value
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-321[^$]*{change}'):
+        ExactRunner.from_cfg(cfg).train()
+
+
+def test_other_workers_are_no_other_steps(tmp_path):
+    straight = train(tmp_path / 'straight')
+    with pytest.raises(RuntimeError, match='crash'):
+        train(tmp_path / 'a', crash=9)
+    assert_equal(straight, resumed(tmp_path / 'a', workers=1))
 
 
 def test_cut_file_without_manifest_is_passed_over(tmp_path):

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -94,6 +95,15 @@ def test_full_disk_keeps_the_old_file(saved, monkeypatch):
         io.save_checkpoint(dict(state_dict={}), saved)
     assert saved.read_bytes() == before
     assert sorted(os.listdir(saved.parent)) == [saved.name, f'{saved.name}.json']
+
+
+def test_room_is_looked_at_before_anything_is_written(saved, monkeypatch):
+    before, usage = saved.read_bytes(), shutil.disk_usage(saved.parent)
+    monkeypatch.setattr(io.shutil, 'disk_usage', lambda path: usage._replace(free=3_000_000))
+    monkeypatch.setattr(io.torch, 'save', lambda *args: pytest.fail('it was written'))
+    with pytest.raises(VisionError, match='VIS-CKPT-301[^$]*3000000 bytes free, about 5048576 ne'):
+        io.save_checkpoint(dict(state_dict=dict(a=torch.zeros(1_000_000))), saved)
+    assert saved.read_bytes() == before
 
 
 def test_other_architectures_are_refused_and_nothing_is_loaded():

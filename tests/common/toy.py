@@ -70,3 +70,26 @@ class SlowHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         time.sleep(self.seconds)
+
+
+@HOOKS.register_module()
+class FullDiskHook(Hook):
+    """Fills the disk of the work_dir after step ``first``, to the last byte, until ``last``."""
+
+    priority = 'VERY_HIGH'  # before the checkpoint of the same step is written
+
+    def __init__(self, first, last):
+        self.first, self.last = first, last
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        filler = os.path.join(runner.work_dir, 'filler')
+        if runner.iter + 1 == self.first:
+            with open(filler, 'wb', buffering=0) as file:
+                for size in (1 << 16, 1 << 10, 1):
+                    while True:
+                        try:
+                            file.write(bytes(size))
+                        except OSError:
+                            break
+        if runner.iter + 1 == self.last:
+            os.unlink(filler)

@@ -105,6 +105,8 @@ def main(rank, world, folder):
                             world_size=world, timeout=datetime.timedelta(seconds=60))
     groups = {num: dist.new_group(list(range(num))) for num in (2, 3, 4)}
     result = dict(refusals=refusals(groups[4]))
+    store = build_store(30, DIM, group=groups[4], rows_per_class=3)
+    result['three_rows_a_class'] = [store.row_start, store.row_end]
     for num in (2, 4):
         if rank < num:
             run = Run(groups[num])

@@ -143,6 +143,19 @@ def test_ids_and_gradients_of_another_form_are_refused():
     assert store._missed.num_steps == 0
 
 
+@pytest.mark.parametrize('value, lr', [(float('nan'), 0.1), (float('inf'), 0.1),
+                                       (1.0, float('nan')), (1.0, -0.1)])
+def test_a_step_that_is_not_finite_is_refused_and_nothing_changes(value, lr):
+    store = build_store(NUM, DIM, optimizer=SGD)
+    train([store], 3)
+    before, gradients = store.snapshot(torch.float32), torch.ones(2, DIM)
+    gradients[1, 2] = value
+    with pytest.raises(VisionError) as error:
+        store.push(torch.tensor([4, 7]), gradients, lr=lr)
+    assert error.value.code == 'VIS-RUN-1026'
+    assert torch.equal(store.snapshot(torch.float32), before)
+
+
 def test_no_active_rows_is_a_step_all_the_same():
     store, other = build_store(NUM, DIM, optimizer=SGD), build_store(NUM, DIM, optimizer=SGD)
     nobody = torch.arange(0)

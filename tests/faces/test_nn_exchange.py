@@ -67,6 +67,11 @@ def test_every_rank_names_what_they_disagree_on_and_none_hangs(four):
     assert [result['refusals'] for result in four] == [['VIS-DIST-1024'] * 2 + [4]] * 4
 
 
+def test_ranges_of_sub_centres_are_cut_between_classes(four):
+    ranges = [result['three_rows_a_class'] for result in four]
+    assert ranges == [[0, 9], [9, 18], [18, 24], [24, 30]]
+
+
 def test_one_process_needs_no_group():
     features, labels = torch.zeros(2, 3), torch.tensor([0, 1])
     assert gather_batch(features, labels, None) == (features, labels)

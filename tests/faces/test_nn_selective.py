@@ -265,3 +265,15 @@ def test_nothing_of_the_logits_size_is_kept_for_backward():
     margin = ArcFace(8.0)
     assert kept_by(lambda: selective_loss(features, rows, labels, margin).loss) == 0
     assert kept_by(lambda: plain_loss(features, rows, labels, margin)) >= 1
+
+
+def test_a_zero_feature_has_no_direction_and_no_gradient():
+    features, rows, labels = data()
+    features = features.detach().clone()
+    features[0] = 0
+    features.requires_grad_()
+    loss = selective_loss(features, rows, labels, Softmax(8)).loss
+    torch.testing.assert_close(loss, plain_loss(features, rows, labels, Softmax(8)))
+    for_features, for_rows = gradients(loss, features, rows)
+    assert (for_features[0] == 0).all() and (for_features[1:] != 0).all()
+    assert for_rows.isfinite().all()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.common.core.errors import VisionError
+from vision.common.core.image_bytes import what_is_cut
 from vision.lattice.core.cocovid import (
     CocoVidWriter,
     check_cocovid,
@@ -17,7 +18,6 @@ from vision.lattice.core.cocovid import (
     read_json,
 )
 from vision.lattice.core.cocovid_stats import statistics
-from vision.lattice.core.image_bytes import what_is_cut
 from vision.lattice.core.imagenet_vid import CLASSES, WORDNET_IDS, train_frames
 
 BOXES = [[1, 2, 11, 22], [30, 30, 50, 60]]

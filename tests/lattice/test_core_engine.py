@@ -106,6 +106,19 @@ def test_constant_motion_is_exact_on_every_frame(gap, num_stages, merge):
         assert result.boxes.track_ids.tolist() == [1, 2]
 
 
+def test_class_opinion_of_refinement_changes_propagated_scores_and_what_lies_between():
+    class Judge(World):
+        def refine(self, boxes, image, *, stage):
+            opinion = np.tile([0.4, 0.1], (len(boxes), 1))
+            return Refined(boxes.boxes_xyxy, np.ones(len(boxes)), opinion)
+
+    world = Judge([linear(5, 5, 2, 1)], num_frames=9)
+    results = run(engine_of(world, num_stages=1), world)
+    seen = np.sqrt(0.9 * 0.4)
+    expected = [0.9, *np.linspace(0.9, seen, 5)[1:], *np.linspace(seen, 0.9, 5)[1:]]
+    assert np.allclose([result.boxes.scores[0] for result in results], expected)
+
+
 def test_propagation_follows_a_curve_that_interpolation_cuts():
     world = World([curved])
     errors = {}

@@ -46,22 +46,11 @@ def random_video(seed, num_frames=30, num_classes=3):
     return truths, detections
 
 
-def blame(overlaps, is_ours, is_ours_everywhere):
-    """How wrong an unmatched box is: by the objects of its frame, case after case."""
-    if not is_ours:
-        return np.mean(is_ours_everywhere)
-    if all(is_ours) or not any(is_ours):  # one sort only: whatever is wrong there is its matter
-        return float(is_ours[0])
-    ours = max(v for v, mine in zip(overlaps, is_ours, strict=True) if mine)
-    others = max(v for v, mine in zip(overlaps, is_ours, strict=True) if not mine)
-    return 1 - np.mean(is_ours) if ours == others else float(ours > others)
-
-
 def judge(truths, detections, *, protocol, threshold, num_classes, speed=None):
     """The rules written out, one box after the other."""
     extra = 0 if protocol == 'coco' else 1
 
-    def iou(a, b, extra=extra):
+    def iou(a, b, extra=extra):  # motion is measured with 1 under every protocol
         w = min(a[2], b[2]) - max(a[0], b[0]) + extra
         h = min(a[3], b[3]) - max(a[1], b[1]) + extra
         if w <= 0 or h <= 0:
@@ -75,7 +64,7 @@ def judge(truths, detections, *, protocol, threshold, num_classes, speed=None):
     def is_in_range(t, g):
         if speed is None:
             return True
-        values = [iou(t.boxes_xyxy[g], other, 0) for d in range(-10, 11) if d and
+        values = [iou(t.boxes_xyxy[g], other, 1) for d in range(-10, 11) if d and
                   (other := tracks.get((t.video_id, t.instance_ids[g], t.frame_id + d)))
                   is not None]
         low, high = SPEEDS[speed]
@@ -104,8 +93,23 @@ def judge(truths, detections, *, protocol, threshold, num_classes, speed=None):
                     taken.add(best)
                     rows.append((d.scores[i], float(frame[best]), 0.0))
                     continue
-                values = [iou(d.boxes_xyxy[i].astype(float), x) for x in t.boxes_xyxy]
-                wrong = 1.0 if speed is None else blame(values, frame, all_flags)
+                wrong = 1.0
+                if speed is not None:
+                    seen = [(iou(d.boxes_xyxy[i].astype(float), x), f) for x, f, label in
+                            zip(t.boxes_xyxy, frame, t.labels, strict=True)
+                            if protocol != 'mega' or label == c]
+                    ours, others = -1, -1
+                    for value, flag in seen:
+                        if flag:
+                            ours = max(ours, value)
+                        else:
+                            others = max(others, value)
+                    if not seen:
+                        wrong = np.mean(all_flags)
+                    elif ours != others:
+                        wrong = float(ours > others)
+                    else:
+                        wrong = 1 - np.mean([flag for _, flag in seen])
                 rows.append((d.scores[i], 0.0, wrong))
         if not positives:
             continue
@@ -136,21 +140,25 @@ def test_every_rule_written_out_gives_the_same(protocol, speed):
         assert evaluation.mean_ap(threshold, speed=speed) == pytest.approx(expected, abs=1e-9)
 
 
-def test_coco_agrees_with_pycocotools():
+@pytest.mark.parametrize('crowd_share', [0, 0.2])
+def test_coco_agrees_with_pycocotools(crowd_share):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
     videos = [random_video(seed) for seed in range(4)]
     truths, detections = (sum(part, []) for part in zip(*videos, strict=True))
+    rng = np.random.default_rng(0)
+    truths = [TruthFrame(t.video_id, t.frame_id, t.boxes_xyxy, t.labels, t.instance_ids,
+                         rng.random(len(t.labels)) < crowd_share) for t in truths]
     images = [dict(id=i) for i in range(len(truths))]
-    rows = [(i, b, c) for i, t in enumerate(truths)
-            for b, c in zip(t.boxes_xyxy, t.labels, strict=True)]
+    rows = [(i, b, c, int(crowd)) for i, t in enumerate(truths)
+            for b, c, crowd in zip(t.boxes_xyxy, t.labels, t.is_crowd, strict=True)]
     with redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = dict(images=images, categories=[dict(id=c, name=str(c)) for c in range(3)],
-                            annotations=[dict(id=k + 1, image_id=i, category_id=int(c), iscrowd=0,
-                                              bbox=[*b[:2], *(b[2:] - b[:2])],
-                                              area=float(np.prod(b[2:] - b[:2])))
-                                         for k, (i, b, c) in enumerate(rows)])
+        coco.dataset = dict(images=images, categories=[dict(id=c, name=str(c)) for c in range(3)])
+        coco.dataset['annotations'] = [
+            dict(id=k + 1, image_id=i, category_id=int(c), iscrowd=crowd,
+                 bbox=[*b[:2], *(b[2:] - b[:2])], area=float(np.prod(b[2:] - b[:2])))
+            for k, (i, b, c, crowd) in enumerate(rows)]
         coco.createIndex()
         boxes = [dict(image_id=i, category_id=int(c), score=float(s),
                       bbox=[*b[:2].tolist(), *(b[2:] - b[:2]).tolist()])
@@ -200,9 +208,23 @@ def test_motion_classes_by_hand():
     slow = VideoEvaluation(still, [FrameBoxes.empty()] * 30, num_classes=1)
     fast = VideoEvaluation(moving, [FrameBoxes.empty()] * 30, num_classes=1)
     assert np.allclose(slow.motion, 1)
-    # offsets 1..4 overlap by 32, 24, 16, 8 of 40 px; both directions, ten offsets each
-    ious = [32 / 48, 24 / 56, 16 / 64, 8 / 72]
+    # inclusive boxes are 41 px wide; offsets 1..5 share 33, 25, 17, 9, 1 columns, both directions
+    ious = [33 / 49, 25 / 57, 17 / 65, 9 / 73, 1 / 81]
     assert fast.motion[15] == pytest.approx(2 * sum(ious) / 20)
+
+
+@pytest.mark.parametrize('protocol', ['ilsvrc', 'mega', 'coco'])
+def test_when_all_objects_are_fast_the_fast_ones_are_all(protocol):
+    rng = np.random.default_rng(0)
+    truths = [truth(t, [[25 * t, 0, 25 * t + 40, 40]] if t % 5 else [], [t % 2] if t % 5 else [])
+              for t in range(30)]
+    boxes = [found([*t.boxes_xyxy + rng.normal(0, 6), [300, 90, 340, 130], [0, 0, 9, 9]],
+                   rng.random(len(t.labels) + 2), rng.integers(2, size=len(t.labels) + 2))
+             for t in truths]
+    result = evaluate_video(truths, boxes, num_classes=2, protocol=protocol)
+    assert 0 < result['map50'] < 0.9
+    assert result['map50_fast'] == result['map50_medium_fast'] == result['map50']
+    assert np.isnan(result['map50_slow']) and np.isnan(result['map50_medium'])
 
 
 def test_what_matches_an_ignored_object_is_neither_right_nor_wrong():
@@ -211,6 +233,99 @@ def test_what_matches_an_ignored_object_is_neither_right_nor_wrong():
     result = evaluate_video(truths, boxes, num_classes=1)
     assert result['map50_slow'] == result['map50_fast'] == pytest.approx(1)
     assert np.isnan(result['map50_medium'])
+
+
+STILL, MOVING = [0, 0, 40, 40], [200, 0, 240, 40]
+
+
+def one_frame_of_background(is_still_there, is_moving_there):
+    """20 frames with a still (slow) and a moving (fast) object, found with score 0.5; in one more
+    frame those that are asked for, and a better scored box that overlaps nothing."""
+    truths = [truth(t, [STILL, [200 + 9 * t, 0, 240 + 9 * t, 40]]) for t in range(20)]
+    boxes = [found(t.boxes_xyxy, [0.5, 0.5]) for t in truths]
+    last = [(STILL, 1)] * is_still_there + [(MOVING, 3)] * is_moving_there
+    truths.append(truth(20, [box for box, _ in last], ids=[i for _, i in last]))
+    boxes.append(found([*(box for box, _ in last), [500, 500, 540, 540]],
+                       [0.5] * len(last) + [0.9]))
+    return evaluate_video(truths, boxes, num_classes=1)
+
+
+def ap_after(wrong, right):
+    """All right boxes come after ``wrong`` in score."""
+    return right / (right + wrong)
+
+
+def test_background_in_a_frame_of_one_speed_counts_for_that_speed_alone():
+    slow_only = one_frame_of_background(True, False)
+    assert slow_only['map50_slow'] == pytest.approx(ap_after(1, 21))
+    assert slow_only['map50_fast'] == pytest.approx(1)
+    fast_only = one_frame_of_background(False, True)
+    assert fast_only['map50_slow'] == pytest.approx(1)
+    assert fast_only['map50_fast'] == pytest.approx(ap_after(1, 21))
+
+
+def test_background_in_a_mixed_or_empty_frame_counts_by_shares():
+    mixed = one_frame_of_background(True, True)
+    assert mixed['map50_slow'] == pytest.approx(ap_after(0.5, 21))
+    assert mixed['map50_fast'] == pytest.approx(ap_after(0.5, 21))
+    empty = one_frame_of_background(False, False)  # 20 of 40 objects of the set are slow
+    assert empty['map50_slow'] == empty['map50_fast'] == pytest.approx(ap_after(0.5, 20))
+
+
+def test_a_miss_is_blamed_on_the_speed_of_what_it_overlaps():
+    truths = [truth(t, [STILL, [200 + 9 * t, 0, 240 + 9 * t, 40]]) for t in range(20)]
+    boxes = [found(t.boxes_xyxy, [0.5, 0.5]) for t in truths]
+    boxes[0] = found([STILL, MOVING, [30, 0, 70, 40]], [0.5, 0.5, 0.9])  # IoU 0.15 with the still
+    result = evaluate_video(truths, boxes, num_classes=1)
+    assert result['map50_slow'] == pytest.approx(ap_after(1, 20))
+    assert result['map50_fast'] == pytest.approx(1)
+
+
+def test_mega_asks_the_own_class_alone():
+    truths = [truth(t, [STILL, [200 + 9 * t, 0, 240 + 9 * t, 40]], [0, 1]) for t in range(20)]
+    boxes = [found(t.boxes_xyxy, [0.5, 0.5], [0, 1]) for t in truths]
+    boxes[0] = found([STILL, MOVING, [500, 500, 540, 540]], [0.5, 0.5, 0.9], [0, 1, 0])
+    values = {p: evaluate_video(truths, boxes, num_classes=2, protocol=p)['map50_slow']
+              for p in ('ilsvrc', 'mega')}
+    # ilsvrc: one of the frame's two objects is ignored; mega: the only one of this class is slow
+    assert values['ilsvrc'] == pytest.approx(ap_after(0.5, 20))
+    assert values['mega'] == pytest.approx(ap_after(1, 20))
+
+
+def test_mega_shares_out_what_has_no_object_of_its_class_in_the_frame():
+    # class 0 is still, class 1 moves; 20 objects of each, so half of the set is slow
+    truths = [truth(t, [STILL, [200 + 9 * t, 0, 240 + 9 * t, 40]], [0, 1]) for t in range(20)]
+    truths.append(truth(20, [[200 + 180, 0, 240 + 180, 40]], [1], ids=[2]))
+    boxes = [found(t.boxes_xyxy, [0.5] * len(t.labels), t.labels) for t in truths]
+    boxes[20] = found([[380, 0, 420, 40], [500, 500, 540, 540]], [0.5, 0.9], [1, 0])
+    values = {p: evaluate_video(truths, boxes, num_classes=2, protocol=p)['map50_slow']
+              for p in ('ilsvrc', 'mega')}
+    # ilsvrc: the frame holds nothing but an ignored object, whatever its class
+    assert values['ilsvrc'] == pytest.approx(1)
+    assert values['mega'] == pytest.approx(ap_after(20 / 41, 20))
+
+
+@pytest.mark.parametrize('protocol', ['ilsvrc', 'mega'])
+def test_a_track_seen_once_is_fast_and_gaps_are_skipped(protocol):
+    truths = [truth(t, [STILL] if t != 5 else []) for t in range(8)] + [truth(99, [STILL])]
+    evaluation = VideoEvaluation(truths, [FrameBoxes.empty()] * 9, num_classes=1,
+                                 protocol=protocol)
+    assert evaluation.motion.tolist() == [1.0] * 7 + [0.0]  # frame 99 has no neighbour
+
+
+def test_speed_needs_tracks():
+    truths = [truth(0, [STILL, MOVING], ids=[1, 1])]
+    assert evaluate_video(truths, [found([STILL], [0.9])], num_classes=1, speed=False)['map50']
+    with pytest.raises(VisionError, match='VIS-DATA-409'):
+        evaluate_video(truths, [found([STILL], [0.9])], num_classes=1)
+
+
+def test_both_ends_of_a_speed_range_are_closed():
+    evaluation = VideoEvaluation([truth(0, [STILL, MOVING])], [FrameBoxes.empty()], num_classes=1)
+    evaluation.motion = np.array([0.7, 0.9])
+    members = {name: evaluation._in_range(name).tolist() for name in SPEEDS}
+    assert members == dict(slow=[False, True], medium=[True, True], fast=[True, False],
+                           medium_fast=[True, True])
 
 
 def test_video_weights_are_repetitions_of_videos():
@@ -239,13 +354,3 @@ def test_what_cannot_be_judged_is_refused(change, code):
     truths, detections = change(*random_video(0))
     with pytest.raises(VisionError, match=f'VIS-DATA-{code}'):
         evaluate_video(truths, detections, num_classes=3)
-
-
-@pytest.mark.parametrize('protocol', ['ilsvrc', 'mega', 'coco'])
-def test_when_all_objects_are_fast_the_fast_figure_is_the_whole_one(protocol):
-    truths = [truth(t, [[9 * t, 0, 9 * t + 40, 40]]) for t in range(20)]
-    boxes = [found([*t.boxes_xyxy, [300, 200, 340, 240]], [0.5, 0.9]) for t in truths]
-    result = evaluate_video(truths, boxes, num_classes=1, protocol=protocol)
-    assert result['map50'] < 0.6  # a better-scored box on background in every frame
-    assert result['map50_fast'] == result['map50_medium_fast'] == result['map50']
-    assert np.isnan(result['map50_slow'])

@@ -10,6 +10,7 @@ from torch import nn
 
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import load_state
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.mm.detector import LatticeDetector, build_policy
 from vision.lattice.mm.grey import grey_frame, small_history
@@ -163,7 +164,8 @@ def video(tmp_path) -> dict:
         cv2.imwrite(str(tmp_path / f'{t}.png'), frame)
         box = np.array([[10 + 2 * t, 30, 10 + 2 * t + SIDE, 30 + SIDE]], np.float32)
         images.append(dict(img_path=str(tmp_path / f'{t}.png'), bboxes=box,
-                           instances_ids=np.array([1]), is_crowd=np.array([False])))
+                           labels=np.array([2]), instances_ids=np.array([1]),
+                           is_crowd=np.array([False])))
     return dict(images=images, video_length=13)
 
 
@@ -177,6 +179,8 @@ def test_sample_shapes_and_truth(video):
     # Both ends lead to one middle frame: equal and opposite movements.
     assert torch.equal(shift[0], -shift[1]) and shift[0].abs().min() >= 2
     assert inputs['is_visible'].all()
+    assert (inputs['labels'] == 2).all() and inputs['labels'].shape == (2, 8)
+    assert (inputs['extra_labels'] == 2).all()
     overlap = iou_matrix(inputs['background'].numpy(), inputs['extra_target'].numpy())
     assert not overlap.size or overlap.max() < 0.2
 
@@ -189,6 +193,21 @@ def test_loss_reaches_both_networks(video):
     sum(value for name, value in losses.items() if name.startswith('loss')).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     assert not model._detector  # training needs no detector
+
+
+def test_refinement_must_know_the_detectors_classes():
+    with pytest.raises(VisionError, match='VIS-CONFIG-705'):
+        detector(refinement=dict(num_classes=7)).build_networks()
+
+
+def test_a_lattice_that_does_not_classify_takes_weights_of_one_that_does():
+    source = detector(refinement=dict(num_classes=7))
+    target = detector()
+    load_state(target, source.state_dict(), unused_prefixes=target.checkpoint_unused_prefixes)
+    assert torch.equal(target.refinement.output.weight, source.refinement.output.weight)
+    with pytest.raises(VisionError, match='VIS-CKPT-305'):
+        load_state(source, target.state_dict(),
+                   unused_prefixes=source.checkpoint_unused_prefixes)
 
 
 def test_short_and_empty_videos_give_nothing(video):

@@ -66,3 +66,23 @@ def write_video():
             sink.write(make_frame(t, height, width), t / 25)
         return sink.close()
     return write
+
+
+@pytest.fixture
+def mpegts():
+    """Generated frames as an MPEG transport stream of so many frames."""
+    import io
+
+    import av
+
+    def encode(num_frames: int) -> bytes:
+        buffer = io.BytesIO()
+        with av.open(buffer, 'w', format='mpegts') as container:
+            stream = container.add_stream('mpeg2video', rate=25)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+            for t in range(num_frames):
+                image = av.VideoFrame.from_ndarray(make_frame(t), format='bgr24')
+                container.mux(stream.encode(image.reformat(format='yuv420p')))
+            container.mux(stream.encode(None))
+        return buffer.getvalue()
+    return encode

@@ -1,12 +1,10 @@
 """A slow consumer drops frames; a server that closes, stalls and resumes is read again."""
 
-import io
 import os
 import socket
 import threading
 import time
 
-import av
 import numpy as np
 import pytest
 
@@ -86,18 +84,6 @@ def test_stop_ends_the_iteration(frame):
     assert reader.problem is None and reader.num_read < 100
 
 
-def mpegts(frame, num_frames=60) -> bytes:
-    buffer = io.BytesIO()
-    with av.open(buffer, 'w', format='mpegts') as container:
-        stream = container.add_stream('mpeg2video', rate=25)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
-        for t in range(num_frames):
-            image = av.VideoFrame.from_ndarray(frame(t), format='bgr24')
-            container.mux(stream.encode(image.reformat(format='yuv420p')))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
 class BadServer:
     """HTTP on loopback: each connection gets the stream, and every third one stalls."""
 
@@ -139,8 +125,8 @@ def open_files() -> int:
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='counts open files in /proc')
-def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(frame):
-    server = BadServer(mpegts(frame))
+def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(mpegts):
+    server = BadServer(mpegts(60))
     try:
         num_files, num_threads = open_files(), threading.active_count()
         reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=0.4),
@@ -166,5 +152,27 @@ def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(frame):
 def test_timestamps_keep_the_gap_of_a_loss(frame):
     reader = LiveReader(opener(PacedCapture(frame, 5), PacedCapture(frame, 5)), 'x',
                         max_reconnect=1, back_off_s=0.5)
-    stamps = [item.timestamp_s for item in reader]
+    items = list(reader)
+    stamps = [item.timestamp_s for item in items]
     assert np.diff(stamps).max() >= 0.5 and np.diff(stamps).min() > 0
+    after = int(np.diff(stamps).argmax()) + 1
+    assert {item.status for item in items[:after]} == {'live'}
+    assert {item.status for item in items[after:]} == {items[after].status}
+    assert items[after].status.startswith('reconnected after 0.')
+    assert items[after].status.endswith('(cable pulled)')
+
+
+def test_whoever_waits_for_a_lost_stream_is_told(frame):
+    reader, told = LiveReader(opener(PacedCapture(frame, 3), PacedCapture(frame, 3)), 'x',
+                              max_reconnect=1, back_off_s=0.4), []
+    reader.on_wait = told.append
+    assert len(list(reader)) >= 4
+    assert told and told[0] == 'reconnecting in 0.4 s (cable pulled)'
+
+
+def test_the_status_is_live_again_after_two_seconds(frame):
+    reader = LiveReader(opener(), 'x')
+    assert reader._status_at(10.0) == 'live'
+    reader._loss = 'gone'
+    assert [reader._status_at(t) for t in (11.5, 13.4, 13.6)] == \
+        ['reconnected after 1.5 s (gone)'] * 2 + ['live']

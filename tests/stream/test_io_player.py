@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import time
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from vision.stream.io import sinks
 from vision.stream.io.opening import open_source
 from vision.stream.io.player import Player, PlayOptions
 from vision.stream.io.sinks import VideoSink, pick_encoder
+from vision.stream.io.sources import SourceFrame
 
 
 def rows_of(path):
@@ -105,3 +107,34 @@ def test_encoders_fall_back_in_order(monkeypatch):
 def test_a_video_without_frames_leaves_no_file(tmp_path):
     assert VideoSink(tmp_path / 'x.mp4', fps=25).close() is None
     assert os.listdir(tmp_path) == []
+
+
+def test_a_loss_is_on_the_frames_after_it_and_in_the_json_lines(tmp_path, frame, engine):
+    class Camera:
+        """Five frames, a wait that a reader would report, five more."""
+
+        is_live, num_frames, fps, problem = True, 0, 25.0, None
+        num_dropped, num_reconnects = 0, 1
+
+        def stop(self):
+            pass
+
+        def __iter__(self):
+            for t in range(10):
+                status = 'live' if t < 5 else 'reconnected after 1.2 s (cable pulled)'
+                yield SourceFrame(frame(t, 240, 320), t / 25 + 1.2 * (t > 4),
+                                  time.monotonic(), status)
+
+    played = Player(Camera(), engine, ('blob',), PlayOptions(tmp_path / 'x')).play()
+    rows = rows_of(played.paths[1])
+    assert [row['stream_status'] for row in rows[4:6]] == \
+        ['live', 'reconnected after 1.2 s (cable pulled)']
+    with av.open(str(played.paths[0])) as container:
+        lines = [picture.to_ndarray(format='bgr24')[22:38, 150:260].astype(int)
+                 for picture in container.decode(video=0)]
+    is_marked = [(line[..., 2] - line[..., 1] > 80).sum() > 20 for line in lines]  # red letters
+    assert is_marked == [False] * 5 + [True] * 5
+
+
+def test_files_have_no_stream_status(play):
+    assert all('stream_status' not in row for row in rows_of(play().paths[1]))

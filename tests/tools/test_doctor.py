@@ -69,6 +69,41 @@ def test_a_cv2_without_its_other_half_is_found(doctor, repository, tmp_path, mon
     assert 'opencv-python==4.11.0.86 opencv-python-headless==4.11.0.86' in finding.do
 
 
+@pytest.mark.parametrize(('code', 'what'), [
+    ('raise ImportError("libomp.so: cannot open shared object file")', 'libomp.so'),
+    ('import os\ndef IndexFlatIP(size): os.abort()', 'signal 6')])
+def test_a_faiss_that_ends_the_process_is_found(doctor, tmp_path, monkeypatch, code, what):
+    package(tmp_path, 'faiss', code)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    finding = doctor.faiss_works(doctor.run_probe('faiss'))
+    assert finding.state == 'broken' and what in finding.found
+    assert 'faiss-cpu' in finding.do
+
+
+def test_faiss_that_the_project_installs_is_searched(report):
+    assert report[1]['faiss beside torch']['state'] == 'ok'
+    assert report[1]['faiss-cpu']['found'] != 'missing'
+
+
+def test_han_fonts_are_looked_for_and_named(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, 'FONT_FOLDERS', ())
+    missing = doctor.han_fonts({})
+    assert missing.state == 'info' and 'fonts-noto-cjk' in missing.do
+    (tmp_path / 'deep').mkdir()
+    (tmp_path / 'deep' / 'NotoSansCJK-Bold.ttc').touch()
+    found = doctor.han_fonts(dict(VISION_FONT_DIR=f'/nowhere:{tmp_path}'))
+    assert found.found == '1 Noto CJK files' and not found.do
+
+
+def test_room_is_looked_at_where_the_zoo_writes(doctor, tmp_path, monkeypatch):
+    usage = doctor.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: usage._replace(
+        free=1_000 if path == tmp_path else usage.free))
+    states = {f.name: f for f in doctor.space(str(tmp_path / 'not' / 'made' / 'yet'))}
+    assert states['disk, model zoo'].state == 'warning'
+    assert 'VISION_ZOO_CACHE' in states['disk, model zoo'].do
+
+
 def test_a_torchvision_of_another_torch_is_found(doctor, tmp_path, monkeypatch):
     package(tmp_path, 'torchvision',
             "raise RuntimeError('operator torchvision::nms does not exist')")

@@ -44,10 +44,18 @@ def test_rows_have_every_field(outcome):
                 'map50_medium', 'map50_fast', 'ms_per_frame', 'fps_end_to_end', 'keyframe_rate',
                 'frames'} <= row.keys()
         assert row['frames'] == 28 and row['ms_per_frame'] > 0
+        if row['timing'] == 'composed':
+            assert sum(row['parts_ms'].values()) == pytest.approx(row['ms_per_frame'], abs=0.02)
     rates = [row['keyframe_rate'] for row in content['rows']]
     assert rates[0] == 1 and rates[1] == rates[2] == pytest.approx(10 / 28, abs=1e-3)
     assert content['judged_classes'] and content['commit'] is not None
+    parts = {row['method']: row['parts_ms'] for row in content['rows']}
+    assert parts['linear']['propagate'] == parts['detect']['refine'] == 0
+    assert all(value > 0 for value in parts['lattice'].values())
     assert {entry['speed'] for entry in content['lattice_minus_linear']} == {'all', 'medium_fast'}
+    # Two videos are too few to draw from.
+    assert all(entry['interval_95'] == [None, None] and entry['videos'] == 2
+               for entry in content['lattice_minus_linear'])
 
 
 def test_table_is_beside_the_rows(outcome):

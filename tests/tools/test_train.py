@@ -62,7 +62,15 @@ def test_unknown_keys_and_arguments_are_one_clear_error_each(config, tmp_path):
     assert 'Traceback' not in output
     config.write_text(config.read_text().replace("type='ToyModel'", "type='ToyModel', widht=3"))
     code, output = run(*command)
-    assert code == 2 and 'VIS-CONFIG-317' in output and 'did you mean width?' in output
+    assert code == 2 and 'VIS-CONFIG-319' in output and 'model.widht' in output
+    assert 'did you mean width?' in output and not (tmp_path / 'w').exists()
+
+
+def test_unread_keys_of_a_json_config_are_refused_too(tmp_path):
+    path = tmp_path / 'c.json'
+    path.write_text(json.dumps(dict(model=dict(type='ToyModel'), modle=dict(width=1))))
+    code, output = run(sys.executable, 'tools/print_config.py', path)
+    assert code == 2 and 'VIS-CONFIG-312' in output and 'did you mean model?' in output
 
 
 @pytest.mark.slow
@@ -104,6 +112,9 @@ def test_two_gloo_processes_killed_and_resumed_end_the_same(config, tmp_path, mo
         '''))
     code, output = run(*command, killed, 2, '--work-dir', tmp_path / 'b')
     assert code != 0 and (tmp_path / 'b' / 'iter_6.pth').exists(), output[-3000:]
+    code, output = run(sys.executable, 'tools/train.py', config, '--work-dir', tmp_path / 'b',
+                       '--resume')
+    assert code == 2 and 'VIS-CONFIG-321' in output and 'processes 2 -> 1' in output
     code, output = run(*command, config, 2, '--work-dir', tmp_path / 'b', '--resume')
     assert code == 0 and 'resumed' in output, output[-3000:]
     assert_equal(weights(tmp_path / 'a'), weights(tmp_path / 'b'))

@@ -153,6 +153,38 @@ def test_offline_mode_of_a_live_source_is_refused(job):
         main(['rtsp://127.0.0.1:9/live', *arguments[1:], '--mode', 'offline'])
 
 
+def demo_in(folder, repository, environment, **more):
+    """The demo with its default config in a folder that has a fresh checkout's files alone."""
+    for name in ('configs', 'tools'):
+        (folder / name).symlink_to(repository / name)
+    return subprocess.run(
+        [sys.executable, 'tools/video_demo.py', str(folder.parent / 'frames'), '--max-frames',
+         '2', '--no-video'], cwd=folder, capture_output=True, text=True, timeout=120,
+        env={**environment, 'VISION_ZOO_CACHE': str(folder / 'cache'), **more})
+
+
+def test_without_its_detector_the_demo_names_the_two_commands(job, tmp_path, repository):
+    (tmp_path / 'fresh').mkdir()
+    result = demo_in(tmp_path / 'fresh', repository, job[2], VISION_ZOO_MIRROR='')
+    assert result.returncode == 5, result.stderr
+    error, _, _, do = result.stderr.strip().splitlines()[-4:]
+    assert error.startswith('ERROR VIS-CKPT-517')
+    assert do == ('Do: python tools/download.py yolox-nano_coco; then python '
+                  'tools/model_converters/yolox_onnx.py zoo:yolox-nano_coco '
+                  'work_dirs/yolox_nano.pth')
+
+
+@pytest.mark.slow
+def test_with_the_weights_in_the_mirror_the_demo_converts_them(job, tmp_path, repository,
+                                                               shared_data):
+    (tmp_path / 'fresh').mkdir()
+    result = demo_in(tmp_path / 'fresh', repository, job[2],
+                     VISION_ZOO_MIRROR=str(shared_data / 'weights'))
+    assert result.returncode == 0, result.stderr
+    assert 'converting the published weights' in result.stderr
+    assert (tmp_path / 'fresh' / 'video_out' / 'frames.jsonl').read_text().count('\n') == 2
+
+
 def test_help_teaches_by_examples(job, capsys):
     main, *_ = job
     with pytest.raises(SystemExit) as end:

@@ -213,3 +213,31 @@ def test_settings_that_mean_nothing_are_refused(environ, what):
 def test_the_zoo_imports_no_torch(repository):
     code = "import sys, vision.zoo; sys.exit('torch' in sys.modules or 'mmengine' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], cwd=repository).returncode == 0
+
+
+@pytest.fixture
+def by_hand(entry_of, server):
+    entry = entry_of(server.address)
+    return dataclasses.replace(
+        entry, sha256=entry.sha256[:8], size_bytes=0,
+        addresses=('http://example.org/weights.bin',))
+
+
+def test_eight_digits_of_a_hash_are_never_trusted_to_a_network(server, settings, by_hand):
+    error = refuses('VIS-NET-618', by_hand, settings)
+    assert 'http://example.org/weights.bin' in error.where
+    assert f'begin with {by_hand.sha256}' in error.do and server.requests == []
+
+
+def test_a_file_fetched_by_hand_is_compared_with_the_digits(server, settings, by_hand, tmp_path):
+    mirror = tmp_path / 'stick'
+    mirror.mkdir()
+    (mirror / 'weights.bin').write_bytes(server.payload + b'x')
+    settings = dataclasses.replace(settings, mirror=mirror)
+    refuses('VIS-CKPT-608', by_hand, settings)
+    (mirror / 'weights.bin').write_bytes(server.payload)
+    path = fetch(by_hand, settings=settings)
+    assert path.read_bytes() == server.payload
+    assert copy_to(path, tmp_path / 'copies').name == 'weights.bin'
+    (mirror / 'weights.bin').unlink()
+    assert fetch(by_hand, settings=settings) == path

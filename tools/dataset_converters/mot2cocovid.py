@@ -13,7 +13,6 @@ Example: python tools/dataset_converters/mot2cocovid.py -i data/MOT17 -o data/MO
 
 from __future__ import annotations
 
-import argparse
 import configparser
 from pathlib import Path
 
@@ -21,8 +20,8 @@ import numpy as np
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
-from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
-from vision.lattice.core.cocovid_stats import print_statistics
+from vision.lattice.core.cocovid import CocoVidWriter
+from vision.lattice.core.conversion import convert_splits, converter_parser, write_split
 from vision.lattice.core.track_files import numbered_frames, read_mot_text
 
 CLASSES = ('pedestrian', 'person_on_vehicle', 'car', 'bicycle', 'motorbike', 'non_mot_vehicle',
@@ -101,30 +100,18 @@ def convert(root: Path, out: Path, split: str, all_classes: bool, class_name: st
     left_out = sum(add_sequence(writer, root, folder, split, all_classes)
                    for folder in track(find_sequences(root, split), f'MOT {split}'))
     path = out / f'{split}_cocoformat.json'
-    writer.write(path)
-    print(f'{path}: ' + ', '.join(f'{n} {name}' for name, n in writer.counts().items())
-          + f'; {left_out} rows of other classes or with flag 0 left out')
-    return path
+    return write_split(writer, path, f'{left_out} rows of other classes or with flag 0')
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--input', type=Path, required=True, help='folder of the sequences')
-    parser.add_argument('-o', '--output', type=Path, required=True,
-                        help='folder of the json files')
-    parser.add_argument('--splits', nargs='+', default=['train'], choices=SPLITS, metavar='SPLIT',
-                        help=f'of {", ".join(SPLITS)} (default: train)')
+    parser = converter_parser(__doc__, 'folder of the sequences', splits=SPLITS,
+                              default=('train',))
     parser.add_argument('--all-classes', action='store_true', help='classes 1 to 7 of MOT16/17')
     parser.add_argument('--class-name', default='pedestrian',
                         help='name of the one class (default: %(default)s)')
-    parser.add_argument('--stats', action='store_true', help='count boxes, tracks, classes')
     args = parser.parse_args(argv)
-    for split in args.splits:
-        path = convert(args.input, args.output, split, args.all_classes, args.class_name)
-        if args.stats:
-            print_statistics(load_cocovid(path))
-    return 0
+    return convert_splits(args, lambda split: convert(args.input, args.output, split,
+                                                      args.all_classes, args.class_name))
 
 
 if __name__ == '__main__':

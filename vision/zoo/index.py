@@ -21,6 +21,7 @@ PACKAGE_WEIGHTS = Path(__file__).with_name('weights')
 PACKAGE = 'package:'  # address of a file that is installed with the package
 _NAME = re.compile(r'[a-z0-9][a-z0-9._-]*')
 _SHA256 = re.compile(r'[0-9a-f]{64}')
+_PREFIX = re.compile(r'[0-9a-f]{8}')  # what torch.hub puts into file names
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,12 @@ class Entry:
     Args:
         name: lower case, ``model_data``, e.g. ``yolox-nano_coco``.
         addresses: https addresses of the same file, tried in order; or ``('package:FILE',)`` for a
-            file under ``vision/zoo/weights``.
-        sha256: 64 hex digits of the whole file; nothing is used before this agrees.
-        size_bytes: length of the file; a transfer that is longer is cut off at once.
+            file under ``vision/zoo/weights``. An entry that is fetched by hand may name http.
+        sha256: 64 hex digits of the whole file; nothing is used before this agrees. Or the first
+            8, where no more was published: a file can be made to fit 8 digits, so such an entry
+            is never downloaded by us, the user brings the file (``is_by_hand``).
+        size_bytes: length of the file; a transfer that is longer is cut off at once. 0 where it
+            is not known, for a file that is fetched by hand.
         licence: SPDX name of the licence of the weights.
         source: paper and repository they come from.
         config: config of this repository that uses them, relative to the repository root.
@@ -59,12 +63,16 @@ class Entry:
         problems = [text for is_bad, text in (
             (not _NAME.fullmatch(self.name), 'name is not lower-case letters, digits, . _ -'),
             (not self.addresses, 'no address'),
-            (not all(map(_is_allowed, self.addresses)),
+            (not all(_is_allowed(a, self.is_by_hand) for a in self.addresses),
              f'an address is neither https nor {PACKAGE}FILE'),
             (len({PurePosixPath(_path(a)).name for a in self.addresses}) > 1,
              'the addresses name different files'),
-            (not _SHA256.fullmatch(str(self.sha256)), 'sha256 is not 64 hex digits'),
-            (type(self.size_bytes) is not int or self.size_bytes < 1, 'size_bytes is not >= 1'),
+            (not (self.is_by_hand or _SHA256.fullmatch(str(self.sha256))),
+             'sha256 is not 64 hex digits, or the first 8'),
+            (self.is_by_hand and (self.verified or self.is_packaged),
+             'verified or packaged with only 8 digits of sha256'),
+            (type(self.size_bytes) is not int or self.size_bytes < 0
+             or (self.size_bytes == 0 and not self.is_by_hand), 'size_bytes is not >= 1'),
             (bool(self.metrics) and not self.metrics_from, 'metrics without metrics_from'),
             (not (self.licence and self.source and self.config),
              'licence, source and config must be given'),
@@ -79,7 +87,15 @@ class Entry:
 
     @property
     def is_packaged(self) -> bool:
-        return self.addresses[0].startswith(PACKAGE)
+        return bool(self.addresses) and self.addresses[0].startswith(PACKAGE)
+
+    @property
+    def is_by_hand(self) -> bool:
+        return bool(_PREFIX.fullmatch(str(self.sha256)))
+
+    def fits(self, sha256: str) -> bool:
+        """Whether a file with this digest is the entry's, as far as the index can tell."""
+        return sha256.startswith(self.sha256)
 
 
 def load_index(path: Path = INDEX) -> dict[str, Entry]:
@@ -122,9 +138,9 @@ def find(name: str, path: Path = INDEX) -> Entry:
                       do='python tools/download.py --list')
 
 
-def _is_allowed(address: str) -> bool:
+def _is_allowed(address: str, is_by_hand: bool) -> bool:
     parts = urlsplit(address)
-    is_web = parts.scheme == 'https' and bool(parts.hostname)
+    is_web = parts.scheme in ('https', *['http'] * is_by_hand) and bool(parts.hostname)
     is_file = address.startswith(PACKAGE) and '/' not in address and '..' not in address
     return (is_web or is_file) and bool(PurePosixPath(_path(address)).name)
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import sha256_of
+from vision.common.core.files import atomic_write, sha256_of
 from vision.zoo import index, transfer
 from vision.zoo.index import Entry
 
@@ -67,18 +66,18 @@ def fetch(name: str | Entry, *, settings: Settings | None = None,
     Raises:
         VisionError: VIS-INPUT-602 unknown name, VIS-ENV-603 full disk, VIS-NET-604 not https,
             VIS-NET-606 unreachable, VIS-NET-607 not here and offline, VIS-CKPT-608 wrong hash,
-            VIS-CKPT-609 missing in the package, VIS-RUN-610 another process holds the lock,
-            VIS-ENV-612 a folder that cannot be written.
+            VIS-NET-618 to be fetched by hand, VIS-CKPT-609 missing in the package, VIS-RUN-610
+            another process holds the lock, VIS-ENV-612 a folder that cannot be written.
     """
     entry = name if isinstance(name, Entry) else index.find(name)
     if entry.is_packaged:
         return _packaged(entry)
     settings = settings or Settings.from_environment()
     # The digest in the name: a new version of the entry never meets the old file.
-    target = settings.cache / f'{entry.sha256[:12]}-{entry.file_name}'
+    target = settings.cache / f'{entry.sha256[:12]:0<12}-{entry.file_name}'
     try:
         with _writing(target, entry.size_bytes), FileLock(f'{target}.lock', LOCK_TIMEOUT_S):
-            if target.exists() and sha256_of(target) == entry.sha256:
+            if target.exists() and entry.fits(sha256_of(target)):
                 return target
             target.unlink(missing_ok=True)  # damaged since it was verified: fetch it again
             if not _from_mirror(entry, target, settings.mirror):
@@ -156,6 +155,11 @@ def _from_mirror(entry: Entry, target: Path, mirror: Path | None) -> bool:
 
 def _from_network(entry: Entry, target: Path, settings: Settings,
                   progress: transfer.Progress | None) -> None:
+    if entry.is_by_hand:
+        raise VisionError(
+            'VIS-NET-618', f'{entry.name} has to be fetched by hand.',
+            where=', '.join(entry.addresses), why='only 8 digits of its SHA-256 are known: too '
+            'few to trust whatever a network sends', do=_by_hand(entry))
     if settings.is_offline:
         raise VisionError(
             'VIS-NET-607', f'{entry.name} is not on this machine and VISION_OFFLINE=1.',
@@ -190,10 +194,11 @@ def _verified_part(entry: Entry, address: str, part: Path, settings: Settings,
 
 def _require_hash(entry: Entry, path: Path, where: str) -> None:
     found = sha256_of(path)
-    if found == entry.sha256:
+    if entry.fits(found):
         return
     raise VisionError(
-        'VIS-CKPT-608', f'{entry.name}: SHA-256 is {found}, expected {entry.sha256}.', where=where,
+        'VIS-CKPT-608', f'{entry.name}: SHA-256 is {found}, expected {entry.sha256}'
+        f'{"..." * entry.is_by_hand}.', where=where,
         why='the file was damaged or exchanged' + ('' if entry.verified else '; or the official '
             'file differs from the copy that the hash was recorded from (entry is not verified)'),
         do='try again; if it stays, take the file from a mirror (VISION_ZOO_MIRROR) and report it')
@@ -201,7 +206,7 @@ def _require_hash(entry: Entry, path: Path, where: str) -> None:
 
 def _by_hand(entry: Entry) -> str:
     return (f'put {entry.file_name} into a folder and set VISION_ZOO_MIRROR to that folder '
-            f'(its SHA-256 must be {entry.sha256})')
+            f'(its SHA-256 must {"begin with" if entry.is_by_hand else "be"} {entry.sha256})')
 
 
 def _kept(part: Path) -> str:
@@ -210,11 +215,5 @@ def _kept(part: Path) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     transfer.require_space(target, source.stat().st_size)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
-    os.close(handle)
-    try:
-        shutil.copyfile(source, name)
-        os.chmod(name, 0o644)  # mkstemp's own mode would hide the file from the group
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with source.open('rb') as reader, atomic_write(target) as writer:
+        shutil.copyfileobj(reader, writer, transfer.CHUNK_BYTES)

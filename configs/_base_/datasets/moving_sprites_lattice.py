@@ -1,10 +1,15 @@
 """MovingSprites as videos: spans of frames for training, frames in order for testing.
 
-Make the data first: python datasets/moving_sprites/prepare.py (docs: datasets/moving_sprites).
+Make the data first (docs: datasets/moving_sprites):
+    python datasets/moving_sprites/prepare.py
+    python datasets/moving_sprites/prepare.py --out data/moving_sprites_clips --num-train 300 \
+        --num-val 1 --num-frames 24
+The second is what is trained on: short clips, since refinement needs many different sprites.
 Boxes stay in original pixels everywhere; the frames are not scaled.
 """
 
 data_root = 'data/moving_sprites/'
+train_root = 'data/moving_sprites_clips/'
 metainfo = dict(
     classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow'))
 
@@ -15,7 +20,7 @@ train_dataloader = dict(
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='CocoVideoDataset',
-        data_root=data_root,
+        data_root=train_root,
         ann_file='annotations/train.json',
         data_prefix=dict(img='train/'),
         metainfo=metainfo,

@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,9 @@ from pathlib import Path
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.files import atomic_write
 from vision.common.core.workers import ordered_map
+from vision.lattice.core.conversion import ilsvrc_parser
 from vision.lattice.core.imagenet_vid import WORDNET_IDS
 from vision.lattice.core.track_files import XmlFrame, read_voc_xml
 
@@ -78,10 +79,8 @@ def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int, stats
                    keep_all=chosen)
     ending = '' if split == 'train' else f'_{split}'
     path = out / f'imagenet_det_30plus1cls{ending}.json'
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(json.dumps(data))
-    part.replace(path)
+    with atomic_write(path, 'w') as file:
+        json.dump(data, file)
     print(f'{path}: {len(data["images"])} of {len(names)} images, '
           f'{len(data["annotations"])} boxes')
     if stats:
@@ -90,18 +89,7 @@ def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int, stats
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--input', type=Path, required=True,
-                        help='folder with Annotations, Data and Lists')
-    parser.add_argument('-o', '--output', type=Path, required=True,
-                        help='folder of the json files')
-    parser.add_argument('--splits', nargs='+', default=['train'], choices=['train', 'val'],
-                        metavar='SPLIT', help='train, val (default: train)')
-    parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')
-    parser.add_argument('--nproc', type=int, default=1, help='processes that read xml')
-    parser.add_argument('--stats', action='store_true', help='boxes per class')
-    args = parser.parse_args(argv)
+    args = ilsvrc_parser(__doc__, default=('train',)).parse_args(argv)
     for split in args.splits:
         convert(args.input, args.output, split, lists=args.lists or args.input / 'Lists',
                 nproc=args.nproc, stats=args.stats)

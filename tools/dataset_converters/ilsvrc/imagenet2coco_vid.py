@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -22,8 +21,8 @@ from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.workers import ordered_map
-from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
-from vision.lattice.core.cocovid_stats import print_statistics
+from vision.lattice.core.cocovid import CocoVidWriter
+from vision.lattice.core.conversion import convert_splits, ilsvrc_parser, write_split
 from vision.lattice.core.imagenet_vid import CLASSES, WORDNET_IDS, train_frames
 from vision.lattice.core.track_files import XmlFrame, read_video_xmls
 
@@ -121,31 +120,14 @@ def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int) -> Pa
     for (name, frames), xmls in track(rows, f'ImageNet VID {split}', total=len(jobs)):
         num_empty += add_video(writer, f'{split}/{name}', xmls, set(frames))
     path = out / f'imagenet_vid_{split}.json'
-    writer.write(path)
-    print(f'{path}: ' + ', '.join(f'{n} {name}' for name, n in writer.counts().items())
-          + f'; {num_empty} boxes without area left out')
-    return path
+    return write_split(writer, path, f'{num_empty} boxes without area')
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--input', type=Path, required=True,
-                        help='folder with Annotations, Data and Lists')
-    parser.add_argument('-o', '--output', type=Path, required=True,
-                        help='folder of the json files')
-    parser.add_argument('--splits', nargs='+', default=['train', 'val'], metavar='SPLIT',
-                        choices=['train', 'val'], help='train, val (default: both)')
-    parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')
-    parser.add_argument('--nproc', type=int, default=1, help='processes that read xml')
-    parser.add_argument('--stats', action='store_true', help='count boxes, tracks, classes')
-    args = parser.parse_args(argv)
-    for split in args.splits:
-        path = convert(args.input, args.output, split, lists=args.lists or args.input / 'Lists',
-                       nproc=args.nproc)
-        if args.stats:
-            print_statistics(load_cocovid(path))
-    return 0
+    args = ilsvrc_parser(__doc__, default=('train', 'val')).parse_args(argv)
+    lists = args.lists or args.input / 'Lists'
+    return convert_splits(args, lambda split: convert(args.input, args.output, split, lists=lists,
+                                                      nproc=args.nproc))
 
 
 if __name__ == '__main__':

@@ -1,1 +1,5 @@
 """What MMEngine's registries see of this room."""
+
+from vision.classify.mm import classifier, datasets, metrics, transforms
+
+__all__ = ['classifier', 'datasets', 'metrics', 'transforms']

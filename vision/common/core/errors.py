@@ -7,6 +7,7 @@ compares both lists.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -70,14 +71,26 @@ def run_cli(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except VisionError as error:
-        if '-v' in sys.argv[1:] or os.environ.get('VISION_TRACEBACK') == '1':
-            traceback.print_exc()
-        print(error.render(), file=sys.stderr)
-        if os.environ.get('VISION_ERROR_JSON') == '1':
-            print(json.dumps(error.to_dict()), file=sys.stderr)
-        code = error.exit_code
+        code = _tell(error)
+    except OSError as error:
+        # A file system that is full meets every command, wherever it writes.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        code = _tell(VisionError(
+            'VIS-ENV-107', 'the disk is full', where=str(error.filename or 'standard output'),
+            why=str(error), do='make room and run the same command again; what was finished is '
+            'whole, what was being written is removed at the next start'))
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _tell(error: VisionError) -> int:
+    if '-v' in sys.argv[1:] or os.environ.get('VISION_TRACEBACK') == '1':
+        traceback.print_exc()
+    print(error.render(), file=sys.stderr)
+    if os.environ.get('VISION_ERROR_JSON') == '1':
+        print(json.dumps(error.to_dict()), file=sys.stderr)
+    return error.exit_code

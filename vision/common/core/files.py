@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -42,6 +43,15 @@ def remove_unfinished(folder: Path) -> list[str]:
     for name in names:
         (Path(folder) / name).unlink(missing_ok=True)
     return names
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Does this error, or one that caused it, say that a file could not grow?"""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def sha256_of(path: Path) -> str:

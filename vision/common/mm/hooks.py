@@ -167,8 +167,10 @@ class SignalHook(Hook):
             self.received = int(flag)
         if self.received:
             name = f'interrupted_iter_{runner.iter + 1}.pth'
-            runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
-            runner.logger.info(f'stopped by a signal after step {runner.iter + 1}; saved {name}; '
+            is_saved = runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+            # Ranks other than the first get None: saving is not their job.
+            what = 'not saved' if is_saved is False else f'saved {name}'
+            runner.logger.info(f'stopped by a signal after step {runner.iter + 1}; {what}; '
                                'go on with --resume')
             raise SystemExit(128 + self.received)
 

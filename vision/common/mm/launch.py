@@ -14,11 +14,17 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from vision import registry
-from vision.common.core.config_keys import check_options, check_top_level
+from vision.common.core.config_files import Unread, unread_variables
+from vision.common.core.config_keys import (
+    TOP_LEVEL,
+    check_arguments,
+    check_options,
+    check_top_level,
+)
 from vision.common.core.errors import VisionError
 from vision.registry import RUNNERS
 
@@ -30,13 +36,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that MMDetection's users know, of the same meaning."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: '
                         'work_dirs/NAME_OF_THE_CONFIG)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override config values, e.g. model.num_stages=1 '
-                        'train_cfg.max_iters=100; a key that nobody reads is an error')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none',
                         help='how the processes were started (tools/dist_train.sh: pytorch)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+    add_config_arguments(parser)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that reads a config takes."""
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override config values, e.g. model.num_stages=1 '
+                        'train_cfg.max_iters=100; a key that nobody reads is an error')
     parser.add_argument('-v', '--verbose', action='store_true',
                         help='show the traceback of an error too')
 
@@ -50,16 +61,19 @@ def read_config(args: argparse.Namespace) -> Config:
                           where=str(path.absolute()), do='configs/README.md lists them')
     try:
         config = Config.fromfile(path)
-    except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError) as error:
+    except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
+            ImportError) as error:
         raise VisionError('VIS-CONFIG-314', f'the config {path} cannot be read', where=str(path),
                           why=f'{type(error).__name__}: {error}',
                           do='mend the file; python tools/print_config.py prints what it says'
                           ) from error
-    check_top_level(config, str(path))
+    # MMEngine's Config is no Mapping: a walk over it would end at once and refuse nothing.
+    check_top_level(_unread(config, path))
     if args.cfg_options:
-        # MMEngine's Config is no Mapping: the walk would end at once and refuse nothing.
-        check_options(config.to_dict(), args.cfg_options, find_class)
+        check_options(config.to_dict(), args.cfg_options, find_classes)
         config.merge_from_dict(args.cfg_options)
+    scope = config.get('default_scope') or 'mmengine'
+    check_arguments(dict(config.to_dict(), _scope_=scope), find_classes, str(path))
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{path.stem}'
     if not torch.cuda.is_available():
@@ -67,15 +81,24 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def find_class(name: str) -> type | None:
-    """The class behind a ``type`` string, in whichever registry knows it."""
-    registries = [value for value in vars(registry).values()
-                  if isinstance(value, Registry)]
-    with DefaultScope.overwrite_default_scope('vision'):
-        for place in registries:
-            if (found := place.get(name)) is not None and isinstance(found, type):
-                return found
-    return None
+def _unread(config: Config, path: Path) -> list[Unread]:
+    if path.suffix == '.py':
+        return unread_variables(path, frozenset(TOP_LEVEL))
+    return [Unread(key, str(path), '') for key in config  # JSON and YAML have no variables
+            if key not in TOP_LEVEL and not key.startswith('_')]
+
+
+def find_classes(name: Any, scope: str | None = None) -> list[Any]:
+    """What a ``type`` may mean: the class of that name in each registry that has one."""
+    if not isinstance(name, str):
+        return [name] if callable(name) else []  # new-style configs hold the class itself
+    found: list[Any] = []
+    for place in (value for value in vars(registry).values() if isinstance(value, Registry)):
+        with place.switch_scope_and_registry(scope or 'vision') as there:
+            cls = there.get(name)
+        if cls is not None and cls not in found:
+            found.append(cls)
+    return found
 
 
 def build_runner(config: Config) -> Runner:
@@ -103,8 +126,8 @@ def explained(config: Config) -> Iterator[None]:
             raise
         owner, name = found['owner'], found['name']
         near = ''
-        if (cls := find_class(owner)) is not None:
-            known = [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
+        if classes := find_classes(owner):
+            known = list(inspect.signature(classes[0]).parameters)
             close = difflib.get_close_matches(name, known, n=3)
             near = f'did you mean {" or ".join(close)}?' if close else \
                 f'it takes: {", ".join(known)}'

@@ -1,11 +1,14 @@
-"""An optimizer wrapper that never steps on numbers that are not finite."""
+"""Optimizers of ours, and a wrapper that never steps on numbers that are not finite."""
 
 from __future__ import annotations
 
 import torch
 from mmengine.optim import OptimWrapper as _OptimWrapper
 
-from vision.registry import OPTIM_WRAPPERS
+from vision.common.nn.rmsprop_tf import RMSpropTF
+from vision.registry import OPTIM_WRAPPERS, OPTIMIZERS
+
+OPTIMIZERS.register_module(module=RMSpropTF)
 
 
 @OPTIM_WRAPPERS.register_module()

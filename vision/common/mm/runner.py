@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from mmengine.dist import get_rank, is_distributed, master_only
+from mmengine.dist import get_rank, get_world_size, is_distributed, master_only
 from mmengine.logging import HistoryBuffer
 from mmengine.model import (
     MMDistributedDataParallel,
@@ -34,6 +34,7 @@ from vision.common.mm.exact_data import (
     SkippableBatches,
     skip_batches,
 )
+from vision.common.mm.logs import survive_full_disk
 from vision.common.nn import checkpoint as io
 from vision.registry import RUNNERS
 from vision.version import __version__
@@ -58,7 +59,9 @@ class ExactRunner(Runner):
             randomness['seed'] = DEFAULT_SEED
         kwargs['randomness'] = randomness
         _read_safely_everywhere()
+        self._unsaved: VisionError | None = None
         super().__init__(*args, **kwargs)
+        survive_full_disk(self.logger)
 
     @classmethod
     def from_cfg(cls, cfg) -> ExactRunner:
@@ -122,10 +125,22 @@ class ExactRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def train(self):
+        """As MMEngine's.
+
+        Raises:
+            VisionError: VIS-CKPT-301 at the end, when the last checkpoint found no room.
+        """
         with self._only_run_here():
             if self.rank == 0:
                 remove_unfinished(Path(self.work_dir))
-            return super().train()
+            model = super().train()
+            if self._unsaved is not None:
+                raise VisionError(
+                    'VIS-CKPT-301', f'the run has ended, but {self._unsaved.what}',
+                    where=self._unsaved.where, why=self._unsaved.why,
+                    do='make room, then run the same command with --resume: it goes on from the '
+                    'last checkpoint that is there')
+            return model
 
     def _only_run_here(self):
         if self.rank != 0:
@@ -164,7 +179,8 @@ class ExactRunner(Runner):
         self.call_hook('after_load_checkpoint', checkpoint=content)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         io.load_state(model, content['state_dict'], where=str(filename),
-                      optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()))
+                      optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()),
+                       unused_prefixes=getattr(model, 'checkpoint_unused_prefixes', ()))
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return content
@@ -184,6 +200,7 @@ class ExactRunner(Runner):
                               f'{meta.get("seed")}', where='randomness.seed',
                               why='the order of the data would change in the middle of a run',
                               do=f'set randomness.seed={meta.get("seed")}, or begin anew')
+        self._require_same_steps(meta.get('steps_of'), filename)
         self.train_loop._epoch, self.train_loop._iter = meta['epoch'], meta['iter']
         self._go_to(meta['epoch'], meta['iter'])
         self.message_hub.load_state_dict(_restored_hub(content['message_hub']))
@@ -194,6 +211,28 @@ class ExactRunner(Runner):
             self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
             _load_schedulers(self.param_schedulers, content['param_schedulers'])
         self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}')
+
+    def _steps_of(self) -> dict[str, int | None]:
+        """What makes a step: the position in the data is a number of steps."""
+        dataloader = self.train_loop.dataloader
+        batches = dataloader.batch_sampler
+        size = dataloader.batch_size or getattr(batches, 'batch_size', None)
+        return dict(processes=get_world_size(), batch_size=size, samples=len(dataloader.dataset))
+
+    def _require_same_steps(self, before: dict | None, filename: str) -> None:
+        """``before``: None in a checkpoint that does not tell, which is then trusted."""
+        now = self._steps_of()
+        if before is None or before == now:
+            return
+        changes = [f'{name} {before.get(name)} -> {now[name]}' for name in now
+                   if before.get(name) != now[name]]
+        raise VisionError(
+            'VIS-CONFIG-321', f'a step of this run is another one: {", ".join(changes)}',
+            where=filename, why='the place in the data is counted in steps of all processes, and '
+            'augmentation and dropout are seeded by process: samples would be repeated or left '
+            'out, and the run would not end as the uninterrupted one',
+            do='resume with the same number of processes, batch_size (of each process) and data '
+            f'set; or begin a new run from these weights: load_from={filename}')
 
     def _go_to(self, epoch: int, iteration: int) -> None:
         """Place the data at the batch that follows; iteration-based loops do it themselves."""
@@ -221,6 +260,7 @@ class ExactRunner(Runner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         meta = dict(meta or {}, **position, cfg=self.cfg.pretty_text, seed=self.seed,
                     experiment_name=self.experiment_name, version=__version__,
+                    steps_of=self._steps_of(),
                     time=time.strftime('%Y%m%d_%H%M%S'))
         if metainfo := getattr(self.train_dataloader.dataset, 'metainfo', None):
             meta['dataset_meta'] = _plain(metainfo)
@@ -234,8 +274,10 @@ class ExactRunner(Runner):
         try:
             io.save_checkpoint(content, Path(out_dir) / filename, **position)
         except VisionError as error:
+            self._unsaved = error
             self.logger.error(f'{error.render()}\nThe run goes on and tries again later.')
             return False
+        self._unsaved = None
         return True
 
 

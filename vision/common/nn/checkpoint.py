@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
 import shutil
@@ -16,8 +15,10 @@ import torch
 from torch import nn
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import atomic_write, sha256_of
+from vision.common.core.files import atomic_write, is_disk_full, sha256_of
 
+# Beside the tensors: the archive's own entries, the manifest, and logs written meanwhile.
+SPARE_BYTES = 1 << 20
 NUM_NAMES = 5  # names printed of what does not fit
 
 
@@ -44,9 +45,13 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: int | st
     """Write a checkpoint and beside it ``NAME.json`` with size, sha256 and ``manifest``.
 
     Raises:
-        VisionError: VIS-CKPT-301, the disk is full; what was there under this name stays.
+        VisionError: VIS-CKPT-301, the disk is full, or has less room than the content needs:
+            then nothing is written. What was there under this name stays.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < _num_bytes(content) + SPARE_BYTES:
+        raise _disk_full(content, path, 'looked at before writing')
     try:
         with atomic_write(path) as file:
             torch.save(dict(content), file)
@@ -55,13 +60,9 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: int | st
             json.dump(entry, file)
     except (OSError, RuntimeError) as error:
         # torch's writer reports a full disk as RuntimeError, caused by or beside an OSError.
-        if not _is_full(error, path):
+        if not (is_disk_full(error) or shutil.disk_usage(path.parent).free < SPARE_BYTES):
             raise
-        free = shutil.disk_usage(path.parent).free
-        raise VisionError('VIS-CKPT-301', f'{path.name} could not be written: the disk is full',
-                          where=f'{path.parent} ({free} bytes free, about '
-                          f'{_num_bytes(content)} needed)', why=str(error),
-                          do='make room; checkpoints written before are untouched') from error
+        raise _disk_full(content, path, str(error)) from error
 
 
 def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -125,15 +126,19 @@ def damage(path: Path) -> str:
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
-               optional_prefixes: Iterable[str] = (), where: str = '') -> None:
+               optional_prefixes: Iterable[str] = (), unused_prefixes: Iterable[str] = (),
+               where: str = '') -> None:
     """Load exactly this model's tensors; nothing may be missing, left over or of another shape.
 
     Args:
         optional_prefixes: names that the state may lack (all of one prefix).
+        unused_prefixes: names that the state may hold beside the model's; they are left aside.
     Raises:
         VisionError: VIS-CKPT-305, with the names; the model is then unchanged.
     """
     state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items()
+             if not name.startswith(tuple(unused_prefixes))}
     own = model.state_dict()
     optional = tuple(optional_prefixes)
     missing = [name for name in own if name not in state and not name.startswith(optional)] \
@@ -166,13 +171,12 @@ def _history_buffer() -> list:
     return [module.HistoryBuffer] if module else []
 
 
-def _is_full(error: BaseException, path: Path) -> bool:
-    seen = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return shutil.disk_usage(path.parent).free < 1 << 20
+def _disk_full(content: Mapping[str, Any], path: Path, why: str) -> VisionError:
+    free = shutil.disk_usage(path.parent).free
+    return VisionError('VIS-CKPT-301', f'{path.name} could not be written: the disk is full',
+                       where=f'{path.parent} ({free} bytes free, about '
+                       f'{_num_bytes(content) + SPARE_BYTES} needed)', why=why,
+                       do='make room; checkpoints written before are untouched')
 
 
 def _num_bytes(content: Any) -> int:

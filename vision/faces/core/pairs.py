@@ -106,6 +106,37 @@ def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
     return folds
 
 
+def random_pairs(labels: np.ndarray, num_pairs: int, *, seed: int = 0,
+                 num_folds: int = NUM_FOLDS) -> PairList:
+    """``num_pairs`` pairs of each kind among pictures with (N,) labels; paths are positions.
+
+    Identities are drawn evenly, then two different pictures of one (same), or one picture each of
+    two (other). Pairs may repeat.
+
+    Raises:
+        VisionError: VIS-DATA-1062 when no identity has two pictures, or there is only one.
+    """
+    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    order = np.argsort(labels, kind='stable')
+    names, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    several = np.flatnonzero(counts >= 2)
+    if not len(several) or len(names) < 2:
+        raise VisionError('VIS-DATA-1062', f'{len(names)} identities, {len(several)} of them with '
+                          'two pictures', why='pairs of both kinds are needed',
+                          do='bring a second picture of somebody, and somebody else')
+    who = rng.choice(several, num_pairs)
+    one = rng.integers(0, counts[who])
+    another = (one + rng.integers(1, counts[who])) % counts[who]
+    left = rng.integers(0, len(names), num_pairs)
+    right = (left + rng.integers(1, len(names), num_pairs)) % len(names)
+    ends = np.concatenate([
+        np.stack([starts[who] + one, starts[who] + another], axis=1),
+        np.stack([starts[who] + rng.integers(0, counts[who]) for who in (left, right)], axis=1)])
+    same = np.arange(2 * num_pairs) < num_pairs
+    return PairList(tuple(str(position) for position in range(len(labels))), order[ends[:, 0]],
+                    order[ends[:, 1]], same, stratified_folds(same, num_folds))
+
+
 def _fields(line: str) -> list[str]:
     for separator in ('\t', ','):
         if separator in line:

@@ -74,8 +74,9 @@ class ActiveClassHead(BaseModule):
             self._check_ranks(device)
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
                                  device=device, group=self.group, **self.store_config)
-        options = dict(self.selector_config)
-        self.selector = build_selector(options.pop('type'), self.store, seed=seed, **options)
+        options = dict(dict(scale=self.margin.scale), **self.selector_config)
+        self.selector = build_selector(options.pop('type'), self.store, seed=seed,
+                                       is_cosine=self.is_cosine, **options)
 
     def loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses and figures of one step.
@@ -100,7 +101,7 @@ class ActiveClassHead(BaseModule):
         result = selective_loss(
             features, weights, columns, self.margin, is_cosine=self.is_cosine,
             num_subcentres=self.num_subcentres, correction=self.correction,
-            expected_counts=self._expected_counts(rows, columns), group=self.group,
+            expected_counts=self._expected_counts(columns, len(rows), labels), group=self.group,
             matmul_dtype=self.matmul_dtype)
         if self.training and torch.is_grad_enabled():
             self.pending = rows, weights
@@ -145,10 +146,8 @@ class ActiveClassHead(BaseModule):
         self.store.load_ranges(state['stores'])
         world = 1 if self.group is None else dist.get_world_size(self.group)
         rank = 0 if self.group is None else dist.get_rank(self.group)
-        if len(state['selectors']) == world:
+        if len(state['selectors']) == world:  # else an index of other rows: it is built anew
             self.selector.load_state_dict(state['selectors'][rank])
-        else:  # an index covers the rows of one rank: other ranges, another index
-            self.selector.after_update(torch.arange(0), self.step)
 
     def fits(self, state: dict[str, Any]) -> bool:
         """Are these the rows of as many classes and as many dimensions?"""
@@ -168,14 +167,15 @@ class ActiveClassHead(BaseModule):
         columns = torch.searchsorted(classes, own)
         return rows, columns.where(selection.columns >= 0, -1), selection.stats
 
-    def _expected_counts(self, rows: Tensor, columns: Tensor) -> Tensor | None:
+    def _expected_counts(self, columns: Tensor, num_rows: int, labels: Tensor) -> Tensor | None:
+        """(M,) 1 for classes of the batch, else the random selector's rate over all ranks."""
         if self.correction == 'none':
             return None
-        num_local = self.store.row_end - self.store.row_start
-        forced = torch.unique(columns[columns >= 0])
-        rate = (len(rows) - len(forced)) / max(num_local - len(forced), 1)
-        counts = torch.full((len(rows),), rate, device=rows.device)
-        return counts.index_fill_(0, forced, 1.0)
+        num_forced = len(labels.unique())
+        num_drawn = max(0, min(self.selector.num_active, self.num_classes) - num_forced)
+        rate = num_drawn / max(self.num_classes - num_forced, 1)
+        counts = torch.full((num_rows,), rate, device=columns.device)
+        return counts.index_fill_(0, columns[columns >= 0], 1.0)
 
     def _check_labels(self, labels: Tensor) -> None:
         is_bad = (labels < 0) | (labels >= self.num_classes)

@@ -5,6 +5,7 @@ Legend: C classes, n rows here, M active rows, d dimensions.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 
@@ -70,11 +71,11 @@ class ClassStore:
 
         Raises:
             VisionError: VIS-INPUT-1022, other ids than ``pull`` takes, or gradients (M, d) of
-                another shape.
+                another shape; VIS-RUN-1026, gradients or a learning rate that are not finite.
+                Nothing has changed then.
         """
-        if grad.shape != (len(rows), self.dim):
-            raise VisionError('VIS-INPUT-1022', f'gradients of shape {tuple(grad.shape)} for '
-                              f'{len(rows)} rows of length {self.dim}', do='push what pull gave')
+        lr = float(lr)
+        self._check_step(rows, grad, lr)
         if self._pulled is not None and self._pulled[0] is rows:
             _, weights, state = self._pulled
         else:
@@ -155,6 +156,19 @@ class ClassStore:
         for start in range(0, num, CHUNK_ROWS):
             yield slice(start, min(start + CHUNK_ROWS, num))
 
+    def _check_step(self, rows: Tensor, grad: Tensor, lr: float) -> None:
+        if grad.shape != (len(rows), self.dim):
+            raise VisionError('VIS-INPUT-1022', f'gradients of shape {tuple(grad.shape)} for '
+                              f'{len(rows)} rows of length {self.dim}', do='push what pull gave')
+        # The sum is finite only if all are, at a tenth of the time of a test of each.
+        if not (0 <= lr < math.inf and math.isfinite(grad.sum())):
+            num_bad = int((~grad.isfinite()).any(1).sum())
+            raise VisionError('VIS-RUN-1026', f'a step with learning rate {lr} and {num_bad} of '
+                              f'{len(rows)} gradients not finite', where=f'rows of classes '
+                              f'{self.row_start} to {self.row_end - 1}', why='the rows would be '
+                              'lost; they are as before', do='lower the learning rate or the '
+                              'scale of the margin, or leave such steps out (NonFiniteHook)')
+
     def _check_rows(self, rows: Tensor) -> None:
         fault = ''
         if rows.dtype != torch.int64 or rows.dim() != 1:
@@ -172,16 +186,18 @@ class ClassStore:
 
 def build_store(num_classes: int, dim: int, *, backend: str = 'device',
                 optimizer: dict | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
-                device: torch.device | str = 'cpu', group: dist.ProcessGroup | None = None
-                ) -> ClassStore:
+                device: torch.device | str = 'cpu', group: dist.ProcessGroup | None = None,
+                rows_per_class: int = 1) -> ClassStore:
     """Store with new rows, which depend on the seed and the class only, not on the ranks.
 
     Args:
+        num_classes: rows of all ranks, C times ``rows_per_class``.
         backend: where rows are kept: 'device' (``device``), 'host' (host memory, used on
             ``device``), 'sharded' ('device', and over all processes if there are several and
             ``group`` is not given).
         optimizer: ``type`` (sgd, adamw, row_adagrad) and its options.
         group: processes that share the rows, each a contiguous range; None: all rows are here.
+        rows_per_class: sub-centres; ranges are cut between classes only.
     Raises:
         VisionError: VIS-CONFIG-1021, an option; VIS-DIST-1024, on every rank, when ranks came
             with different values.
@@ -198,9 +214,11 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
     if group is not None:
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         _check_ranks(group, device, num_classes=num_classes, dim=dim, seed=seed,
-                     dtype=torch.finfo(dtype).bits,
+                     rows_per_class=rows_per_class, dtype=torch.finfo(dtype).bits,
                      optimizer=zlib.crc32(repr((made.name, made.options)).encode()))
-    start, end = row_range(num_classes, rank, world)
+    assert num_classes % rows_per_class == 0
+    start, end = (rows_per_class * edge
+                  for edge in row_range(num_classes // rows_per_class, rank, world))
     rows = initial_rows(start, end, dim, seed).to(dtype)
     if backend == 'host':
         from vision.faces.nn.host_store import HostStore

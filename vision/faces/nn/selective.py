@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.margins import Margin, Softmax
+
+SMALLEST_NORM = 1e-12  # below it a vector has no direction
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,9 @@ def selective_loss(features: Tensor, rows: Tensor, columns: Tensor, margin: Marg
     with torch.autocast(features.device.type, enabled=False):
         features, rows = _at_least_float32(features), _at_least_float32(rows)
         norms = features.detach().norm(dim=1, keepdim=True) if margin.needs_norms else None
-        if is_cosine:
-            features, rows = functional.normalize(features), functional.normalize(rows)
         log_counts = None if expected_counts is None else expected_counts.to(features).log()
-        softmax = _Softmax(columns, norms, margin, num_subcentres, log_counts, matmul_dtype, group)
+        softmax = _Softmax(columns, norms, margin, is_cosine, num_subcentres, log_counts,
+                           matmul_dtype, group)
         return SelectiveLoss(*_Selective.apply(features, rows, softmax))
 
 
@@ -85,6 +85,7 @@ class _Softmax:
     columns: Tensor
     norms: Tensor | None
     margin: Margin
+    is_cosine: bool
     num_subcentres: int
     log_counts: Tensor | None
     matmul_dtype: torch.dtype | None
@@ -118,13 +119,16 @@ class _Softmax:
 class _Selective(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, softmax: _Softmax) -> tuple[Tensor, Tensor, Tensor]:
+        (x, x_inverse), (w, w_inverse) = (_unit(side, softmax.is_cosine) for side in (x, w))
         cosine, nearest = _cosines(x, w, softmax)
         loss, probability, normaliser, gradient = _loss_and_gradient(cosine, softmax)
         needs_x, needs_w, _ = ctx.needs_input_grad
         if needs_x or needs_w:
             gradient = _to_centres(gradient, nearest, softmax.num_subcentres)
-        ctx.save_for_backward(softmax.product(gradient, w) if needs_x else None,
-                              softmax.product(gradient.T, x) if needs_w else None)
+        for_x = softmax.product(gradient, w) if needs_x else None
+        for_w = softmax.product(gradient.T, x) if needs_w else None
+        ctx.save_for_backward(_through_unit(for_x, x, x_inverse),
+                              _through_unit(for_w, w, w_inverse))
         ctx.mark_non_differentiable(probability, normaliser)
         return loss, probability, normaliser
 
@@ -134,6 +138,26 @@ class _Selective(torch.autograd.Function):
         for_x, for_w = ctx.saved_tensors
         return (None if for_x is None else for_x * factor,
                 None if for_w is None else for_w * factor, None)
+
+
+def _unit(vectors: Tensor, is_cosine: bool) -> tuple[Tensor, Tensor | None]:
+    """Rows of length one and one over their length; a zero row stays and gets no gradient.
+
+    By hand, because autograd's way back through a division takes a quarter of the whole step.
+    """
+    if not is_cosine:
+        return vectors, None
+    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    inverse = torch.where(norms > SMALLEST_NORM, norms.reciprocal(), 0.0)
+    return vectors * inverse, inverse
+
+
+def _through_unit(gradient: Tensor | None, unit: Tensor, inverse: Tensor | None) -> Tensor | None:
+    """Gradient of the unit rows -> of the rows: what lies along them is taken out."""
+    if gradient is None or inverse is None:
+        return gradient
+    along = (gradient * unit).sum(1, keepdim=True)
+    return gradient.addcmul_(unit, along, value=-1).mul_(inverse)
 
 
 def _cosines(x: Tensor, w: Tensor, softmax: _Softmax) -> tuple[Tensor, Tensor | None]:

@@ -32,10 +32,15 @@ class Propagated:
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """Boxes corrected on their frame. Shapes: boxes_xyxy (N, 4); confidence (N,) in [0, 1]."""
+    """Boxes corrected on their frame.
+
+    Shapes: boxes_xyxy (N, 4); confidence (N,) in [0, 1]; class_scores (N, C) in [0, 1] over the
+        detector's classes, None when the network does not classify.
+    """
 
     boxes_xyxy: np.ndarray
     confidence: np.ndarray
+    class_scores: np.ndarray | None = None
 
 
 class Networks(Protocol):
@@ -104,6 +109,9 @@ class IntervalSolver:
     boxes rank below those that two keyframes vouch for, yet true ones near their keyframe are
     not lost. On propagated frames the score of an unpaired object is also multiplied by what
     the networks believe of it, visibility x confidence (both 1 when they were not trained).
+    Where refinement classifies, a propagated box has the geometric mean of that score and of what
+    refinement gives to its class (our choice: two opinions, neither of which can overrule a clear
+    no of the other), and the frames around it follow by interpolation.
 
     Args:
         num_stages: 0 interpolates linearly between the keyframes, n >= 1 fills up to 2**n - 1
@@ -186,6 +194,9 @@ class IntervalSolver:
             boxes[is_wanted] = _checked(refined.boxes_xyxy, 'refine', is_wanted.sum())
             belief[is_wanted] *= refined.confidence
         scores = np.where(is_wanted & ~rows.is_paired, belief, 1.0) * linear.scores
+        if is_wanted.any() and refined.class_scores is not None:
+            seen = refined.class_scores[np.arange(len(merged)), merged.labels]
+            scores[is_wanted] = np.sqrt(scores[is_wanted] * seen)
         return Knot(boxes, is_known, scores)
 
 

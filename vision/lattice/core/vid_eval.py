@@ -16,12 +16,14 @@ pycocotools (a test compares them).
 Speed classes follow FGFA's code (arXiv:1703.10025): the motion IoU of a ground truth is the mean
 IoU with its own track at the frames -10..10 around it. For a class of speeds, the other ground
 truths are ignored: what matches one of them is neither right nor wrong, and an unmatched box
-counts as wrong by what it overlaps (see ``_wrong_shares``).
+counts as wrong by what it overlaps (see ``_wrong_shares``). ilsvrc and mega differ there as their
+codes do; for coco the split is our extension, by the rule of ilsvrc.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -73,7 +75,8 @@ class VideoEvaluation:
     Attributes:
         video_ids: (V,) videos in the order that ``video_weights`` has.
     Raises:
-        VisionError: VIS-CONFIG-405 unknown protocol; VIS-DATA-401..404 (``vid_match``).
+        VisionError: VIS-CONFIG-405 unknown protocol; VIS-DATA-401..404 (``vid_match``);
+            VIS-DATA-409 when speed is asked for and tracks are missing.
     """
 
     def __init__(self, truths: Sequence[TruthFrame], detections: Sequence[FrameBoxes], *,
@@ -82,16 +85,22 @@ class VideoEvaluation:
             raise VisionError('VIS-CONFIG-405', f'protocol={protocol!r} is not known',
                               do=f'use one of {", ".join(PROTOCOLS)}')
         self.is_coco = protocol == 'coco'
+        self.is_mega = protocol == 'mega'
         self.extra = 0.0 if self.is_coco else 1.0
         self.table = tabulate(truths, detections, num_classes=num_classes,
                               max_per_class=100 if self.is_coco else None)
         self.video_ids = np.unique([truth.video_id for truth in truths])
-        limits = found_from(self.table, tolerant=protocol == 'ilsvrc')
-        self.found = match(self.table, limits, extra=self.extra, is_last_best=self.is_coco)
-        self.motion = motion_iou(self.table)
+        self.found = match(self.table, IOU_THRESHOLDS,
+                           tolerances(self.table, is_tolerant=protocol == 'ilsvrc'),
+                           extra=self.extra, is_last_best=self.is_coco)
         # Best score first; of equal scores the earlier frame comes first, as in pycocotools.
         self.order = np.argsort(-self.table.det_score, kind='stable')
         self._cache: dict[tuple[int, str | None], list] = {}
+
+    @cached_property
+    def motion(self) -> np.ndarray:
+        """(G,) motion IoU of each ground truth."""
+        return motion_iou(self.table)
 
     def mean_ap(self, thresholds: np.ndarray | float = 0.5, *, speed: str | None = None,
                 video_weights: np.ndarray | None = None) -> float:
@@ -125,7 +134,7 @@ class VideoEvaluation:
 
     def _in_range(self, speed: str | None) -> np.ndarray:
         if speed is None:
-            return np.ones(len(self.motion), bool)
+            return np.ones(len(self.table.gt_label), bool)
         low, high = SPEEDS[speed]
         return (self.motion >= low) & (self.motion <= high)
 
@@ -161,50 +170,53 @@ class VideoEvaluation:
         """How wrong an unmatched detection is in a speed class, (D,) in [0, 1] (FGFA's code).
 
         1 when the ground truth of its frame that it overlaps most is of this class, 0 when that
-        one is ignored; where the frame holds one of the two sorts only, that sort decides. On a
-        tie between both (mostly: it overlaps nothing) the share of the ignored ground truths of
-        the frame; in a frame without any, the share of all ground truths of the set that are of
-        this class.
+        one is ignored; without any overlap too, as long as the frame holds only one of the two
+        sorts. On a tie between both sorts (mostly: it overlaps nothing) the share of the ignored
+        ground truths of the frame; in a frame without any, the share of all ground truths of the
+        set that are of this class. MEGA's code asks the same of the detection's own class alone.
         """
         table = self.table
-        everywhere = float(in_range.mean()) if len(in_range) else 0.0
+        everywhere = float(in_range.mean()) if len(in_range) else 1.0
         shares = np.full(len(table.det_frame), everywhere)
-        for rows, _ in chunks(table):
+        for rows, _ in chunks(table) if len(in_range) else ():
             iou, slots = frame_overlaps(table, rows, extra=self.extra)
-            is_there = slots >= 0
-            is_ours = np.zeros(slots.shape, bool)
-            if len(in_range):
-                is_ours = is_there & in_range[slots]
-            # -1 where a sort is absent: the other one then decides, even without any overlap.
+            is_seen = slots >= 0
+            if self.is_mega:
+                is_seen &= table.gt_label[slots] == table.det_label[rows, None]
+            is_ours = is_seen & in_range[slots]
+            # -1 where a sort is absent: then the other one decides, even with no overlap.
             ours = np.where(is_ours, iou, -1.0).max(1)
-            others = np.where(is_there & ~is_ours, iou, -1.0).max(1)
-            count = is_there.sum(1)
-            ignored = (is_there & ~is_ours).sum(1) / np.maximum(count, 1)
+            others = np.where(is_seen & ~is_ours, iou, -1.0).max(1)
+            count = is_seen.sum(1)
+            ignored = 1 - is_ours.sum(1) / np.maximum(count, 1)
             share = np.where(ours == others, ignored, ours > others)
             shares[rows] = np.where(count > 0, share, everywhere)
         return shares
 
 
-def found_from(table: Table, *, tolerant: bool) -> np.ndarray:
-    """(G, T) the IoU from which each ground truth counts as found.
+def tolerances(table: Table, *, is_tolerant: bool) -> np.ndarray:
+    """(G,) upper limit of the IoU that finds a ground truth: wh / ((w + 10)(h + 10)), or 1.
 
-    ``tolerant``: ImageNet's rule for small objects, where an error of a few pixels on each side
-    would already be a miss.
+    ImageNet's rule for small objects, where an error of a few pixels on each side would already
+    be a miss.
     """
-    limits = np.tile(IOU_THRESHOLDS, (len(table.gt_box), 1))
-    if not tolerant:
-        return limits
+    if not is_tolerant:
+        return np.ones(len(table.gt_box))
     width, height = (table.gt_box[:, 2:] - table.gt_box[:, :2] + 1).T
-    small = width * height / ((width + 10) * (height + 10))
-    return np.minimum(limits, small[:, None])
+    return width * height / ((width + 10) * (height + 10))
 
 
 def motion_iou(table: Table) -> np.ndarray:
     """(G,) mean IoU of each ground truth with its track at the frames -10..10 around it.
 
     Frames where the track is absent are skipped; a track of one frame gets 0, as an empty value
-    does in FGFA's loader.
+    does in FGFA's loader. Boxes are inclusive of their last pixel under every protocol, as in the
+    script that reproduces FGFA's file: how fast an object is does not depend on the protocol.
+
+    Raises:
+        VisionError: VIS-DATA-409, an object without instance id, or twice in a frame.
     """
+    _require_tracks(table)
     total, count = np.zeros(len(table.gt_box)), np.zeros(len(table.gt_box))
     if not len(table.gt_box):
         return total
@@ -221,7 +233,18 @@ def motion_iou(table: Table) -> np.ndarray:
         place = np.searchsorted(sorted_key, key + offset).clip(max=len(key) - 1)
         is_there = sorted_key[place] == key + offset
         other = order[place]
-        iou = overlaps(table.gt_box, table.gt_box[other])
+        iou = overlaps(table.gt_box, table.gt_box[other], extra=1.0)
         total += np.where(is_there, iou, 0.0)
         count += is_there
     return np.divide(total, count, out=total, where=count > 0)
+
+
+def _require_tracks(table: Table) -> None:
+    nameless = int((table.gt_instance < 1).sum())
+    keys = np.stack([table.gt_frame, table.gt_instance])
+    twice = len(table.gt_frame) - np.unique(keys, axis=1).shape[1]
+    if nameless or twice:
+        raise VisionError('VIS-DATA-409', f'{nameless} ground truths have no instance id, {twice} '
+                          'share theirs with another box of the frame',
+                          why='how fast an object is, is measured along its track',
+                          do='give instance_id (from 1) to each annotation, or use speed=False')

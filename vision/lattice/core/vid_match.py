@@ -198,23 +198,26 @@ def frame_overlaps(table: Table, rows: slice, *, extra: float) -> tuple[np.ndarr
     return overlaps(table.det_box[rows, None], table.gt_box[slots], extra=extra), slots
 
 
-def match(table: Table, limits: np.ndarray, *, extra: float, is_last_best: bool) -> np.ndarray:
+def match(table: Table, thresholds: np.ndarray, tolerances: np.ndarray, *, extra: float,
+          is_last_best: bool) -> np.ndarray:
     """Greedy matching, best score first, inside each frame and class.
 
     Args:
-        limits: (G, T) the IoU from which a ground truth counts as found.
+        thresholds: (T,) IoU from which a ground truth counts as found.
+        tolerances: (G,) upper limit of that IoU for each ground truth (small objects).
         extra: 1 for inclusive pixels, else 0.
         is_last_best: which of several equal IoUs wins; pycocotools takes the last one.
     Returns:
         (D, T) int32, the ground truth's row, ``UNMATCHED`` or ``CROWD``.
     """
-    found = np.full((len(table.det_frame), limits.shape[1]), UNMATCHED, np.int32)
+    found = np.full((len(table.det_frame), len(thresholds)), UNMATCHED, np.int32)
+    limits = np.minimum(thresholds, tolerances[:, None])
     for rows, frames in chunks(table):
         if len(table.gt_box):
             _match_chunk(table, rows, frames, limits, found[rows], extra=extra,
                          is_last_best=is_last_best)
         if len(table.crowd_box):
-            _match_crowd(table, rows, found[rows])
+            _match_crowd(table, rows, thresholds, found[rows])
     return found
 
 
@@ -239,17 +242,13 @@ def _match_chunk(table: Table, rows: slice, frames: slice, limits: np.ndarray,
         found[now[i], t] = slots[now[i], k]
 
 
-def _match_crowd(table: Table, rows: slice, found: np.ndarray) -> None:
-    """Unmatched detections that lie by half or more in an ignore region of their class.
-
-    As in COCO: the overlap is the share of the detection; here at 0.5 for every threshold T
-    (COCO asks for T), because a region that says "do not judge" should not depend on T.
-    """
+def _match_crowd(table: Table, rows: slice, thresholds: np.ndarray, found: np.ndarray) -> None:
+    """Unmatched detections in an ignore region of their class; the overlap is the share of the
+    detection that lies inside, as in COCO."""
     slots = table.crowd_slots[table.det_frame[rows]]
     box, region = table.det_box[rows, None], table.crowd_box[slots]
     size = np.minimum(box[..., 2:], region[..., 2:]) - np.maximum(box[..., :2], region[..., :2])
     area = np.maximum(np.prod(box[..., 2:] - box[..., :2], axis=-1), 1e-9)
-    share = np.prod(np.maximum(size, 0), axis=-1) / area
     is_same = (slots >= 0) & (table.crowd_label[slots] == table.det_label[rows, None])
-    is_inside = (is_same & (share >= 0.5)).any(1)
-    found[is_inside[:, None] & (found == UNMATCHED)] = CROWD
+    share = np.where(is_same, np.prod(np.maximum(size, 0), axis=-1) / area, -1).max(1)
+    found[(share[:, None] >= thresholds) & (found == UNMATCHED)] = CROWD

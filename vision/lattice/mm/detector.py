@@ -37,6 +37,8 @@ class LatticeDetector(BaseModel):
     Args:
         detector: config of a model with ``detect(image_bgr) -> FrameBoxes`` and ``classes``.
         propagation, refinement: arguments of ``PropagationNet`` and ``RefinementNet``.
+            ``refinement=dict(num_classes=C)`` lets refinement judge the class, too; the classes
+            are then the detector's, in its order.
         use_refinement: False leaves propagated boxes uncorrected when testing.
         keyframes: dict(type=class of ``vision.lattice.core.keyframes``, its arguments).
         num_stages, merge, min_score: as in ``LatticeEngine``.
@@ -46,6 +48,8 @@ class LatticeDetector(BaseModel):
     Attributes:
         checkpoint_optional_prefixes: the detector's weights come from its own config; a
             checkpoint of this model need not hold them.
+        checkpoint_unused_prefixes: what a checkpoint may hold and this model leaves aside: the
+            classes of refinement where it is not to classify.
     """
 
     checkpoint_optional_prefixes = ('detector.',)
@@ -66,6 +70,8 @@ class LatticeDetector(BaseModel):
         self.detector_config = detector
         self.propagation = PropagationNet(**(propagation or {}))
         self.refinement = RefinementNet(**(refinement or {}))
+        self.checkpoint_unused_prefixes = \
+            () if self.refinement.num_classes else ('refinement.classes.',)
         self.use_refinement, self.rescoring = use_refinement, rescoring
         self.engine_options = dict(num_stages=num_stages, merge=merge, min_score=min_score)
         self.keyframes = dict(keyframes or dict(type='UniformKeyframes', gap_frames=8))
@@ -99,6 +105,13 @@ class LatticeDetector(BaseModel):
         if torch.is_autocast_enabled(self.device.type):
             precision = torch.get_autocast_dtype(self.device.type)
         refinement = self.refinement if self.use_refinement else None
+        num_classes = self.refinement.num_classes
+        if refinement and num_classes not in (0, len(self.classes)):
+            raise VisionError(
+                'VIS-CONFIG-705', f'refinement knows {num_classes} classes, the detector '
+                f'{len(self.classes)}', where='model.refinement.num_classes',
+                why='refinement judges the classes of the detector, in its order',
+                do='refinement=dict(num_classes=0) leaves the classes to the detector')
         return TorchNetworks(self.detector, self.propagation, refinement, precision=precision,
                              **self.network_options)
 
@@ -226,7 +239,7 @@ def build_policy(config: dict):
 def _direction(row: dict[str, Tensor], end: int) -> MovementSample:
     """One direction of a training sample; F_S's own boxes go with the first alone."""
     own = {name: row[name][end] for name in ('frames', 'history', 'boxes', 'source', 'target',
-                                             'is_visible')}
+                                             'is_visible', 'labels')}
     shared = {name: row[name] if end == 0 else row[name][:0]
-              for name in ('extra', 'extra_target', 'background')}
+              for name in ('extra', 'extra_target', 'extra_labels', 'background')}
     return MovementSample(image=row['image'], **own, **shared)

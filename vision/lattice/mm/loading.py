@@ -37,7 +37,8 @@ def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = Non
         model = MODELS.build(content.model)
     path = zoo.resolve(checkpoint)
     load_state(model, load_checkpoint(path)['state_dict'], where=str(path),
-               optional_prefixes=model.checkpoint_optional_prefixes)
+               optional_prefixes=model.checkpoint_optional_prefixes,
+               unused_prefixes=model.checkpoint_unused_prefixes)
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

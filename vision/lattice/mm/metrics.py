@@ -57,19 +57,25 @@ class VIDMetric(BaseMetric):
         """Metrics of all ranks' frames.
 
         MMEngine's own gathering interleaves the ranks and cuts to ``size``, which presumes that
-        every rank has equally many samples; here a rank has whole videos.
+        every rank has equally many samples; here a rank has whole videos. An error of the rank
+        that computes is raised on every rank: the others would wait for its answer for ever.
         """
         rows = [row for part in all_gather_object(self.results) for row in part]
         self.results.clear()
-        metrics = [None]
+        outcome = [None]
         if is_main_process():
-            metrics = [{f'{self.prefix}/{name}': value
-                        for name, value in self.compute_metrics(rows).items()}]
-        broadcast_object_list(metrics)
-        return metrics[0]
+            try:
+                _refuse_gaps(rows, size)
+                outcome = [{f'{self.prefix}/{name}': value
+                            for name, value in self.compute_metrics(rows).items()}]
+            except VisionError as error:
+                outcome = [error]
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], VisionError):
+            raise outcome[0]
+        return outcome[0]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        _refuse_gaps(results)
         labelled = sorted((row for row in results if row[3] is not None), key=lambda r: r[:2])
         classes = self.dataset_meta['classes']
         evaluation = VideoEvaluation([row[3] for row in labelled], [row[4] for row in labelled],
@@ -78,7 +84,7 @@ class VIDMetric(BaseMetric):
         if self.speed:
             metrics |= {f'map50_{name}': evaluation.mean_ap(speed=name) for name in SPEEDS}
         if self.classwise:
-            _print_classes(evaluation, classes, self.protocol, len(labelled))
+            _print_classes(evaluation, classes, self.protocol, len(labelled), self.speed)
         return metrics
 
 
@@ -100,26 +106,31 @@ def _boxes(found: dict) -> FrameBoxes:
     return FrameBoxes(*(_numpy(found[name]) for name in ('bboxes', 'scores', 'labels')))
 
 
-def _refuse_gaps(rows: list) -> None:
-    """Every frame of every video that began must be here: a missing one would flatter recall."""
+def _refuse_gaps(rows: list, size: int) -> None:
+    """Every frame of every video must be here: a missing one would flatter recall.
+
+    ``size`` is the length of the data set, in videos (ours) or in frames (still-image sets).
+    """
     seen = Counter(row[0] for row in rows)
     lengths = {row[0]: row[2] for row in rows}
     short = [video for video, length in lengths.items() if seen[video] != length]
-    if short or not rows:
-        first = short[0] if short else None
-        raise VisionError(
-            'VIS-DATA-406', f'{len(short)} of {len(lengths)} videos are not complete'
-            if rows else 'there are no frames to judge',
-            where='' if first is None else
-            f'video {first}: {seen[first]} of {lengths[first]} frames',
-            why='each frame must be judged exactly once', do='use VideoFrameSampler')
+    what = where = ''
+    if short:
+        what = f'{len(short)} of {len(lengths)} videos are not complete'
+        where = f'video {short[0]}: {seen[short[0]]} of {lengths[short[0]]} frames'
+    elif size not in (len(lengths), len(rows)) or not rows:
+        what = f'{len(lengths)} videos with {len(rows)} frames arrived, the data set has {size}'
+    if what:
+        raise VisionError('VIS-DATA-406', what, where=where,
+                          why='each frame must be judged exactly once',
+                          do='use VideoFrameSampler')
 
 
 def _print_classes(evaluation: VideoEvaluation, classes: Sequence[str], protocol: str,
-                   num_frames: int) -> None:
+                   num_frames: int, has_speed: bool) -> None:
     table = Table(title=f'AP at IoU 0.5, protocol {protocol}, {num_frames} frames')
     table.add_column('class')
-    columns = {'all': None} | {name: name for name in SPEEDS}
+    columns = {'all': None} | ({name: name for name in SPEEDS} if has_speed else {})
     values = {title: evaluation.class_ap(speed=speed)[0] for title, speed in columns.items()}
     for title in columns:
         table.add_column(title, justify='right')

@@ -69,8 +69,12 @@ class TorchNetworks:
         with self._autocast(device):
             correction = self.refinement(crops)
         after = apply_edges(before, correction.edges.float() * self.step)
-        belief = correction.confidence.float().sigmoid().cpu().numpy()
-        return Refined(after.cpu().numpy(), belief if self.use_confidence else certain)
+        if self.use_confidence:
+            certain = correction.confidence.float().sigmoid().cpu().numpy()
+        classes = None
+        if correction.classes is not None:
+            classes = correction.classes.float().softmax(1)[:, :-1].cpu().numpy()
+        return Refined(after.cpu().numpy(), certain, classes)
 
     def _autocast(self, device: torch.device):
         return torch.autocast(device.type, self.precision,

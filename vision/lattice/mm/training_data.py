@@ -43,9 +43,9 @@ class LatticeTrainingSample(BaseTransform):
         photometric: random gamma, contrast, noise, blur and colour order.
     Returns:
         dict(inputs=dict(frames=(2, 2, h, w), history=(2, h / 2, w / 2), image=(3, H, W) uint8,
-        boxes, source, target=(2, K, 4), is_visible=(2, K), extra, extra_target=(K, 4),
-        background=(M, 4))); first axis of size 2: from a, from b. None when the span drawn has
-        no object at both ends; the data set then draws another video.
+        boxes, source, target=(2, K, 4), is_visible, labels=(2, K), extra, extra_target=(K, 4),
+        extra_labels=(K,), background=(M, 4))); first axis of size 2: from a, from b. None when
+        the span drawn has no object at both ends; the data set then draws another video.
     """
 
     def __init__(self, max_gap: int = 12, *, num_boxes: int = 8, jitter: float = 0.12,
@@ -70,19 +70,20 @@ class LatticeTrainingSample(BaseTransform):
         if None in ends:
             return None
         frames, image = self._pixels([info['img_path'] for info in part], gap, rng)
-        middle = part[gap]['bboxes'][~part[gap]['is_crowd']]
+        is_single = ~part[gap]['is_crowd']
+        middle, labels = part[gap]['bboxes'][is_single], part[gap]['labels'][is_single]
         inputs = dict(
             frames=np.stack([frames[[0, gap]], frames[[-1, gap]]]),
             history=np.stack([small_history(frames[:gap + 1]),
                               small_history(frames[:gap - 1:-1])]),
             image=np.ascontiguousarray(image.transpose(2, 0, 1)),
-            **self._spatial(middle, image.shape[:2], rng))
-        for index, name in enumerate(('boxes', 'source', 'target', 'is_visible')):
+            **self._spatial(middle, labels, image.shape[:2], rng))
+        for index, name in enumerate(('boxes', 'source', 'target', 'is_visible', 'labels')):
             inputs[name] = np.stack([end[index] for end in ends])
         return dict(inputs={name: torch.from_numpy(value) for name, value in inputs.items()})
 
     def _boxes(self, start: dict, middle: dict, rng) -> tuple[np.ndarray, ...] | None:
-        """(boxes, source, target, is_visible) of K boxes, or None without an object."""
+        """(boxes, source, target, is_visible, labels) of K boxes, or None without an object."""
         source = start['bboxes'][~start['is_crowd']]
         if not len(source):
             return None
@@ -90,15 +91,17 @@ class LatticeTrainingSample(BaseTransform):
         place = {number: row for row, number in enumerate(middle['instances_ids'])}
         found = np.array([place.get(number, -1) for number in
                           start['instances_ids'][~start['is_crowd']]])[rows]
-        source = source[rows]
+        source, labels = source[rows], start['labels'][~start['is_crowd']][rows]
         target = source.copy()
         target[found >= 0] = middle['bboxes'][found[found >= 0]]
         boxes = jitter_boxes(source, rng, strength=self.jitter)
-        return boxes, source, target, found >= 0
+        return boxes, source, target, found >= 0, labels
 
-    def _spatial(self, middle: np.ndarray, size: tuple[int, int], rng) -> dict[str, np.ndarray]:
+    def _spatial(self, middle: np.ndarray, labels: np.ndarray, size: tuple[int, int],
+                 rng) -> dict[str, np.ndarray]:
         """Jittered boxes of the middle frame for F_S, and boxes on nothing."""
-        middle = np.resize(middle, (self.num_boxes if len(middle) else 0, 4))
+        num_boxes = self.num_boxes if len(middle) else 0
+        middle, labels = np.resize(middle, (num_boxes, 4)), np.resize(labels, num_boxes)
         extra = jitter_boxes(middle, rng, strength=2 * self.jitter)
         centre = rng.uniform(0, size[::-1], (self.num_boxes, 2))
         half = np.exp(rng.uniform(np.log(8), np.log(max(size) / 6), (self.num_boxes, 2)))
@@ -106,6 +109,7 @@ class LatticeTrainingSample(BaseTransform):
         if len(middle):
             free = free[iou_matrix(free, middle).max(1) < 0.2]
         return dict(extra=extra, extra_target=middle.astype(np.float32),
+                    extra_labels=labels.astype(np.int64),
                     background=free.astype(np.float32)[:self.num_boxes // 2])
 
     def _pixels(self, paths: list[str], gap: int, rng) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.lattice.core.image_bytes import what_is_cut
+from vision.common.core.image_bytes import what_is_cut
 
 BAD_IMAGE = 'VIS-DATA-210'
 

@@ -39,9 +39,9 @@ class MovementSample:
 
     Shapes: frames (2, h, w) grey a and m in [0, 1]; history (h / 2, w / 2); image (3, H, W) uint8
         frame m; boxes (K, 4) on a, source (K, 4) the true boxes on a, target (K, 4) on m, both in
-        original pixels; is_visible (K,) bool, False where target means nothing; extra (N, 4) and
-        extra_target (N, 4) jittered true boxes of frame m for F_S alone; background (M, 4) boxes
-        of frame m that overlap no object.
+        original pixels; is_visible (K,) bool, False where target means nothing; labels (K,)
+        int64; extra (N, 4), extra_target (N, 4) and extra_labels (N,): jittered true boxes of
+        frame m for F_S alone; background (M, 4) boxes of frame m that overlap no object.
     """
 
     frames: Tensor
@@ -51,8 +51,10 @@ class MovementSample:
     source: Tensor
     target: Tensor
     is_visible: Tensor
+    labels: Tensor
     extra: Tensor
     extra_target: Tensor
+    extra_labels: Tensor
     background: Tensor
 
 
@@ -123,16 +125,18 @@ def _flow_loss(net: PropagationNet, flow: Tensor, boxes: Tensor, source: Tensor,
 
 def _spatial_losses(net: RefinementNet, samples: list[MovementSample],
                     moved: list[Tensor]) -> dict[str, Tensor]:
-    crops, boxes, targets, is_object = [], [], [], []
+    crops, boxes, targets, labels, is_object = [], [], [], [], []
     for sample, left in zip(samples, moved, strict=True):
         keep = sample.is_visible
         boxes.append(torch.cat([left[keep], sample.extra, sample.background]))
         targets.append(torch.cat([sample.target[keep], sample.extra_target, sample.background]))
+        nothing = sample.labels.new_full((len(sample.background),), net.num_classes)
+        labels.append(torch.cat([sample.labels[keep], sample.extra_labels, nothing]))
         is_object.append(torch.cat([torch.ones(int(keep.sum()) + len(sample.extra)),
                                     torch.zeros(len(sample.background))]).to(left.device).bool())
         image = sample.image.float() / 255
         crops.append(net.image_crops(image, boxes[-1]))
-    boxes, targets, is_object = map(torch.cat, (boxes, targets, is_object))
+    boxes, targets, labels, is_object = map(torch.cat, (boxes, targets, labels, is_object))
     overlap = paired_iou(boxes, targets)
     is_match = is_object & (overlap > MATCH_IOU)
     correction = net(torch.cat(crops))
@@ -140,12 +144,25 @@ def _spatial_losses(net: RefinementNet, samples: list[MovementSample],
                              beta=EDGE_BETA, reduction='none').sum(1)
     count = is_match.sum().clamp(min=1)
     after = paired_iou(apply_edges(boxes, correction.edges.detach().float()), targets)
-    return dict(
+    losses = dict(
         loss_spatial=(error * is_match).sum() / count,
         loss_confidence=F.binary_cross_entropy_with_logits(
             correction.confidence.float(), is_match.float()) * BELIEF_WEIGHT,
         iou_before_spatial=(overlap * is_match).sum() / count,
         iou_spatial=(after * is_match).sum() / count)
+    if correction.classes is not None:
+        losses |= _class_losses(correction.classes.float(), labels, is_match | ~is_object)
+    return losses
+
+
+def _class_losses(logits: Tensor, labels: Tensor, is_judged: Tensor) -> dict[str, Tensor]:
+    """Cross entropy of logits (K, C + 1) where is_judged (K,): boxes that half overlap an object
+    are neither the object nor background."""
+    count = is_judged.sum().clamp(min=1)
+    loss = F.cross_entropy(logits, labels, reduction='none')
+    is_right = logits.detach().argmax(1) == labels
+    return dict(loss_class=(loss * is_judged).sum() / count,
+                accuracy_class=(is_right & is_judged).sum() / count)
 
 
 def _grey_scale(sample: MovementSample) -> Tensor:

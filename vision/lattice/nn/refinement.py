@@ -2,7 +2,9 @@
 
 Scale-Time Lattice (arXiv:1804.05472) regresses four offsets from pooled features of the frame at
 the next scale. Ours runs a small network on a window around each box; the scale is the number of
-samples per window. Shape letters: K boxes, S samples per side.
+samples per window. It may also say what the object is (our addition): the frames between two
+keyframes are then looked at by something that knows the classes, too.
+Shape letters: K boxes, S samples per side, C classes.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ MAX_STEP = 0.5  # no side moves by more than this share of the box: F_S mends, i
 
 class Correction(NamedTuple):
     """edges (K, 4): moves of x1 y1 x2 y2 over the box's w and h, in ``DELTA_STD``; confidence
-    logit (K,): is there an object under the box?"""
+    logit (K,): is there an object under the box? classes (K, C + 1): logits, background last;
+    None without classes."""
 
     edges: Tensor
     confidence: Tensor
+    classes: Tensor | None
 
 
 class RefinementNet(nn.Module):
@@ -33,25 +37,29 @@ class RefinementNet(nn.Module):
     Args:
         window: side of the window over the box's side, per axis.
         samples: S, a multiple of 8; what a stage sees of an object.
+        num_classes: C, 0 when it shall not classify.
     """
 
-    def __init__(self, *, window: float = 2.0, samples: int = 64) -> None:
+    def __init__(self, *, window: float = 2.0, samples: int = 64, num_classes: int = 0) -> None:
         super().__init__()
         if samples % 8:
             raise ValueError(f'samples must be a multiple of 8, got {samples}')
-        self.window, self.samples = window, samples
+        self.window, self.samples, self.num_classes = window, samples, num_classes
         self.trunk = nn.Sequential(
             conv_block(4, 24, kernel=5, stride=2), conv_block(24, 48, stride=2),
             conv_block(48, 64), conv_block(64, 64, stride=2), conv_block(64, 48), nn.Flatten(),
             nn.Linear(48 * (samples // 8)**2, 192), nn.ReLU(inplace=True))
         self.output = nn.Linear(192, 5)
+        self.classes = nn.Linear(192, num_classes + 1) if num_classes else None
         nn.init.normal_(self.output.weight, std=0.01)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, crops: Tensor) -> Correction:
         """crops (K, 4, S, S) as ``image_crops`` gives them."""
-        output = self.output(self.trunk(crops))
-        return Correction(output[:, :4], output[:, 4])
+        features = self.trunk(crops)
+        output = self.output(features)
+        classes = self.classes(features) if self.classes is not None else None
+        return Correction(output[:, :4], output[:, 4], classes)
 
     def image_crops(self, image: Tensor, boxes: Tensor) -> Tensor:
         """(K, 4, S, S): three colours with mean 0 and deviation 1 per window, and the inside.

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import load_checkpoint
 from vision.polynet.core.arch import Arch, find_arch, path_drops, released_path_scales
 from vision.polynet.nn.blocks import Layers
+from vision.polynet.nn.pretrained import load_pretrained
 from vision.polynet.nn.trunk import CHANNELS, STRIDES, PolyNetTrunk
 from vision.registry import MODELS
+from vision.zoo import resolve
 
 NUM_LEVELS = len(CHANNELS)
 
@@ -45,6 +48,7 @@ class PolyNet(BaseModule):
         path_drop_inverted: scale kept terms up while training, instead of scaling all terms down
             at evaluation.
         norm_cfg, conv_cfg, act_cfg: as in MMDetection.
+        init_cfg: default is Kaiming for convolutions and 1 for norms; see ``init_weights``.
     """
 
     def __init__(self, arch: str | Sequence[Sequence[str]] | Arch = 'very-deep', *,
@@ -67,17 +71,40 @@ class PolyNet(BaseModule):
         self.arch, self.frozen_stages, self.norm_eval = arch, frozen_stages, norm_eval
         self.out_channels = tuple(CHANNELS[level] for level in out_indices)
         self.strides = tuple(min(STRIDES[level], output_stride) for level in out_indices)
+        self.path_drops = path_drops(arch.num_modules, path_drop_rate, path_drop_schedule)
         self.trunk = PolyNetTrunk(
             arch, out_levels=out_indices, in_channels=in_channels, share=share,
             layers=_layers(norm_cfg, conv_cfg, act_cfg, is_same=padding_mode == 'same'),
             path_scales=_scales(path_scales, residual_scale, arch.num_modules),
-            path_drops=path_drops(arch.num_modules, path_drop_rate, path_drop_schedule),
-            is_inverted=path_drop_inverted, output_stride=output_stride,
-            uses_checkpoint=with_cp)
+            path_drops=self.path_drops, is_inverted=path_drop_inverted,
+            output_stride=output_stride, uses_checkpoint=with_cp)
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.trunk(x)
+
+    def init_weights(self) -> None:
+        """As ``init_cfg`` says. ``Pretrained`` takes a file or zoo:NAME with the tensors of this
+        architecture, this repository's or the published port's, and refuses any other by name;
+        ``in_channels`` and fewer levels are adapted to."""
+        if self._is_init:
+            return
+        given = self.init_cfg
+        steps = [given] if isinstance(given, dict) else list(given)
+        pretrained = [step for step in steps if step['type'] == 'Pretrained']
+        self.init_cfg = [step for step in steps if step not in pretrained]
+        super().init_weights()
+        self.init_cfg = given
+        for step in pretrained:
+            content = load_checkpoint(resolve(step['checkpoint']))
+            load_pretrained(self.trunk, content['state_dict'], prefix=step.get('prefix'),
+                            where=step['checkpoint'])
+
+    def enable_path_drop(self, is_on: bool) -> None:
+        """Switch between the drop probabilities given and none (``PathDropHook``)."""
+        modules = [module for stage in self.trunk.stages for module in stage]
+        for module, drop in zip(modules, self.path_drops, strict=False):
+            module.drop = drop if is_on else 0.0
 
     def train(self, mode: bool = True) -> PolyNet:
         super().train(mode)
@@ -105,9 +132,12 @@ class PolyNet(BaseModule):
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """(depth, number of depths) of a parameter for layer-wise learning-rate decay: 0 the stem,
-        then the modules in order; a reduction counts with the module that follows."""
-        num_depths = self.arch.num_modules + 1
-        parts = param_name.removeprefix(prefix).removeprefix('trunk.').split('.')
+        then the modules in order; a reduction counts with the module that follows; what does not
+        begin with ``prefix`` (neck, heads) comes last."""
+        num_depths = self.arch.num_modules + 2
+        if not param_name.startswith(f'{prefix}trunk.'):
+            return num_depths - 1, num_depths
+        parts = param_name.removeprefix(f'{prefix}trunk.').split('.')
         firsts = dict(zip('abc', (0, self.arch.depths[0], sum(self.arch.depths[:2])),
                           strict=True))
         if parts[0].startswith('stage_'):
@@ -147,8 +177,12 @@ def _layers(norm_cfg: dict | None, conv_cfg: dict | None, act_cfg: dict | None, 
     norm_cfg = norm_cfg or dict(type='BN')
     act_cfg = act_cfg or dict(type='ReLU', inplace=True)
     return Layers(conv=partial(build_conv_layer, conv_cfg),
-                  norm=lambda channels: build_norm_layer(norm_cfg, channels)[1],
+                  norm=partial(_norm, norm_cfg),
                   act=partial(build_activation_layer, act_cfg), is_same=is_same)
+
+
+def _norm(norm_cfg: dict, channels: int) -> nn.Module:
+    return build_norm_layer(norm_cfg, channels)[1]
 
 
 def _default_init() -> list[dict]:

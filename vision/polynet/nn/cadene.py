@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.polynet.core.arch import PRESETS, STAGES
+from vision.polynet.nn.trunk import CHANNELS, PolyNetTrunk
 
 LEAVES = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 # Our prefix: the port's prefix, for plain convolution units.
@@ -97,6 +99,34 @@ def convert(state: Mapping[str, Tensor], *, reverse: bool = False) -> dict[str, 
             do='give the state_dict of the published port'
             + (' that this tool made from it' if reverse else ''))
     return {names[name]: tensor for name, tensor in state.items()}
+
+
+def check_shapes(state: Mapping[str, Tensor], *, num_classes: int = 1000) -> None:
+    """Compare tensors under our names with what Very Deep PolyNet has.
+
+    Raises:
+        VisionError: VIS-CKPT-057, with the first names, under both names.
+    """
+    with torch.device('meta'):
+        trunk = PolyNetTrunk(PRESETS['very-deep'])
+    shapes = {f'backbone.trunk.{name}': tensor.shape
+              for name, tensor in trunk.state_dict().items()}
+    shapes |= {'head.fc.weight': torch.Size((num_classes, CHANNELS[-1])),
+               'head.fc.bias': torch.Size((num_classes,))}
+    pairs = name_pairs()
+    wrong = [f'{pairs[name]} ({name}) {tuple(tensor.shape)} instead of {tuple(shapes[name])}'
+             for name, tensor in state.items() if tensor.shape != shapes[name]]
+    if wrong:
+        raise VisionError('VIS-CKPT-057', f'{len(wrong)} tensors have another shape than those of '
+                          'Very Deep PolyNet', why='; '.join(wrong[:3]),
+                          do='give the published weights, or say --num-classes when only the '
+                          'classifier differs')
+
+
+def missing_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zeros for the batch counters that a state under our names lacks."""
+    return {name: torch.zeros((), dtype=torch.int64) for name in name_pairs()
+            if name.endswith('num_batches_tracked') and name not in state}
 
 
 def is_port_state(state: Mapping[str, Tensor]) -> bool:

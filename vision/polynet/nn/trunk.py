@@ -45,24 +45,35 @@ def pool(layers: Layers, *, stride: int = 2) -> nn.MaxPool2d:
 
 
 class Stem(nn.Module):
-    """(B, C, H, W) -> 384 channels at stride 8; returns also levels 0 and 1 on the way."""
+    """(B, C, H, W) -> levels 0 and 1 and 384 channels at stride 8, as far as it is built.
 
-    def __init__(self, in_channels: int, layers: Layers) -> None:
+    Args:
+        num_parts: 1 builds what level 0 needs, 2 also level 1, 3 everything.
+    """
+
+    def __init__(self, in_channels: int, layers: Layers, num_parts: int = 3) -> None:
         super().__init__()
         self.entry = conv_path(in_channels, (
             ConvSpec(32, (3, 3), stride=2), ConvSpec(32, (3, 3)), ConvSpec(64, (3, 3), pad=True)),
             layers)
+        self.num_parts = num_parts
+        if num_parts == 1:
+            return
         self.mix1 = Parallel(pool(layers), conv_path(64, [ConvSpec(96, (3, 3), 2)], layers))
         self.mix2 = Parallel(
             conv_path(160, (ConvSpec(64), ConvSpec(96, (3, 3))), layers),
             conv_path(160, (ConvSpec(64), ConvSpec(64, (7, 1), pad=True),
                             ConvSpec(64, (1, 7), pad=True), ConvSpec(96, (3, 3))), layers))
+        if num_parts == 2:
+            return
         self.mix3 = Parallel(pool(layers), conv_path(192, [ConvSpec(192, (3, 3), 2)], layers))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         level0 = self.entry(x)
+        if self.num_parts == 1:
+            return (level0,)
         level1 = self.mix2(self.mix1(level0))
-        return level0, level1, self.mix3(level1)
+        return (level0, level1) if self.num_parts == 2 else (level0, level1, self.mix3(level1))
 
 
 def reduction(letter: str, layers: Layers, *, stride: int, dilation: int) -> Parallel:
@@ -115,7 +126,7 @@ class PolyNetTrunk(nn.Module):
         scales = path_scales or (1.0,) * arch.num_modules
         drops = path_drops or (0.0,) * arch.num_modules
         dilations = {32: (1, 1, 1), 16: (1, 1, 2), 8: (1, 2, 4)}[output_stride]
-        self.stem = Stem(in_channels, layers)
+        self.stem = Stem(in_channels, layers, num_parts=min(max(self.out_levels) + 1, 3))
         first = 0
         for index, (letter, names) in enumerate(zip(STAGES, arch.stages, strict=True)):
             if index + 2 > max(self.out_levels):
@@ -145,8 +156,9 @@ class PolyNetTrunk(nn.Module):
                 'without padding', why=f'below {SMALLEST_INPUT} pixels the map of stage C is '
                 'empty', do=f"make it at least {SMALLEST_INPUT} pixels, or build with "
                 "padding_mode='same'")
-        level0, level1, x = self.stem(x)
-        levels = [level0, level1]
+        *levels, x = self.stem(x)
+        if self.stem.num_parts < 3:  # nothing above is asked for
+            levels.append(x)
         for index, stage in enumerate(self.stages):
             if index > 0:
                 x = getattr(self, f'reduction_{STAGES[index - 1]}')(x)

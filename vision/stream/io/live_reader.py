@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import av
@@ -16,9 +17,10 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.stream.io.sources import SourceFrame, fit
+from vision.stream.io.sources import LIVE, SourceFrame, fit
 
 BACK_OFF_S, MAX_BACK_OFF_S = 0.5, 10.0
+TELL_LOSS_S = 2.0  # frames that came so soon after a loss say so
 
 
 class CaptureError(Exception):
@@ -64,12 +66,13 @@ class NetworkCapture:
 
 
 class CameraCapture:
-    """A camera by its number through OpenCV."""
+    """A camera by its number through OpenCV; ``open_device`` makes what OpenCV reads from."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int,
+                 open_device: Callable[[int], cv2.VideoCapture] = cv2.VideoCapture) -> None:
         # OpenCV's own lines about each way it tries would bury the one error of ours.
         cv2.setLogLevel(0)
-        self._camera = cv2.VideoCapture(index)
+        self._camera = open_device(index)
         if not self._camera.isOpened():
             self._camera.release()
             raise CaptureError(f'camera {index} does not open')
@@ -84,21 +87,38 @@ class CameraCapture:
         self._camera.release()
 
 
-def require_camera(index: int) -> None:
-    """Refuse a camera that is not there, listing what was tried and what is there."""
+def require_camera(index: int,
+                   open_device: Callable[[int], cv2.VideoCapture] = cv2.VideoCapture) -> None:
+    """Refuse a camera that is not there or shows nothing, listing what was tried and is there."""
+    camera = None
     try:
-        CameraCapture(index).close()
+        camera = CameraCapture(index, open_device)
+        camera.read()
     except CaptureError as error:
         found = sorted(glob.glob('/dev/video*'))
         path = f'/dev/video{index}'
-        why = 'no permission to read it' if path in found and not os.access(path, os.R_OK) \
-            else 'it is not there or another program uses it'
+        if camera is not None:
+            why = 'it opens, and is no picture source: many cameras have a second number beside ' \
+                'theirs for other data; or another program uses it'
+        elif path in found and not os.access(path, os.R_OK):
+            why = 'no permission to read it (group video)'
+        else:
+            why = 'another program uses it, or it is no camera' if path in found \
+                else 'there is no such device'
         raise VisionError(
-            'VIS-VIDEO-510', f'camera {index} cannot be opened', why=f'{why} ({error})',
+            'VIS-VIDEO-510', f'camera {index} cannot be used', why=f'{why} ({error})',
             where=f'tried OpenCV index {index} and {path}; devices found: '
-                  f'{", ".join(found) or "none"}',
+                  f'{", ".join(map(_with_name, found)) or "none"}',
             do='name another camera, a video file, a folder of frames or an rtsp:// address'
         ) from error
+    finally:
+        if camera is not None:
+            camera.close()
+
+
+def _with_name(device: str) -> str:
+    name = Path('/sys/class/video4linux', Path(device).name, 'name')
+    return f'{device} ({name.read_text().strip()})' if name.is_file() else device
 
 
 class LiveReader:
@@ -106,7 +126,8 @@ class LiveReader:
 
     After a loss it opens the stream again, waiting 0.5 s, then twice as long each time up to
     10 s; frames after a reconnection are rescaled to the first size. ``max_reconnect`` failures
-    in a row end it, with ``problem`` set.
+    in a row end it, with ``problem`` set. Each frame has the status of its moment: ``live``, or
+    for two seconds after a loss how long nothing came, and why.
 
     Args:
         open_capture: makes a new connection; raises CaptureError.
@@ -134,6 +155,10 @@ class LiveReader:
         self.num_dropped = self.num_reconnects = self.num_read = 0
         self.status = 'connecting'
         self.problem: VisionError | None = None
+        # Called by whoever iterates, with the status, while it waits for a lost stream.
+        self.on_wait: Callable[[str], None] = lambda status: None
+        self._loss = ''
+        self._last_arrival_s = self._told_until_s = 0.0
 
     def stop(self) -> None:
         """End the iteration soon; safe from a signal handler."""
@@ -157,7 +182,8 @@ class LiveReader:
             while not self._queue:
                 if self._is_done or self._stop.is_set():
                     return None
-                self._changed.wait(0.1)
+                if not self._changed.wait(0.1) and self.num_reconnects:
+                    self.on_wait(self.status)
             return self._queue.popleft()
 
     def _read_all(self) -> None:
@@ -176,6 +202,7 @@ class LiveReader:
                     return
                 wait = min(self._back_off_s * 2 ** (failures - 1), self._max_back_off_s)
                 self.status = f'reconnecting in {wait:.1f} s ({reason})'
+                self._loss = reason
                 self.num_reconnects += 1
                 self._stop.wait(wait)
         finally:
@@ -188,12 +215,12 @@ class LiveReader:
         capture = None
         try:
             capture = self._open()
-            self.status = 'live'
+            self.status = LIVE
             while not self._stop.is_set():
                 image = fit(capture.read(), self._size)
                 self._size = image.shape[:2]
                 now = time.monotonic()
-                self._put(SourceFrame(image, now - start, now))
+                self._put(SourceFrame(image, now - start, now, self._status_at(now)))
         except CaptureError as error:
             return str(error)
         finally:
@@ -201,6 +228,16 @@ class LiveReader:
                 with contextlib.suppress(Exception):  # it is lost anyway
                     capture.close()
         return ''
+
+    def _status_at(self, now_s: float) -> str:
+        """Of a frame that comes now; ``status`` is the same until the next loss."""
+        if self._loss and self._last_arrival_s:
+            self.status = f'reconnected after {now_s - self._last_arrival_s:.1f} s ({self._loss})'
+            self._told_until_s = now_s + TELL_LOSS_S
+        elif now_s > self._told_until_s:
+            self.status = LIVE
+        self._loss, self._last_arrival_s = '', now_s
+        return self.status
 
     def _put(self, frame: SourceFrame) -> None:
         with self._changed:

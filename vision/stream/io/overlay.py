@@ -9,8 +9,10 @@ import numpy as np
 import supervision as sv
 
 from vision.lattice.core.structures import FrameResult
+from vision.stream.io.sources import LIVE
 
 KEY_COLOUR, OTHER_COLOUR = (60, 200, 255), (110, 110, 110)  # BGR
+LOSS_COLOUR = (80, 80, 255)
 BAR_FRAMES, BAR_HEIGHT = 120, 6
 
 
@@ -26,7 +28,9 @@ class Overlay:
                                          smart_position=True)
         self._history: deque[bool] = deque(maxlen=BAR_FRAMES)
 
-    def draw(self, image_bgr: np.ndarray, result: FrameResult, fps: float) -> np.ndarray:
+    def draw(self, image_bgr: np.ndarray, result: FrameResult, fps: float,
+             status: str = '') -> np.ndarray:
+        """``status`` of a live source gets a line of its own unless it is ``live``."""
         self._history.append(result.is_keyframe)
         canvas, boxes = image_bgr.copy(), result.boxes
         if len(boxes):
@@ -40,16 +44,24 @@ class Overlay:
         latency = '-' if result.latency_ms is None else f'{result.latency_ms:.0f} ms'
         self._header(canvas, f'{fps:.1f} fps  {latency}  frame {result.frame_id}  '
                              f'{"KEYFRAME" if result.is_keyframe else result.source}',
-                     result.is_keyframe)
+                     KEY_COLOUR if result.is_keyframe else (255, 255, 255))
+        self.mark_status(canvas, status)
         self._bar(canvas)
         return canvas
 
+    def mark_status(self, canvas: np.ndarray, status: str) -> None:
+        """Write into the second line of a canvas that the stream is, or was, lost."""
+        if status not in ('', LIVE):
+            self._header(canvas, status, LOSS_COLOUR, line=1)
+
     @staticmethod
-    def _header(canvas: np.ndarray, text: str, is_keyframe: bool) -> None:
+    def _header(canvas: np.ndarray, text: str, colour: tuple[int, int, int],
+                line: int = 0) -> None:
         (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        cv2.rectangle(canvas, (0, 0), (width + 10, height + 10), (0, 0, 0), -1)
-        cv2.putText(canvas, text, (5, height + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.45,
-                    KEY_COLOUR if is_keyframe else (255, 255, 255), 1, cv2.LINE_AA)
+        top = line * (height + 10)
+        cv2.rectangle(canvas, (0, top), (width + 10, top + height + 10), (0, 0, 0), -1)
+        cv2.putText(canvas, text, (5, top + height + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour,
+                    1, cv2.LINE_AA)
 
     def _bar(self, canvas: np.ndarray) -> None:
         """The last frames along the lower edge, the newest at the right."""

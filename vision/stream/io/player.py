@@ -62,6 +62,9 @@ class Player:
         self._stop = threading.Event()
         self._overlay = Overlay(classes)
         self._show = options.show and self._has_display()
+        self._shown: np.ndarray | None = None
+        if source.is_live:
+            source.on_wait = self._show_waiting
         self._pending: dict[int, SourceFrame] = {}
         self._video: VideoSink | None = None
         self._tables: list[JsonLinesSink | CsvSink] = []
@@ -142,14 +145,23 @@ class Player:
             is_shown = result.boxes.scores >= self._options.score_threshold
             result = replace(result, boxes=result.boxes.select(is_shown))
             for table in self._tables:
-                table.write(result, frame.timestamp_s)
+                table.write(result, frame.timestamp_s, frame.status)
             if self._video is None and not self._show:
                 continue
-            canvas = self._overlay.draw(frame.image_bgr, result, self.session.stats().fps)
+            canvas = self._overlay.draw(frame.image_bgr, result, self.session.stats().fps,
+                                        frame.status)
             if self._video is not None:
                 self._video.write(canvas, frame.timestamp_s)
             if self._show:
+                self._shown = canvas
                 self._show_window(canvas)
+
+    def _show_waiting(self, status: str) -> None:
+        """The last picture of a lost stream, marked: a window that stands still says why."""
+        if self._show and self._shown is not None:
+            canvas = self._shown.copy()
+            self._overlay.mark_status(canvas, status)
+            self._show_window(canvas)
 
     def _show_window(self, canvas: np.ndarray) -> None:
         try:

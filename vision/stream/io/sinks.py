@@ -133,13 +133,14 @@ class VideoSink(_Renamed):
 
 
 class JsonLinesSink(_Lines):
-    """One JSON object a frame; boxes x1 y1 x2 y2 in pixels of the original frame."""
+    """One JSON object a frame; boxes x1 y1 x2 y2 in pixels of the original frame. Frames of a
+    live source have ``stream_status``."""
 
     def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
         super().__init__(path)
         self._classes = classes
 
-    def write(self, result: FrameResult, timestamp_s: float) -> None:
+    def write(self, result: FrameResult, timestamp_s: float, status: str = '') -> None:
         boxes = result.boxes
         row = dict(frame_id=result.frame_id, timestamp=round(timestamp_s, 6),
                    source=result.source, is_keyframe=result.is_keyframe,
@@ -147,20 +148,21 @@ class JsonLinesSink(_Lines):
                    boxes=boxes.boxes_xyxy.astype(float).round(2).tolist(),
                    track_ids=boxes.track_ids.tolist(),
                    scores=boxes.scores.astype(float).round(4).tolist(),
-                   labels=[self._classes[label] for label in boxes.labels])
+                   labels=[self._classes[label] for label in boxes.labels],
+                   **({'stream_status': status} if status else {}))
         with self._disk():
             self._file.write(json.dumps(row) + '\n')
 
 
 class CsvSink(_Lines):
-    """One row a box, under ``COLUMNS``; a frame without boxes has no row."""
+    """One row a box, under ``COLUMNS``; a frame without boxes has no row, a status no column."""
 
     def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
         super().__init__(path)
         self._classes, self._writer = classes, csv.writer(self._file)
         self._writer.writerow(COLUMNS)
 
-    def write(self, result: FrameResult, timestamp_s: float) -> None:
+    def write(self, result: FrameResult, timestamp_s: float, status: str = '') -> None:
         boxes = result.boxes
         for box, score, label, track in zip(boxes.boxes_xyxy, boxes.scores, boxes.labels,
                                             boxes.track_ids, strict=True):

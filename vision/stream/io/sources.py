@@ -18,6 +18,7 @@ IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
 VIDEO_SUFFIXES = {'.mp4', '.avi', '.mkv', '.webm', '.mov'}
 ADDRESS = re.compile(r'^(rtsp|rtsps|http|https)://', re.I)
 NETWORK_TIMEOUT_S = 10.0
+LIVE = 'live'
 # Containers without a frame count tell a duration only, that of their longest stream; a video
 # stream may end so much earlier before the file counts as cut short.
 END_TOLERANCE_S, END_TOLERANCE_SHARE = 1.0, 0.05
@@ -25,11 +26,13 @@ END_TOLERANCE_S, END_TOLERANCE_SHARE = 1.0, 0.05
 
 @dataclass(frozen=True, eq=False)
 class SourceFrame:
-    """Args: image_bgr (H, W, 3) uint8; timestamp_s; arrival_s on time.monotonic()."""
+    """Args: image_bgr (H, W, 3) uint8; timestamp_s; arrival_s on time.monotonic(); status of a
+    live source when the frame came: LIVE, or what was lost a moment before; '' for files."""
 
     image_bgr: np.ndarray
     timestamp_s: float
     arrival_s: float
+    status: str = ''
 
 
 def fit(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

@@ -1,0 +1,8 @@
+"""IR 6-12-6 with stage B = (3-way, mpoly-3, poly-3) x 4, on ImageNet-1k.
+
+Not trained here; what of the recipe is known: ../_base_/schedules/polynet_rmsprop.py
+"""
+
+_base_ = ['../_base_/models/polynet.py', '../_base_/datasets/imagenet1k.py',
+          '../_base_/schedules/polynet_rmsprop.py', '../_base_/runtime.py']
+model = dict(backbone=dict(arch='mixed-b'))

@@ -1,0 +1,197 @@
+"""Data sets and metrics end to end on generated pictures; glyphs on Latin and CJK fonts."""
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from vision.common.core.errors import VisionError
+from vision.faces.core.font_files import FAMILIES, find_font_files
+from vision.faces.core.insightface_bin import write_bin
+from vision.faces.core.recordio import write_face_records
+from vision.faces.core.verification import unit_rows
+from vision.faces.mm import IdentificationMetric, VerificationMetric
+from vision.registry import DATASETS
+
+NUM_PEOPLE, NUM_EACH = 6, 3
+LATIN = [dict(name=name, package='fonts-dejavu', files=[f'DejaVu{name}.ttf'], licence='free')
+         for name in ('Sans', 'Serif', 'SansMono')]
+
+
+def picture(label, number):
+    rng = np.random.default_rng([label, number])
+    return cv2.imencode('.png', rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))[1].tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for label in range(NUM_PEOPLE):
+        (tmp_path / 'faces' / f'person{label}').mkdir(parents=True)
+        for number in range(NUM_EACH):
+            path = tmp_path / 'faces' / f'person{label}' / f'{number}.png'
+            path.write_bytes(picture(label, number))
+    return tmp_path / 'faces'
+
+
+def build(**config):
+    return DATASETS.build(config)
+
+
+def contents(dataset):
+    return [(item['inputs'].numpy().tobytes(), int(item['data_samples'].gt_label))
+            for item in (dataset[position] for position in range(len(dataset)))]
+
+
+def test_folder_list_and_record_give_the_same(folder, tmp_path):
+    expected = build(type='FaceFolder', data_root=str(folder))
+    lines = [f'person{label}/{number}.png {label}\n' for label in range(NUM_PEOPLE)
+             for number in range(NUM_EACH)]
+    (tmp_path / 'list.txt').write_text(''.join(lines))
+    write_face_records(tmp_path / 'a.rec', [[picture(label, number) for number in range(NUM_EACH)]
+                                            for label in range(NUM_PEOPLE)])
+    listed = build(type='FaceList', ann_file=str(tmp_path / 'list.txt'), data_root=str(folder))
+    record = build(type='FaceRecord', path=str(tmp_path / 'a.rec'))
+    assert contents(listed) == contents(expected) == contents(record)
+    assert expected.num_classes == record.num_classes == NUM_PEOPLE
+    item = expected[4]
+    assert item['inputs'].shape == (3, 8, 8) and item['inputs'].dtype == torch.uint8
+    assert item['data_samples'].sample_idx == 4 and not item['data_samples'].is_gallery
+
+
+def test_identity_without_picture_label_gap_and_bad_picture(folder, tmp_path):
+    (tmp_path / 'list.txt').write_text('person0/0.png 0\nperson1/0.png 2\n')
+    with pytest.raises(VisionError, match='label 1 has no picture'):
+        build(type='FaceList', ann_file=str(tmp_path / 'list.txt'), data_root=str(folder))
+    (folder / 'person0' / '0.png').write_bytes(b'no picture')
+    with pytest.raises(VisionError, match=r'VIS-DATA-1075(.|\n)*person0/0.png'):
+        build(type='FaceFolder', data_root=str(folder))[0]
+    (folder / 'nobody').mkdir()
+    with pytest.raises(VisionError, match='nobody has no picture'):
+        build(type='FaceFolder', data_root=str(folder))
+
+
+def evaluate(metric, dataset, embeddings, order=None):
+    metric.dataset_meta = dataset.metainfo
+    for position in range(len(dataset)) if order is None else order:
+        sample = dataset[position]['data_samples'].to_dict()
+        metric.process({}, [dict(sample, embedding=torch.from_numpy(embeddings[position]))])
+    return metric.evaluate(len(dataset))
+
+
+def test_verification_over_pairs_and_over_a_bin(folder, tmp_path):
+    rng, lines, files, same = np.random.default_rng(0), [], [], []
+    for row in range(40):
+        one, other = rng.integers(0, NUM_PEOPLE), rng.integers(1, NUM_PEOPLE)
+        other = one if row % 2 == 0 else (one + other) % NUM_PEOPLE
+        lines.append(f'person{one}/0.png person{other}/1.png {int(row % 2 == 0)}\n')
+        files += [picture(one, 0), picture(other, 1)]
+        same.append(row % 2 == 0)
+    (tmp_path / 'pairs.txt').write_text(''.join(lines))
+    pairs = build(type='FacePairs', pairs=str(tmp_path / 'pairs.txt'), data_root=str(folder))
+    people = np.eye(NUM_PEOPLE, dtype=np.float32)
+    rows = np.stack([people[int(path[6])] for path in pairs.paths])
+    metrics = evaluate(VerificationMetric(fars=[0.1]), pairs, rows)
+    assert metrics['verification/accuracy'] == 1 and metrics['verification/tar@0.1'] == 1
+    write_bin(tmp_path / 'a.bin', files, same)
+    assert len(build(type='FaceBin', path=str(tmp_path / 'a.bin'))) == 80
+    (folder / 'person0' / '0.png').unlink()
+    with pytest.raises(VisionError, match='1 of .* pictures'):
+        build(type='FacePairs', pairs=str(tmp_path / 'pairs.txt'), data_root=str(folder))
+
+
+def test_metrics_count_each_picture_once_and_refuse_gaps(folder):
+    dataset = build(type='FaceFolder', data_root=str(folder))
+    rows = unit_rows(np.random.default_rng(1).normal(size=(len(dataset), 8)))
+    once = evaluate(IdentificationMetric(), dataset, rows)
+    order = [*range(len(dataset))][::-1] + [0, 5]
+    assert evaluate(IdentificationMetric(), dataset, rows, order) == once
+    with pytest.raises(VisionError, match='17 embeddings of 18'):
+        evaluate(IdentificationMetric(), dataset, rows, range(17))
+
+
+def test_identification_through_an_index_equals_the_exact_one(folder):
+    pytest.importorskip('faiss')
+    dataset = build(type='FaceFolder', data_root=str(folder))
+    rows = unit_rows(np.eye(NUM_PEOPLE, 8)[dataset.labels]
+                     + np.random.default_rng(2).normal(0, 0.5, (len(dataset), 8)))
+    exact = evaluate(IdentificationMetric(), dataset, rows)
+    found = evaluate(IdentificationMetric(index=dict(kind='hnsw')), dataset, rows)
+    assert found == exact and 0 < exact['identification/rank1'] < 1
+
+
+def require(names):
+    try:
+        for name in names:
+            find_font_files(FAMILIES[name])
+    except VisionError as error:
+        pytest.skip(error.what)
+
+
+def require_latin():
+    from vision.faces.mm.glyph_data import _family
+    try:
+        for value in LATIN:
+            find_font_files(_family(value))
+    except VisionError as error:
+        pytest.skip(error.what)
+
+
+def latin(split='train', **options):
+    return build(type='GlyphDataset', split=split, families=LATIN[:2], held_out=LATIN[2:],
+                 ranges=[(65, 91), (97, 123)], num_classes=30, num_unseen=5, min_families=2,
+                 **options)
+
+
+def test_latin_glyphs_have_ink_and_repeat():
+    require_latin()
+    train, val = latin(), latin('val')
+    assert len(train) == 60 and len(val) == 35 and train.num_classes == 30
+    images = np.stack([train.read(position) for position in range(60)])
+    assert images.shape == (60, 32, 32, 1) and (images.max(axis=(1, 2, 3)) > 128).all()
+    copy = pickle.loads(pickle.dumps(train))
+    assert all((copy.read(position) == images[position]).all() for position in range(60))
+    assert [val.is_gallery(position) for position in range(35)] == [True] * 30 + [False] * 5
+
+
+def test_warped_glyphs_follow_the_seed():
+    require_latin()
+    dataset = latin(pipeline=[dict(type='GlyphWarp'), dict(type='PackFaceInputs')])
+
+    def draw(seed):
+        np.random.seed(seed)
+        return dataset[7]['inputs']
+
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    assert draw(1).shape == (1, 32, 32)
+
+
+def test_prepared_glyphs_equal_drawn_ones(tmp_path, repository):
+    require_latin()
+    from vision.faces.mm.glyph_data import glyph_plan
+    from vision.faces.nn.glyph_images import write_prepared
+    plan = glyph_plan(LATIN[:2], LATIN[2:], ranges=[(65, 91), (97, 123)], num_classes=30,
+                      num_unseen=5, min_families=2)
+    write_prepared(plan, 32, tmp_path)
+    for split in ('train', 'val'):
+        drawn, prepared = latin(split), latin(split, prepared=str(tmp_path))
+        assert all((drawn.read(row) == prepared.read(row)).all() for row in range(len(drawn)))
+    with pytest.raises(VisionError, match='other size'):
+        latin(prepared=str(tmp_path), size=24)
+    (tmp_path / 'images.u8').write_bytes(b'x' * 99)
+    with pytest.raises(VisionError, match='99 bytes'):
+        latin(prepared=str(tmp_path))
+
+
+def test_cjk_glyphs_have_ink():
+    require(['noto-sans', 'hanazono', 'wqy-zenhei'])
+    dataset = build(type='GlyphDataset', families=['noto-sans', 'hanazono'], min_families=2,
+                    held_out=['wqy-zenhei'], num_classes=500, num_unseen=0)
+    assert len(dataset) == 1500  # two weights of Noto
+    assert all(dataset.read(position).max() > 128 for position in range(0, 1500, 50))
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(VisionError, match=r"'comic' is not known(.|\n)*noto-sans"):
+        build(type='GlyphDataset', families=['comic'])

@@ -1,0 +1,64 @@
+"""An RTSP stream as a camera sends it, that restarts; and cameras that open without a picture."""
+
+import threading
+
+import cv2
+import pytest
+
+from vision.common.core.errors import VisionError
+from vision.stream.io.live_reader import LiveReader, NetworkCapture, require_camera
+
+
+@pytest.fixture
+def server(mpegts):
+    import importlib.util
+    from pathlib import Path
+    spec = importlib.util.spec_from_file_location('rtsp_server',
+                                                  Path(__file__).with_name('rtsp_server.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.RtspServer(mpegts(60), seconds=1.5)
+    yield server
+    server.close()
+
+
+def test_a_camera_over_rtsp_that_restarts_is_read_again(server):
+    reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=5), server.address,
+                        back_off_s=0.05, max_back_off_s=0.1)
+    stop = threading.Timer(60, reader.stop)
+    stop.start()
+    statuses, shapes = [], set()
+    for frame in reader:
+        statuses.append(frame.status)
+        shapes.add(frame.image_bgr.shape)
+        if server.num_played >= 3 and 'reconnected' in frame.status:
+            reader.stop()
+    stop.cancel()
+    stop.join()
+    assert server.methods[:4] == ['OPTIONS', 'DESCRIBE', 'SETUP', 'PLAY']
+    assert server.num_played == 3 and shapes == {(64, 96, 3)}
+    assert reader.num_read > 60 and reader.problem is None
+    assert statuses[0] == 'live' and statuses[-1].startswith('reconnected after ')
+
+
+def test_an_address_where_nobody_listens_is_one_error():
+    reader = LiveReader(lambda: NetworkCapture('rtsp://127.0.0.1:9/x', timeout_s=1), 'x',
+                        max_reconnect=1, back_off_s=0.01)
+    assert list(reader) == []
+    assert reader.problem.code == 'VIS-NET-511' and 'refused' in reader.problem.why
+
+
+def test_a_device_that_opens_without_a_picture_is_refused(write_video, tmp_path):
+    path = str(write_video(tmp_path / 'x.mp4', num_frames=3))
+
+    def at_its_end(_index):
+        device = cv2.VideoCapture(path)
+        while device.read()[0]:
+            pass
+        return device
+
+    require_camera(0, lambda index: cv2.VideoCapture(path))
+    with pytest.raises(VisionError, match='VIS-VIDEO-510[^$]*it opens, and is no picture source'):
+        require_camera(3, at_its_end)
+    with pytest.raises(VisionError, match='VIS-VIDEO-510[^$]*there is no such device'):
+        require_camera(97)

@@ -1,0 +1,73 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vision.common.core.errors import VisionError
+from vision.common.nn.macs import counted_macs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location('get_flops',
+                                                  ROOT / 'tools' / 'analysis' / 'get_flops.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+get_flops = load_tool()
+
+
+def test_published_sizes_of_very_deep_part_by_part(tmp_path):
+    target = tmp_path / 'costs.json'
+    assert get_flops.main(['very-deep', '--json', str(target)]) == 0
+    report = json.loads(target.read_text())
+    assert report['parameters'] == 95_366_600
+    assert 2 * report['macs'] == 69_398_986_944
+    rows = {row['name'].split('.')[-1]: (row['parameters'], round(row['macs'] / 1e9, 3))
+            for row in report['rows']}
+    assert rows == {'stem': (605_728, 2.826), 'stage_a': (2_759_040, 4.159),
+                    'reduction_a': (2_902_528, 1.845), 'stage_b': (44_112_000, 21.108),
+                    'reduction_b': (3_542_784, 0.700), 'stage_c': (39_395_520, 4.060),
+                    'fc': (2_049_000, 0.002)}
+
+
+@pytest.mark.parametrize('network', ['ir-3-6-3', 'ir-3-6-3_b-poly-3', 'small'])
+def test_the_count_is_that_of_torch(network):
+    model = get_flops.build_network(network, 10)
+    costs = get_flops.count(model, 97, 131)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 97, 131, device='meta'))
+    assert 2 * sum(cost.macs for cost in costs) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize('layer', [
+    nn.Conv2d(6, 9, (1, 3), stride=2, groups=3), nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2),
+    nn.Linear(11, 5)])
+def test_layers_of_every_kind_count_as_in_torch(layer):
+    x = torch.zeros(2, 6, 10, 11)
+    with counted_macs(layer) as macs, FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert 2 * sum(macs.values()) == counter.get_total_flops()
+
+
+def test_backbone_and_neck_of_a_detector_config():
+    model = get_flops.build_network(
+        str(ROOT / 'configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'), 1)
+    costs = {cost.name: cost for cost in get_flops.count(model, 64, 96)}
+    assert costs['backbone'].macs > 0 and costs['neck'].macs > 0
+    assert sum(c.parameters for c in costs.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_what_is_neither_config_nor_preset_is_refused(tmp_path):
+    with pytest.raises(VisionError, match='VIS-CONFIG-041.*neither'):
+        get_flops.main(['very-depp'])
+    (tmp_path / 'empty.py').write_text('x = 1\n')
+    with pytest.raises(VisionError, match='VIS-CONFIG-042'):
+        get_flops.main([str(tmp_path / 'empty.py')])

@@ -1,0 +1,129 @@
+"""The published port's state_dict to our checkpoint and back, exactly."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import load_checkpoint, load_state
+from vision.polynet.core.arch import PRESETS
+from vision.polynet.nn.cadene import name_pairs
+from vision.polynet.nn.trunk import PolyNetTrunk
+from vision.registry import MODELS
+
+
+@pytest.fixture(scope='module')
+def tool(repository):
+    spec = importlib.util.spec_from_file_location(
+        'polynet_cadene', repository / 'tools' / 'model_converters' / 'polynet_cadene.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['polynet_cadene'] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def port():
+    """A random state as the port has it. Expanded single numbers: 95 million would be slow to
+    write, and torch keeps the expansion."""
+    with torch.device('meta'):
+        trunk = PolyNetTrunk(PRESETS['very-deep'])
+    shapes = {f'backbone.trunk.{name}': tensor for name, tensor in trunk.state_dict().items()}
+    shapes |= {'head.fc.weight': torch.empty(1000, 2048, device='meta'),
+               'head.fc.bias': torch.empty(1000, device='meta')}
+    torch.manual_seed(0)
+    state = {}
+    for ours, theirs in name_pairs().items():
+        shape, dtype = shapes[ours].shape, shapes[ours].dtype
+        value = torch.rand(()) if dtype == torch.float32 else torch.randint(9, ())
+        state[theirs] = value.expand(shape)
+    state['stem.conv1.0.conv.weight'] = torch.randn(32, 3, 3, 3)
+    return state
+
+
+def run(tool, state: dict, folder, *options: str) -> dict:
+    torch.save(state, folder / 'in.pth')
+    assert tool.main([str(folder / 'in.pth'), str(folder / 'out.pth'), *options]) == 0
+    return load_checkpoint(folder / 'out.pth')
+
+
+def test_round_trip_is_exact(tool, port, tmp_path):
+    content = run(tool, port, tmp_path)
+    assert len(content['state_dict']) == 3104
+    back = run(tool, content, tmp_path, '--reverse')['state_dict']
+    assert list(back) == list(port)
+    for name, tensor in port.items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
+
+
+def test_old_files_without_counters_come_back_without(tool, port, tmp_path):
+    old = {name: tensor for name, tensor in port.items() if 'num_batches' not in name}
+    content = run(tool, old, tmp_path)
+    counters = [t for name, t in content['state_dict'].items() if 'num_batches' in name]
+    assert len(counters) == 537 and not any(counters)
+    back = run(tool, content, tmp_path, '--reverse')['state_dict']
+    assert list(back) == list(old) and all(torch.equal(back[name], old[name]) for name in old)
+
+
+def test_the_result_fits_the_network_without_exception(tool, port, tmp_path):
+    state = run(tool, port, tmp_path, '--backbone-only')['state_dict']
+    assert not any(name.startswith('head') for name in state)
+    backbone = MODELS.build(dict(type='PolyNet', arch='very-deep', path_scales='released'))
+    load_state(backbone, {name.removeprefix('backbone.'): t for name, t in state.items()})
+    assert torch.equal(backbone.trunk.stem.entry[0].conv.weight, port['stem.conv1.0.conv.weight'])
+
+
+def test_the_port_itself_may_be_named_as_pretrained(port, tmp_path):
+    torch.save(port, tmp_path / 'port.pth')
+    backbone = MODELS.build(dict(type='PolyNet', arch='very-deep', out_indices=(2,), init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'port.pth'))))
+    backbone.init_weights()
+    name = 'stage_a.9.blocks.1.conv2d.bn.running_var'
+    assert torch.equal(backbone.trunk.stage_a[9].blocks[1].projection.norm.running_var, port[name])
+    other = MODELS.build(dict(type='PolyNet', arch='small', out_indices=(2,), init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'port.pth'))))
+    with pytest.raises(VisionError, match='another architecture'):
+        other.init_weights()
+
+
+def test_another_task_keeps_no_classifier_and_other_channels_adapt(tool, port, tmp_path):
+    state = run(tool, port, tmp_path, '--num-classes', '10', '--in-channels', '4')['state_dict']
+    assert 'head.fc.weight' not in state
+    stem = state['backbone.trunk.stem.entry.0.conv.weight']
+    assert stem.shape == (32, 4, 3, 3)
+    torch.testing.assert_close(stem.sum(1), port['stem.conv1.0.conv.weight'].sum(1))
+
+
+def test_a_classifier_of_ones_own_classes_is_kept(tool, port, tmp_path):
+    own = port | {'last_linear.weight': torch.zeros(10, 2048), 'last_linear.bias': torch.zeros(10)}
+    state = run(tool, own, tmp_path, '--num-classes', '10')['state_dict']
+    assert state['head.fc.weight'].shape == (10, 2048)
+    with pytest.raises(VisionError, match=r'last_linear.weight.*\(10, 2048\) instead of \(1000'):
+        run(tool, own, tmp_path)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (dict(extra=torch.zeros(1)), r'VIS-CKPT-015: 1 tensors are left over \(first: .*extra'),
+    ({'stem.conv1.0.conv.weight': torch.zeros(32, 4, 3, 3)},
+     r'(?s)VIS-CKPT-057: 1 tensors.*stem.conv1.0.conv.weight .*\(32, 4, 3, 3\) instead of'),
+    ({'stage_b.0.path1.bn_blocks.2.bias': None},
+     r'VIS-CKPT-015.*1 are missing \(first: .*stage_b.0.path1.bn_blocks.2.bias'),
+    ({'last_linear.bias': torch.zeros(999)}, '(?s)VIS-CKPT-057.*last_linear.bias')])
+def test_faults_are_named(tool, port, tmp_path, change, message):
+    state = {name: tensor for name, tensor in (port | change).items() if tensor is not None}
+    with pytest.raises(VisionError, match=message):
+        run(tool, state, tmp_path)
+    assert not (tmp_path / 'out.pth').exists()
+
+
+def test_the_wrong_direction_and_useless_options_are_refused(tool, port, tmp_path):
+    with pytest.raises(VisionError, match='VIS-CKPT-059'):
+        run(tool, port, tmp_path, '--reverse')
+    with pytest.raises(VisionError, match='(?s)VIS-CKPT-059.*conv1'):
+        run(tool, {'conv1.weight': torch.zeros(1)}, tmp_path)
+    with pytest.raises(VisionError, match='VIS-INPUT-058'):
+        run(tool, port, tmp_path, '--reverse', '--backbone-only')
+    with pytest.raises(VisionError, match='VIS-INPUT-058'):
+        run(tool, port, tmp_path, '--in-channels', '0')

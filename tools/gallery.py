@@ -1,0 +1,168 @@
+"""Enrol faces: a gallery file from folders of pictures, one folder a person.
+
+  python tools/gallery.py build people/ --out people.npz --detector yunet.onnx CONFIG CKPT
+  python tools/gallery.py add   more/   --out people.npz --detector yunet.onnx CONFIG CKPT
+  python tools/gallery.py build crops/  --out people.npz --aligned CONFIG CKPT
+  python tools/gallery.py list   people.npz
+  python tools/gallery.py check  people.npz
+  python tools/gallery.py remove people.npz NAME
+
+In each picture the largest face is found (YuNet), aligned by its five landmarks to 112 px and
+embedded. Pictures without a face are named; --strict stops there. The file keeps embeddings,
+names, file names and the hash of the embedder, no pictures. A face is personal data: enrol people
+who agreed, and delete them with "remove".
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from vision.common.core.errors import VisionError, run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest='action', required=True)
+    for action, text in (('build', 'make a new gallery'), ('add', 'enrol more people')):
+        add = actions.add_parser(action, help=text).add_argument
+        add('folder', type=Path, help='FOLDER/NAME/*.jpg')
+        add('config', help='config of a FaceRecognizer')
+        add('checkpoint', help='its weights: .pth, .safetensors or zoo:NAME')
+        add('--out', type=Path, required=True, help='the gallery file (.npz)')
+        add('--detector', type=Path, help='YuNet .onnx')
+        add('--aligned', action='store_true', help='the pictures are aligned 112 px faces already')
+        add('--min-score', type=float, default=0.7, help='weakest face (default: 0.7)')
+        add('--strict', action='store_true', help='stop at a picture without a face')
+        add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
+    for action, text in (('list', 'who is enrolled'), ('check', 'damage and doubtful rows'),
+                         ('remove', 'delete a person')):
+        sub = actions.add_parser(action, help=text)
+        sub.add_argument('gallery', type=Path, help='the gallery file')
+        if action == 'remove':
+            sub.add_argument('name')
+        if action == 'check':
+            sub.add_argument('--threshold', type=float, default=0.5, help='cosine above which two '
+                             'names look like one person (default: 0.5)')
+    parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback too')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return {'build': enrol, 'add': enrol, 'list': show, 'check': check,
+            'remove': remove}[args.action](args)
+
+
+def enrol(args: argparse.Namespace) -> int:
+    from vision.faces.core.gallery import Gallery, load_gallery
+    from vision.faces.core.image_lists import read_identity_folders
+    from vision.faces.mm.loading import embed_images, load_embedder
+    from vision.faces.nn.face_finder import embedder_hash
+    if args.action == 'build' and args.out.exists():
+        raise VisionError('VIS-CONFIG-1104', f'{args.out} exists already', why='a gallery is '
+                          'never overwritten', do='use "add", or remove the file')
+    old = load_gallery(args.out) if args.action == 'add' else None
+    found = read_identity_folders(args.folder)
+    embedder = load_embedder(args.config, args.checkpoint, device=args.device)
+    identity = embedder_hash(embedder)
+    if old is not None:
+        old.require(identity, str(args.out))  # before the work, not after it
+    crops, rows = find_faces(args, found)
+    names = [found.names[found.labels[row]] for row in rows]
+    new = Gallery(embed_images(embedder, crops), *(_array(part) for part in (
+        names, [found.paths[row] for row in rows])), identity)
+    gallery = new if old is None else old.joined(new)
+    gallery.save(args.out)
+    print(f'{args.out}: {len(gallery.names)} faces of {len(set(gallery.names.tolist()))} people')
+    return 0
+
+
+def find_faces(args: argparse.Namespace, found) -> tuple[list, list[int]]:
+    """Aligned crops and the rows of the list that gave one."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from vision.faces.mm.datasets import read_image
+    finder = None if args.aligned else open_finder(args)
+    crops, rows, console = [], [], Console(stderr=True)
+    for row, path in enumerate(track(found.paths, description='faces', console=console)):
+        image = read_image(found.root / path)
+        crop = image if args.aligned else largest_face(finder, image)
+        if crop is not None:
+            crops.append(crop)
+            rows.append(row)
+        elif args.strict:
+            raise _no_face(path)
+        else:
+            console.print(f'WARNING no face in {path}: left out', markup=False)
+    left = sorted(set(range(len(found.names))) - {int(found.labels[row]) for row in rows})
+    if left:
+        raise _no_face(f'any picture of {found.names[left[0]]} ({len(left)} people in all)')
+    return crops, rows
+
+
+def open_finder(args: argparse.Namespace):
+    from vision.faces.nn.face_finder import FaceFinder
+    if args.detector is None:
+        raise VisionError('VIS-CONFIG-1104', 'no face detector is named', why='pictures are '
+                          'searched for faces', do='give --detector yunet.onnx, or --aligned for '
+                          'aligned faces')
+    return FaceFinder(args.detector, min_score=args.min_score)
+
+
+def largest_face(finder, image):
+    from vision.common.core.boxes import box_areas
+    from vision.faces.nn.face_finder import align_faces
+    faces = finder(image)
+    if not len(faces):
+        return None
+    best = int(box_areas(faces.boxes_xyxy).argmax())
+    return align_faces(image, faces.landmarks[best:best + 1])[0]
+
+
+def show(args: argparse.Namespace) -> int:
+    from vision.faces.core.gallery import load_gallery
+    gallery = load_gallery(args.gallery)
+    for name, count in sorted(Counter(gallery.names.tolist()).items()):
+        print(f'{count:5d}  {name}')
+    print(f'{len(gallery.names)} faces, {gallery.embeddings.shape[1]} numbers each, embedder '
+          f'{gallery.embedder[:12]}')
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    from vision.faces.core.gallery import load_gallery, suspicious_rows
+    doubts = suspicious_rows(load_gallery(args.gallery), args.threshold)
+    print('\n'.join(doubts) or 'whole; no two names look like one person')
+    return 1 if doubts else 0
+
+
+def remove(args: argparse.Namespace) -> int:
+    from vision.faces.core.gallery import load_gallery
+    old = load_gallery(args.gallery)
+    new = old.without(args.name)
+    if not len(new.names):
+        args.gallery.unlink()
+        print(f'{args.gallery}: nobody is left, the file is removed')
+        return 0
+    new.save(args.gallery)
+    print(f'{args.gallery}: {len(old.names) - len(new.names)} faces removed')
+    return 0
+
+
+def _array(values: list[str]):
+    import numpy as np
+    return np.array(values, dtype='U')
+
+
+def _no_face(where: str) -> VisionError:
+    return VisionError('VIS-DATA-1106', f'no face in {where}', why='a person needs a picture '
+                       'with a face that the detector finds', do='bring another picture, or '
+                       'lower --min-score')
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,111 @@
+"""Lists of images: one folder per class, or a file of names and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vision.common.core.errors import VisionError
+
+EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images with their classes.
+
+    Attributes:
+        classes: class names; their positions are the labels.
+        paths: (N,) paths, relative to the folder that was listed, with '/'.
+        labels: (N,) int64.
+    """
+
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
+                      extensions: Sequence[str] = EXTENSIONS) -> ImageList:
+    """Images under ``root/CLASS/``, sorted, so that the order is the same on every machine.
+
+    Args:
+        classes: folder names in the order of their labels; default: all folders, sorted.
+        extensions: lower-case endings of image files; other files are passed over.
+    Raises:
+        VisionError: VIS-DATA-1201 no such folder, VIS-DATA-1202 no class folder in it,
+            VIS-DATA-1203 classes without an image, VIS-DATA-1204 folders of classes missing.
+    """
+    root = Path(root)
+    names = class_folders(root)
+    if classes is not None:
+        missing = [name for name in classes if name not in names]
+        if missing:
+            raise VisionError('VIS-DATA-1204', f'{len(missing)} of {len(classes)} classes have no '
+                              f'folder, first {missing[0]!r}', where=str(root),
+                              do='give classes as the folders are called, or complete the data')
+        names = list(classes)
+    endings = tuple(extensions)
+    paths, labels, empty = [], [], []
+    for label, name in enumerate(names):
+        found = sorted(path.relative_to(root).as_posix() for path in (root / name).rglob('*')
+                       if path.suffix.lower() in endings and path.is_file())
+        if not found:
+            empty.append(name)
+        paths += found
+        labels += [label] * len(found)
+    if empty:
+        raise VisionError('VIS-DATA-1203', f'{len(empty)} of {len(names)} class folders hold no '
+                          f'image, first {empty[0]!r}', where=str(root / empty[0]),
+                          why=f'image files end in {", ".join(endings)}',
+                          do='remove the folder, or put its images there')
+    return ImageList(tuple(names), tuple(paths), np.asarray(labels, dtype=np.int64))
+
+
+def class_folders(root: Path) -> list[str]:
+    """Sorted names of the folders in ``root``, without hidden ones."""
+    if not root.is_dir():
+        raise VisionError('VIS-DATA-1201', f'there is no folder {root}', where=str(root),
+                          do='give data_root and data_prefix of the data set in the config')
+    names = sorted(path.name for path in root.iterdir()
+                   if path.is_dir() and not path.name.startswith('.'))
+    if not names:
+        raise VisionError('VIS-DATA-1202', f'{root} holds no class folder', where=str(root),
+                          why='each class is a folder of images', do='give the folder above the '
+                          'classes, e.g. train/ of train/CLASS/IMAGE.jpg')
+    return names
+
+
+def read_image_list(path: str | Path, *, num_classes: int) -> tuple[list[str], np.ndarray]:
+    """A text file with ``NAME LABEL`` on each line, label from 0: (names, (N,) int64 labels).
+
+    Raises:
+        VisionError: VIS-DATA-1205, the file is not there or a line is not of this form.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise VisionError('VIS-DATA-1205', f'the image list {path} cannot be read',
+                          where=str(path), why=error.strerror or str(error),
+                          do='make it with datasets/imagenet/prepare.py') from error
+    names, labels = [], []
+    for number, line in enumerate(lines, start=1):
+        name, _, label = line.strip().rpartition(' ')
+        if not name or not label.isdecimal() or int(label) >= num_classes:
+            raise VisionError('VIS-DATA-1205', f'line {number} is not NAME LABEL: {line[:80]!r}',
+                              where=f'{path}:{number}',
+                              why=f'a label is a number from 0 to {num_classes - 1}',
+                              do='make it with datasets/imagenet/prepare.py')
+        names.append(name)
+        labels.append(int(label))
+    if not names:
+        raise VisionError('VIS-DATA-1205', f'the image list {path} is empty', where=str(path),
+                          do='make it with datasets/imagenet/prepare.py')
+    return names, np.asarray(labels, dtype=np.int64)

@@ -1,0 +1,158 @@
+"""A classifier: any registered backbone, global pooling, one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vision.common.core.errors import VisionError
+from vision.registry import MODELS
+
+
+@MODELS.register_module()
+class ClsDataPreprocessor(BaseDataPreprocessor):
+    """Stacks images, optionally swaps BGR to RGB, normalises.
+
+    Inputs are (3, H, W) per sample, or (C, 3, H, W): C crops of one image, which follow each
+    other in the batch; the number of crops of a sample is its metainfo ``num_crops``.
+
+    Args:
+        mean, std: per channel, of values 0..255, in the channel order after ``to_rgb``.
+        to_rgb: images of the pipeline are BGR; the network wants RGB.
+    """
+
+    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), *,
+                 to_rgb: bool = False, non_blocking: bool = False) -> None:
+        super().__init__(non_blocking)
+        self.to_rgb = to_rgb
+        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        data = self.cast_data(data)
+        images = data['inputs']
+        if not isinstance(images, Tensor):
+            shapes = {tuple(image.shape[-2:]) for image in images}
+            if len(shapes) > 1:
+                raise VisionError('VIS-CONFIG-1221', f'images of {len(shapes)} sizes in one batch',
+                                  where=f'sizes (H, W): {sorted(shapes)[:3]}',
+                                  why='padding would change what the network sees',
+                                  do='end the pipeline with a resize or crop to one size, or use '
+                                  'batch_size=1')
+            images = torch.cat([image if image.ndim == 4 else image[None] for image in images])
+        if self.to_rgb:
+            images = images.flip(1)
+        images = (images.float() - self.mean) / self.std
+        return dict(data, inputs=images, data_samples=data.get('data_samples'))
+
+
+@MODELS.register_module()
+class LinearClsHead(BaseModule):
+    """Global average pooling, dropout and a linear layer ``fc``.
+
+    Args:
+        num_classes: classes.
+        in_channels: channels of the backbone's last map.
+        dropout: probability to drop a pooled feature while training.
+        label_smoothing: share of the target spread evenly over all classes.
+        topk: also report the accuracy of the training batch for these k; () for none.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, *, dropout: float = 0.0,
+                 label_smoothing: float = 0.0, topk: Sequence[int] = (),
+                 init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg or dict(type='Normal', layer='Linear', std=0.01))
+        for name, value in (('dropout', dropout), ('label_smoothing', label_smoothing)):
+            if not 0 <= value < 1:
+                raise VisionError('VIS-CONFIG-1222', f'{name}={value} is not possible',
+                                  where='LinearClsHead', do=f'choose 0 <= {name} < 1')
+        if topk and max(topk) > num_classes:
+            raise VisionError('VIS-CONFIG-1223', f'top-{max(topk)} of {num_classes} classes',
+                              where='LinearClsHead.topk', do='leave out a k above num_classes')
+        self.num_classes, self.label_smoothing, self.topk = num_classes, label_smoothing, topk
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(in_channels, num_classes)
+
+    def forward(self, feats: Tensor | Sequence[Tensor]) -> Tensor:
+        """(B, C, H, W), or levels of which the last is used, or (B, C) -> logits (B, K)."""
+        feat = feats if isinstance(feats, Tensor) else feats[-1]
+        pooled = feat.mean(dim=(2, 3)) if feat.ndim == 4 else feat
+        return self.fc(self.dropout(pooled))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        losses = dict(loss=functional.cross_entropy(logits.float(), labels,
+                                                    label_smoothing=self.label_smoothing))
+        for k in self.topk:
+            hits = (logits.detach().topk(k).indices == labels[:, None]).any(1)
+            losses[f'accuracy_top-{k}'] = 100 * hits.float().mean()
+        return losses
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """Image classification on MMEngine.
+
+    Args:
+        backbone, neck, head: configs; ``neck`` may be None.
+        data_preprocessor: config; ``ClsDataPreprocessor`` by default.
+        test_cfg: ``dict(crop_topk=k)``: with several crops per image, each class's score is the
+            mean of its k highest crop scores; None takes the mean over all crops.
+    Shapes: inputs (B, 3, H, W); ``mode='tensor'`` returns logits (B, num_classes).
+    """
+
+    def __init__(self, backbone: dict, head: dict, *, neck: dict | None = None,
+                 data_preprocessor: dict | None = None, test_cfg: dict | None = None,
+                 init_cfg: dict | None = None) -> None:
+        preprocessor = dict(data_preprocessor or {})
+        preprocessor.setdefault('type', 'ClsDataPreprocessor')
+        super().__init__(MODELS.build(preprocessor), init_cfg)
+        unknown = set(test_cfg or {}) - {'crop_topk'}
+        if unknown:
+            raise VisionError('VIS-CONFIG-1224', f'test_cfg has no {sorted(unknown)[0]!r}',
+                              where='ImageClassifier.test_cfg', do='it knows crop_topk')
+        self.crop_topk = (test_cfg or {}).get('crop_topk')
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck else None
+        self.head = MODELS.build(head)
+
+    def extract_feat(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        feats = self.backbone(inputs)
+        return feats if self.neck is None else self.neck(feats)
+
+    def forward(self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None,
+                mode: str = 'tensor') -> Tensor | dict | list[BaseDataElement]:
+        logits = self.head(self.extract_feat(inputs))
+        if mode == 'tensor':
+            return logits
+        if mode == 'loss':
+            labels = torch.cat([sample.gt_label.view(1) for sample in data_samples])
+            return self.head.loss(logits, labels)
+        assert mode == 'predict', mode
+        return self.predictions(logits, data_samples)
+
+    def predictions(self, logits: Tensor,
+                    data_samples: list[BaseDataElement] | None) -> list[BaseDataElement]:
+        """Samples with ``pred_score`` (num_classes,), probabilities, and ``pred_label`` (1,)."""
+        if data_samples is None:
+            data_samples = [BaseDataElement() for _ in logits]
+        counts = [sample.get('num_crops', 1) for sample in data_samples]
+        for sample, scores in zip(data_samples, logits.float().softmax(1).split(counts),
+                                  strict=True):
+            sample.pred_score = self.pooled(scores)
+            sample.pred_label = sample.pred_score.argmax().view(1)
+        return data_samples
+
+    def pooled(self, scores: Tensor) -> Tensor:
+        """(crops, num_classes) -> (num_classes,)."""
+        if self.crop_topk is None:
+            return scores.mean(0)
+        if self.crop_topk > len(scores):
+            raise VisionError('VIS-CONFIG-1225', f'crop_topk={self.crop_topk} of {len(scores)} '
+                              'crops', where='ImageClassifier.test_cfg',
+                              do='lower it, or add MultiCrop to the test pipeline')
+        return scores.topk(self.crop_topk, dim=0).values.mean(0)

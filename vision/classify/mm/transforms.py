@@ -1,0 +1,115 @@
+"""Reading, cropping and packing of images for classification.
+
+Everything else (``Resize``, ``RandomResize``, ``CenterCrop``, ``RandomFlip``) is mmcv's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.structures import BaseDataElement
+
+from vision.classify.core.crops import crop_boxes, random_area_box
+from vision.common.core.errors import VisionError
+from vision.common.core.image_bytes import what_is_cut
+from vision.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class ReadImage(BaseTransform):
+    """``img_path`` -> ``img`` (H, W, 3) uint8 BGR, with the orientation of its EXIF data.
+
+    Raises:
+        VisionError: VIS-DATA-1212, the file is missing, cut short or cannot be decoded.
+    """
+
+    def transform(self, results: dict) -> dict:
+        path = results['img_path']
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise _broken(path, error.strerror or str(error)) from error
+        reason = what_is_cut(data)
+        image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise _broken(path, reason or f'{len(data)} bytes that cannot be decoded')
+        return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+
+
+def _broken(path: str, reason: str) -> VisionError:
+    return VisionError('VIS-DATA-1212', f'the image {path} cannot be read', where=str(path),
+                       why=reason, do="get this file again; broken='skip' of the data set takes "
+                       'another image in its place and counts')
+
+
+@TRANSFORMS.register_module()
+class RandomResizedCrop(BaseTransform):
+    """A random part of the image, resized (Inception's augmentation, arXiv:1409.4842).
+
+    Args:
+        scale: side, or (width, height), of the result.
+        crop_ratio_range: area of the part over that of the image.
+        aspect_ratio_range: width over height of the part.
+    """
+
+    def __init__(self, scale: int | Sequence[int], *,
+                 crop_ratio_range: tuple[float, float] = (0.08, 1.0),
+                 aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
+        self.scale = (scale, scale) if isinstance(scale, int) else tuple(scale)
+        self.crop_ratio_range, self.aspect_ratio_range = crop_ratio_range, aspect_ratio_range
+
+    def transform(self, results: dict) -> dict:
+        image = results['img']
+        left, top, right, bottom = random_area_box(
+            image.shape[0], image.shape[1], self.crop_ratio_range, self.aspect_ratio_range,
+            np.random.uniform)
+        part = cv2.resize(image[top:bottom, left:right], self.scale)
+        return dict(results, img=part, img_shape=part.shape[:2])
+
+
+@TRANSFORMS.register_module()
+class MultiCrop(BaseTransform):
+    """Several crops of one image: ``img`` becomes (C, size, size, 3).
+
+    Args:
+        crop_size: side in pixels.
+        num_crops: 1 centre; 5 centre and corners; 10 those and their mirror images.
+    """
+
+    def __init__(self, crop_size: int, num_crops: int = 10) -> None:
+        self.crop_size, self.num_crops = crop_size, num_crops
+
+    def transform(self, results: dict) -> dict:
+        image = results['img']
+        boxes = crop_boxes(*image.shape[:2], self.crop_size, 5 if self.num_crops == 10 else
+                           self.num_crops)
+        crops = [image[top:bottom, left:right] for left, top, right, bottom in boxes]
+        if self.num_crops == 10:
+            crops += [crop[:, ::-1] for crop in crops]
+        return dict(results, img=np.stack(crops), img_shape=crops[0].shape[:2],
+                    num_crops=len(crops))
+
+
+@TRANSFORMS.register_module()
+class PackInputs(BaseTransform):
+    """``img`` -> ``inputs`` (3, H, W) uint8, or (C, 3, H, W) of crops; ``gt_label`` and metainfo
+    -> ``data_samples``, a BaseDataElement with ``gt_label`` (1,) int64."""
+
+    META_KEYS = ('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+                 'num_crops')
+
+    def __init__(self, meta_keys: Sequence[str] = META_KEYS) -> None:
+        self.meta_keys = tuple(meta_keys)
+
+    def transform(self, results: dict) -> dict:
+        image = np.ascontiguousarray(np.moveaxis(results['img'], -1, -3))
+        sample = BaseDataElement(metainfo={key: results[key] for key in self.meta_keys
+                                           if key in results})
+        if 'gt_label' in results:
+            sample.gt_label = torch.tensor([results['gt_label']], dtype=torch.int64)
+        return dict(inputs=torch.from_numpy(image), data_samples=sample)

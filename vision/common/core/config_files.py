@@ -1,0 +1,90 @@
+"""Variables of config files that nothing reads, found in the text of the files.
+
+A config file is Python: besides the keys that a run reads it may hold helper variables. One that
+is used in its own file (``train_pipeline``), or by a file that inherits (``_base_.num_classes``),
+has done its work when the file was read. Any other is a slip, or a hope: a variable of a base
+file that is set again in an inheriting file changes nothing, because the base file was read with
+its own value.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_OF_BASE = re.compile(r'_base_\.(\w+)')
+
+
+@dataclass(frozen=True)
+class Unread:
+    """``base``: the file that has used its own value of this variable already, or ''."""
+
+    key: str
+    where: str
+    base: str
+
+
+def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:
+    """Top-level names of a config file and its bases that are neither in ``read`` nor used.
+
+    Names that begin with '_' are notes and stay. Bases from installed packages (``mmdet::...``)
+    are not ours to judge (some of mmdet's hold such variables). A file that is no plain Python
+    (substitutions such as ``{{ fileDirname }}`` outside quotes) is not looked into.
+    """
+    files = list(_chain(Path(path), set()))
+    of_base = {name for _, tree in files for name in _OF_BASE.findall(ast.unparse(tree))}
+    stored = {place: _assigned(tree) for place, tree in files}
+    unread = []
+    for place, tree in files:
+        used = {node.id for node in ast.walk(tree)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        for key, line in stored[place].items():
+            if key in read or key.startswith('_') or key in used or key in of_base:
+                continue
+            base = next((str(other) for other in stored
+                         if other != place and key in stored[other]), '')
+            unread.append(Unread(key, f'{place}:{line}', base))
+    return unread
+
+
+def _chain(path: Path, seen: set[Path]) -> Iterator[tuple[Path, ast.Module]]:
+    """The file and its bases, with their trees; a base that is named twice comes once."""
+    if path.suffix != '.py' or path.resolve() in seen or not path.is_file():
+        return
+    if 'site-packages' in path.resolve().parts:
+        return
+    seen.add(path.resolve())
+    try:
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+    except SyntaxError:
+        return
+    yield path, tree
+    for base in _bases(tree):
+        if '::' not in base:
+            yield from _chain(path.parent / base, seen)
+
+
+def _bases(tree: ast.Module) -> list[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                return []
+            return [value] if isinstance(value, str) else list(value or ())
+    return []
+
+
+def _assigned(tree: ast.Module) -> dict[str, int]:
+    """Name -> line of its last assignment at the top of the file."""
+    names = {}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else \
+            [node.target] if isinstance(node, ast.AnnAssign) else []
+        for target in targets:
+            names |= {part.id: node.lineno for part in ast.walk(target)
+                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    return names

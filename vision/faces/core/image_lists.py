@@ -1,0 +1,81 @@
+"""Which picture shows whom: folders of identities, and list files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vision.common.core.errors import VisionError
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.pgm', '.webp')
+
+
+@dataclass(frozen=True)
+class LabelledPaths:
+    """Pictures relative to ``root``, their (N,) int64 labels, and a name for each label."""
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+def read_identity_folders(root: Path) -> LabelledPaths:
+    """``root/NAME/*.jpg``; labels follow the sorted names.
+
+    Raises:
+        VisionError: VIS-DATA-1075 when there is no folder, VIS-DATA-1072 names the first identity
+            without a picture.
+    """
+    root = Path(root)
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not folders:
+        raise VisionError('VIS-DATA-1075', f'no folder of an identity in {root}',
+                          why='pictures lie in ROOT/NAME/', do='check the path')
+    paths, labels = [], []
+    for label, folder in enumerate(folders):
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+        if not files:
+            raise VisionError('VIS-DATA-1072', f'{folder.name} has no picture', where=str(folder),
+                              why=f'a class needs one of {", ".join(EXTENSIONS)}',
+                              do='remove the folder or fill it')
+        paths += [f'{folder.name}/{path.name}' for path in files]
+        labels += [label] * len(files)
+    return LabelledPaths(root, tuple(paths), np.array(labels, dtype=np.int64),
+                         tuple(folder.name for folder in folders))
+
+
+def read_label_list(path: Path, root: Path) -> LabelledPaths:
+    """Lines ``path label``, labels from 0 without gaps; tabs where paths hold spaces.
+
+    Raises:
+        VisionError: VIS-DATA-1075 for a line that cannot be read, VIS-DATA-1072 for the first
+            label that no line has.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VisionError('VIS-DATA-1075', f'cannot read the list {path}: {error}',
+                          do='give a text file with lines: path label') from error
+    paths, labels = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields = line.split('\t') if '\t' in line else line.split()
+        if len(fields) != 2 or not fields[1].strip().isdigit():
+            raise VisionError('VIS-DATA-1075', f'{line[:80]!r} is not: path label',
+                              where=f'{path}, line {number}', why='a label is a whole number '
+                              'from 0', do='correct the line; use a tab when paths hold spaces')
+        paths.append(fields[0])
+        labels.append(int(fields[1]))
+    found = np.array(labels, dtype=np.int64)
+    used = np.unique(found)
+    gap = next((label for label, seen in enumerate(used) if label != seen), None)
+    if not len(used) or gap is not None:
+        raise VisionError('VIS-DATA-1072', f'label {gap or 0} has no picture', where=str(path),
+                          why='an identity without a picture would stay an untrained class',
+                          do='number the identities from 0 without gaps')
+    return LabelledPaths(Path(root), tuple(paths), found, tuple(str(label) for label in used))

@@ -1,0 +1,194 @@
+"""Data sets of labelled pictures, and of the pictures of a pair list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dataset import Compose
+from mmengine.structures import BaseDataElement
+from torch.utils.data import Dataset
+
+from vision.common.core.errors import VisionError
+from vision.faces.core.image_lists import LabelledPaths, read_identity_folders, read_label_list
+from vision.faces.core.insightface_bin import read_bin
+from vision.faces.core.pairs import read_pairs
+from vision.faces.core.recordio import FaceRecords
+from vision.registry import DATASETS, TRANSFORMS
+
+
+class LabelledImages(Dataset):
+    """Base of the room's data sets: labels in one array, pictures read one by one.
+
+    An item begins as dict(img (H, W, 3) uint8 BGR, gt_label, sample_idx, is_gallery) and goes
+    through ``pipeline``. Labels are held as an array, not as a list of dicts: millions of pictures
+    cost eight bytes each, and workers share them.
+
+    Args:
+        pipeline: transforms; default: ``PackFaceInputs`` alone.
+    """
+
+    def __init__(self, labels: np.ndarray, pipeline: Sequence[dict] | None = None, *,
+                 num_classes: int | None = None, **metainfo) -> None:
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.num_classes = int(self.labels.max()) + 1 if num_classes is None else num_classes
+        self.metainfo = dict(num_classes=self.num_classes, num_samples=len(self.labels),
+                             **metainfo)
+        self.pipeline = Compose([TRANSFORMS.build(step) for step in
+                                 pipeline or [dict(type='PackFaceInputs')]])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> dict:
+        position = int(position)
+        return self.pipeline(dict(img=self.read(position), gt_label=int(self.labels[position]),
+                                  sample_idx=position, is_gallery=self.is_gallery(position)))
+
+    def read(self, position: int) -> np.ndarray:
+        """Picture (H, W, C) uint8."""
+        raise AssertionError('a data set reads its own pictures')
+
+    def is_gallery(self, position: int) -> bool:
+        """Enrolled in identification; here: the first picture of its identity."""
+        return position == 0 or self.labels[position] != self.labels[position - 1]
+
+
+class _Files(LabelledImages):
+    def __init__(self, found: LabelledPaths, pipeline: Sequence[dict] | None) -> None:
+        super().__init__(found.labels, pipeline, num_classes=len(found.names),
+                         classes=found.names)
+        self.root, self.paths = found.root, np.array(found.paths)
+
+    def read(self, position: int) -> np.ndarray:
+        return read_image(self.root / str(self.paths[position]))
+
+
+@DATASETS.register_module()
+class FaceFolder(_Files):
+    """``data_root/NAME/*.jpg``: a folder for each identity (LFW, ORL, Omniglot, crops)."""
+
+    def __init__(self, data_root: str, pipeline: Sequence[dict] | None = None) -> None:
+        super().__init__(read_identity_folders(Path(data_root)), pipeline)
+
+
+@DATASETS.register_module()
+class FaceList(_Files):
+    """Lines ``path label`` of ``ann_file``, paths relative to ``data_root``."""
+
+    def __init__(self, ann_file: str, data_root: str,
+                 pipeline: Sequence[dict] | None = None) -> None:
+        super().__init__(read_label_list(Path(ann_file), Path(data_root)), pipeline)
+
+
+@DATASETS.register_module()
+class FaceRecord(LabelledImages):
+    """A RecordIO file ``path`` (.rec) with its index beside it."""
+
+    def __init__(self, path: str, pipeline: Sequence[dict] | None = None, *,
+                 index: str | None = None) -> None:
+        self.records = FaceRecords(Path(path), Path(index) if index else None)
+        super().__init__(self.records.labels(), pipeline, num_classes=self.records.num_classes)
+
+    def read(self, position: int) -> np.ndarray:
+        content, _ = self.records.read(position)
+        return decode_image(content, f'{self.records.reader.path}, '
+                            f'record {self.records.keys[position]}')
+
+
+@DATASETS.register_module()
+class FacePairs(LabelledImages):
+    """The distinct pictures of a pair list; ``VerificationMetric`` finds the pairs in metainfo.
+
+    Args:
+        pairs: LFW's pairs.txt or a list ``path path 0-or-1`` (``core.pairs``).
+        data_root: folder of the pictures. All of them are looked for before anything is computed.
+    """
+
+    def __init__(self, pairs: str, data_root: str,
+                 pipeline: Sequence[dict] | None = None) -> None:
+        found = read_pairs(Path(pairs))
+        self.root, self.paths = Path(data_root), found.paths
+        missing = [path for path in found.paths if not (self.root / path).is_file()]
+        if missing:
+            raise VisionError('VIS-DATA-1075', f'{len(missing)} of {len(found.paths)} pictures of '
+                              f'the pairs are not there, first: {missing[0]}', where=data_root,
+                              why='a result on a part of the pairs is not the result of the list',
+                              do='check the folder; LFW names are NAME/NAME_0001.jpg')
+        super().__init__(np.zeros(len(found.paths)), pipeline, pairs=found)
+
+    def read(self, position: int) -> np.ndarray:
+        return read_image(self.root / self.paths[position])
+
+
+@DATASETS.register_module()
+class FaceBin(LabelledImages):
+    """The pictures of an InsightFace ``.bin`` verification set."""
+
+    def __init__(self, path: str, pipeline: Sequence[dict] | None = None) -> None:
+        self.path, found = path, read_bin(Path(path))
+        self.images = found.images
+        super().__init__(np.zeros(len(found.images)), pipeline, pairs=found.pairs())
+
+    def read(self, position: int) -> np.ndarray:
+        image = self.images[position]
+        return image if isinstance(image, np.ndarray) else decode_image(
+            image, f'{self.path}, image {position}')
+
+
+@TRANSFORMS.register_module()
+class PackFaceInputs:
+    """Picture to tensor (C, H, W) uint8, labels to a data sample."""
+
+    def __call__(self, results: dict) -> dict:
+        image = results['img'] if results['img'].ndim == 3 else results['img'][:, :, None]
+        sample = BaseDataElement(gt_label=torch.tensor([results['gt_label']]))
+        sample.set_metainfo({key: results[key] for key in ('sample_idx', 'is_gallery')})
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return dict(inputs=torch.from_numpy(planes), data_samples=sample)
+
+
+@TRANSFORMS.register_module()
+class RandomMirror:
+    """Left and right exchanged in half of the pictures; for faces, not for characters."""
+
+    def __call__(self, results: dict) -> dict:
+        if np.random.random() < 0.5:
+            results['img'] = np.ascontiguousarray(results['img'][:, ::-1])
+        return results
+
+
+@TRANSFORMS.register_module()
+class ResizeSquare:
+    """Picture to ``size`` x ``size`` px; proportions are not kept."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, results: dict) -> dict:
+        smaller = results['img'].shape[0] > self.size
+        results['img'] = cv2.resize(results['img'], (self.size, self.size), interpolation=(
+            cv2.INTER_AREA if smaller else cv2.INTER_LINEAR))
+        return results
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 BGR; VIS-DATA-1075 when there is no picture."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise VisionError('VIS-DATA-1075', f'cannot read {path}: {error.strerror}',
+                          where=str(path), do='check the path') from error
+    return decode_image(content, str(path))
+
+
+def decode_image(content: bytes, where: str) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if image is None:
+        raise VisionError('VIS-DATA-1075', f'{len(content)} bytes that are no picture',
+                          where=where, why='a picture left out would change the result',
+                          do='get the file again or take it off the list')
+    return image

@@ -1,0 +1,126 @@
+"""Metrics of recognition: embeddings are collected here, the numbers come from ``core``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.evaluator import BaseMetric
+
+from vision.common.core.errors import VisionError
+from vision.faces.core.identification import (
+    Ranking,
+    rank_by_search,
+    rank_exactly,
+    rank_k,
+    tpir_at_fpir,
+)
+from vision.faces.core.pairs import random_pairs
+from vision.faces.core.verification import pair_distances, tar_at_far, ten_fold, unit_rows
+from vision.registry import METRICS
+
+
+class _EmbeddingMetric(BaseMetric):
+    """Brings the embeddings of all ranks together: each picture once, in the data set's order."""
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            label = sample['gt_label']
+            self.results.append((sample['sample_idx'], int(label), sample['is_gallery'],
+                                 sample['embedding'].float().cpu().numpy()))
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Ranks may hold unequal parts and repeat pictures; MMEngine's gathering would cut."""
+        rows = {row[0]: row for part in all_gather_object(self.results) for row in part}
+        self.results.clear()
+        metrics = [None]
+        if is_main_process():
+            metrics = [{f'{self.prefix}/{name}': value for name, value in
+                        self.compute_metrics([rows[key] for key in sorted(rows)]).items()}]
+        broadcast_object_list(metrics)
+        return metrics[0]
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        wanted = self.dataset_meta['num_samples']
+        if len(results) != wanted:
+            raise VisionError('VIS-RUN-1081', f'{len(results)} embeddings of {wanted} pictures',
+                              where=type(self).__name__, why='a result on a part of the pictures '
+                              'is not the result', do='use a sampler that serves every picture')
+        _, labels, is_gallery, embeddings = zip(*results, strict=True)
+        return self.measure(unit_rows(np.stack(embeddings)), np.array(labels),
+                            np.array(is_gallery))
+
+    def measure(self, embeddings: np.ndarray, labels: np.ndarray,
+                is_gallery: np.ndarray) -> dict[str, float]:
+        raise AssertionError('each metric measures its own')
+
+
+@METRICS.register_module()
+class VerificationMetric(_EmbeddingMetric):
+    """Ten-fold accuracy and TAR at FAR (``core.verification``).
+
+    The pairs are those of the data set (``FacePairs``, ``FaceBin``); for labelled pictures
+    ``num_pairs`` of each kind are drawn with ``seed``.
+    """
+
+    default_prefix = 'verification'
+
+    def __init__(self, fars: Sequence[float] = (1e-2,), *, num_pairs: int = 3000, seed: int = 0,
+                 collect_device: str = 'cpu', prefix: str | None = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.fars, self.num_pairs, self.seed = tuple(fars), num_pairs, seed
+
+    def measure(self, embeddings: np.ndarray, labels: np.ndarray,
+                is_gallery: np.ndarray) -> dict[str, float]:
+        pairs = self.dataset_meta.get('pairs') or random_pairs(labels, self.num_pairs,
+                                                               seed=self.seed)
+        distances = pair_distances(embeddings, pairs.first, pairs.second)
+        folds = ten_fold(distances, pairs.same, pairs.folds)
+        metrics = dict(accuracy=folds.mean, std=folds.std,
+                       threshold=float(folds.thresholds.mean()))
+        for far in self.fars:
+            metrics[f'tar@{far:g}'] = tar_at_far(-distances[pairs.same], -distances[~pairs.same],
+                                                 far).tar
+        return metrics
+
+
+@METRICS.register_module()
+class IdentificationMetric(_EmbeddingMetric):
+    """Rank-k and TPIR at FPIR; the data set says which pictures are the gallery.
+
+    Args:
+        ranks: closed set, over the probes whose identity is in the gallery.
+        fpirs: open set; needs probes without identity in the gallery.
+        index: None: exact search in blocks. A dict(kind='ivf', ...) of ``nn.faiss_index``:
+            approximate search; candidates are scored exactly, an identity that the index misses
+            counts as not found.
+        depth: candidates per probe of an approximate search.
+    """
+
+    default_prefix = 'identification'
+
+    def __init__(self, ranks: Sequence[int] = (1, 5), *, fpirs: Sequence[float] = (),
+                 index: dict | None = None, depth: int = 64, collect_device: str = 'cpu',
+                 prefix: str | None = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.ranks, self.fpirs = tuple(ranks), tuple(fpirs)
+        self.index, self.depth = index, depth
+
+    def measure(self, embeddings: np.ndarray, labels: np.ndarray,
+                is_gallery: np.ndarray) -> dict[str, float]:
+        ranking = self._rank(embeddings[is_gallery], labels[is_gallery], embeddings[~is_gallery],
+                             labels[~is_gallery])
+        metrics = {f'rank{k}': rank_k(ranking, k) for k in self.ranks}
+        rates = tpir_at_fpir(ranking, self.fpirs) if self.fpirs else []
+        return metrics | {f'tpir@{fpir:g}': rate
+                          for fpir, rate in zip(self.fpirs, rates, strict=True)}
+
+    def _rank(self, gallery: np.ndarray, names: np.ndarray, probes: np.ndarray,
+              labels: np.ndarray) -> Ranking:
+        if self.index is None:
+            return rank_exactly(gallery, names, probes, labels)
+        from vision.faces.nn.gallery_search import index_search
+        search = index_search(torch.from_numpy(gallery), **self.index)
+        return rank_by_search(search, names, probes, labels, depth=self.depth)

@@ -1,0 +1,72 @@
+"""What the dataset converters and the prepare scripts have in common: options, ends, processes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
+from vision.lattice.core.cocovid_stats import print_statistics
+
+
+def plain_parser(doc: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=doc,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def converter_parser(doc: str, source: str, *, splits: Sequence[str],
+                     default: Sequence[str]) -> argparse.ArgumentParser:
+    """-i, -o, --splits and --stats, as mmtracking's users know them."""
+    parser = plain_parser(doc)
+    parser.add_argument('-i', '--input', type=Path, required=True, help=source)
+    parser.add_argument('-o', '--output', type=Path, required=True,
+                        help='folder of the json files')
+    parser.add_argument('--splits', nargs='+', default=list(default), choices=splits,
+                        metavar='SPLIT', help=f'of {", ".join(splits)} (default: '
+                        f'{", ".join(default)})')
+    parser.add_argument('--stats', action='store_true', help='count boxes, tracks, classes')
+    return parser
+
+
+def ilsvrc_parser(doc: str, *, default: Sequence[str]) -> argparse.ArgumentParser:
+    """And --lists and --nproc, for the tree of ImageNet's archives."""
+    parser = converter_parser(doc, 'folder with Annotations, Data and Lists',
+                              splits=('train', 'val'), default=default)
+    parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')
+    parser.add_argument('--nproc', type=int, default=1, help='processes that read xml')
+    return parser
+
+
+def write_split(writer: CocoVidWriter, path: Path, left_out: str) -> Path:
+    """Write the file and say what it holds; ``left_out``: what it does not."""
+    writer.write(path)
+    print(f'{path}: ' + ', '.join(f'{n} {name}' for name, n in writer.counts().items())
+          + f'; {left_out} left out')
+    return path
+
+
+def convert_splits(args: argparse.Namespace, convert: Callable[[str], Path]) -> int:
+    """Run ``convert`` for each split of the command line; exit status."""
+    for split in args.splits:
+        path = convert(split)
+        if args.stats:
+            print_statistics(load_cocovid(path))
+    return 0
+
+
+def prepare_parser(doc: str, source: str, out: str) -> argparse.ArgumentParser:
+    parser = plain_parser(doc)
+    parser.add_argument('--source', type=Path, required=True, help=source)
+    parser.add_argument('--out', type=Path, default=Path(out),
+                        help='new folder (default: %(default)s)')
+    return parser
+
+
+def run_converter(script: Path, *arguments: str | Path) -> None:
+    """Run a converter as a process; a fault, which it has explained, ends this one too."""
+    code = subprocess.call([sys.executable, str(script), *map(str, arguments)])
+    if code:
+        sys.exit(code)
