@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
                         help=f'largest allowed difference (default {TOLERANCE})')
     parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
-    embedder = load_embedder(args.config, args.checkpoint, args.flip_fusion)
+    from vision.faces.mm.loading import load_embedder
+    embedder = load_embedder(args.config, args.checkpoint, with_flip=args.flip_fusion or None)
     unfinished = args.target.with_name(f'{args.target.name}.unfinished')
     try:
         export(embedder, unfinished, args.image_size)
@@ -52,24 +53,6 @@ def main(argv: list[str] | None = None) -> int:
         unfinished.unlink(missing_ok=True)
     print(f'{args.target}: largest difference to PyTorch {difference:.2g}')
     return 0
-
-
-def load_embedder(config: Path, checkpoint: str, with_flip: bool):
-    from mmengine.config import Config
-
-    from vision.common.nn.checkpoint import load_checkpoint, load_state
-    from vision.registry import MODELS
-    from vision.zoo import resolve
-    if not config.is_file():
-        raise VisionError('VIS-CONFIG-1008', f'there is no config {config}',
-                          where=str(config.absolute()), do='give one of configs/faces')
-    settings = dict(Config.fromfile(config).model, head=None)
-    model = MODELS.build(settings)
-    state = load_checkpoint(resolve(checkpoint))['state_dict']
-    state = {name: tensor for name, tensor in state.items() if not name.startswith('head.')}
-    load_state(model, state, where=checkpoint)
-    model.flip_fusion = model.flip_fusion or with_flip
-    return model.eval().embedder()
 
 
 def export(embedder, path: Path, image_size: int) -> None:

@@ -78,5 +78,5 @@ def test_a_graph_that_differs_is_not_kept(tool, case, tmp_path):
 
 
 def test_missing_config_is_named(tool, case, tmp_path):
-    with pytest.raises(VisionError, match='VIS-CONFIG-1008.*nowhere.py'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1083.*nowhere.py'):
         tool['main']([str(tmp_path / 'nowhere.py'), *case[1][1:]])

@@ -28,7 +28,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -242,14 +242,14 @@ def measure_selector(bench: Bench, name: str) -> dict:
         selector.upkeep.index(0)
         row |= dict(build_s=round(selector.upkeep.seconds['build'], 3),
                     extra_bytes=selector.upkeep.index(0).num_bytes + store_extra_bytes(bench))
+        row |= {f'fresh_{key}': value for key, value in fidelity(bench, selector).items()}
     row['step_ms'] = time_steps(bench, selector, None if has_index else 2)
     if has_index:
         row |= upkeep(bench, selector, row['build_s'])
-        row |= stall(bench, name, num_active, options, row['step_ms'])
-        bench.reset_rows(bench.rows)
-        selector.upkeep.renew(0)
-        row |= {f'fresh_{key}': value for key, value in fidelity(bench, selector).items()}
+        row |= stall(bench, selector, row['step_ms'])
         bench.reset_rows(moved(bench.rows, bench.args.drift, bench.generator))
+    else:
+        bench.reset_rows(bench.rows)
     return row | fidelity(bench, selector)
 
 
@@ -271,23 +271,27 @@ def upkeep(bench: Bench, selector, build_s: float) -> dict:
                 snapshot_s=round(snapshot, 3))
 
 
-def stall(bench: Bench, name: str, num_active: int, options: dict, step_ms: float) -> dict:
-    """Run through a renewal in a thread: what training waits for, per interval."""
-    lag = max(2, bench.args.steps // 2)
-    selector = bench.selector(name, num_active, **options | dict(upkeep=dict(
-        interval=lag + 2, swap_lag=lag, is_async=True, warm_every=0)))
-    keeper = selector.upkeep
-    keeper.index(0)
-    busy = []
+def stall(bench: Bench, selector, step_ms: float) -> dict:
+    """Run through a renewal in a thread: what training waits for, as a share of an interval."""
+    lag, keeper = max(2, bench.args.steps // 2), selector.upkeep
+    index, before = keeper.index(0), keeper.schedule
+    keeper.schedule = replace(before, interval=lag + 2, swap_lag=lag, is_async=True, warm_every=0)
+    keeper.set_interval(lag + 2)
+    keeper.adopt(index, 0)
+    busy_ms = []
     for number in range(2 * lag + 4):
+        if keeper.swap_step == number:
+            keeper.wait()  # a real lag is longer than this run: this is no stall
         batch, start = bench.batch(), time.perf_counter()
         bench.step(selector, number, *batch)
-        busy.append(time.perf_counter() - start)
-        if keeper._coming is not None and keeper._coming_step == number + 1:
-            keeper._coming.exception()  # a real lag is longer than this run: not the stall
-    seconds, interval_s = keeper.seconds, bench.args.interval * step_ms / 1000
-    keeper.finish()
-    return dict(stall_share=round((seconds['snapshot'] + seconds['wait']) / interval_s, 5))
+        if keeper.swap_step is not None:
+            busy_ms.append(1000 * (time.perf_counter() - start))
+    waited = keeper.seconds['snapshot'] + keeper.seconds['wait']
+    keeper.schedule = before
+    keeper.set_interval(before.interval)
+    keeper.adopt(index, 0)
+    return dict(stall_share=round(1000 * waited / (bench.args.interval * step_ms), 5),
+                step_while_building_ms=round(float(np.median(busy_ms)), 3))
 
 
 def moved(rows: Tensor, cosine: float, generator: torch.Generator) -> Tensor:

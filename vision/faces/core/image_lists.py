@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vision.classify.core.folders import list_image_folder
 from vision.common.core.errors import VisionError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.pgm', '.webp')
@@ -23,28 +24,9 @@ class LabelledPaths:
 
 
 def read_identity_folders(root: Path) -> LabelledPaths:
-    """``root/NAME/*.jpg``; labels follow the sorted names.
-
-    Raises:
-        VisionError: VIS-DATA-1075 when there is no folder, VIS-DATA-1072 names the first identity
-            without a picture.
-    """
-    root = Path(root)
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    if not folders:
-        raise VisionError('VIS-DATA-1075', f'no folder of an identity in {root}',
-                          why='pictures lie in ROOT/NAME/', do='check the path')
-    paths, labels = [], []
-    for label, folder in enumerate(folders):
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
-        if not files:
-            raise VisionError('VIS-DATA-1072', f'{folder.name} has no picture', where=str(folder),
-                              why=f'a class needs one of {", ".join(EXTENSIONS)}',
-                              do='remove the folder or fill it')
-        paths += [f'{folder.name}/{path.name}' for path in files]
-        labels += [label] * len(files)
-    return LabelledPaths(root, tuple(paths), np.array(labels, dtype=np.int64),
-                         tuple(folder.name for folder in folders))
+    """``root/NAME/*.jpg``; labels follow the sorted names. Errors: see ``list_image_folder``."""
+    found = list_image_folder(root, extensions=EXTENSIONS)
+    return LabelledPaths(Path(root), found.paths, found.labels, found.classes)
 
 
 def read_label_list(path: Path, root: Path) -> LabelledPaths:

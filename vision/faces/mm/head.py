@@ -34,7 +34,8 @@ class ActiveClassHead(BaseModule):
         in_channels: length of the embedding.
         margin: ``type`` and options of a class of ``vision.faces.nn.margins``.
         selector: ``type`` (full, random, oracle, forest, ivf, nested-ivf, hnsw, lsh, midx),
-            ``num_active`` and options of ``build_selector``.
+            ``num_active`` and options of ``build_selector``; ``adaptive``: options of
+            ``make_adaptive``, for selectors with an index.
         store: options of ``build_store``: backend, optimizer.
         num_subcentres: rows per class; the nearest of them counts (sub-centre ArcFace).
         is_cosine: False: inner products, with a plain ``Softmax``.
@@ -67,16 +68,20 @@ class ActiveClassHead(BaseModule):
         if self.store is not None:
             return
         # Here, not above: a recogniser that is only used needs neither rows nor an index.
+        from vision.faces.nn.adaptive import make_adaptive
         from vision.faces.nn.class_store import build_store
         from vision.faces.nn.selectors import build_selector
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.group.WORLD
-            self._check_ranks(device)
+            self._check_ranges(dist.get_world_size())
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
                                  device=device, group=self.group, **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
+        adaptive = options.pop('adaptive', None)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
                                        is_cosine=self.is_cosine, **options)
+        if adaptive is not None:
+            self.selector = make_adaptive(self.selector, group=self.group, **adaptive)
 
     def loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses and figures of one step.
@@ -105,8 +110,8 @@ class ActiveClassHead(BaseModule):
             matmul_dtype=self.matmul_dtype)
         if self.training and torch.is_grad_enabled():
             self.pending = rows, weights
-        figures = dict(target_probability=result.target_probability.mean(),
-                       num_active=float(len(rows) // self.num_subcentres), **stats)
+        figures = stats | dict(target_probability=result.target_probability.mean(),
+                               num_active=len(rows) // self.num_subcentres)
         return dict(loss=result.loss, **{
             name: torch.as_tensor(value, dtype=torch.float32, device=features.device)
             for name, value in figures.items()})
@@ -127,9 +132,16 @@ class ActiveClassHead(BaseModule):
         """Leave the rows of the last loss as they are: its gradients were not finite."""
         self.pending = None
 
-    def rows_state(self) -> dict[str, Any] | None:
-        """Rows, optimizer and selector of all ranks, on rank 0; None elsewhere. Collective."""
+    def rows_state(self, *, renews_selector: bool = True) -> dict[str, Any] | None:
+        """Rows, optimizer and selector of all ranks, on rank 0; None elsewhere. Collective.
+
+        Args:
+            renews_selector: let the running selector go on from its own state, too. An index
+                saves its centroids and not its lists; read back, these hold the rows as of now.
+        """
         state = dict(store=self.store.state_dict(), selector=self.selector.state_dict())
+        if renews_selector:
+            self.selector.load_state_dict(state['selector'])
         states = [state]
         if self.group is not None:
             states = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -186,16 +198,14 @@ class ActiveClassHead(BaseModule):
                               f'{self.num_classes - 1}', do='set head.num_classes to the number '
                               'of identities of the data set')
 
-    def _check_ranks(self, device: torch.device | str) -> None:
-        mine = torch.tensor([self.num_classes, self.dim, self.num_subcentres], device=device)
-        low, high = mine.clone(), mine.clone()
-        dist.all_reduce(low, dist.ReduceOp.MIN, group=self.group)
-        dist.all_reduce(high, dist.ReduceOp.MAX, group=self.group)
-        if not torch.equal(low, high):
-            raise VisionError('VIS-DIST-1015', 'ranks disagree on classes, dimensions or '
-                              f'sub-centres: from {low.tolist()} to {high.tolist()}',
-                              where='model.head', why='rows are cut into ranges by these',
-                              do='start all processes with the same config and the same data')
+    def _check_ranges(self, world: int) -> None:
+        """Each rank has whole classes only, which with sub-centres is not so by itself."""
+        if self.num_subcentres > 1 and self.num_classes % world:
+            raise VisionError('VIS-DIST-1015', f'{self.num_classes} classes with '
+                              f'{self.num_subcentres} rows each over {world} ranks',
+                              where='head.num_subcentres', why='the rows of a class would lie on '
+                              'two ranks', do=f'make num_classes a multiple of {world}: classes '
+                              'without images do no harm')
 
 
 def _check(num_classes: int, num_subcentres: int, correction: str, selector: dict,

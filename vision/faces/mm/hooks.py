@@ -22,11 +22,18 @@ class ActiveClassHook(Hook):
     too large loss scale) is left out here too. Checkpoints get an entry ``active_class`` with the
     rows of all ranks, in one file, so that a run goes on with any number of ranks; for that, rank
     0 needs host memory for all rows and their optimizer state.
+
+    Args:
+        is_exact: a run resumed by as many ranks equals the run that wrote the checkpoint and went
+            on, bit for bit, with every selector: that run, too, goes on with an index read back
+            from its state, which costs one assignment of all rows per checkpoint. Without it a
+            resumed run has a fresher index than the other.
     """
 
     priority = 'NORMAL'  # after NonFiniteHook, before the schedulers and the checkpoints
 
-    def __init__(self) -> None:
+    def __init__(self, is_exact: bool = True) -> None:
+        self.is_exact = is_exact
         self._loaded: dict[str, Any] | None = None
         self._to_save: dict[str, Any] | None = None
         self._scale, self._num_skipped = 1.0, 0
@@ -72,7 +79,7 @@ class ActiveClassHook(Hook):
 
     def gather_checkpoint(self, runner) -> None:
         """Called by ExactRunner on every rank, before rank 0 writes a checkpoint."""
-        self._to_save = self._head(runner).rows_state()
+        self._to_save = self._head(runner).rows_state(renews_selector=self.is_exact)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint['active_class'], self._to_save = self._to_save, None

@@ -1,4 +1,4 @@
-"""Faces in a picture (OpenCV's YuNet), aligned crops, and their embeddings."""
+"""Faces in a picture (YuNet), aligned crops, and their embeddings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.alignment import similarity_transforms, template
+from vision.faces.core.yunet import STRIDES, decode_faces
 
-NMS_IOU = 0.3  # OpenCV's default for this detector
 MAX_SIDE = 1280  # larger pictures are searched smaller; faces above 10 px there are found
 
 
@@ -31,25 +31,35 @@ class Faces:
 
 
 class FaceFinder:
-    """YuNet through ``cv2.FaceDetectorYN``.
+    """YuNet in onnxruntime. (OpenCV 4.11 cannot read the network with free input size.)
 
     Args:
-        weights: .onnx of YuNet.
+        weights: .onnx of YuNet, with outputs cls_8 ... kps_32.
         min_score: faces below it are left out.
     Raises:
-        VisionError: VIS-CKPT-1103 when the file is absent or OpenCV cannot use it.
+        VisionError: VIS-CKPT-1103 when the file is absent or another network, VIS-ENV-1107 without
+            onnxruntime.
     """
 
     def __init__(self, weights: Path, *, min_score: float = 0.7) -> None:
+        self.min_score = min_score
         try:
-            if not Path(weights).is_file():
-                raise FileNotFoundError(f'there is no file {weights}')
-            self._net = cv2.FaceDetectorYN.create(str(weights), '', (320, 320), min_score,
-                                                  NMS_IOU, 5000)
-        except (OSError, cv2.error, AttributeError) as error:
-            raise VisionError('VIS-CKPT-1103', f'no face detector: {error}', where=str(weights),
-                              why='a YuNet .onnx and OpenCV 4.8 or newer are needed',
-                              do='get yunet_n_dynamic.onnx of libfacedetection.train') from error
+            import onnxruntime
+        except ImportError as error:
+            raise VisionError('VIS-ENV-1107', 'the package onnxruntime is not installed',
+                              why=str(error), do='pip install onnxruntime') from error
+        if not Path(weights).is_file():
+            raise _no_detector(weights, 'there is no such file')
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # its warnings about unused parts help nobody
+        try:
+            self._net = onnxruntime.InferenceSession(str(weights), options,
+                                                     providers=['CPUExecutionProvider'])
+        except Exception as error:  # onnxruntime has an exception class for each fault
+            raise _no_detector(weights, str(error)) from error
+        self._outputs = [output.name for output in self._net.get_outputs()]
+        if not {'cls_8', 'obj_16', 'bbox_32', 'kps_32'} <= set(self._outputs):
+            raise _no_detector(weights, f'its outputs are {", ".join(self._outputs)}')
 
     def __call__(self, image_bgr: np.ndarray) -> Faces:
         """All faces of a picture (H, W, 3) uint8, in its own pixels."""
@@ -58,13 +68,14 @@ class FaceFinder:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = image_bgr if scale == 1 else cv2.resize(image_bgr, size,
                                                         interpolation=cv2.INTER_AREA)
-        self._net.setInputSize(size)
-        _, rows = self._net.detect(small)
-        rows = np.zeros((0, 15), dtype=np.float32) if rows is None else rows
-        rows = rows[np.argsort(-rows[:, 14], kind='stable')]
-        boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1) / scale
-        boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
-        return Faces(boxes, rows[:, 4:14].reshape(-1, 5, 2) / scale, rows[:, 14])
+        bottom, right = -size[1] % STRIDES[-1], -size[0] % STRIDES[-1]
+        padded = cv2.copyMakeBorder(small, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
+        planes = padded.transpose(2, 0, 1)[None].astype(np.float32)
+        values = self._net.run(self._outputs, {self._net.get_inputs()[0].name: planes})
+        boxes, points, scores = decode_faces(dict(zip(self._outputs, values, strict=True)),
+                                             padded.shape[1], min_score=self.min_score)
+        boxes = np.clip(boxes / scale, 0, [width, height, width, height]).astype(np.float32)
+        return Faces(boxes, points / scale, scores)
 
 
 def align_faces(image_bgr: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
@@ -83,3 +94,8 @@ def embedder_hash(embedder: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _no_detector(weights: Path, why: str) -> VisionError:
+    return VisionError('VIS-CKPT-1103', 'no face detector', where=str(weights), why=why,
+                       do='get yunet_n_dynamic.onnx of ShiqiYu/libfacedetection.train')

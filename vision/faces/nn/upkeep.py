@@ -100,6 +100,12 @@ class IndexUpkeep:
             self.seconds['build'] += time.perf_counter() - start
         return self._index
 
+    def adopt(self, index, step: int) -> None:
+        """Use this index from now on, as if it had been built at ``step``; drops one under way."""
+        self.finish()
+        self._index, self._built_step = index, step
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+
     def after_update(self, rows: Tensor, step: int, first: Tensor | None = None) -> None:
         """To be called when the optimizer has changed ``rows`` (local ids) at ``step``.
 
@@ -113,6 +119,16 @@ class IndexUpkeep:
         self._put_touched(rows if first is None else torch.cat([first, rows]))
         if self._coming is None and step - self._built_step >= self.interval:
             self._begin(step)
+
+    @property
+    def swap_step(self) -> int | None:
+        """Step at which the index under way will be used; None: none is."""
+        return None if self._coming is None else self._coming_step
+
+    def wait(self) -> None:
+        """Until the index under way is built; it is still used from ``swap_step`` only."""
+        if self._coming is not None:
+            self._coming.exception()
 
     def drift(self) -> float:
         """Mean of 1 - cosine between sampled rows now and in the snapshot of the index."""
