@@ -131,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--rows', type=Path, help='trained class rows instead of synthetic ones')
     add('--dim', type=int, default=128)
     add('--batch', type=int, default=256)
-    add('--active', type=float, nargs='+', default=[0.02, 0.008],
+    add('--active', type=float, nargs='+', default=[0.02, 0.005],
         help='share of active rows: below 300,000 classes, and above')
     add('--selectors', nargs='+', choices=NAMES,
         help='default: all, above 300,000 classes those that are built in a minute')

@@ -78,7 +78,7 @@ class IndexSpec:
         if self.num_lists:
             return self.num_lists
         factor = 8 if self.kind == 'nested-ivf' else 4
-        return max(1, 1 << int(np.log2(max(1.0, factor * num_rows**0.5))))
+        return 1 << round(np.log2(max(1.0, factor * num_rows**0.5)))
 
 
 def load_faiss() -> ModuleType:
