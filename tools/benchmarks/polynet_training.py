@@ -40,8 +40,8 @@ POLY = Arch((('mpoly-2',), ('mpoly-3',) * 2, ('mpoly-2',)))
 ARCHS = {'twin': uniform(1, 2, 1), 'poly': POLY, 'inserted': POLY,
          'deeper-twin': uniform(2, 6, 2)}
 SIZE, STORED = 40, 45  # training crops out of images stored at 45 px; the centre is judged
-# AdamW, our choice: SGD at 0.02 begins with losses above 14, since nothing normalises the 2048
-# features before the classifier, and needs most of the epochs to come back.
+# AdamW, our choice, not tuned: SGD at 0.02 begins with losses above 14 and needs most of the
+# epochs to come back (why was not tested).
 BATCH, LR, WEIGHT_DECAY = 16, 5e-4, 0.05
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
