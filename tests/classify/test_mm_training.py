@@ -30,6 +30,7 @@ _base_ = [{str(ROOT / 'configs/polynet/polynet-small_imagenette160.py')!r}]
 model = dict(backbone=dict(arch=[['1-way']] * 3), head=dict(num_classes=3))
 val_evaluator = dict(topk=(1, 2))
 test_evaluator = dict(topk=(1, 2))
+optim_wrapper = dict(optimizer=dict(lr=0.005))  # 24 images: no warm-up to 0.05
 param_scheduler = [dict(type='ConstantLR', factor=1.0)]
 train_cfg = dict(max_epochs=4, val_interval=4)
 ''')

@@ -224,6 +224,12 @@ class ExactRunner(Runner):
         now = self._steps_of()
         if before is None or before == now:
             return
+        if None is not _samples_of_a_step(before) == _samples_of_a_step(now):
+            self.logger.warning(
+                f'resumed with {now["processes"]} processes instead of {before["processes"]}: '
+                'each step has the same samples as before, but augmentation and dropout are '
+                'drawn by process, so the run ends as the uninterrupted one only without them')
+            return
         changes = [f'{name} {before.get(name)} -> {now[name]}' for name in now
                    if before.get(name) != now[name]]
         raise VisionError(
@@ -368,3 +374,10 @@ def _load_schedulers(schedulers: list | dict, states: list | dict) -> None:
         return
     for scheduler, state in zip(schedulers, states, strict=True):
         scheduler.load_state_dict(state)
+
+
+def _samples_of_a_step(steps: dict[str, int | None]) -> tuple[int, int] | None:
+    """(samples of a step over all processes, samples of the data set), or None: not known."""
+    if not steps.get('batch_size'):
+        return None
+    return steps['processes'] * steps['batch_size'], steps['samples']
