@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,3 +23,13 @@ def shared_data() -> Path:
 @pytest.fixture(scope='session')
 def repository() -> Path:
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_by_runners():
+    """A runner leaves process-wide instances behind: its default scope would decide where the
+    next test's names are looked up, and one that starts within the same second would log into
+    its folder."""
+    yield
+    for kind in (DefaultScope, MessageHub, MMLogger, Visualizer):
+        kind._instance_dict.clear()

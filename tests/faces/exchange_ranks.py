@@ -127,6 +127,7 @@ def main(rank, world, folder):
         stores, others = passed
     result.update(mixed=mixed, mixed_rows=class_rows(stores).tolist())
     Path(folder, f'{rank}.json').write_text(json.dumps(result))
+    dist.barrier()  # a rank that leaves while another still reads aborts it
     dist.destroy_process_group()
 
 

@@ -218,6 +218,7 @@ for name in sys.argv[2].split(','):
     result.loss.backward()
     torch.save(dict(loss=result.loss.detach(), features=mine.grad, rows=rows.grad,
                     buffers=dict(margin.named_buffers())), f'{sys.argv[1]}/{name}_{rank}.pt')
+dist.barrier()  # a rank that leaves while another still reads aborts it
 dist.destroy_process_group()
 """
 NAMES = ('Softmax', 'ArcFace', 'AdaFace', 'CurricularFace')
