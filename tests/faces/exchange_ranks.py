@@ -7,6 +7,7 @@ way, unequal batches of which some are empty, and ranks that disagree.
 import copy
 import datetime
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def main(rank, world, folder):
     Path(folder, f'{rank}.json').write_text(json.dumps(result))
     dist.barrier()  # a rank that leaves while another still reads aborts it
     dist.destroy_process_group()
+    os._exit(0)  # torch's gloo now and then aborts while Python shuts down, all work done
 
 
 if __name__ == '__main__':
