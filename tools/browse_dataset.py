@@ -22,8 +22,8 @@ import supervision as sv
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoFrame, CocoVid, load_cocovid
-from vision.lattice.nn.frame_files import read_frame
 
 TILE_WIDTH = 320
 
@@ -80,7 +80,7 @@ def draw_sheet(data: CocoVid, images: Path, *, rows: int, columns: int) -> np.nd
         tiles = []
         for index in np.linspace(0, len(video) - 1, columns).astype(int):
             frame = video.frame(int(index))
-            tile = painter.draw(read_frame(images / frame.file_name), frame)
+            tile = painter.draw(read_image(images / frame.file_name), frame)
             height = max(1, round(frame.height * TILE_WIDTH / frame.width))
             tile = cv2.resize(tile, (TILE_WIDTH, height), interpolation=cv2.INTER_AREA)
             text = f'{video.name} #{frame.frame_id}' + ('' if frame.is_labelled else ' unlabelled')
@@ -111,7 +111,7 @@ def write_mp4(data: CocoVid, images: Path, name: str, path: Path) -> int:
         stream.pix_fmt = 'yuv420p'
         for index in track(range(len(video)), path.name):
             frame = video.frame(index)
-            image = painter.draw(read_frame(images / frame.file_name), frame)
+            image = painter.draw(read_image(images / frame.file_name), frame)
             image = cv2.resize(image, (stream.width, stream.height)) if image.shape[:2] != (
                 stream.height, stream.width) else image
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='bgr24')

@@ -46,32 +46,65 @@ def random_video(seed, num_frames=30, num_classes=3):
     return truths, detections
 
 
-def judge(truths, detections, *, protocol, threshold, num_classes, speed=None):
-    """The rules written out, one box after the other."""
-    extra = 0 if protocol == 'coco' else 1
+def iou_of(a, b, extra):
+    w = min(a[2], b[2]) - max(a[0], b[0]) + extra
+    h = min(a[3], b[3]) - max(a[1], b[1]) + extra
+    if w <= 0 or h <= 0:
+        return 0.0
+    area = sum((x[2] - x[0] + extra) * (x[3] - x[1] + extra) for x in (a, b))
+    return w * h / (area - w * h)
 
-    def iou(a, b, extra=extra):  # motion is measured with 1 under every protocol
-        w = min(a[2], b[2]) - max(a[0], b[0]) + extra
-        h = min(a[3], b[3]) - max(a[1], b[1]) + extra
-        if w <= 0 or h <= 0:
-            return 0.0
-        area = sum((x[2] - x[0] + extra) * (x[3] - x[1] + extra) for x in (a, b))
-        return w * h / (area - w * h)
 
+def flags_of(truths, speed):
+    """For each frame, for each of its objects: is it of this speed class?"""
     tracks = {(t.video_id, i, t.frame_id): b for t in truths
               for b, i in zip(t.boxes_xyxy, t.instance_ids, strict=True)}
 
     def is_in_range(t, g):
         if speed is None:
             return True
-        values = [iou(t.boxes_xyxy[g], other, 1) for d in range(-10, 11) if d and
+        # Motion is measured with inclusive pixels under every protocol.
+        values = [iou_of(t.boxes_xyxy[g], other, 1) for d in range(-10, 11) if d and
                   (other := tracks.get((t.video_id, t.instance_ids[g], t.frame_id + d)))
                   is not None]
         low, high = SPEEDS[speed]
         return low <= (np.mean(values) if values else 0) <= high
 
-    flags = [[is_in_range(t, g) for g in range(len(t.labels))] for t in truths]
-    all_flags = [f for frame in flags for f in frame]
+    return [[is_in_range(t, g) for g in range(len(t.labels))] for t in truths]
+
+
+def wrongness(overlaps, share_of_set):
+    """How wrong an unmatched detection is; overlaps: (IoU, is of the class) of what it may be."""
+    ours = max((value for value, flag in overlaps if flag), default=-1)
+    others = max((value for value, flag in overlaps if not flag), default=-1)
+    if not overlaps:
+        return share_of_set
+    if ours != others:
+        return float(ours > others)
+    return 1 - np.mean([flag for _, flag in overlaps])
+
+
+def area_under(rows, positives, protocol):
+    """AP of (score, right, wrong)."""
+    rows = sorted(rows, key=lambda row: -row[0])
+    right = np.cumsum([row[1] for row in rows])
+    wrong = np.cumsum([row[2] for row in rows])
+    recall = right / positives
+    precision = right / np.maximum(right + wrong, 1e-300)
+    if protocol == 'coco':
+        return np.mean([max([p for p, r in zip(precision, recall, strict=True) if r >= x],
+                            default=0) for x in np.linspace(0, 1, 101)])
+    area, last = 0.0, 0.0
+    for k, r in enumerate(recall):
+        area, last = area + (r - last) * max(precision[k:]), r
+    return area
+
+
+def judge(truths, detections, *, protocol, threshold, num_classes, speed=None):
+    """The rules written out, one box after the other."""
+    extra = 0 if protocol == 'coco' else 1
+    flags = flags_of(truths, speed)
+    share_of_set = np.mean([f for frame in flags for f in frame])
     results = []
     for c in range(num_classes):
         rows = []
@@ -80,52 +113,27 @@ def judge(truths, detections, *, protocol, threshold, num_classes, speed=None):
         for t, d, frame in zip(truths, detections, flags, strict=True):
             taken = set()
             for i in sorted(np.flatnonzero(d.labels == c), key=lambda i: -d.scores[i]):
+                box = d.boxes_xyxy[i].astype(float)
                 best, best_iou = None, -1
                 for g in np.flatnonzero(t.labels == c):
                     x = t.boxes_xyxy[g]
                     w, h = x[2] - x[0] + 1, x[3] - x[1] + 1
                     limit = min(threshold, w * h / ((w + 10) * (h + 10))) \
                         if protocol == 'ilsvrc' else threshold
-                    value = iou(d.boxes_xyxy[i].astype(float), x)
+                    value = iou_of(box, x, extra)
                     if g not in taken and value >= limit and value > best_iou:
                         best, best_iou = g, value
                 if best is not None:
                     taken.add(best)
                     rows.append((d.scores[i], float(frame[best]), 0.0))
                     continue
-                wrong = 1.0
-                if speed is not None:
-                    seen = [(iou(d.boxes_xyxy[i].astype(float), x), f) for x, f, label in
+                overlaps = [(iou_of(box, x, extra), f) for x, f, label in
                             zip(t.boxes_xyxy, frame, t.labels, strict=True)
                             if protocol != 'mega' or label == c]
-                    ours, others = -1, -1
-                    for value, flag in seen:
-                        if flag:
-                            ours = max(ours, value)
-                        else:
-                            others = max(others, value)
-                    if not seen:
-                        wrong = np.mean(all_flags)
-                    elif ours != others:
-                        wrong = float(ours > others)
-                    else:
-                        wrong = 1 - np.mean([flag for _, flag in seen])
-                rows.append((d.scores[i], 0.0, wrong))
-        if not positives:
-            continue
-        rows.sort(key=lambda row: -row[0])
-        right = np.cumsum([row[1] for row in rows])
-        wrong = np.cumsum([row[2] for row in rows])
-        recall = right / positives
-        precision = right / np.maximum(right + wrong, 1e-300)
-        area, last = 0.0, 0.0
-        if protocol == 'coco':
-            area = np.mean([max([p for p, r in zip(precision, recall, strict=True) if r >= x],
-                                default=0) for x in np.linspace(0, 1, 101)])
-        else:
-            for k, r in enumerate(recall):
-                area, last = area + (r - last) * max(precision[k:]), r
-        results.append(area)
+                rows.append((d.scores[i], 0.0,
+                             1.0 if speed is None else wrongness(overlaps, share_of_set)))
+        if positives:
+            results.append(area_under(rows, positives, protocol))
     return np.mean(results)
 
 

@@ -11,9 +11,9 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoVidWriter
 from vision.lattice.mm.samplers import VideoFrameSampler
-from vision.lattice.nn.frame_files import read_frame
 from vision.registry import DATASETS, TRANSFORMS
 
 CLASSES = ('cat', 'dog')
@@ -170,7 +170,7 @@ class ReadAll:
 
     def __call__(self, video: dict) -> dict:
         return dict(video_id=video['video_id'], size=sum(
-            read_frame(frame['img_path']).size for frame in video['images']))
+            read_image(frame['img_path']).size for frame in video['images']))
 
 
 def test_skipping_draws_another_video_and_counts_until_the_limit(root):
@@ -202,7 +202,7 @@ def test_undecodable_and_absent_files_are_named(tmp_path):
     (tmp_path / 'a.jpg').write_bytes(b'hello')
     for name, text in (('a.jpg', 'cannot be decoded'), ('b.jpg', 'No such file')):
         with pytest.raises(VisionError, match=text):
-            read_frame(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.webp'])
@@ -217,12 +217,12 @@ def test_mutated_files_give_an_image_or_our_error_and_cut_ones_never_an_image(tm
             mutated[place] = rng.integers(256)
         path.write_bytes(mutated)
         try:
-            assert read_frame(path).dtype == np.uint8
+            assert read_image(path).dtype == np.uint8
         except VisionError as error:
             num_refused += error.code == 'VIS-DATA-210'
         path.write_bytes(data[:rng.integers(len(data) - 12)])
         with pytest.raises(VisionError):
-            read_frame(path)
+            read_image(path)
     assert num_refused > 0
 
 

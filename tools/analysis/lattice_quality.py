@@ -21,10 +21,10 @@ import numpy as np
 from vision.common.core.boxes import paired_iou
 from vision.common.core.errors import run_cli
 from vision.common.nn.checkpoint import load_checkpoint
+from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoFrame, load_cocovid
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.mm.networks import TorchNetworks
-from vision.lattice.mm.transforms import read_frame
 from vision.lattice.nn.propagation import PropagationNet
 from vision.lattice.nn.refinement import RefinementNet
 from vision.zoo import resolve
@@ -90,7 +90,7 @@ def measure_video(networks: TorchNetworks, frames: list[CocoFrame], folder: Path
         shared = sorted(left.keys() & middle.keys() & right.keys())
         if not shared:
             continue
-        images = [read_frame(folder / frame.file_name)
+        images = [read_image(folder / frame.file_name)
                   for frame in frames[start:start + 2 * gap + 1]]
         found = predict(networks, images, *(np.stack([end[i] for i in shared])
                                             for end in (left, right)))

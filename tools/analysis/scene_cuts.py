@@ -20,10 +20,10 @@ import numpy as np
 
 from vision.common.core.errors import run_cli
 from vision.common.core.report import write_report
+from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import load_cocovid
 from vision.lattice.core.scene_cut import SceneCutDetector
 from vision.lattice.mm.grey import grey_frame
-from vision.lattice.mm.transforms import read_frame
 
 
 def false_alarms(detector: SceneCutDetector, greys: list[np.ndarray]) -> list[int]:
@@ -42,7 +42,7 @@ def is_found(detector: SceneCutDetector, before: np.ndarray, after: np.ndarray) 
 def measure_set(detector: SceneCutDetector, ann: Path, images: Path) -> dict:
     ends, alarms, num_pairs = [], [], 0
     for video in load_cocovid(ann).videos:
-        greys = [grey_frame(read_frame(images / frame.file_name)) for frame in video.frames]
+        greys = [grey_frame(read_image(images / frame.file_name)) for frame in video.frames]
         alarms += [f'{video.name}:{i}' for i in false_alarms(detector, greys)]
         num_pairs += len(greys) - 1
         ends.append((greys[0], greys[-1]))

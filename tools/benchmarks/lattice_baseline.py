@@ -197,9 +197,9 @@ def run_video(video: CocoVideo, number: int, args: argparse.Namespace, model, cl
               replay: Replay, truths: list[TruthFrame], outcomes: dict[Setting, Outcome],
               advance) -> None:
     """Detect every frame once, then replay every setting."""
-    from vision.lattice.nn.frame_files import read_frame
+    from vision.common.nn.images import read_image
     frames = video.frames
-    images = [read_frame(str(args.images / frame.file_name)) for frame in frames]
+    images = [read_image(str(args.images / frame.file_name)) for frame in frames]
     replay.is_recording = True
     if not replay.seconds:  # the first calls of a network are slower than all others
         for image in images[:3]:

@@ -49,10 +49,12 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 def load_split(folder: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
     """All images as (N, 3, STORED, STORED) uint8 RGB, their labels and the number of classes."""
     import cv2
+
+    from vision.common.nn.images import read_image
     images = list_image_folder(folder)
     pixels = []
     for path in images.paths:
-        image = cv2.imread(str(folder / path))
+        image = read_image(folder / path)
         side = min(image.shape[:2])
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
         square = image[top:top + side, left:left + side, ::-1]

@@ -17,9 +17,9 @@ from pathlib import Path
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import Problem, check_cocovid, load_cocovid, read_json
 from vision.lattice.core.cocovid_stats import print_statistics
-from vision.lattice.nn.frame_files import read_frame
 
 
 def check_images(data: dict, folder: Path, *, decode: bool) -> list[Problem]:
@@ -32,7 +32,7 @@ def check_images(data: dict, folder: Path, *, decode: bool) -> list[Problem]:
                 problems.append(Problem('missing-image', 'images', row['id'], str(path)))
             continue
         try:
-            height, width = read_frame(path).shape[:2]
+            height, width = read_image(path).shape[:2]
         except VisionError as error:
             problems.append(Problem('broken-image', 'images', row['id'], error.what))
             continue

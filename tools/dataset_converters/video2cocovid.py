@@ -25,6 +25,7 @@ from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.new_folder import new_folder
+from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
 from vision.lattice.core.cocovid_stats import print_statistics
 from vision.lattice.core.track_files import (
@@ -33,7 +34,6 @@ from vision.lattice.core.track_files import (
     read_cvat_xml,
     read_mot_text,
 )
-from vision.lattice.nn.frame_files import read_frame
 
 JPEG_QUALITY = 95
 
@@ -114,7 +114,7 @@ def add_video(writer: CocoVidWriter, name: str, files: list[Path], fps: float | 
     Raises:
         VisionError: a track goes beyond the last frame, or has a label that is not wanted.
     """
-    height, width = read_frame(files[0]).shape[:2]
+    height, width = read_image(files[0]).shape[:2]
     writer.add_video(name, width=width, height=height, **(dict(fps=fps) if fps else {}))
     rows: list[list[tuple]] = [[] for _ in files]
     for number, one in enumerate(tracks or (), 1):

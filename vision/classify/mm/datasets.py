@@ -87,7 +87,7 @@ class ImageFolder(BaseDataset):
             return
         self.num_broken += 1
         self.broken_paths = [*self.broken_paths, error.where][-MAX_BROKEN:]
-        print_log(f'broken image {self.num_broken} is skipped: {error.where} ({error.why})',
+        print_log(f'broken image {self.num_broken} is skipped: {error.what}',
                   logger='current', level=30)
 
 

@@ -6,7 +6,6 @@ Everything else (``Resize``, ``RandomResize``, ``CenterCrop``, ``RandomFlip``) i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +14,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.structures import BaseDataElement
 
 from vision.classify.core.crops import crop_boxes, random_area_box
-from vision.common.core.errors import VisionError
-from vision.common.core.image_bytes import what_is_cut
+from vision.common.nn.images import read_image
 from vision.registry import TRANSFORMS
 
 
@@ -29,22 +27,10 @@ class ReadImage(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        path = results['img_path']
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise _broken(path, error.strerror or str(error)) from error
-        reason = what_is_cut(data)
-        image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise _broken(path, reason or f'{len(data)} bytes that cannot be decoded')
+        image = read_image(
+            results['img_path'], code='VIS-DATA-1212', do='get this file again; '
+            "broken='skip' of the data set takes another image in its place and counts")
         return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
-
-
-def _broken(path: str, reason: str) -> VisionError:
-    return VisionError('VIS-DATA-1212', f'the image {path} cannot be read', where=str(path),
-                       why=reason, do="get this file again; broken='skip' of the data set takes "
-                       'another image in its place and counts')
 
 
 @TRANSFORMS.register_module()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,17 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from vision.common.core.errors import VisionError
+from vision.common.nn import images
 from vision.faces.core.image_lists import LabelledPaths, read_identity_folders, read_label_list
 from vision.faces.core.insightface_bin import read_bin
 from vision.faces.core.pairs import read_pairs
 from vision.faces.core.recordio import FaceRecords
 from vision.registry import DATASETS, TRANSFORMS
+
+# A picture that is left out, or half grey, would change the result.
+_REFUSAL = dict(code='VIS-DATA-1075', do='get the file again or take it off the list')
+read_image = partial(images.read_image, **_REFUSAL)
+decode_image = partial(images.decode_image, **_REFUSAL)
 
 
 class LabelledImages(Dataset):
@@ -173,22 +180,3 @@ class ResizeSquare:
         results['img'] = cv2.resize(results['img'], (self.size, self.size), interpolation=(
             cv2.INTER_AREA if smaller else cv2.INTER_LINEAR))
         return results
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 BGR; VIS-DATA-1075 when there is no picture."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise VisionError('VIS-DATA-1075', f'cannot read {path}: {error.strerror}',
-                          where=str(path), do='check the path') from error
-    return decode_image(content, str(path))
-
-
-def decode_image(content: bytes, where: str) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    if image is None:
-        raise VisionError('VIS-DATA-1075', f'{len(content)} bytes that are no picture',
-                          where=where, why='a picture left out would change the result',
-                          do='get the file again or take it off the list')
-    return image

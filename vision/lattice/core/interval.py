@@ -185,19 +185,24 @@ class IntervalSolver:
         linear = between(before, after, right_weight)
         boxes, is_known = self.merge(Meeting(left, right, linear, 1 - right_weight,
                                              before.scores, after.scores, rows.labels))
-        belief = np.maximum(left.visibility, right.visibility)
+        scores = linear.scores.copy()
         is_wanted = (left.is_known | right.is_known) & is_known
         if is_wanted.any():
             self.num_refinements += 1
             merged = _as_boxes(rows, Knot(boxes, is_known, linear.scores)).select(is_wanted)
             refined = self.networks.refine(merged, span.images[node.mid], stage=node.stage)
             boxes[is_wanted] = _checked(refined.boxes_xyxy, 'refine', is_wanted.sum())
-            belief[is_wanted] *= refined.confidence
-        scores = np.where(is_wanted & ~rows.is_paired, belief, 1.0) * linear.scores
-        if is_wanted.any() and refined.class_scores is not None:
-            seen = refined.class_scores[np.arange(len(merged)), merged.labels]
-            scores[is_wanted] = np.sqrt(scores[is_wanted] * seen)
+            visibility = np.maximum(left.visibility, right.visibility)[is_wanted]
+            belief = np.where(rows.is_paired[is_wanted], 1.0, visibility * refined.confidence)
+            scores[is_wanted] = _with_opinion(scores[is_wanted] * belief, refined, merged.labels)
         return Knot(boxes, is_known, scores)
+
+
+def _with_opinion(scores: np.ndarray, refined: Refined, labels: np.ndarray) -> np.ndarray:
+    """(N,) scores with what refinement, where it classifies, gives to the boxes' classes."""
+    if refined.class_scores is None:
+        return scores
+    return np.sqrt(scores * refined.class_scores[np.arange(len(labels)), labels])
 
 
 def _checked(boxes_xyxy: np.ndarray, name: str, num_rows: int) -> np.ndarray:

@@ -14,9 +14,9 @@ from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.images import BAD_IMAGE
 from vision.lattice.core import imagenet_vid
 from vision.lattice.core.cocovid import CocoVideo, load_cocovid, match_classes, read_json
-from vision.lattice.nn.frame_files import BAD_IMAGE
 from vision.registry import DATASETS
 
 

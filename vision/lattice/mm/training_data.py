@@ -8,8 +8,8 @@ import torch
 from mmcv.transforms import BaseTransform
 
 from vision.common.core.boxes import clip_boxes, iou_matrix
+from vision.common.nn.images import read_image
 from vision.lattice.mm.grey import grey_frame, small_history
-from vision.lattice.mm.transforms import read_frame
 from vision.registry import TRANSFORMS
 
 MIN_IOU = 0.5  # a box of the detector counts from here on, and so does a jittered one
@@ -114,7 +114,8 @@ class LatticeTrainingSample(BaseTransform):
 
     def _pixels(self, paths: list[str], gap: int, rng) -> tuple[np.ndarray, np.ndarray]:
         """Grey frames (n, h, w) of the span and the colour frame in the middle."""
-        images = [read_frame(path) for path in paths]
+        images = [read_image(path, do="get this file again; on_bad_image='skip' of the data set "
+                             'leaves out and counts a few of them') for path in paths]
         greys = np.stack([grey_frame(image) for image in images])
         image = images[gap]
         if not self.photometric:

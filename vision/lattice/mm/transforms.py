@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from vision.common.core.errors import VisionError
-from vision.lattice.nn.frame_files import read_frame
+from vision.common.nn.images import read_image
 from vision.registry import TRANSFORMS
 
 
@@ -27,7 +27,7 @@ class LoadVideoFrame(BaseTransform):
             raise VisionError('VIS-CONFIG-211', 'LoadVideoFrame got a whole video',
                               why='the sampler gave a video index, not (video, frame)',
                               do='sampler=dict(type=\'VideoFrameSampler\') in the data loader')
-        image = read_frame(results['img_path'])
+        image = read_image(results['img_path'])
         wanted = results.get('height', image.shape[0]), results.get('width', image.shape[1])
         if image.shape[:2] != tuple(wanted):
             raise VisionError('VIS-DATA-212', f'image {results["img_path"]} is '

@@ -1,0 +1,45 @@
+"""Reading one image, whole or not at all (OpenCV; no torch, no framework)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vision.common.core.errors import VisionError
+from vision.common.core.image_bytes import what_is_cut
+
+BAD_IMAGE = 'VIS-DATA-210'
+
+
+def read_image(path: str | Path, *, code: str = BAD_IMAGE,
+               do: str = 'get this file again') -> np.ndarray:
+    """An image file as (H, W, 3) uint8 BGR, with the orientation of its EXIF data.
+
+    Args:
+        code, do: of the error.
+    Raises:
+        VisionError: it is not there, cut short, or cannot be decoded.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise _bad_image(str(path), error.strerror or str(error), code, do) from error
+    return decode_image(data, str(path), code=code, do=do)
+
+
+def decode_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
+                 do: str = 'get this file again') -> np.ndarray:
+    """``read_image`` of bytes; ``where`` names them in the error."""
+    reason = what_is_cut(data)
+    image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        reason = reason or f'{len(data)} bytes that cannot be decoded'
+        raise _bad_image(where, reason, code, do)
+    return image
+
+
+def _bad_image(where: str, reason: str, code: str, do: str) -> VisionError:
+    return VisionError(code, f'the image {where} cannot be read: {reason}', where=where,
+                       why='its pixels would be made up', do=do)
