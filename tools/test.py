@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         add_common_arguments,
         build_runner,
         explained,
+        leave_ranks,
         read_config,
     )
     parser = argparse.ArgumentParser(description=__doc__,
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         with atomic_write(args.out, 'w') as file:
             json.dump({name: float(value) for name, value in metrics.items()}, file, indent=1)
         print(f'metrics: {args.out}')
+    del runner
+    leave_ranks()
     return 0
 
 

@@ -48,11 +48,12 @@ def apply_options(config, args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from vision.common.mm.launch import build_runner, explained, read_config
+    from vision.common.mm.launch import build_runner, explained, leave_ranks, read_config
     config = read_config(args)
     apply_options(config, args)
     with explained(config):
         build_runner(config).train()
+    leave_ranks()
     return 0
 
 

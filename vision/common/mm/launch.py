@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import inspect
 import os
 import re
@@ -99,6 +100,18 @@ def find_classes(name: Any, scope: str | None = None) -> list[Any]:
         if cls is not None and cls not in found:
             found.append(cls)
     return found
+
+
+def leave_ranks() -> None:
+    """End of a run on several processes: they leave together.
+
+    Torch's gloo may abort a process whose group is still there, or still referred to, while
+    Python shuts down; torchrun then reports a failure of a run that has done all its work.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()  # a runner, its model and hooks refer to each other, and to the group
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def build_runner(config: Config) -> Runner:
