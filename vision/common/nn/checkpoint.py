@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -90,7 +91,7 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise VisionError(
             'VIS-CKPT-304', f'checkpoint {path.name} asks for more than tensors and plain values',
-            where=str(path), why=_first_line(error).removeprefix('Weights only load failed. '),
+            where=str(path), why=_what_it_asks_for(error),
             do='do not use it if you do not know its author; if you do, write its state_dict '
             'alone into a new file on a machine that holds nothing of value') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -102,6 +103,12 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
                           why=f'it holds a {type(content).__name__}, not a dict of tensors',
                           do='save model.state_dict()')
     return content if 'state_dict' in content else dict(state_dict=content)
+
+
+def _what_it_asks_for(error: pickle.UnpicklingError) -> str:
+    """Torch's reason alone: its first lines advise to load the file unsafely."""
+    found = re.search(r'WeightsUnpickler error: (.+)', str(error))
+    return found[1].strip() if found else 'it is no file of tensors'
 
 
 def remove_checkpoint(path: Path) -> None:
