@@ -107,8 +107,8 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
 
 def _what_it_asks_for(error: pickle.UnpicklingError) -> str:
     """Torch's reason alone: its first lines advise to load the file unsafely."""
-    found = re.search(r'WeightsUnpickler error: (.+)', str(error))
-    return found[1].strip() if found else 'it is no file of tensors'
+    found = re.search(r'^.*\b(unsupported|GLOBAL)\b.*$', str(error), re.M | re.I)
+    return found[0].strip() if found else 'it is no file of tensors'
 
 
 def remove_checkpoint(path: Path) -> None:
