@@ -1,8 +1,7 @@
 """The small PolyNet preset from scratch on Imagenette, 128 px.
 
 Run: python tools/train.py configs/polynet/polynet-small_imagenette160.py
-Recipe: our choice. Not run to its end on a GPU: no figure is claimed. What small PolyNets reach in
-minutes on one core stands in docs/results/polynet_training.json.
+Recipe: our choice, never run to its end: no figure is claimed.
 """
 
 _base_ = ['../_base_/datasets/imagenette160.py', '../_base_/runtime.py']
