@@ -7,7 +7,7 @@ RUN = .venv/bin/python
 
 .PHONY: help env demo test lint
 help:
-	@echo 'make demo   generate video, train detector and lattice, measure, render (9 minutes)'
+	@echo 'make demo   generate video, train detector and lattice, measure, render (9 to 11 minutes)'
 	@echo 'make test   run the tests (7 minutes)'
 	@echo 'make lint   ruff'
 	@echo 'make env    make or check the environment in .venv (first time 15 to 40 minutes)'
