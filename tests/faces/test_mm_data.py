@@ -155,6 +155,15 @@ def test_latin_glyphs_have_ink_and_repeat():
     assert [val.is_gallery(position) for position in range(35)] == [True] * 30 + [False] * 5
 
 
+def test_every_third_character_only():
+    require_latin()
+    whole, part = latin('val'), latin('val', every=3)
+    assert sorted(set(part.labels)) == list(range(0, 35, 3))
+    kept = np.flatnonzero(whole.labels % 3 == 0)
+    assert len(part) == len(kept)
+    assert all((part.read(i) == whole.read(j)).all() for i, j in enumerate(kept))
+
+
 def test_warped_glyphs_follow_the_seed():
     require_latin()
     dataset = latin(pipeline=[dict(type='GlyphWarp'), dict(type='PackFaceInputs')])

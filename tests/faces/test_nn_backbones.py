@@ -15,7 +15,8 @@ from vision.faces.nn.mobilefacenet import MobileFaceNetTrunk
 SMALL = [lambda: MobileFaceNetTrunk(16, image_size=32, in_channels=1),
          lambda: MobileFaceNetTrunk(16, image_size=32, in_channels=1, stem_stride=1),
          lambda: MobileFaceNetTrunk(16, image_size=32, in_channels=1, variant='relu6'),
-         lambda: IResNetTrunk(18, 16, image_size=32, in_channels=1)]
+         lambda: IResNetTrunk(18, 16, image_size=32, in_channels=1),
+         lambda: IResNetTrunk(18, 16, image_size=32, in_channels=1, width=0.25, stem_stride=2)]
 
 
 def num_parameters(model):
@@ -67,6 +68,15 @@ def test_iresnet_tensors_have_insightface_names():
     assert IResNetTrunk(18, 16, image_size=16).features.weight.requires_grad is False
 
 
+def test_a_narrow_iresnet_is_a_quarter_of_the_convolutions():
+    def convolutions(**options):
+        with torch.device('meta'):
+            model = IResNetTrunk(18, 16, image_size=32, **options)
+        return sum(p.numel() for name, p in model.named_parameters()
+                   if p.ndim == 4 and name != 'conv1.weight')
+    assert convolutions(width=0.5) * 4 == convolutions()
+
+
 def test_recomputing_changes_no_number():
     torch.manual_seed(0)
     plain = IResNetTrunk(18, 8, image_size=16, in_channels=1)
@@ -80,7 +90,8 @@ def test_recomputing_changes_no_number():
 
 @pytest.mark.parametrize('build', [
     lambda: MobileFaceNetTrunk(image_size=100), lambda: MobileFaceNetTrunk(variant='swish'),
-    lambda: IResNetTrunk(51), lambda: IResNetTrunk(image_size=0)])
+    lambda: IResNetTrunk(51), lambda: IResNetTrunk(image_size=0),
+    lambda: IResNetTrunk(width=0.001), lambda: IResNetTrunk(image_size=48, stem_stride=2)])
 def test_impossible_shapes_are_refused(build):
     with pytest.raises(VisionError, match='VIS-CONFIG-1004'):
         build()

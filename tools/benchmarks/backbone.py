@@ -1,15 +1,21 @@
 """Speed and memory of a PolyNet, variants side by side in one run.
 
 Inference: every variant runs in turn, round after round, so that a slow minute hits all of them.
-Beside it the rate of plain float32 matrix products is measured, as the machine's limit; 'of limit'
-is the network's multiply-adds over time, as a part of that rate. 'error' is the greatest
+In the same turns as many multiply-adds are done as plain float32 matrix products, as the machine's
+limit: 'of limit' is the time of these products over that of the network, each the least of all
+rounds. The best rate of single products, which a processor holds for a moment only, is in the
+JSON as 'matrix_gflops_peak'. 'error' is the greatest
 difference of the logits from the plain network's, over the greatest logit.
+
+With --port FILE, the model file of the published PyTorch port (public; polynet.py of
+Cadene/pretrained-models.pytorch), the port with the same weights stands beside it all: what our
+options (output_stride, padding_mode, sharing, ...) cost where nobody uses them.
 
 Training: forward and backward, plain and with_cp, time and peak bytes of live tensors beyond
 parameters and gradients (vision.common.nn.live_memory says why not the resident set).
 
 Examples:
-  python tools/benchmarks/backbone.py very-deep --batch 1 4 --threads 2
+  python tools/benchmarks/backbone.py very-deep --batch 1 4 --threads 2 --port polynet.py
   python tools/benchmarks/backbone.py small --size 160 --variants plain fused_channels_last \
       --rounds 3 --no-training --json small.json
 """
@@ -18,8 +24,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +42,13 @@ from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 from vision.common.nn.live_memory import LiveMemory
 from vision.common.nn.macs import counted_macs
-from vision.polynet.core.arch import PRESETS, released_path_scales
+from vision.polynet.core.arch import PRESETS
+from vision.polynet.nn.cadene import convert
 from vision.polynet.nn.fuse import fuse
-from vision.polynet.nn.trunk import CHANNELS, PolyNetTrunk
+from vision.polynet.nn.trunk import CHANNELS
 
 VARIANTS = ('plain', 'channels_last', 'fused', 'fused_channels_last', 'compile', 'fused_bf16')
+PORT, MATRIX = 'published port', 'matrix products'
 MATRIX_SIZES = (1024, 2048, 3072)
 EXACT = 1e-4  # relative; what counts as the same logits
 COLUMNS = ('task', 'variant', 'batch', 'min_ms', 'median_ms', 'gflops', 'of_limit', 'error',
@@ -46,18 +56,26 @@ COLUMNS = ('task', 'variant', 'batch', 'min_ms', 'median_ms', 'gflops', 'of_limi
 SEED = 0
 
 
-class Logits(nn.Module):
-    """Backbone, mean over the map, linear classifier."""
+def build(arch: str, **options) -> nn.Module:
+    """The classifier; images in, logits out. ``options`` are of the backbone."""
+    from mmengine.registry import DefaultScope
 
-    def __init__(self, arch: str, **options) -> None:
-        super().__init__()
-        preset = PRESETS[arch]
-        self.backbone = PolyNetTrunk(
-            preset, path_scales=released_path_scales(preset.num_modules), **options)
-        self.fc = nn.Linear(CHANNELS[-1], 1000)
+    from vision.registry import MODELS
+    with DefaultScope.overwrite_default_scope('vision'):
+        return MODELS.build(dict(
+            type='ImageClassifier',
+            backbone=dict(type='PolyNet', arch=arch, path_scales='released', **options),
+            head=dict(type='LinearClsHead', num_classes=1000, in_channels=CHANNELS[-1])))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.backbone(x)[-1].mean((2, 3)))
+
+def build_port(path: Path, ours: nn.Module) -> nn.Module:
+    """The published port with the weights of our network."""
+    spec = importlib.util.spec_from_file_location('published_port', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    port = module.PolyNet(num_classes=1000)
+    port.load_state_dict(convert(ours.state_dict(), reverse=True))
+    return port.train(ours.training)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--train-rounds', type=int, default=3, help='timed steps of each kind (default: 3)')
     add('--no-training', action='store_true', help='inference only')
     add('--threads', type=int, help="torch's threads (default: its own choice)")
+    add('--port', type=Path, metavar='FILE', help='the published port, as a rival (very-deep)')
     add('--json', type=Path, default=Path('docs/results/polynet_backbone.json'),
         help='rows; a table goes beside it as .md (default: %(default)s)')
     add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
@@ -86,16 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
-    console, limit, rows = Console(), matrix_rate(), []
+    console, peak, rows = Console(), peak_rate(), []
     with Progress(console=console) as progress:
         for batch in args.batch:
             rows += inference_rows(args, batch, progress)
         if not args.no_training:
             rows += training_rows(args, progress)
-    limit = max(limit, matrix_rate())  # before and after: a slow minute must not flatter
-    for row in rows:
-        row['of_limit'] = row['gflops'] / limit
-    write(args, rows, limit, console)
+    write(args, rows, max(peak, peak_rate()), console)
     return 0
 
 
@@ -108,6 +124,10 @@ def check(args: argparse.Namespace) -> None:
     if args.arch not in PRESETS:
         raise VisionError('VIS-CONFIG-048', f'no PolyNet preset is called {args.arch!r}',
                           where='arch', do=f'one of {", ".join(sorted(PRESETS))}')
+    if args.port and (args.arch != 'very-deep' or not args.port.is_file()):
+        raise VisionError('VIS-CONFIG-1242', 'the published port is a file for very-deep only',
+                          where=f'--port {args.port}',
+                          do='give its polynet.py, and the preset very-deep')
     if min(args.rounds, args.train_rounds, args.train_batch, *args.batch) < 1:
         raise VisionError('VIS-INPUT-049', 'a number of rounds or images is below 1',
                           where='--rounds, --batch', do='give at least 1')
@@ -119,13 +139,21 @@ def seconds(fn: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def matrix_rate() -> float:
-    """GFLOP/s of the best square float32 product."""
-    best = 0.0
-    for size in MATRIX_SIZES:
-        a, b = torch.randn(size, size), torch.randn(size, size)
-        best = max(best, *(2e-9 * size**3 / seconds(lambda a=a, b=b: a @ b) for _ in range(8)))
-    return best
+def matrix_products(gflop: float, size: int = 2048) -> Callable[[], None]:
+    """Square float32 products of about so many operations in all."""
+    a, b, c = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    times = max(1, round(gflop / (2e-9 * size**3)))
+
+    def run() -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=c)
+    return run
+
+
+def peak_rate() -> float:
+    """GFLOP/s of the best single product."""
+    return max(2e-9 * size**3 / min(seconds(matrix_products(0, size)) for _ in range(9))
+               for size in MATRIX_SIZES)
 
 
 def make_variant(name: str, model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -150,21 +178,26 @@ def make_variant(name: str, model: nn.Module, x: Tensor) -> Callable[[], Tensor]
 
 @torch.no_grad()
 def inference_rows(args: argparse.Namespace, batch: int, progress: Progress) -> list[dict]:
-    model = lively(Logits(args.arch)).eval()
+    model = lively(build(args.arch)).eval()
     x = torch.randn(batch, 3, args.size, args.size)
     with counted_macs(model) as macs:
         expected = model(x)
     gflop = 2e-9 * sum(macs.values())
     task = progress.add_task(f'inference, batch {batch}',
-                             total=len(args.variants) * (args.rounds + 1))
+                             total=(len(args.variants) + bool(args.port) + 1) * (args.rounds + 1))
     calls, errors = {}, {}
-    for name in args.variants:
-        calls[name] = make_variant(name, model, x)
+    variants = [*args.variants, *([PORT] if args.port else [])]
+    for name in variants:
+        calls[name] = make_variant(name, model, x) if name != PORT else \
+            partial(build_port(args.port, model), x)
         errors[name] = float((calls[name]() - expected).abs().max() / expected.abs().max())
         progress.advance(task)
+    calls[MATRIX] = matrix_products(gflop)
+    errors[MATRIX] = 0.0
     times = interleaved(calls, args.rounds, lambda: progress.advance(task))
     return [row('inference', name, batch, times[name], gflop, error=errors[name],
-                is_exact=errors[name] <= EXACT) for name in args.variants]
+                is_exact=errors[name] <= EXACT, of_limit=min(times[MATRIX]) / min(times[name]))
+            for name in calls]
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -192,14 +225,17 @@ def interleaved(calls: dict[str, Callable], rounds: int, advance) -> dict[str, l
 
 def training_rows(args: argparse.Namespace, progress: Progress) -> list[dict]:
     x = torch.randn(args.train_batch, 3, args.size, args.size)
+    plain = build(args.arch).train()
+    models = dict(plain=plain, with_cp=build(args.arch, with_cp=True).train())
+    if args.port:
+        models[PORT] = build_port(args.port, plain)
+    with counted_macs(plain) as macs, torch.no_grad():
+        plain(x)
     calls = {}
-    for name, with_cp in (('plain', False), ('with_cp', True)):
-        model = Logits(args.arch, uses_checkpoint=with_cp).train()
+    for name, model in models.items():
         for p in model.parameters():  # gradients exist before, so they are no activations
             p.grad = torch.zeros_like(p)
         calls[name] = lambda model=model: model(x).square().mean().backward()
-    with counted_macs(model) as macs, torch.no_grad():
-        model(x)
     task = progress.add_task('training', total=len(calls) * (args.train_rounds + 1))
     peaks = {}
     for name, call in calls.items():
@@ -218,14 +254,13 @@ def row(task: str, variant: str, batch: int, times: list[float], gflop: float,
         **more) -> dict:
     return dict(task=task, variant=variant, batch=batch, min_ms=1e3 * min(times),
                 median_ms=1e3 * float(np.median(times)), runs=len(times),
-                gflops=gflop / min(times), **dict(error=None, activation_mb=None) | more)
+                gflops=gflop / min(times), **dict(error=None, activation_mb=None, of_limit=None) | more)
 
 
-def write(args: argparse.Namespace, rows: list[dict], limit: float, console: Console) -> None:
+def write(args: argparse.Namespace, rows: list[dict], peak: float, console: Console) -> None:
     write_report(args.json, rows, seed=SEED, arch=args.arch, size=args.size,
-                 threads=torch.get_num_threads(), matrix_gflops=limit)
-    table = Table(title=f'{args.arch} at {args.size} px, {torch.get_num_threads()} threads; '
-                  f'matrix products: {limit:.1f} GFLOP/s')
+                 threads=torch.get_num_threads(), matrix_gflops_peak=peak)
+    table = Table(title=f'{args.arch} at {args.size} px, {torch.get_num_threads()} threads')
     for column in COLUMNS:
         table.add_column(column, justify='right')
     lines = [[shown(column, each[column]) for column in COLUMNS] for each in rows]

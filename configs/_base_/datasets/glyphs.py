@@ -14,6 +14,6 @@ val_dataloader = dict(
     dataset=dict(split='val', **glyphs))
 test_dataloader = val_dataloader
 val_evaluator = [
-    dict(type='VerificationMetric', fars=[1e-3], num_pairs=6000),
+    dict(type='VerificationMetric', fars=[1e-3], num_pairs=30_000),
     dict(type='IdentificationMetric', ranks=[1, 5], fpirs=[0.01, 0.1])]
 test_evaluator = val_evaluator

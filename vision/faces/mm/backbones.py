@@ -33,10 +33,12 @@ class IResNet(BaseModule):
 
     def __init__(self, depth: int = 50, dim: int = 512, *, image_size: int = 112,
                  in_channels: int = 3, dropout: float = 0.0, with_cp: bool = False,
+                 width: float = 1.0, stem_stride: int = 1,
                  init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg)
         self.trunk = IResNetTrunk(depth, dim, image_size=image_size, in_channels=in_channels,
-                                  dropout=dropout, with_cp=with_cp)
+                                  dropout=dropout, with_cp=with_cp, width=width,
+                                  stem_stride=stem_stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.trunk(x)

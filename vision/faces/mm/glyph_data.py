@@ -27,6 +27,7 @@ class GlyphDataset(LabelledImages):
             splits, or labels mean different characters.
         families: for training; default: all of ``FAMILIES`` but the held-out ones. A dict
             describes a family of one's own (name, package, files, licence).
+        every: keep each so-many-th character only: a quicker look while training.
         size: px of the side.
         prepared: folder that ``datasets/glyphs/prepare.py`` made with the same values; None: draw
             on the fly (a tenth of a millisecond each).
@@ -37,7 +38,8 @@ class GlyphDataset(LabelledImages):
                  families: Sequence[str | dict] | None = None,
                  held_out: Sequence[str | dict] = HELD_OUT,
                  ranges: Sequence[tuple[int, int]] = IDEOGRAPHS, size: int = 32, seed: int = 0,
-                 prepared: str | None = None, font_folders: Sequence[str] | None = None) -> None:
+                 every: int = 1, prepared: str | None = None,
+                 font_folders: Sequence[str] | None = None) -> None:
         if split not in ('train', 'val'):
             raise VisionError('VIS-CONFIG-1077', f'split={split!r}', where='GlyphDataset',
                               do="use 'train' or 'val'")
@@ -45,6 +47,7 @@ class GlyphDataset(LabelledImages):
                                min_families=min_families, ranges=ranges, seed=seed,
                                folders=font_folders)
         samples = self.plan.samples(split)
+        samples = samples[samples[:, 0] % every == 0]
         self.styles, self.is_val = samples[:, 1], split == 'val'
         self.source = (GlyphRenderer(self.plan.styles, self.plan.characters, size)
                        if prepared is None else PreparedGlyphs(Path(prepared), self.plan, size))

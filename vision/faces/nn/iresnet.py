@@ -27,31 +27,36 @@ class IResNetTrunk(nn.Module):
         in_channels: channels of the image.
         dropout: probability, before the fully connected layer.
         with_cp: recompute blocks in the backward pass to save memory.
+        width: factor on the channels 64, 128, 256, 512 (ours, for small images and machines).
+        stem_stride: 1 in the paper; 2 leaves a quarter of the work.
     Shapes: (B, in_channels, image_size, image_size) -> (B, dim), not normalised.
     Raises:
         VisionError: VIS-CONFIG-1004; VIS-INPUT-1010, images of another size.
     """
 
     def __init__(self, depth: int = 50, dim: int = 512, *, image_size: int = 112,
-                 in_channels: int = 3, dropout: float = 0.0, with_cp: bool = False) -> None:
+                 in_channels: int = 3, dropout: float = 0.0, with_cp: bool = False,
+                 width: float = 1.0, stem_stride: int = 1) -> None:
         super().__init__()
+        stride, widths = STRIDE * stem_stride, [round(width * each) for each in CHANNELS]
         check_backbone('IResNet', depth in DEPTHS, f'depth={depth}',
                        f'one of {", ".join(map(str, DEPTHS))}')
-        check_backbone('IResNet', image_size > 0 and image_size % STRIDE == 0,
-                       f'image_size={image_size}', f'a multiple of {STRIDE} (the total stride)')
+        check_backbone('IResNet', min(widths) > 0, f'width={width}', 'a factor such as 0.5 or 1')
+        check_backbone('IResNet', stem_stride > 0 and image_size > 0 and image_size % stride == 0,
+                       f'image_size={image_size}', f'a multiple of {stride} (the total stride)')
         self.dim, self.image_size, self.with_cp = dim, image_size, with_cp
-        self.conv1 = _conv3x3(in_channels, CHANNELS[0])
-        self.bn1 = nn.BatchNorm2d(CHANNELS[0])
-        self.prelu = nn.PReLU(CHANNELS[0])
-        before = CHANNELS[0]
-        for index, (num_blocks, channels) in enumerate(zip(DEPTHS[depth], CHANNELS, strict=True)):
+        self.conv1 = _conv3x3(in_channels, widths[0], stem_stride)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.prelu = nn.PReLU(widths[0])
+        before = widths[0]
+        for index, (num_blocks, channels) in enumerate(zip(DEPTHS[depth], widths, strict=True)):
             blocks = [Block(before, channels, 2)]
             blocks += [Block(channels, channels, 1) for _ in range(num_blocks - 1)]
             setattr(self, f'layer{index + 1}', nn.Sequential(*blocks))
             before = channels
         self.bn2 = nn.BatchNorm2d(before)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(before * (image_size // STRIDE) ** 2, dim)
+        self.fc = nn.Linear(before * (image_size // stride) ** 2, dim)
         self.features = nn.BatchNorm1d(dim)
         self._initialise()
 
