@@ -55,7 +55,7 @@ def draw(content: dict, out: Path) -> None:
         panel.set_ylabel(title)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    figure.suptitle('held-out font families, an eighth of the characters; '
+    figure.suptitle('held-out font families, a sixteenth of the characters; '
                     f'commit {content["rows"][0]["commit"]}', fontsize=9)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--data', type=Path, default=Path('data/glyphs'), help='prepared glyphs (%(default)s)')
-    add('--iters', type=int, default=6000, help='steps of full and active (default: 6000)')
+    add('--iters', type=int, default=3000, help='steps of full and active (default: 3000)')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--arms', nargs='+', choices=list(ARMS), default=list(ARMS))
     add('--jobs', type=int, default=1, help='runs at once, one thread each (default: 1)')

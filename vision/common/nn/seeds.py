@@ -17,4 +17,9 @@ def seed_everything(*key: int) -> None:
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
-    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+    value = int(words[2]) << 32 | int(words[3])
+    # torch.manual_seed also notes, for each kind of device that is not there, who called it: a
+    # formatted stack of more than a millisecond, once for every sample that is loaded.
+    seed = torch.manual_seed if torch.accelerator.is_available() else \
+        torch.default_generator.manual_seed
+    seed(value)
