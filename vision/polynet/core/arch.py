@@ -37,6 +37,13 @@ class ModuleForm(NamedTuple):
     is_chained: bool
     is_tied: bool
 
+    @property
+    def block_list(self) -> str:
+        """Name of its list of different blocks among a module's tensors. A chain is called
+        otherwise than parallel ways: its tensors have the same shapes, and a checkpoint of I + F
+        + G would load into I + F + GF without a word."""
+        return 'chain' if self.is_chained else 'blocks'
+
 
 MODULE_FORMS = {
     '1-way': ModuleForm(1, False, False),
