@@ -71,10 +71,27 @@ def test_new_tensors_depend_on_the_seed_alone(tool, trained):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_an_identity_start_on_other_maps_is_refused(tool, trained):
+    (trained / 'large.py').write_text(CONFIG.format(arch=LARGE).replace(
+        'path_scales=', "padding_mode='same', path_scales="))
+    with pytest.raises(VisionError, match='(?s)VIS-CONFIG-054.*padding_mode'):
+        run(tool, trained, '--identity-start')
+    assert run(tool, trained)  # other maps are no obstacle to starting from trained weights
+
+
+def test_the_trained_checkpoint_is_never_replaced(tool, trained):
+    (trained / 'out.pth').symlink_to(trained / 'small.pth')
+    with pytest.raises(VisionError, match='VIS-INPUT-108'):
+        run(tool, trained)
+
+
 def test_faults_are_named(tool, trained):
     with pytest.raises(VisionError, match='VIS-INPUT-055'):
         tool.backbone_options('nowhere.py')
-    (trained / 'small.py').write_text("model = dict(backbone=dict(type='ResNet'))")
+    (trained / 'small.py').write_text('model = dict(backbone=')
+    with pytest.raises(VisionError, match='VIS-CONFIG-314'):
+        run(tool, trained)
+    (trained / 'small.py').write_text("model = dict(type='X', backbone=dict(type='ResNet'))")
     with pytest.raises(VisionError, match='no PolyNet'):
         run(tool, trained)
     with pytest.raises(VisionError, match='holds 0 PolyNets'):
