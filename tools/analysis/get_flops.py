@@ -2,7 +2,8 @@
 
 A network is a preset of PolyNet under its classifier (ImageClassifier) or the model of a config.
 Of a detector, backbone and neck are counted: what its heads do depends on the image; parameters
-are counted everywhere. Weights are neither needed nor loaded. One MAC is two FLOPs.
+are counted everywhere. Of a lattice give the config of its detector. Weights are neither needed
+nor loaded. One MAC is two FLOPs.
 
 Examples:
   python tools/analysis/get_flops.py very-deep --shape 331 331
