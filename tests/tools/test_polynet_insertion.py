@@ -60,6 +60,7 @@ def test_the_larger_network_computes_the_same_and_the_classifier_stays(tool, tra
     with torch.inference_mode():
         torch.testing.assert_close(networks[0](x)[0], networks[1](x)[0], rtol=1e-4, atol=1e-5)
     printed = capsys.readouterr().out
+    assert printed.count('\n') < 30  # not a page of log for each tensor
     assert 'a.0 2-way: from a.0 1-way, 1 new term' in printed and 'b.1 poly-2: new' in printed
     listed = json.loads((trained / 'map.json').read_text())
     assert len(listed['copied']) + len(listed['new']) == len(state)

@@ -29,6 +29,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from mmengine.logging import MMLogger
+
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write, refuse_same_file
 from vision.common.mm.launch import read_config
@@ -121,6 +123,8 @@ def plan(source: dict, target: dict, placement: str) -> Insertion:
 def grown_backbone(trained: PolyNet, target: dict, insertion: Insertion, *, seed: int,
                    is_identity: bool) -> tuple[PolyNet, Growth]:
     seed_everything(seed)
+    # MMEngine tells what initialised each tensor: a thousand lines, and here is no log file.
+    MMLogger.get_current_instance().setLevel('WARNING')
     grown = PolyNet(**target)
     grown.init_weights()
     return grown, grow(trained.trunk, grown.trunk, insertion, is_identity=is_identity)
