@@ -29,3 +29,9 @@ OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor',
                                     root.OPTIM_WRAPPER_CONSTRUCTORS)
 TASK_UTILS = _child('task util', root.TASK_UTILS)
+# Nothing of ours is in these; without them MMEngine warns at every run that it looks further.
+PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS)
+WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS)
+VISUALIZERS = _child('visualizer', root.VISUALIZERS)
+LOG_PROCESSORS = _child('log_processor', root.LOG_PROCESSORS)
+VISBACKENDS = _child('vis_backend', root.VISBACKENDS)

@@ -75,6 +75,8 @@ def test_crops_are_counted_back_to_their_images(classifier):
         predicted = classifier(**data, mode='predict')
         alone = classifier(crops[1].float(), mode='tensor').softmax(1).mean(0)
     torch.testing.assert_close(predicted[1].pred_score, alone)
+    stacked = classifier.data_preprocessor(dict(inputs=crops, data_samples=samples))
+    assert torch.equal(stacked['inputs'], data['inputs'])
     classifier.crop_topk = 5
     with torch.no_grad(), pytest.raises(VisionError, match='VIS-CONFIG-1225'):
         classifier(**data, mode='predict')
@@ -98,6 +100,21 @@ def test_sizes_of_a_batch_must_agree():
 def test_head_refuses(options, code):
     with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):
         LinearClsHead(4, 8, **options)
+
+
+def test_head_and_backbone_must_fit():
+    with pytest.raises(VisionError, match='(?s)VIS-CONFIG-1229.*1152.*2048.*in_channels=1152'):
+        ImageClassifier(dict(type='PolyNet', arch=[['1-way']] * 3, out_indices=(3,)),
+                        dict(type='LinearClsHead', num_classes=3, in_channels=2048))
+
+
+def test_data_of_other_classes_is_refused_before_the_first_step(classifier):
+    classifier.check_dataset(dict(classes=('a', 'b', 'c')), 'train_dataloader.dataset')
+    classifier.check_dataset(dict(), 'no classes, nothing to compare')
+    with pytest.raises(VisionError, match='(?s)VIS-CONFIG-1230: the data has 2 .* the head 3'):
+        classifier.check_dataset(dict(classes=('a', 'c')), 'val_dataloader.dataset')
+    with pytest.raises(VisionError, match="VIS-DATA-1219: class 'd' stands where .* 'b'"):
+        classifier.check_dataset(dict(classes=('a', 'd', 'e')), 'val_dataloader.dataset')
 
 
 def test_unknown_test_option_is_refused():
@@ -136,3 +153,8 @@ def test_metric_refuses():
         TopKAccuracy(topk=(0, 1))
     with pytest.raises(VisionError, match='VIS-CONFIG-1223'):
         judged([[0.5, 0.5]], [0], topk=(1, 5))
+    metric = TopKAccuracy(topk=(1, 5))
+    with pytest.raises(VisionError, match='(?s)VIS-CONFIG-1223.*val_evaluator'):
+        metric.dataset_meta = dict(classes=('a', 'b'))  # as the loop does, before any step
+    metric.dataset_meta = dict(classes=tuple('abcde'))
+    assert metric.dataset_meta['classes'][4] == 'e'

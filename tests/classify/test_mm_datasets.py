@@ -3,9 +3,10 @@ import logging
 import cv2
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from vision.classify.mm.datasets import ImageFolder, ImageNet1k
-from vision.common.core.errors import VisionError
+from vision.common.core.errors import VisionError, run_cli
 from vision.registry import DATASETS, TRANSFORMS
 
 PIPELINE = [dict(type='vision.ReadImage'), dict(type='vision.PackInputs')]
@@ -38,6 +39,20 @@ def test_a_cut_image_stops_and_is_named(colour_folder):
     with pytest.raises(VisionError, match='VIS-DATA-1212') as caught:
         dataset[9]
     assert str(path) in str(caught.value) and dataset[8]['data_samples'].gt_label == 1
+
+
+def test_a_cut_image_is_named_out_of_a_loader_process_too(colour_folder, capsys):
+    """Torch hands our error over as text inside a RuntimeError; commands make it one block."""
+    path = damage(colour_folder)
+    loader = DataLoader(build(colour_folder), batch_size=4, num_workers=1, collate_fn=list)
+    with pytest.raises(SystemExit) as caught:
+        run_cli(lambda: len(list(loader)))
+    block = capsys.readouterr().err
+    assert caught.value.code == 4 and block.startswith('ERROR VIS-DATA-1212')
+    assert str(path) in block and 'Do: get this file again' in block
+    assert 'Traceback' not in block
+    with pytest.raises(RuntimeError, match='something else'):
+        run_cli(lambda: (_ for _ in ()).throw(RuntimeError('something else')))
 
 
 def test_skipping_takes_the_next_image_and_counts_each_file_once(colour_folder, caplog):
@@ -109,6 +124,12 @@ def test_ten_crops_are_five_and_their_mirror_images():
     assert np.array_equal(crops[5:], crops[:5, :, ::-1])
     packed = TRANSFORMS.build(dict(type='PackInputs'))(dict(results, gt_label=3))
     assert packed['inputs'].shape == (10, 3, 16, 16) and packed['data_samples'].num_crops == 10
+
+
+def test_a_grey_image_has_one_channel():
+    grey = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    packed = TRANSFORMS.build(dict(type='PackInputs'))(dict(img=grey, gt_label=0))
+    assert packed['inputs'].shape == (1, 4, 5) and packed['inputs'][0, 3, 4] == 19
 
 
 def test_random_resized_crop_has_its_size():

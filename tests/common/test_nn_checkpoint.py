@@ -151,3 +151,16 @@ def test_checkpoints_of_the_stock_runner_are_read(tmp_path):
     torch.save(dict(state_dict=dict(w=torch.ones(1)), message_hub=dict(loss=buffer)),
                tmp_path / 'x.pth')
     assert io.load_checkpoint(tmp_path / 'x.pth')['state_dict']['w'] == 1
+
+
+def test_a_file_that_is_no_checkpoint_says_so(tmp_path):
+    (tmp_path / 'x.pth').write_text('hello\n')
+    with pytest.raises(VisionError, match='(?s)VIS-CKPT-303.*no file that torch.save wrote'):
+        io.load_checkpoint(tmp_path / 'x.pth')
+
+
+def test_names_that_share_a_beginning_are_told_apart_behind_it():
+    model = nn.ModuleDict(dict(a=nn.ModuleDict(dict(b=nn.Linear(1, 1), c=nn.ModuleList(
+        nn.Linear(1, 1) for _ in range(3))))))
+    with pytest.raises(VisionError, match=r'most under a\.c \(6\), a\.b \(2\)'):
+        io.load_state(model, {})

@@ -44,6 +44,12 @@ def test_linear_drops_start_at_zero_and_reach_the_rate():
     ([['2-way'], [], ['poly-3']], 'at least one'),
     ([['2-way'], ['poly-4'], ['poly-3']], r"'poly-4'"),
     ('very-deeep', 'did you mean very-deep'),
+    ('resnet50', '(?s)presets: very-deep, .*ir-3-6-3_STAGE-MODULE'),
+    (['2-way', 'poly-3', '2-way'], "(?s)list of module names, got '2-way'.*three lists"),
+    ((10, 20, 10), 'list of module names, got 10'),
+    ([[1], [2], [3]], r'list of module names, got \[1\]'),
+    (dict(depths=(3, 6, 3)), 'depths.* is no architecture'),
+    (None, 'arch=None is no architecture'),
 ])
 def test_wrong_architectures_are_refused_with_what_is_allowed(arch, message):
     with pytest.raises(VisionError, match=message):

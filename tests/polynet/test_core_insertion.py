@@ -59,10 +59,10 @@ def test_names_by_hand():
     plan = plan_insertion(uniform(1, 1, 1), uniform(2, 1, 1, a='mpoly-2', b='poly-2'))
     origin = plan.origin
     assert origin('reduction_a.branches.0.0.conv.weight') == 'reduction_a.branches.0.0.conv.weight'
-    assert origin('stage_a.0.blocks.0.paths.1.0.norm.bias') == \
+    assert origin('stage_a.0.chain.0.paths.1.0.norm.bias') == \
         'stage_a.0.blocks.0.paths.1.0.norm.bias'
-    assert origin('stage_a.0.blocks.1.projection.conv.weight') is None  # G of I + F + GF
-    assert origin('stage_a.1.blocks.0.projection.conv.weight') is None  # a new module
+    assert origin('stage_a.0.chain.1.projection.conv.weight') is None  # G of I + F + GF
+    assert origin('stage_a.1.chain.0.projection.conv.weight') is None  # a new module
     assert origin('stage_b.0.block.paths.0.2.conv.weight') == \
         'stage_b.0.blocks.0.paths.0.2.conv.weight'
     assert origin('stage_b.0.block.paths.0.2.norms.0.weight') == \
@@ -73,14 +73,15 @@ def test_names_by_hand():
 
 
 @pytest.mark.parametrize('share', ['conv', 'all'])
-@pytest.mark.parametrize('is_tied', [False, True])
+@pytest.mark.parametrize('module', ['3-way', 'mpoly-3', 'poly-3'])
 @pytest.mark.parametrize('tail', ['paths.0.1.norm.running_var', 'projection.norm.weight'])
-def test_term_names_split_and_join(tail, is_tied, share):
-    assert split_term(join_term(2, tail, is_tied, share)) == (2, tail)
+def test_term_names_split_and_join(tail, module, share):
+    assert split_term(join_term(2, tail, MODULE_FORMS[module], share)) == (2, tail)
 
 
 @pytest.mark.parametrize(('name', 'expected'), [
     ('stage_a.0.blocks.1.projection.norm.weight', True),
+    ('stage_a.0.chain.1.projection.norm.bias', True),
     ('stage_b.0.block.projections.2.norm.bias', True),
     ('stage_b.0.block.projection.norms.2.bias', True),
     ('stage_b.0.block.projection.norms.2.running_var', False),

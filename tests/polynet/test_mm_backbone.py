@@ -9,6 +9,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import load_state
 from vision.polynet.core.arch import PRESETS, uniform
 from vision.registry import MODELS
 
@@ -183,7 +184,9 @@ def test_weights_of_another_network_are_refused_by_name(options, cfg, message, t
 
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(out_indices=(5,)), r'out_indices=\(5,\)'), (dict(out_indices=(-6,)), 'out_indices'),
-    (dict(out_indices=()), 'out_indices'), (dict(share='some'), "share='some'"),
+    (dict(out_indices=()), 'out_indices'), (dict(out_indices=4), r'write out_indices=\(4,\)'),
+    (dict(path_scales='relased'), "path_scales='relased' means nothing"),
+    (dict(path_scales=[]), '0 path_scales for 3'), (dict(share='some'), "share='some'"),
     (dict(output_stride=4), 'output_stride=4'), (dict(padding_mode='full'), 'padding_mode'),
     (dict(frozen_stages=4), 'frozen_stages=4'), (dict(path_drop_rate=1.0), 'path_drop_rate=1.0'),
     (dict(path_drop_schedule='cosine'), 'path_drop_schedule'),
@@ -209,6 +212,62 @@ def test_residual_scale_is_a_factor_on_every_term(x):
                        stage[0].blocks[0].projection.norm.bias):
             tensor.data.mul_(0.3)
     torch.testing.assert_close(scaled(x)[0], plain(x)[0])
+
+
+def test_zero_init_residual_begins_as_the_activation_of_the_stem_and_the_reductions(x):
+    backbone = build(zero_init_residual=True, out_indices=(1, 2))
+    backbone.init_weights()
+    stage = backbone.trunk.stage_a[0]
+    assert [stage.blocks[k].projection.norm.weight.abs().sum() for k in range(2)] == [0, 0]
+    assert (stage.blocks[0].paths[0][0].norm.weight == 1).all()
+    backbone.eval()
+    torch.testing.assert_close(backbone(x)[1], backbone.trunk.stem(x)[2])
+
+
+def test_convolutions_by_config(x):
+    backbone = build(conv_cfg=dict(type='ConvWS'), padding_mode='same')
+    kinds = {type(m).__name__ for m in backbone.modules() if isinstance(m, nn.Conv2d)}
+    assert kinds == {'ConvWS2d'} and backbone(x)[0].shape == (2, 2048, 3, 3)
+
+
+def test_smaller_output_stride_computes_the_same_values_at_more_places():
+    """Dilation in place of a stride: every second value is that of stride 32, so that weights
+    trained there serve here."""
+    options = dict(arch=[['2-way'], ['poly-3'] * 2, ['mpoly-2', '2-way']], padding_mode='same')
+    coarse, dense = build(**options).eval(), build(output_stride=16, **options).eval()
+    dense.load_state_dict(coarse.state_dict())
+    image = torch.randn(1, 3, 70, 103)
+    with torch.inference_mode():
+        torch.testing.assert_close(dense(image)[0][..., ::2, ::2], coarse(image)[0])
+
+
+@pytest.mark.parametrize(('cfg', 'message'), [
+    (dict(prefixx='a.', checkpoint='x.pth'), "VIS-CONFIG-064.*'prefixx'"),
+    (dict(), 'VIS-CONFIG-064.*no checkpoint')])
+def test_pretrained_with_keys_that_nobody_reads_is_refused(cfg, message):
+    with pytest.raises(VisionError, match=message):
+        build(init_cfg=dict(type='Pretrained', **cfg)).init_weights()
+
+
+@pytest.mark.parametrize(('options', 'is_told'), [
+    (dict(), True), (dict(path_scales='released', residual_scale=0.3), True),
+    (dict(path_scales='released'), False), (dict(path_drop_rate=0.3), False)])
+def test_published_weights_in_other_path_scales_are_a_warning(options, is_told, tmp_path, capsys):
+    content = dict(state_dict=build().state_dict(), meta=dict(path_scales='released'))
+    torch.save(content, tmp_path / 'x.pth')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'))
+    build(init_cfg=cfg, **options).init_weights()
+    assert ("path_scales='released'" in ''.join(capsys.readouterr())) is is_told
+
+
+@pytest.mark.parametrize(('saved', 'built'), [
+    ('ir-3-6-3_b-2-way', 'ir-3-6-3_b-mpoly-2'), ('ir-3-6-3_c-poly-2', 'ir-3-6-3_c-poly-3'),
+    ('ir-3-6-3', 'small'), ('very-deep', 'ir-3-6-3')])
+def test_the_checkpoint_of_another_preset_is_refused(saved, built):
+    with torch.device('meta'):
+        state, backbone = build(saved).state_dict(), build(built)
+    with pytest.raises(VisionError, match='(?s)VIS-CKPT-305.*trunk.stage_'):
+        load_state(backbone, state)
 
 
 @pytest.mark.parametrize('name', PRESETS)

@@ -104,6 +104,12 @@ def test_rates_that_are_none_are_refused(rate):
         optimizer(Model(), layer_decay_rate=rate)
 
 
+def test_without_any_setting_the_constructor_is_refused_too():
+    """MMEngine leaves its own constructor early when there is no paramwise_cfg."""
+    with pytest.raises(VisionError, match='VIS-CONFIG-060'):
+        optimizer(Model())
+
+
 def test_a_model_without_depths_is_refused():
     with pytest.raises(VisionError, match='Linear has no backbone'):
         optimizer(nn.Linear(2, 2), layer_decay_rate=0.9)

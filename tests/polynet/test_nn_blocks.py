@@ -1,5 +1,8 @@
 """Laws of PolyInception modules; stage A's block is the judge's material, being the smallest."""
 
+import collections
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -66,6 +69,13 @@ def test_mpoly_with_tied_weights_is_poly(x):
     assert torch.equal(poly(x), mpoly(x))
 
 
+@pytest.mark.parametrize(('parallel', 'chained'), [('2-way', 'mpoly-2'), ('3-way', 'mpoly-3')])
+def test_no_checkpoint_of_a_sum_loads_into_a_chain(parallel, chained):
+    """Their tensors are of the same shapes; only the names tell I + F + G from I + F + GF."""
+    names = [set(module(name).state_dict()) for name in (parallel, chained)]
+    assert names[0].isdisjoint(names[1]) and len(names[0]) == len(names[1])
+
+
 def test_ways_may_change_places(x):
     made = module('3-way')
     before = made(x)
@@ -98,6 +108,27 @@ def test_dropped_terms_are_dropped_per_sample_and_kept_on_average(x):
     assert (is_dropped ^ is_kept).all()
     assert abs(is_dropped.double().mean() - 0.25) < 0.05
     assert (is_dropped[:, 0] != is_dropped[:, 1]).any()
+
+
+@pytest.mark.parametrize('name', ['mpoly-3', '3-way', 'poly-3'])
+def test_each_term_is_dropped_for_itself_and_still_feeds_the_next(name, x):
+    """All eight sums appear, I + GF and I + HGF among them: a dropped term is computed anyway."""
+    made = module(name, drop=0.5).train()
+    for norm in (m for m in made.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eval()  # the same terms at every call
+    terms, order = [], made.order
+    with torch.no_grad():
+        source = x
+        for k in range(order):
+            terms.append(made.block(source, k) if made.is_tied else made.blocks[k](source))
+            source = torch.relu(terms[-1]) if made.is_chained else x
+        sums = {kept: torch.relu(x + sum(t for t, keep in zip(terms, kept, strict=True) if keep))
+                for kept in itertools.product((False, True), repeat=order)}
+        torch.manual_seed(4)
+        found = collections.Counter(
+            next(kept for kept, total in sums.items() if torch.allclose(y, total[i]))
+            for _ in range(60) for i, y in enumerate(made(x)))
+    assert set(found) == set(sums) and max(found.values()) < 40  # 120 draws of 8 kinds
 
 
 @pytest.mark.parametrize('is_inverted', [False, True])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vision.classify.mm.classifier import ImageClassifier
 from vision.common.core.errors import VisionError
 from vision.common.nn.macs import counted_macs
 
@@ -24,6 +25,10 @@ def load_tool():
 get_flops = load_tool()
 
 
+def build(*arguments: str) -> nn.Module:
+    return get_flops.build_network(get_flops.build_parser().parse_args(arguments))
+
+
 def test_published_sizes_of_very_deep_part_by_part(tmp_path):
     target = tmp_path / 'costs.json'
     assert get_flops.main(['very-deep', '--json', str(target)]) == 0
@@ -35,12 +40,12 @@ def test_published_sizes_of_very_deep_part_by_part(tmp_path):
     assert rows == {'stem': (605_728, 2.826), 'stage_a': (2_759_040, 4.159),
                     'reduction_a': (2_902_528, 1.845), 'stage_b': (44_112_000, 21.108),
                     'reduction_b': (3_542_784, 0.700), 'stage_c': (39_395_520, 4.060),
-                    'fc': (2_049_000, 0.002)}
+                    'head': (2_049_000, 0.002)}
 
 
 @pytest.mark.parametrize('network', ['ir-3-6-3', 'ir-3-6-3_b-poly-3', 'small'])
 def test_the_count_is_that_of_torch(network):
-    model = get_flops.build_network(network, 10)
+    model = build(network, '--num-classes', '10')
     costs = get_flops.count(model, 97, 131)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 97, 131, device='meta'))
@@ -58,16 +63,50 @@ def test_layers_of_every_kind_count_as_in_torch(layer):
 
 
 def test_backbone_and_neck_of_a_detector_config():
-    model = get_flops.build_network(
-        str(ROOT / 'configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'), 1)
+    model = build(str(ROOT / 'configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'))
     costs = {cost.name: cost for cost in get_flops.count(model, 64, 96)}
     assert costs['backbone'].macs > 0 and costs['neck'].macs > 0
     assert sum(c.parameters for c in costs.values()) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize('preset', ['very-deep', 'ir-3-6-3'])
+def test_a_preset_is_counted_as_the_classifier_of_its_config(preset):
+    path = str(ROOT / f'configs/polynet/polynet-{preset}_in1k.py')
+    by_preset, by_config = build(preset), build(path)
+    assert type(by_preset) is type(by_config) is ImageClassifier
+    # Their residual scales differ, which costs nothing.
+    assert get_flops.count(by_preset, 331, 331) == get_flops.count(by_config, 331, 331)
+
+
+def test_options_change_the_model_of_a_config():
+    path = str(ROOT / 'configs/polynet/polynet-ir-3-6-3_in1k.py')
+    plain, dense = build(path), build(
+        path, '--cfg-options', 'model.backbone.output_stride=16', 'model.head.num_classes=7')
+    costs = [{cost.name: cost for cost in get_flops.count(model, 224, 224)}
+             for model in (plain, dense)]
+    name = 'backbone.trunk.stage_c'
+    assert costs[1][name].macs > 3 * costs[0][name].macs
+    assert costs[1][name].parameters == costs[0][name].parameters
+    assert costs[1]['head'].parameters == 7 * 2049
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['small', '--cfg-options', 'model.head.num_classes=3'],
+     '(?s)VIS-INPUT-062.*polynet-small_in1k.py'),
+    ([str(ROOT / 'configs/polynet/polynet-small_in1k.py'), '--num-classes', '3'],
+     '(?s)VIS-INPUT-062.*model.head.num_classes'),
+    (['small', '--shape', '0', '9'], 'VIS-INPUT-063'),
+    (['small', '--num-classes', '0'], 'VIS-INPUT-063'),
+    (['small', '--shape', '64', '331'], 'VIS-INPUT-014.*64x331'),
+    ([str(ROOT / 'configs/detectors/yolox-nano_coco.py')], 'VIS-INPUT-063.*331 x 331')])
+def test_options_without_effect_and_impossible_sizes_are_refused(arguments, message):
+    with pytest.raises(VisionError, match=message):
+        get_flops.main(arguments)
+
+
 def test_what_is_neither_config_nor_preset_is_refused(tmp_path):
     with pytest.raises(VisionError, match='VIS-CONFIG-041.*neither'):
         get_flops.main(['very-depp'])
-    (tmp_path / 'empty.py').write_text('x = 1\n')
+    (tmp_path / 'empty.py').write_text("work_dir = 'x'\n")
     with pytest.raises(VisionError, match='VIS-CONFIG-042'):
         get_flops.main([str(tmp_path / 'empty.py')])

@@ -60,6 +60,7 @@ def test_the_larger_network_computes_the_same_and_the_classifier_stays(tool, tra
     with torch.inference_mode():
         torch.testing.assert_close(networks[0](x)[0], networks[1](x)[0], rtol=1e-4, atol=1e-5)
     printed = capsys.readouterr().out
+    assert printed.count('\n') < 30  # not a page of log for each tensor
     assert 'a.0 2-way: from a.0 1-way, 1 new term' in printed and 'b.1 poly-2: new' in printed
     listed = json.loads((trained / 'map.json').read_text())
     assert len(listed['copied']) + len(listed['new']) == len(state)
@@ -71,10 +72,27 @@ def test_new_tensors_depend_on_the_seed_alone(tool, trained):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_an_identity_start_on_other_maps_is_refused(tool, trained):
+    (trained / 'large.py').write_text(CONFIG.format(arch=LARGE).replace(
+        'path_scales=', "padding_mode='same', path_scales="))
+    with pytest.raises(VisionError, match='(?s)VIS-CONFIG-054.*padding_mode'):
+        run(tool, trained, '--identity-start')
+    assert run(tool, trained)  # other maps are no obstacle to starting from trained weights
+
+
+def test_the_trained_checkpoint_is_never_replaced(tool, trained):
+    (trained / 'out.pth').symlink_to(trained / 'small.pth')
+    with pytest.raises(VisionError, match='VIS-INPUT-108'):
+        run(tool, trained)
+
+
 def test_faults_are_named(tool, trained):
     with pytest.raises(VisionError, match='VIS-INPUT-055'):
         tool.backbone_options('nowhere.py')
-    (trained / 'small.py').write_text("model = dict(backbone=dict(type='ResNet'))")
+    (trained / 'small.py').write_text('model = dict(backbone=')
+    with pytest.raises(VisionError, match='VIS-CONFIG-314'):
+        run(tool, trained)
+    (trained / 'small.py').write_text("model = dict(type='X', backbone=dict(type='ResNet'))")
     with pytest.raises(VisionError, match='no PolyNet'):
         run(tool, trained)
     with pytest.raises(VisionError, match='holds 0 PolyNets'):

@@ -1,12 +1,16 @@
 """Parameters and multiply-adds (MACs) of a network, part by part, without running it for real.
 
-A network is a preset of PolyNet (with its classifier) or the model of a config. Of a detector,
-backbone and neck are counted: what its heads do depends on the image. One MAC is two FLOPs.
+A network is a preset of PolyNet under its classifier (ImageClassifier) or the model of a config.
+Of a detector, backbone and neck are counted: what its heads do depends on the image; parameters
+are counted everywhere. Of a lattice give the config of its detector. Weights are neither needed
+nor loaded. One MAC is two FLOPs.
 
 Examples:
   python tools/analysis/get_flops.py very-deep --shape 331 331
-  python tools/analysis/get_flops.py ir-3-6-3_b-poly-3 --json costs.json
+  python tools/analysis/get_flops.py ir-3-6-3_b-poly-3 --num-classes 10 --json costs.json
   python tools/analysis/get_flops.py configs/detectors/yolox-nano_coco.py --shape 416 416
+  python tools/analysis/get_flops.py configs/polynet/polynet-small_in1k.py \\
+      --cfg-options model.backbone.output_stride=16
 """
 
 from __future__ import annotations
@@ -16,29 +20,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.report import write_report
+from vision.common.mm.launch import add_config_arguments, read_config
 from vision.common.nn.macs import PartCost, counted_macs, part_costs
 from vision.polynet.core.arch import PRESETS
+from vision.polynet.nn.trunk import CHANNELS
 from vision.registry import MODELS
 
-
-class Classifier(nn.Module):
-    """A preset with the head whose parameters its published size includes."""
-
-    def __init__(self, preset: str, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = MODELS.build(dict(type='PolyNet', arch=preset))
-        self.fc = nn.Linear(self.backbone.out_channels[-1], num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.backbone(x)[-1].mean((2, 3)))
+NUM_CLASSES = 1000  # ImageNet: the published sizes include this classifier
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,32 +44,60 @@ def build_parser() -> argparse.ArgumentParser:
     add('network', help="a config with a model, or a PolyNet preset such as 'very-deep'")
     add('--shape', type=int, nargs=2, default=(331, 331), metavar=('HEIGHT', 'WIDTH'),
         help='of the image, pixels (default: 331 331)')
-    add('--num-classes', type=int, default=1000, help="of a preset's classifier (default: 1000)")
-    add('--json', type=Path, help='write the rows to this file too')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
+    add('--num-classes', type=int, metavar='N',
+        help=f"of a preset's classifier (default: {NUM_CLASSES}; a config has its own)")
+    add('--json', type=Path, metavar='FILE', help='write the rows to this file too')
+    add_config_arguments(parser)
     return parser
 
 
-def build_network(name: str, num_classes: int) -> nn.Module:
+def build_network(args: argparse.Namespace) -> nn.Module:
     """On the meta device: shapes without numbers."""
+    config, scope = find_network(args)
+    init_default_scope(scope)
     with torch.device('meta'):
-        if name in PRESETS:
-            return Classifier(name, num_classes).eval()
-        if not Path(name).exists():
-            raise VisionError('VIS-CONFIG-041', f'{name!r} is neither a config nor a preset',
-                              where='network', do=f'a path of a config, or one of: '
-                              f'{", ".join(sorted(PRESETS))}')
-        config = Config.fromfile(name)
-        if 'model' not in config:
-            raise VisionError('VIS-CONFIG-042', 'the config has no model', where=name,
-                              do='give a config with model = dict(type=...)')
-        init_default_scope(config.get('default_scope', 'vision'))
-        return MODELS.build(config.model).eval()
+        return MODELS.build(config).eval()
+
+
+def find_network(args: argparse.Namespace) -> tuple[dict | ConfigDict, str]:
+    """Config of the model, and the scope of the names in it."""
+    name = args.network
+    if name in PRESETS:
+        if args.cfg_options:
+            raise VisionError('VIS-INPUT-062', f'--cfg-options has no effect on the preset {name}',
+                              why='it changes a config, and a preset is none',
+                              do=f'give configs/polynet/polynet-{name}_in1k.py instead')
+        return preset_classifier(name, args.num_classes or NUM_CLASSES), 'vision'
+    if not Path(name).exists():
+        raise VisionError('VIS-CONFIG-041', f'{name!r} is neither a config nor a preset',
+                          where='network', do=f'a path of a config, or one of: '
+                          f'{", ".join(sorted(PRESETS))}')
+    if args.num_classes is not None:
+        raise VisionError('VIS-INPUT-062', '--num-classes has no effect on a config',
+                          why='its head has its own number of classes',
+                          do='leave it out, or change that number with --cfg-options, e.g. '
+                          'model.head.num_classes=10')
+    config = read_config(argparse.Namespace(config=name, cfg_options=args.cfg_options,
+                                            launcher='none', local_rank=0, work_dir=None))
+    if 'model' not in config:
+        raise VisionError('VIS-CONFIG-042', 'the config has no model', where=name,
+                          do='give a config with model = dict(type=...)')
+    return config.model, config.get('default_scope') or 'vision'
+
+
+def preset_classifier(preset: str, num_classes: int) -> dict:
+    """The classifier of configs/_base_/models/polynet.py around any preset."""
+    return dict(type='ImageClassifier', backbone=dict(type='PolyNet', arch=preset),
+                head=dict(type='LinearClsHead', num_classes=num_classes,
+                          in_channels=CHANNELS[-1]))
 
 
 def part_names(model: nn.Module, prefix: str = '') -> Iterator[str]:
-    """Children; a module that has ``parts()`` (a backbone of ours) is replaced by those."""
+    """Children with parameters; one that has ``parts()`` (a backbone of ours) is replaced by
+    those."""
     for name, child in model.named_children():
+        if next(child.parameters(), None) is None:
+            continue  # nothing to count in a data preprocessor
         if hasattr(child, 'parts'):
             names = {id(module): path for path, module in child.named_modules()}
             yield from (f'{prefix}{name}.{names[id(module)]}'
@@ -89,8 +113,14 @@ def count(model: nn.Module, height: int, width: int) -> list[PartCost]:
     # Detectors of MMDetection decode boxes in forward, which needs numbers.
     run = model.extract_feat if hasattr(model, 'extract_feat') and not hasattr(
         model, 'head') else model
-    with counted_macs(model) as macs, torch.no_grad():
-        run(x)
+    try:
+        with counted_macs(model) as macs, torch.no_grad():
+            run(x)
+    except RuntimeError as error:
+        raise VisionError('VIS-INPUT-063', f'the network does not take an image of {height} x '
+                          f'{width} px', where='--shape', why=str(error).split('\n')[0],
+                          do='give its own size; many detectors need multiples of 32'
+                          ) from error
     return part_costs(model, part_names(model), macs)
 
 
@@ -113,7 +143,11 @@ def show(console: Console, title: str, costs: list[PartCost]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    costs = count(build_network(args.network, args.num_classes), *args.shape)
+    for option, value in (('--shape', min(args.shape)), ('--num-classes', args.num_classes)):
+        if value is not None and value < 1:
+            raise VisionError('VIS-INPUT-063', f'{option} holds {value}', where=option,
+                              do='give numbers of at least 1')
+    costs = count(build_network(args), *args.shape)
     height, width = args.shape
     show(Console(), f'{Path(args.network).stem} at {height} x {width} px', costs)
     if args.json:

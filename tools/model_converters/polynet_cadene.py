@@ -6,8 +6,12 @@ Examples:
   python tools/model_converters/polynet_cadene.py polynet.pth back.pth --reverse
 
 The published file is the state_dict of github.com/Cadene/pretrained-models.pytorch. The result is
-read by configs/polynet/polynet-very-deep_in1k.py; to start another task from it, name the
-published file or the result in the backbone's init_cfg=dict(type='Pretrained', checkpoint=...).
+read by configs/polynet/polynet-very-deep_in1k.py:
+  python tools/test.py configs/polynet/polynet-very-deep_in1k.py polynet.pth
+To start another task, no conversion is needed: name the published file or the result in the
+backbone's init_cfg=dict(type='Pretrained', checkpoint=...), with path_scales='released'. A result
+of --backbone-only or of another --num-classes is for this use only: it has no classifier.
+
 Every tensor is used exactly once, values and types are not touched, and --reverse gives back the
 file's tensors bit by bit. A tensor that is left over, missing or of another shape is an error with
 its name. Only tensors are read; nothing in the file runs.
@@ -21,7 +25,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vision.common.core.errors import VisionError, run_cli
-from vision.common.core.files import sha256_of
+from vision.common.core.files import refuse_same_file, sha256_of
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
 from vision.polynet.nn.cadene import check_shapes, convert, is_port_state, missing_counters
 from vision.polynet.nn.pretrained import adapt_first_conv
@@ -48,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     refuse_useless(args)
+    refuse_same_file(args.source, args.target)
     path = resolve(args.source)
     content = load_checkpoint(path)
     if args.reverse:
@@ -82,7 +87,9 @@ def write_ours(state: dict[str, Tensor], path: Path, args: argparse.Namespace) -
         print(f'the classifier ({classes} classes) is left out')
     ours[STEM] = adapt_first_conv(ours[STEM], args.in_channels).contiguous()
     counters = missing_counters(ours)
-    meta = dict(source=path.name, source_sha256=sha256_of(path), has_counters=not counters)
+    # path_scales are constants of the published code; a backbone that loads this compares them.
+    meta = dict(source=path.name, source_sha256=sha256_of(path), has_counters=not counters,
+                path_scales='released')
     save_checkpoint(dict(state_dict=ours | counters, meta=meta), args.target)
     return len(ours | counters)
 

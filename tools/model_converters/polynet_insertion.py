@@ -6,15 +6,20 @@ Examples:
   python tools/model_converters/polynet_insertion.py SOURCE.py epoch_30.pth TARGET.py \\
       start.pth --identity-start --map start.json
 
-SOURCE and TARGET are presets of vision/polynet/core/arch.py or config files with a PolyNet as
-backbone. A module may get more terms (I + F becomes I + F + GF and keeps F) and a stage more
-modules: each new one goes between two trained ones. Stem, reductions and whatever the checkpoint
-holds beside the backbone (the classifier) are copied. New tensors are initialised as the target's
-config says, from --seed. Train on with: tools/train.py TARGET.py --cfg-options load_from=start.pth
+SOURCE and TARGET are two presets (tools/analysis/get_flops.py lists them for a wrong name), or two
+config files with a PolyNet as backbone. Configs know more than the architecture: name them when
+path_scales, residual_scale, path drop, share or in_channels are not the defaults in one of them (a
+preset has path scales of 1).
+
+A module may get more terms (I + F becomes I + F + GF and keeps F) and a stage more modules: each
+new one goes between two trained ones. Stem, reductions and whatever the checkpoint holds beside
+the backbone (the classifier) are copied. New tensors are initialised as the target's config says,
+from --seed. Train on with: tools/train.py TARGET.py --cfg-options load_from=start.pth
 
 With --identity-start the projection norms of all new terms are zero: at evaluation the new network
 computes exactly what the old one did, and training departs from there. Where the factor of a
-trained module's terms changes (path_scales, path drop), its projection norm makes up for it.
+trained module's terms changes (path_scales, path drop), its projection norm makes up for it, with
+and without --identity-start.
 """
 
 from __future__ import annotations
@@ -24,10 +29,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 from vision.common.core.errors import VisionError, run_cli
-from vision.common.core.files import atomic_write
+from vision.common.core.files import atomic_write, refuse_same_file
+from vision.common.mm.launch import read_config
 from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
 from vision.common.nn.seeds import seed_everything
 from vision.polynet.core.arch import find_arch
@@ -53,7 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--map', type=Path, help='write the map of all tensors as JSON')
     parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
+    refuse_same_file(args.checkpoint, args.out)
     source, target = backbone_options(args.source), backbone_options(args.target)
+    if args.identity_start:
+        refuse_other_maps(source, target)
     insertion = plan(source, target, args.placement)
     state = load_checkpoint(resolve(args.checkpoint))['state_dict']
     prefix = trunk_prefix(state, args.checkpoint)
@@ -81,7 +90,9 @@ def backbone_options(name: str) -> dict:
     if not Path(name).is_file():
         raise VisionError('VIS-INPUT-055', f'no config file {name}', do='give an existing file, '
                           'or a preset such as ir-3-6-3')
-    backbone = Config.fromfile(name).get('model', {}).get('backbone', {})
+    config = read_config(argparse.Namespace(config=name, cfg_options=None, launcher='none',
+                                            local_rank=0, work_dir=None))
+    backbone = config.get('model', {}).get('backbone', {})
     if str(backbone.get('type', '')).split('.')[-1] != 'PolyNet':
         raise VisionError('VIS-INPUT-055', f'{name} has no PolyNet as backbone',
                           where='model.backbone', do='give a config of a PolyNet')
@@ -89,6 +100,17 @@ def backbone_options(name: str) -> dict:
     if isinstance(options.get('init_cfg'), dict) and options['init_cfg']['type'] == 'Pretrained':
         del options['init_cfg']  # what is new starts at random, whatever is loaded otherwise
     return options
+
+
+def refuse_other_maps(source: dict, target: dict) -> None:
+    """The same tensors compute something else on maps of another size."""
+    for key, default in (('padding_mode', 'valid'), ('output_stride', 32)):
+        before, after = source.get(key, default), target.get(key, default)
+        if before != after:
+            raise VisionError('VIS-CONFIG-054', f'no identity start with another {key}',
+                              where=f'{key}: {before!r} in the source, {after!r} in the target',
+                              why='equal tensors give other maps then', do='make them equal, or '
+                              'start without --identity-start')
 
 
 def plan(source: dict, target: dict, placement: str) -> Insertion:
@@ -101,6 +123,8 @@ def plan(source: dict, target: dict, placement: str) -> Insertion:
 def grown_backbone(trained: PolyNet, target: dict, insertion: Insertion, *, seed: int,
                    is_identity: bool) -> tuple[PolyNet, Growth]:
     seed_everything(seed)
+    # MMEngine tells what initialised each tensor: a thousand lines, and here is no log file.
+    MMLogger.get_current_instance().setLevel('WARNING')
     grown = PolyNet(**target)
     grown.init_weights()
     return grown, grow(trained.trunk, grown.trunk, insertion, is_identity=is_identity)

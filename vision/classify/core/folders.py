@@ -72,7 +72,8 @@ def class_folders(root: Path) -> list[str]:
     """Sorted names of the folders in ``root``, without hidden ones."""
     if not root.is_dir():
         raise VisionError('VIS-DATA-1201', f'there is no folder {root}', where=str(root),
-                          do='check the path; in a config: data_root and data_prefix')
+                          do='check the path, in a config data_root and data_prefix; '
+                          'datasets/README.md shows the trees. A link will do')
     names = sorted(path.name for path in root.iterdir()
                    if path.is_dir() and not path.name.startswith('.'))
     if not names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
@@ -45,6 +45,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
                                   do='end the pipeline with a resize or crop to one size, or use '
                                   'batch_size=1')
             images = torch.cat([image if image.ndim == 4 else image[None] for image in images])
+        elif images.ndim == 5:  # crops, stacked by MMEngine's default_collate
+            images = images.flatten(0, 1)
         if self.to_rgb:
             images = images.flip(1)
         images = (images.float() - self.mean) / self.std
@@ -74,7 +76,8 @@ class LinearClsHead(BaseModule):
         if topk and max(topk) > num_classes:
             raise VisionError('VIS-CONFIG-1223', f'top-{max(topk)} of {num_classes} classes',
                               where='LinearClsHead.topk', do='leave out a k above num_classes')
-        self.num_classes, self.label_smoothing, self.topk = num_classes, label_smoothing, topk
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.label_smoothing, self.topk = label_smoothing, topk
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(in_channels, num_classes)
 
@@ -119,6 +122,36 @@ class ImageClassifier(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck else None
         self.head = MODELS.build(head)
+        _check_widths(self.backbone if self.neck is None else self.neck, self.head)
+        self.classes: tuple[str, ...] | None = None
+
+    def check_dataset(self, metainfo: Mapping, where: str) -> None:
+        """The runner shows the data of each loop before the first step. A label above the head's
+        classes would end the run in the middle (a GPU with a message about an assertion); splits
+        with other classes would give every image another label, and nobody would see it.
+
+        Raises:
+            VisionError: VIS-CONFIG-1230 another number of classes than the head,
+                VIS-DATA-1219 other classes than those of the data shown before.
+        """
+        classes = metainfo.get('classes')
+        if classes is None:
+            return
+        if len(classes) != getattr(self.head, 'num_classes', len(classes)):
+            raise VisionError('VIS-CONFIG-1230', f'the data has {len(classes)} classes, the head '
+                              f'{self.head.num_classes}', where=where,
+                              why=f'classes of the data: {_shown(classes)}',
+                              do=f'set model.head.num_classes={len(classes)}, or mend the path of '
+                              'the data')
+        if self.classes is not None and tuple(classes) != self.classes:
+            counts = f'{len(self.classes)} classes', f'{len(classes)} classes'
+            other = next((pair for pair in zip(self.classes, classes, strict=False)
+                          if pair[0] != pair[1]), counts)
+            raise VisionError('VIS-DATA-1219', f'class {other[1]!r} stands where the data before '
+                              f'has {other[0]!r}', where=where, why='labels are positions in the '
+                              'list of classes', do='complete the folders, or give every data set '
+                              'the same metainfo=dict(classes=(...))')
+        self.classes = tuple(classes)
 
     def extract_feat(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         feats = self.backbone(inputs)
@@ -156,3 +189,17 @@ class ImageClassifier(BaseModel):
                               'crops', where='ImageClassifier.test_cfg',
                               do='lower it, or add MultiCrop to the test pipeline')
         return scores.topk(self.crop_topk, dim=0).values.mean(0)
+
+
+def _check_widths(feature: nn.Module, head: nn.Module) -> None:
+    given, wanted = getattr(feature, 'out_channels', None), getattr(head, 'in_channels', None)
+    given = given[-1] if isinstance(given, list | tuple) and given else given
+    if isinstance(given, int) and isinstance(wanted, int) and given != wanted:
+        raise VisionError('VIS-CONFIG-1229', f'{type(feature).__name__} gives {given} channels, '
+                          f'the head takes {wanted}', where='model.head.in_channels',
+                          why="the head reads the last of the backbone's levels",
+                          do=f'set in_channels={given} of the head, or other out_indices')
+
+
+def _shown(names: Sequence[str], num_shown: int = 5) -> str:
+    return ', '.join(map(str, names[:num_shown])) + (', ...' if len(names) > num_shown else '')

@@ -32,14 +32,26 @@ class TopKAccuracy(BaseMetric):
             raise VisionError('VIS-CONFIG-1226', f'topk={topk} is not possible',
                               where='TopKAccuracy', do='give numbers from 1, e.g. topk=(1, 5)')
 
+    @BaseMetric.dataset_meta.setter
+    def dataset_meta(self, metainfo: dict) -> None:
+        """Given by the loop before the first step: a k that is impossible is told then, not after
+        epochs of training."""
+        classes = metainfo.get('classes')
+        if classes is not None and len(classes) < max(self.topk):
+            raise self._too_few(len(classes))
+        self._dataset_meta = metainfo
+
+    def _too_few(self, num_classes: int) -> VisionError:
+        return VisionError('VIS-CONFIG-1223', f'top-{max(self.topk)} of {num_classes} classes',
+                           where='TopKAccuracy.topk', do='leave out a k above num_classes: '
+                           'val_evaluator=dict(topk=(1,)), and test_evaluator likewise')
+
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keeps one number an image: how many classes score at least as high as the true one."""
         for sample in data_samples:
             scores, label = sample['pred_score'], int(sample['gt_label'])
             if len(scores) < max(self.topk):
-                raise VisionError('VIS-CONFIG-1223', f'top-{max(self.topk)} of {len(scores)} '
-                                  'classes', where='TopKAccuracy.topk',
-                                  do='leave out a k above num_classes')
+                raise self._too_few(len(scores))
             is_number = bool(torch.isfinite(scores).all())
             rank = int((scores >= scores[label]).sum()) if is_number else len(scores) + 1
             self.results.append(rank)

@@ -83,8 +83,9 @@ class MultiCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackInputs(BaseTransform):
-    """``img`` -> ``inputs`` (3, H, W) uint8, or (C, 3, H, W) of crops; ``gt_label`` and metainfo
-    -> ``data_samples``, a BaseDataElement with ``gt_label`` (1,) int64."""
+    """``img`` -> ``inputs`` (3, H, W) uint8, (1, H, W) of a grey image, or (C, 3, H, W) of crops;
+    ``gt_label`` and metainfo -> ``data_samples``, a BaseDataElement with ``gt_label`` (1,) int64.
+    """
 
     META_KEYS = ('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
                  'num_crops')
@@ -93,7 +94,9 @@ class PackInputs(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
-        image = np.ascontiguousarray(np.moveaxis(results['img'], -1, -3))
+        image = results['img']
+        image = image[..., None] if image.ndim == 2 else image  # grey, as mmcv reads it
+        image = np.ascontiguousarray(np.moveaxis(image, -1, -3))
         sample = BaseDataElement(metainfo={key: results[key] for key in self.meta_keys
                                            if key in results})
         if 'gt_label' in results:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 EXIT_CODES = {'INPUT': 2, 'CONFIG': 2, 'RUN': 2, 'ENV': 3, 'DATA': 4, 'VIDEO': 4, 'CKPT': 5,
               'NET': 6, 'DIST': 7}
 _CODE = re.compile(r'VIS-([A-Z]+)-\d{3,4}')
+_RENDERED = re.compile(r'\bVisionError: ERROR (VIS-[A-Z]+-\d{3,4}): (.*)'
+                       r'((?:\n(?:Where|Why|Do): .*)*)')
 
 
 class VisionError(ValueError):
@@ -61,6 +63,17 @@ def _rebuild(code: str, what: str, where: str, why: str, do: str) -> VisionError
     return VisionError(code, what, where=where, why=why, do=do)
 
 
+def find_rendered(text: str) -> VisionError | None:
+    """The error inside a traceback that is only text. Torch hands over what happened in a process
+    of a data loader so, as a RuntimeError, because it cannot make our error from one string."""
+    found = _RENDERED.search(text)
+    if not found:
+        return None
+    rest = dict(re.findall(r'^(Where|Why|Do): (.*)$', found[3], re.M))
+    return VisionError(found[1], found[2],
+                       **{name.lower(): value for name, value in rest.items()})
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process with the exit code of what happened.
 
@@ -72,6 +85,11 @@ def run_cli(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except VisionError as error:
         code = _tell(error)
+    except RuntimeError as error:
+        found = find_rendered(str(error))
+        if found is None:
+            raise
+        code = _tell(found)
     except OSError as error:
         # A file system that is full meets every command, wherever it writes.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from vision.common.core.errors import VisionError
+
 TEMPORARY = '.writing-'  # prefix of unfinished files; they are of no use after a crash
 
 
@@ -52,6 +54,18 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def refuse_same_file(source: str | Path, target: str | Path) -> None:
+    """For commands that make a new file of an old one.
+
+    Raises:
+        VisionError: VIS-INPUT-108, the result would take the place of what it is made of.
+    """
+    if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
+        raise VisionError('VIS-INPUT-108', f'the result would replace {source}',
+                          why='it is made of this file, which would be lost',
+                          do='give the result another name')
 
 
 def sha256_of(path: Path) -> str:

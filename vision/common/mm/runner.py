@@ -96,9 +96,25 @@ class ExactRunner(Runner):
         return Runner.build_dataloader(config, seed=seed, diff_rank_seed=diff_rank_seed)
 
     def build_train_loop(self, loop):
-        loop = super().build_train_loop(loop)
+        loop = self._with_data_checked(super().build_train_loop(loop), 'train_dataloader')
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = EndlessBatches(loop.dataloader)
+        return loop
+
+    def build_val_loop(self, loop):
+        return self._with_data_checked(super().build_val_loop(loop), 'val_dataloader')
+
+    def build_test_loop(self, loop):
+        return self._with_data_checked(super().build_test_loop(loop), 'test_dataloader')
+
+    def _with_data_checked(self, loop, name: str):
+        """The loop. A model with ``check_dataset(metainfo, where)`` sees its data set first, and
+        may refuse it before the first step."""
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        dataloader = getattr(loop, 'dataloader', None)
+        metainfo = getattr(getattr(dataloader, 'dataset', None), 'metainfo', None)
+        if metainfo is not None and hasattr(model, 'check_dataset'):
+            model.check_dataset(metainfo, f'{name}.dataset')
         return loop
 
     def setup_env(self, env_cfg: dict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -96,7 +97,8 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
             'alone into a new file on a machine that holds nothing of value') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
-                          why=_first_line(error) or type(error).__name__,
+                          why=_first_line(error) if isinstance(error, RuntimeError | OSError) else
+                          f'it is no file that torch.save wrote ({type(error).__name__})',
                           do='use an earlier checkpoint, or fetch the file again') from error
     if not isinstance(content, dict):
         raise VisionError('VIS-CKPT-303', f'{path.name} is no checkpoint', where=str(path),
@@ -165,7 +167,9 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
 
 def _names(names: list[str]) -> str:
     """The first names, and where most of the rest lie."""
-    tops = Counter(name.split('.')[0] for name in names).most_common(3)
+    # Of a classifier's names all begin with 'backbone.trunk': what follows tells them apart.
+    depth = len(os.path.commonprefix([name.split('.')[:-1] for name in names])) + 1
+    tops = Counter('.'.join(name.split('.')[:depth]) for name in names).most_common(3)
     more = '; most under ' + ', '.join(f'{top} ({count})' for top, count in tops) \
         if len(names) > NUM_NAMES else ''
     return ', '.join(names[:NUM_NAMES]) + more

@@ -37,6 +37,13 @@ class ModuleForm(NamedTuple):
     is_chained: bool
     is_tied: bool
 
+    @property
+    def block_list(self) -> str:
+        """Name of its list of different blocks among a module's tensors. A chain is called
+        otherwise than parallel ways: its tensors have the same shapes, and a checkpoint of I + F
+        + G would load into I + F + GF without a word."""
+        return 'chain' if self.is_chained else 'blocks'
+
 
 MODULE_FORMS = {
     '1-way': ModuleForm(1, False, False),
@@ -51,6 +58,10 @@ MODULE_FORMS = {
 ABLATION_MODULES = ('2-way', '3-way', 'poly-2', 'poly-3', 'mpoly-2', 'mpoly-3')
 
 
+HOW_TO_WRITE = ("give a preset's name, e.g. arch='small', or three lists of module names, e.g. "
+                "arch=[['2-way'] * 3, ['poly-3'] * 6, ['2-way'] * 3]")
+
+
 @dataclass(frozen=True)
 class Arch:
     """Module names of stages A, B and C, first module first.
@@ -62,14 +73,13 @@ class Arch:
     stages: tuple[tuple[str, ...], ...]
 
     def __post_init__(self) -> None:
-        stages = tuple(tuple(stage) for stage in self.stages)
+        stages = tuple(_names(stage) for stage in self.stages)
         object.__setattr__(self, 'stages', stages)
         if len(stages) != len(STAGES) or not all(stages):
             raise VisionError(
                 'VIS-CONFIG-011', f'a PolyNet has three stages (A, B, C) with at least one '
                 f'module each, got {len(stages)} with {[len(stage) for stage in stages]} modules',
-                where='arch', do="give three lists, e.g. arch=[['2-way'] * 3, ['poly-3'] * 6, "
-                "['2-way'] * 3], or a preset's name")
+                where='arch', do=HOW_TO_WRITE)
         for letter, stage in zip(STAGES, stages, strict=True):
             for index, name in enumerate(stage):
                 if name not in MODULE_FORMS:
@@ -85,6 +95,15 @@ class Arch:
     @property
     def num_modules(self) -> int:
         return sum(self.depths)
+
+
+def _names(stage: object) -> tuple[str, ...]:
+    """A stage as it may stand in a config. A string or a number in its place is what a flat list,
+    depths alone or the dict of another backbone would give."""
+    if isinstance(stage, list | tuple) and all(isinstance(name, str) for name in stage):
+        return tuple(stage)
+    raise VisionError('VIS-CONFIG-011', f'a stage of a PolyNet is a list of module names, got '
+                      f'{stage!r}', where='arch', do=HOW_TO_WRITE)
 
 
 def uniform(*depths: int, **modules: str) -> Arch:
@@ -123,13 +142,22 @@ def find_arch(arch: str | Sequence[Sequence[str]] | Arch) -> Arch:
     if isinstance(arch, Arch):
         return arch
     if not isinstance(arch, str):
-        return Arch(tuple(tuple(stage) for stage in arch))
+        if not isinstance(arch, list | tuple):
+            raise VisionError('VIS-CONFIG-011', f'arch={arch!r} is no architecture', where='arch',
+                              do=HOW_TO_WRITE)
+        return Arch(tuple(arch))
     if arch not in PRESETS:
-        near = difflib.get_close_matches(arch, PRESETS, n=3) or sorted(PRESETS)[:3]
+        near = difflib.get_close_matches(arch, PRESETS, n=3)
         raise VisionError('VIS-CONFIG-013', f'no PolyNet preset is called {arch!r}',
-                          where='arch', do=f'did you mean {", ".join(near)}? All names: '
-                          'vision.polynet.core.arch.PRESETS')
+                          where='arch', do=f'did you mean {", ".join(near)}?' if near else
+                          f'presets: {preset_names()}')
     return PRESETS[arch]
+
+
+def preset_names() -> str:
+    """All presets in one line for messages; the 18 single-stage nets as a pattern."""
+    single = f'ir-3-6-3_STAGE-MODULE (STAGE: a, b, c; MODULE: {", ".join(ABLATION_MODULES)})'
+    return ', '.join([*(name for name in PRESETS if '_' not in name), single])
 
 
 def released_path_scales(num_modules: int = 40, *, max_drop: float = 0.3) -> tuple[float, ...]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from math import inf
 
 from vision.common.core.errors import VisionError
-from vision.polynet.core.arch import MODULE_FORMS, STAGES, Arch
+from vision.polynet.core.arch import MODULE_FORMS, STAGES, Arch, ModuleForm
 
 PLACEMENTS = ('interleaved', 'end')
 _MODULE = re.compile(r'stage_([abc])\.(\d+)\.(.+)')
-_UNTIED = re.compile(r'blocks\.(\d+)\.(.+)')
+_UNTIED = re.compile(r'(?:blocks|chain)\.(\d+)\.(.+)')
 _TIED_NORM = re.compile(r'block\.(paths\.\d+\.\d+|projection)\.norms\.(\d+)\.(.+)')
 _TIED_PROJECTION = re.compile(r'block\.projections\.(\d+)\.(.+)')
 
@@ -54,7 +54,7 @@ class Insertion:
         term, tail = split_term(match[3])
         if term >= form.order:
             return None
-        return f'stage_{match[1]}.{origin}.' + join_term(term, tail, form.is_tied, self.share)
+        return f'stage_{match[1]}.{origin}.' + join_term(term, tail, form, self.share)
 
     def lines(self) -> list[str]:
         """The map for people: one line per target module."""
@@ -174,10 +174,10 @@ def split_term(name: str) -> tuple[int, str]:
     return 0, name.removeprefix('block.')
 
 
-def join_term(term: int, tail: str, is_tied: bool, share: str) -> str:
+def join_term(term: int, tail: str, form: ModuleForm, share: str) -> str:
     """The inverse of ``split_term`` for a module of the given form."""
-    if not is_tied:
-        return f'blocks.{term}.{tail}'
+    if not form.is_tied:
+        return f'{form.block_list}.{term}.{tail}'
     if tail.startswith('projection.') and share == 'conv':
         return f'block.projections.{term}.' + tail.removeprefix('projection.')
     return 'block.' + tail.replace('.norm.', f'.norms.{term}.')

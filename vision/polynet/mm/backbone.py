@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from mmcv.cnn import build_activation_layer, build_conv_layer, build_norm_layer
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -13,13 +16,17 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint
 from vision.polynet.core.arch import Arch, find_arch, path_drops, released_path_scales
+from vision.polynet.core.insertion import is_projection_affine
 from vision.polynet.nn.blocks import Layers
-from vision.polynet.nn.pretrained import load_pretrained
+from vision.polynet.nn.insertion import evaluation_factor
+from vision.polynet.nn.pretrained import is_published, load_pretrained
 from vision.polynet.nn.trunk import CHANNELS, STRIDES, PolyNetTrunk
 from vision.registry import MODELS
 from vision.zoo import resolve
 
 NUM_LEVELS = len(CHANNELS)
+# The published factors have six decimals; a path drop of 0.3 gives the same unrounded.
+SCALE_TOLERANCE = 1e-5
 
 
 @MODELS.register_module()
@@ -48,6 +55,8 @@ class PolyNet(BaseModule):
         path_drop_inverted: scale kept terms up while training, instead of scaling all terms down
             at evaluation.
         norm_cfg, conv_cfg, act_cfg: as in MMDetection.
+        zero_init_residual: begin with zero weights in the projections' norms: every module is
+            then the identity at first (as ResNet's option of this name in MMDetection).
         init_cfg: default is Kaiming for convolutions and 1 for norms; see ``init_weights``.
     """
 
@@ -59,7 +68,7 @@ class PolyNet(BaseModule):
                  path_drop_rate: float = 0.0, path_drop_schedule: str = 'linear',
                  path_drop_inverted: bool = False, norm_cfg: dict | None = None,
                  conv_cfg: dict | None = None, act_cfg: dict | None = None,
-                 init_cfg: dict | list | None = None) -> None:
+                 zero_init_residual: bool = False, init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg if init_cfg is not None else _default_init())
         arch = find_arch(arch)
         out_indices = _levels(out_indices)
@@ -69,6 +78,7 @@ class PolyNet(BaseModule):
         _check_choice('path_drop_schedule', path_drop_schedule, ('linear', 'constant'))
         _check_choice('frozen_stages', frozen_stages, (-1, 0, 1, 2, 3))
         self.arch, self.frozen_stages, self.norm_eval = arch, frozen_stages, norm_eval
+        self.zero_init_residual = zero_init_residual
         self.out_channels = tuple(CHANNELS[level] for level in out_indices)
         self.strides = tuple(min(STRIDES[level], output_stride) for level in out_indices)
         self.path_drops = path_drops(arch.num_modules, path_drop_rate, path_drop_schedule)
@@ -86,19 +96,43 @@ class PolyNet(BaseModule):
     def init_weights(self) -> None:
         """As ``init_cfg`` says. ``Pretrained`` takes a file or zoo:NAME with the tensors of this
         architecture, this repository's or the published port's, and refuses any other by name;
-        ``in_channels`` and fewer levels are adapted to."""
+        ``in_channels`` and fewer levels are adapted to. The published network's path scales are
+        no tensors: a backbone that weighs its terms otherwise is told so in the log."""
         if self._is_init:
             return
         given = self.init_cfg
         steps = [given] if isinstance(given, dict) else list(given)
         pretrained = [step for step in steps if step['type'] == 'Pretrained']
+        for step in pretrained:
+            _check_pretrained(step)
         self.init_cfg = [step for step in steps if step not in pretrained]
         super().init_weights()
         self.init_cfg = given
+        if self.zero_init_residual:
+            self._silence_projections()
         for step in pretrained:
             content = load_checkpoint(resolve(step['checkpoint']))
             load_pretrained(self.trunk, content['state_dict'], prefix=step.get('prefix'),
                             where=step['checkpoint'])
+            if is_published(content):
+                self._compare_with_released_scales(step['checkpoint'])
+
+    @torch.no_grad()
+    def _silence_projections(self) -> None:
+        for name, parameter in self.trunk.named_parameters():
+            if is_projection_affine(name):
+                parameter.zero_()
+
+    def _compare_with_released_scales(self, checkpoint: str) -> None:
+        own = [evaluation_factor(module) for stage in self.trunk.stages for module in stage]
+        released = released_path_scales(self.arch.num_modules)[:len(own)]
+        differences = [abs(a - b) for a, b in zip(own, released, strict=True)]
+        if max(differences, default=0.0) > SCALE_TOLERANCE:
+            print_log(f'{checkpoint} belongs to a network with terms weighed by 1 to 0.7 from the '
+                      'first module to the last; this backbone weighs them otherwise (up to '
+                      f"{max(differences):.2g}) and computes another function: path_scales="
+                      "'released', residual_scale=1 and no path drop give the published one",
+                      logger='current', level=logging.WARNING)
 
     def enable_path_drop(self, is_on: bool) -> None:
         """Switch between the drop probabilities given and none (``PathDropHook``)."""
@@ -147,8 +181,22 @@ class PolyNet(BaseModule):
         return 0, num_depths
 
 
+def _check_pretrained(step: dict) -> None:
+    unknown = sorted(set(step) - {'type', 'checkpoint', 'prefix', 'map_location'})
+    if unknown or not step.get('checkpoint'):
+        raise VisionError('VIS-CONFIG-064', f'init_cfg has no {unknown[0]!r}' if unknown else
+                          'init_cfg of type Pretrained names no checkpoint',
+                          where='backbone.init_cfg', do="init_cfg=dict(type='Pretrained', "
+                          "checkpoint=PATH or 'zoo:NAME'), and prefix=... when the backbone lies "
+                          'inside a larger checkpoint')
+
+
 def _levels(out_indices: Sequence[int]) -> tuple[int, ...]:
-    if not out_indices or any(not -NUM_LEVELS <= level < NUM_LEVELS for level in out_indices):
+    if not isinstance(out_indices, Sequence | range):
+        raise VisionError('VIS-CONFIG-016', f'out_indices={out_indices!r} is no list of levels',
+                          do=f'write out_indices=({out_indices},) for one level')
+    if not out_indices or any(level not in range(-NUM_LEVELS, NUM_LEVELS)
+                              for level in out_indices):
         raise VisionError('VIS-CONFIG-016', f'out_indices={tuple(out_indices)} names a level that '
                           'PolyNet does not have', do=f'levels are 0..{NUM_LEVELS - 1}, or '
                           'negative to count from the end')
@@ -163,9 +211,12 @@ def _check_choice(name: str, value, allowed: tuple) -> None:
 
 def _scales(path_scales: Sequence[float] | str | None, residual_scale: float,
             num_modules: int) -> tuple[float, ...]:
-    if path_scales == 'released':
+    if isinstance(path_scales, str):
+        if path_scales != 'released':
+            raise VisionError('VIS-CONFIG-018', f'path_scales={path_scales!r} means nothing',
+                              do="give one factor per module, or 'released'")
         path_scales = released_path_scales(num_modules)
-    scales = tuple(path_scales or (1.0,) * num_modules)
+    scales = (1.0,) * num_modules if path_scales is None else tuple(path_scales)
     if len(scales) != num_modules:
         raise VisionError('VIS-CONFIG-018', f'{len(scales)} path_scales for {num_modules} modules',
                           do="give one factor per module, or 'released'")

@@ -23,6 +23,15 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         VisionError: VIS-CONFIG-060, no rate in (0, 1], or no module with ``get_layer_depth``.
     """
 
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        # Here, not in add_params: without paramwise_cfg MMEngine never calls that.
+        rate = self.paramwise_cfg.get('layer_decay_rate')
+        if not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise VisionError('VIS-CONFIG-060', f'layer_decay_rate={rate!r} is not in (0, 1]',
+                              where='optim_wrapper.paramwise_cfg', do='give e.g. 0.9')
+        self.rate = rate
+
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    is_dcn_module: int | float | None = None) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
@@ -30,10 +39,6 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             params[:] = merged(self.scaled(params, module))
 
     def scaled(self, params: list[dict], model: nn.Module) -> list[dict]:
-        rate = self.paramwise_cfg.get('layer_decay_rate')
-        if not isinstance(rate, int | float) or not 0 < rate <= 1:
-            raise VisionError('VIS-CONFIG-060', f'layer_decay_rate={rate!r} is not in (0, 1]',
-                              where='optim_wrapper.paramwise_cfg', do='give e.g. 0.9')
         name, backbone = next(((name, part) for name, part in model.named_modules()
                                if hasattr(part, 'get_layer_depth')), (None, None))
         if backbone is None:
@@ -44,7 +49,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                   for full, param in model.named_parameters()}
         for group in params:
             depth, num_depths = depths[id(group['params'][0])]
-            group['lr'] = group.get('lr', self.base_lr) * rate ** (num_depths - 1 - depth)
+            group['lr'] = group.get('lr', self.base_lr) * self.rate ** (num_depths - 1 - depth)
         return params
 
 

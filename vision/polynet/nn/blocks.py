@@ -199,9 +199,14 @@ class PolyInception(nn.Module):
             self.block = TiedInceptionBlock(spec, layers, num_orders=form.order, share=share,
                                             dilation=dilation)
         else:
-            self.blocks = nn.ModuleList(InceptionBlock(spec, layers, dilation=dilation)
-                                        for _ in range(form.order))
+            setattr(self, form.block_list, nn.ModuleList(
+                InceptionBlock(spec, layers, dilation=dilation) for _ in range(form.order)))
         self.act = layers.act()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The different blocks, first term first, of any form but poly-n."""
+        return self.chain if self.is_chained else self._modules['blocks']
 
     def forward(self, x: Tensor) -> Tensor:
         total, source = x, x

@@ -45,6 +45,13 @@ def load_pretrained(trunk: PolyNetTrunk, state: Mapping[str, Tensor], *,
     load_state(trunk, wanted, where=where)
 
 
+def is_published(content: Mapping) -> bool:
+    """Whether a checkpoint holds the published network: the port's file, or what
+    tools/model_converters/polynet_cadene.py made of it."""
+    return is_port_state(content['state_dict']) or \
+        (content.get('meta') or {}).get('path_scales') == 'released'
+
+
 def trunk_prefix(state: Mapping[str, Tensor], where: str = '', prefix: str | None = None) -> str:
     """What stands before the trunk's names in a checkpoint: 'backbone.trunk.', say."""
     prefixes = [name.removesuffix(FIRST_CONV) for name in state if name.endswith(FIRST_CONV)]
