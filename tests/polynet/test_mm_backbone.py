@@ -81,7 +81,8 @@ def test_norm_eval_fixes_statistics_and_trains_weights(x):
 
 
 @pytest.mark.parametrize('options', [dict(), dict(frozen_stages=1, norm_eval=True),
-                                     dict(path_drop_rate=0.3, norm_cfg=dict(type='BN'))])
+                                     dict(path_drop_rate=0.3, norm_cfg=dict(type='BN')),
+                                     dict(norm_cfg=dict(type='SyncBN'))])
 def test_with_cp_changes_no_number(options, x):
     results = []
     for with_cp in (False, True):
@@ -230,15 +231,17 @@ def test_convolutions_by_config(x):
     assert kinds == {'ConvWS2d'} and backbone(x)[0].shape == (2, 2048, 3, 3)
 
 
-def test_smaller_output_stride_computes_the_same_values_at_more_places():
-    """Dilation in place of a stride: every second value is that of stride 32, so that weights
-    trained there serve here."""
+@pytest.mark.parametrize('stride', [16, 8])
+def test_smaller_output_stride_computes_the_same_values_at_more_places(stride):
+    """Dilation in place of a stride: every second or fourth value is that of stride 32, so that
+    weights trained there serve here."""
     options = dict(arch=[['2-way'], ['poly-3'] * 2, ['mpoly-2', '2-way']], padding_mode='same')
-    coarse, dense = build(**options).eval(), build(output_stride=16, **options).eval()
+    coarse, dense = build(**options).eval(), build(output_stride=stride, **options).eval()
     dense.load_state_dict(coarse.state_dict())
     image = torch.randn(1, 3, 70, 103)
     with torch.inference_mode():
-        torch.testing.assert_close(dense(image)[0][..., ::2, ::2], coarse(image)[0])
+        step = 32 // stride
+        torch.testing.assert_close(dense(image)[0][..., ::step, ::step], coarse(image)[0])
 
 
 @pytest.mark.parametrize(('cfg', 'message'), [

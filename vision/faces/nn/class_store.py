@@ -92,7 +92,13 @@ class ClassStore:
         """(n, d) copy of all rows as of now, where the rows are kept."""
         result = torch.empty(self._rows.shape, dtype=dtype, device=self._rows.device)
         for chunk in self._chunks():
-            result[chunk] = self._current(chunk)[0].to(result)
+            # Training waits for this: rows are read once, their state only where it moves them.
+            rows = self._rows[chunk]
+            factors = self._missed.factors(self._last[chunk].to(self.device), rows.dtype)
+            if factors is not None:
+                state = {name: value[chunk] for name, value in self._state.items()}
+                rows = self.optimizer.caught_up(rows, state, factors.to(rows.device))
+            result[chunk] = rows
         return result
 
     def state_dict(self) -> dict:

@@ -116,6 +116,13 @@ class LazySGD:
             return [[1 - lr * wd]]
         return [[1 - lr * wd, -lr * mu], [wd, mu]]
 
+    def caught_up(self, rows: Tensor, state: dict[str, Tensor], factors: Tensor) -> Tensor:
+        """(M, d) rows alone, by (k, k, M) factors; nothing changes. As ``catch_up_``, bit by bit."""
+        now = rows * factors[0, 0, :, None]
+        if self.momentum:
+            now.addcmul_(state['momentum'], factors[0, 1, :, None])
+        return now
+
     def catch_up_(self, rows: Tensor, state: dict[str, Tensor], factors: Tensor) -> None:
         """Apply (k, k, M) factors to rows (M, d) and their state, in place."""
         factors = factors[..., None]
@@ -166,8 +173,11 @@ class LazyAdamW:
     def missed_step(self, lr: float) -> list[list[float]]:
         return [[1 - lr * self.weight_decay]]
 
+    def caught_up(self, rows: Tensor, state: dict[str, Tensor], factors: Tensor) -> Tensor:
+        return rows * factors[0, 0, :, None]
+
     def catch_up_(self, rows: Tensor, state: dict[str, Tensor], factors: Tensor) -> None:
-        rows.mul_(factors[0, 0][:, None])
+        rows.mul_(factors[0, 0, :, None])
 
     def step(self, rows: Tensor, grad: Tensor, state: dict[str, Tensor], lr: float) -> Tensor:
         beta1, beta2 = self.betas
@@ -199,6 +209,7 @@ class RowAdaGrad:
         return dict(sum=like.new_zeros(num, 1))
 
     missed_step = LazyAdamW.missed_step
+    caught_up = LazyAdamW.caught_up
     catch_up_ = LazyAdamW.catch_up_
 
     def step(self, rows: Tensor, grad: Tensor, state: dict[str, Tensor], lr: float) -> Tensor:

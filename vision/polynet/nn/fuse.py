@@ -198,8 +198,8 @@ def fold_unit(unit: ConvUnit) -> Folded:
 
 
 def fuse_parallel(parallel: Parallel) -> FusedPaths:
-    return FusedPaths([branch if isinstance(branch, nn.MaxPool2d)
-                       else [fold_unit(unit) for unit in branch] for branch in parallel.branches])
+    return FusedPaths([[fold_unit(unit) for unit in branch] if list(branch.parameters())
+                       else branch for branch in parallel.branches])
 
 
 def fuse_module(module: PolyInception) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, nullcontext
-from math import ceil
+from math import ceil, inf
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,11 @@ def conv_path(in_channels: int, specs: Iterable[ConvSpec], layers: Layers,
     return nn.Sequential(*units)
 
 
-def pool(layers: Layers, *, stride: int = 2) -> nn.MaxPool2d:
-    """3x3 maximum; never dilated, since torch pads a pool by half its undilated window at most."""
+def pool(layers: Layers, *, stride: int = 2, dilation: int = 1) -> nn.Module:
+    """3x3 maximum; dilated only with stride 1."""
+    if dilation > 1:  # torch pads a pool by half its undilated window at most
+        return nn.Sequential(nn.ConstantPad2d(dilation, -inf),
+                             nn.MaxPool2d(3, stride=stride, dilation=dilation))
     return nn.MaxPool2d(3, stride=stride, padding=1 if layers.is_same or stride == 1 else 0)
 
 
@@ -99,7 +102,7 @@ def reduction(letter: str, layers: Layers, *, stride: int, dilation: int) -> Par
         width, paths = 1152, ((ConvSpec(256), ConvSpec(256, (3, 3), pad=True), halving(256)),
                               (ConvSpec(256), halving(256)), (ConvSpec(256), halving(384)))
     branches = [conv_path(width, path, layers, dilation) for path in paths]
-    return Parallel(*branches, pool(layers, stride=stride))
+    return Parallel(*branches, pool(layers, stride=stride, dilation=dilation))
 
 
 class PolyNetTrunk(nn.Module):
@@ -189,8 +192,9 @@ def frozen_statistics(module: nn.Module):
     norms = [child for child in module.modules()
              if isinstance(child, BatchNorm) and child.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:  # momentum 0 keeps r = (1 - 0) r + 0 b exactly
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, (_, count) in zip(norms, before, strict=True):
+        # Momentum 0 keeps r = (1 - 0) r + 0 b exactly; a copy counts, SyncBatchNorm wants one.
+        norm.momentum, norm.num_batches_tracked = 0.0, count.clone()
     try:
         yield
     finally:
