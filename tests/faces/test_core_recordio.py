@@ -128,6 +128,18 @@ def test_file_cut_short_is_refused(face_file):
         rebuild_index(face_file)
 
 
+def test_identity_without_image_in_a_file_of_others(tmp_path):
+    for name, head in (('a', [4, 7]), ('b', [0])):
+        with RecordWriter(tmp_path / f'{name}.rec') as writer:
+            writer.write(Record(np.float32(head), 0, b''))
+            for key, label in ((1, 0), (2, 0), (3, 2)):
+                writer.write(Record(np.float32([label]), key, b'x'))
+            for key in (4, 5, 6) if name == 'a' else ():
+                writer.write(Record(np.float32([1, 2]), key, b''))
+        with pytest.raises(VisionError, match='VIS-DATA-1072: 1 of 3 .* first: 1'):
+            FaceRecords(tmp_path / f'{name}.rec').labels()
+
+
 def test_label_outside_and_identity_without_image(tmp_path):
     with RecordWriter(tmp_path / 'a.rec') as writer:
         writer.write(Record(np.float32([2, 3]), 0, b''))

@@ -269,9 +269,21 @@ class FaceRecords:
         return record.content, self._label(record.labels, position)
 
     def labels(self) -> np.ndarray:
-        """(N,) int64 labels of all images, without reading the images."""
-        return np.array([self._label(self.reader.read_labels(int(key)), position)
-                         for position, key in enumerate(self.keys)], dtype=np.int64)
+        """(N,) int64 labels of all images, without reading the images.
+
+        Raises:
+            VisionError: VIS-DATA-1072, a label that is no class, or an identity without image.
+        """
+        labels = np.array([self._label(self.reader.read_labels(int(key)), position)
+                           for position, key in enumerate(self.keys)], dtype=np.int64)
+        counts = np.bincount(labels, minlength=self.num_classes or 0)
+        if not counts.all():
+            raise VisionError('VIS-DATA-1072', f'{(counts == 0).sum()} of {len(counts)} '
+                              f'identities have no image, first: {counts.argmin()}',
+                              where=str(self.reader.path), why='an identity without an image '
+                              'would stay an untrained class', do='write the record file again '
+                              'without them, identities numbered from 0')
+        return labels
 
     def _label(self, labels: np.ndarray, position: int) -> int:
         label = int(labels[0])
