@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.gather import gather_batch
+from vision.faces.nn.gather import gather_batch, gather_labels
 from vision.faces.nn.margins import build_margin
 from vision.faces.nn.selective import selective_loss
 from vision.registry import MODELS
@@ -82,6 +82,26 @@ class ActiveClassHead(BaseModule):
                                        is_cosine=self.is_cosine, **options)
         if adaptive is not None:
             self.selector = make_adaptive(self.selector, group=self.group, **adaptive)
+
+    def prefetch(self, labels: Tensor) -> None:
+        """Begin to fetch the rows that the labels decide, while the backbone works.
+
+        Own classes, and with random rows the whole draw. Only a store in host memory has
+        anything to fetch; the loss is the same without. Every rank must come here.
+
+        Args:
+            labels: (B,) int64 of this rank, those of the next ``loss``.
+        Raises:
+            VisionError: VIS-DATA-1014, a label outside the classes.
+        """
+        self.build(labels.device)
+        if not self.store.fetches_ahead:
+            return
+        self._check_labels(labels)
+        if self.group is not None:
+            labels = gather_labels(labels, self.group)
+        known = self.selector.known_rows(labels * self.num_subcentres, self.step)
+        self.store.prefetch(self._with_all_centres(known))
 
     def loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses and figures of one step.
@@ -172,12 +192,18 @@ class ActiveClassHead(BaseModule):
         selection = self.selector.select(features, labels * k, self.step)
         if k == 1:
             return selection.rows, selection.columns, selection.stats
-        # The selector knows rows only: a class is active with all its rows if any was chosen.
-        classes = torch.unique(selection.rows // k)
-        rows = (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
+        rows = self._with_all_centres(selection.rows)
         own = selection.rows[selection.columns.clamp(min=0)] // k
-        columns = torch.searchsorted(classes, own)
+        columns = torch.searchsorted(rows[::k] // k, own)
         return rows, columns.where(selection.columns >= 0, -1), selection.stats
+
+    def _with_all_centres(self, rows: Tensor) -> Tensor:
+        """The selector knows rows only: a class is active with all its rows if any was chosen."""
+        k = self.num_subcentres
+        if k == 1:
+            return rows
+        classes = torch.unique(rows // k)
+        return (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
 
     def _expected_counts(self, columns: Tensor, num_rows: int, labels: Tensor) -> Tensor | None:
         """(M,) 1 for classes of the batch, else the random selector's rate over all ranks."""

@@ -31,12 +31,17 @@ class ClassStore:
     never changes the rows, so that snapshots and checkpoints leave no trace in a run.
     Local row ids are 0 to ``row_end - row_start - 1``.
 
+    Attributes:
+        fetches_ahead: does ``prefetch`` do anything?
+
     Args:
         rows: (n, d) float32 or float64, taken, not copied.
         optimizer: of ``vision.faces.nn.lazy_optim``.
         num_classes: C.
         row_start: the class of the first row.
     """
+
+    fetches_ahead = False
 
     def __init__(self, rows: Tensor, optimizer, *, num_classes: int, row_start: int = 0,
                  device: torch.device | str | None = None) -> None:
@@ -62,6 +67,9 @@ class ClassStore:
         weights, state = self._current(rows)
         self._pulled = rows, weights, state
         return weights.detach().requires_grad_()
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to fetch rows that will be pulled; those on the device need no fetching."""
 
     def push(self, rows: Tensor, grad: Tensor, *, lr: float) -> None:
         """One optimizer step: these rows with their gradients, all others with zero gradients.

@@ -100,6 +100,15 @@ class Selector:
         stats = dict(num_active=float(len(rows)))
         return Selection(rows.to(labels.device), columns.to(labels.device), stats)
 
+    def known_rows(self, labels: Tensor, step: int) -> Tensor:
+        """(N,) sorted unique local ids on the host that ``select`` takes whatever the features.
+
+        For fetching them before the features are there. Own classes only where all rows take
+        part: a second copy of all rows is not what a store in host memory is for.
+        """
+        local = self.local_ids(labels)
+        return local[local >= 0].unique()
+
     def after_update(self, rows: Tensor, step: int) -> None:
         """The optimizer has changed these local rows at this step; nothing to do here."""
 
@@ -128,7 +137,13 @@ class Selector:
 class RandomSelector(Selector):
     """Own classes and random others (Partial FC). The same draw for any number of ranks."""
 
-    def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
+    def known_rows(self, labels: Tensor, step: int) -> Tensor:
+        """All of them."""
+        local = self.local_ids(labels)
+        return torch.from_numpy(self._chosen(None, labels, local, step))
+
+    def _chosen(self, features: Tensor | None, labels: Tensor, local: Tensor,
+                step: int) -> np.ndarray:
         own, store = labels.cpu().unique().numpy(), self.store
         num_random = max(0, min(self.num_active, store.num_classes) - len(own))
         drawn = draw_outside(own, store.num_classes, num_random, self.seed, step)
