@@ -56,8 +56,10 @@ class Selector:
     Args:
         store: class rows: ``num_classes, row_start, row_end, device, pull, snapshot``.
         num_active: active rows over all ranks; a rank with a part of the rows takes that part
-            of the number.
-        random_frac: share of ``num_active`` that is drawn at random from all others.
+            of the number. There are more where own classes alone are more, or leave no room for
+            the random share.
+        random_frac: share of ``num_active`` that is drawn at random from all others, one row at
+            least; 0: none.
         is_cosine: logits are cosines times ``scale``; without it, inner products.
         scale, own_margin: of logits, where masses are compared; the margin is an angle added to
             that of the own class (ArcFace), without which an own class leaves no mass to others.
@@ -157,12 +159,12 @@ class CandidateSelector(Selector):
 
     def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
         own = local[local >= 0].unique().numpy()
-        num_random = round(self.random_frac * self.num_places)
+        num_random = max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
         num_best = max(0, self.num_places - num_random - len(own))
         best = self._best(self.queries(features), local, own, num_best, step) if num_best \
             else own[:0]
         taken = np.union1d(own, best)
-        drawn = draw_outside(taken, self.num_local, max(0, self.num_places - len(taken)),
+        drawn = draw_outside(taken, self.num_local, max(num_random, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
         return np.union1d(taken, drawn)
 
@@ -260,6 +262,13 @@ class IndexSelector(CandidateSelector):
             every = torch.cat([logits, self.own_logits(queries, local)[:, None]], 1)
             worth = every.softmax(1).sum(0)[:-1]
         return ids[worth.topk(num).indices.cpu().numpy()]
+
+
+def without_index(state: dict) -> dict:
+    """A selector's state for other ranges of rows: all but the index, which is built anew."""
+    if 'upkeep' not in state:
+        return state
+    return state | dict(upkeep=state['upkeep'] | dict(index=None))
 
 
 def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
