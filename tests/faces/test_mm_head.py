@@ -205,6 +205,28 @@ def test_rows_in_host_memory_are_fetched_while_the_backbone_works(tmp_path, monk
         assert_same(host[part], device[part], part)
 
 
+def test_decisions_of_the_controller_go_on_with_another_number_of_ranks():
+    selector = dict(type='ivf', num_active=12, num_lists=4, adaptive=dict(
+        monitor_every=2, interval_range=(20, 90), least_recall=0.01, least_gain=0.001))
+    first = build_head(selector=selector)
+    for step in range(5):
+        features, labels = batch(step)
+        first.step = step
+        first.loss(features, labels)['loss'].backward()
+        first.step_rows(0.1)
+    state = first.rows_state(renews_selector=False)
+    state['selectors'] *= 2  # as if two ranks had written it
+    second = build_head(selector=selector)
+    second.load_rows_state(state)
+    ours, theirs = second.selector, first.selector
+    assert ours.controller.log == theirs.controller.log and len(ours.controller.log) == 3
+    assert ours.controller.allocation == theirs.controller.allocation
+    assert ours.upkeep.interval == theirs.upkeep.interval
+    assert theirs.upkeep._index is not None and ours.upkeep._index is None
+    features, labels = batch(9)
+    assert second.loss(features, labels)['loss'].isfinite()
+
+
 def test_training_learns_the_identities(tmp_path):
     runner = run(tmp_path, max_iters=200, interval=200)
     model = runner.model.eval()
@@ -273,6 +295,7 @@ def test_rows_of_a_loaded_checkpoint_are_taken(tmp_path):
 @pytest.mark.parametrize('code, options', [
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=-1))),
+    ('VIS-DATA-1014.*25 identities', dict(dataset=dict(num_classes=25))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24), head=toy_faces.head_config(
         store=dict(backend='host', optimizer=dict(type='sgd'))))),
     ('VIS-CONFIG-1012', dict(custom_hooks=[])),

@@ -83,6 +83,25 @@ class ActiveClassHead(BaseModule):
         if adaptive is not None:
             self.selector = make_adaptive(self.selector, group=self.group, **adaptive)
 
+    def require_data(self, num_identities: int | None, num_samples: int) -> None:
+        """Refuse training data before any step of it; every rank must come here.
+
+        Args:
+            num_identities: of the data set; None: it does not say.
+        Raises:
+            VisionError: VIS-DATA-1014, more identities than classes; VIS-DIST-1024, on every
+                rank, when ranks read different data.
+        """
+        if self.group is not None:
+            from vision.faces.nn.class_store import check_ranks
+            check_ranks(self.group, self.store.device, num_identities=num_identities or 0,
+                        num_samples=num_samples)
+        if num_identities is not None and num_identities > self.num_classes:
+            raise VisionError('VIS-DATA-1014', f'the data set has {num_identities} identities',
+                              where='train_dataloader.dataset', why=f'the head has '
+                              f'{self.num_classes} classes', do='set model.head.num_classes='
+                              f'{num_identities}')
+
     def prefetch(self, labels: Tensor) -> None:
         """Begin to fetch the rows that the labels decide, while the backbone works.
 
@@ -178,8 +197,11 @@ class ActiveClassHead(BaseModule):
         self.store.load_ranges(state['stores'])
         world = 1 if self.group is None else dist.get_world_size(self.group)
         rank = 0 if self.group is None else dist.get_rank(self.group)
-        if len(state['selectors']) == world:  # else an index of other rows: it is built anew
+        if len(state['selectors']) == world:
             self.selector.load_state_dict(state['selectors'][rank])
+        else:  # what was decided holds on every rank; an index has other rows now
+            from vision.faces.nn.selectors import without_index
+            self.selector.load_state_dict(without_index(state['selectors'][0]))
 
     def fits(self, state: dict[str, Any]) -> bool:
         """Are these the rows of as many classes and as many dimensions?"""

@@ -221,7 +221,7 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
     rank, world = 0, 1
     if group is not None:
         rank, world = dist.get_rank(group), dist.get_world_size(group)
-        _check_ranks(group, device, num_classes=num_classes, dim=dim, seed=seed,
+        check_ranks(group, device, num_classes=num_classes, dim=dim, seed=seed,
                      rows_per_class=rows_per_class, dtype=torch.finfo(dtype).bits,
                      optimizer=zlib.crc32(repr((made.name, made.options)).encode()))
     assert num_classes % rows_per_class == 0
@@ -277,7 +277,8 @@ def _put(tensor: Tensor, rows: Tensor | slice, values: Tensor) -> None:
         tensor.numpy()[rows.numpy()] = values.numpy()
 
 
-def _check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values: int) -> None:
+def check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values: int) -> None:
+    """All ranks come with the same numbers, or VIS-DIST-1024 on every one of them."""
     mine = torch.tensor(list(values.values()), device=device)
     low, high = mine.clone(), mine.clone()
     dist.all_reduce(low, dist.ReduceOp.MIN, group=group)
@@ -286,7 +287,7 @@ def _check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values:
                                                   strict=True) if a != b}
     if unequal:
         name, (a, b) = next(iter(unequal.items()))
-        raise VisionError('VIS-DIST-1024', f'ranks disagree on {", ".join(unequal)} of the class '
-                          f'rows: {name} is from {a} to {b}', where=f'rank {dist.get_rank(group)}',
-                          why='the rows are cut into ranges by them',
+        raise VisionError('VIS-DIST-1024', f'ranks disagree on {", ".join(unequal)}: {name} '
+                          f'is from {a} to {b}', where=f'rank {dist.get_rank(group)}',
+                          why='they share the class rows and the data',
                           do='start all processes with the same config and the same data')
