@@ -292,6 +292,32 @@ def test_rows_of_a_loaded_checkpoint_are_taken(tmp_path):
     assert not torch.allclose(all_rows(other), rows)
 
 
+IVF = dict(type='ivf', num_active=10, num_lists=2, upkeep=dict(interval=3, swap_lag=0))
+
+
+def test_a_new_run_from_a_checkpoint_has_a_selector_of_its_own(tmp_path):
+    run(tmp_path / 'first', max_iters=4, head=toy_faces.head_config(selector=IVF))
+    run(tmp_path / 'full', max_iters=4, head=toy_faces.head_config(selector=dict(type='full')))
+    for source, selector, num in (('first', IVF, 10), ('full', dict(IVF, num_active=9), 9),
+                                  ('full', dict(type='random', num_active=8), 8)):
+        head = run(tmp_path / f'{source}-{num}', max_iters=5, interval=9,
+                   head=toy_faces.head_config(selector=selector),
+                   load_from=str(tmp_path / source / 'iter_4.pth')).model.head
+        features, labels = batch(0, num=3)
+        assert head.loss(features, labels)['num_active'] == num
+        if selector is IVF:  # renewed at steps of this run, once after step 3
+            assert head.selector.state_dict()['upkeep']['built_step'] == 3
+            assert head.selector.state_dict()['upkeep']['num_renewals'] == 1
+
+
+@pytest.mark.parametrize('selector', [dict(type='random', num_active=10), dict(IVF, type='hnsw'),
+                                      dict(IVF, adaptive=dict())])
+def test_a_resume_with_another_selector_is_refused(tmp_path, selector):
+    run(tmp_path, max_iters=4, head=toy_faces.head_config(selector=IVF))
+    with pytest.raises(VisionError, match='VIS-CKPT-1017: the run had the selector ivf, now'):
+        run(tmp_path, resume=True, head=toy_faces.head_config(selector=selector))
+
+
 @pytest.mark.parametrize('code, options', [
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=-1))),

@@ -73,9 +73,9 @@ class ActiveClassHead(BaseModule):
         from vision.faces.nn.selectors import build_selector
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.group.WORLD
-            self._check_ranges(dist.get_world_size())
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
-                                 device=device, group=self.group, **self.store_config)
+                                 device=device, group=self.group,
+                                 rows_per_class=self.num_subcentres, **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
         adaptive = options.pop('adaptive', None)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
@@ -188,15 +188,31 @@ class ActiveClassHead(BaseModule):
             if states is None:
                 return None
         return dict(num_classes=self.num_classes, dim=self.dim,
-                    num_subcentres=self.num_subcentres,
+                    num_subcentres=self.num_subcentres, selector_kind=self._selector_kind,
                     stores=[state['store'] for state in states],
                     selectors=[state['selector'] for state in states])
 
-    def load_rows_state(self, state: dict[str, Any]) -> None:
-        """Take what ``rows_state`` gave, also of another number of ranks."""
+    def load_rows_state(self, state: dict[str, Any], *, with_selector: bool = True) -> None:
+        """Take what ``rows_state`` gave, also of another number of ranks.
+
+        Args:
+            with_selector: go on with its index and decisions, too: their steps are those of the
+                run that made them.
+        Raises:
+            VisionError: VIS-CKPT-1017, they are another kind of selector's.
+        """
+        kind = state.get('selector_kind', self._selector_kind)
+        if with_selector and kind != self._selector_kind:
+            raise VisionError('VIS-CKPT-1017', f'the run had the selector {kind}, now it has '
+                              f'{self._selector_kind}', where='model.head.selector',
+                              why='a resumed run goes on with its index and decisions',
+                              do='resume with the config that wrote the checkpoint, or begin a '
+                              'new run from its weights and rows: load_from')
         self.store.load_ranges(state['stores'])
         world = 1 if self.group is None else dist.get_world_size(self.group)
         rank = 0 if self.group is None else dist.get_rank(self.group)
+        if not with_selector:
+            return
         if len(state['selectors']) == world:
             self.selector.load_state_dict(state['selectors'][rank])
         else:  # what was decided holds on every rank; an index has other rows now
@@ -207,6 +223,11 @@ class ActiveClassHead(BaseModule):
         """Are these the rows of as many classes and as many dimensions?"""
         return all(state[name] == getattr(self, name)
                    for name in ('num_classes', 'dim', 'num_subcentres'))
+
+    @property
+    def _selector_kind(self) -> str:
+        kind = self.selector_config['type']
+        return f'{kind}, adaptive' if 'adaptive' in self.selector_config else kind
 
     def _select(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict]:
         """Row ids (M * K,), columns (B,) of the classes, and the selector's figures."""
@@ -245,15 +266,6 @@ class ActiveClassHead(BaseModule):
                               why=f'the head has {self.num_classes} classes, 0 to '
                               f'{self.num_classes - 1}', do='set head.num_classes to the number '
                               'of identities of the data set')
-
-    def _check_ranges(self, world: int) -> None:
-        """Each rank has whole classes only, which with sub-centres is not so by itself."""
-        if self.num_subcentres > 1 and self.num_classes % world:
-            raise VisionError('VIS-DIST-1015', f'{self.num_classes} classes with '
-                              f'{self.num_subcentres} rows each over {world} ranks',
-                              where='head.num_subcentres', why='the rows of a class would lie on '
-                              'two ranks', do=f'make num_classes a multiple of {world}: classes '
-                              'without images do no harm')
 
 
 def _check(num_classes: int, num_subcentres: int, correction: str, selector: dict,

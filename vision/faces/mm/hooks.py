@@ -54,7 +54,7 @@ class ActiveClassHook(Hook):
                           len(dataset))
         loaded, self._loaded = self._loaded, None
         if loaded is not None and head.fits(loaded):
-            head.load_rows_state(loaded)
+            head.load_rows_state(loaded, with_selector=runner.iter > 0)
             runner.logger.info(f'class rows: {head.num_classes} from the checkpoint')
         elif runner.iter > 0:
             raise VisionError('VIS-CKPT-1011', 'the checkpoint has not the rows of '

@@ -115,10 +115,11 @@ class Selector:
         """The optimizer has changed these local rows at this step; nothing to do here."""
 
     def state_dict(self) -> dict:
-        return dict(num_active=self.num_active)
+        """What a run changes; numbers of the config are not among it."""
+        return {}
 
     def load_state_dict(self, state: dict) -> None:
-        self.num_active = state['num_active']
+        """Go on from what ``state_dict`` of a selector of this kind gave."""
 
     def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
         return np.arange(self.num_local)
