@@ -114,6 +114,32 @@ def test_gallery_life(tool, model, tmp_path, capsys):
         gallery(['list', out])
 
 
+def test_people_without_a_face_are_named_and_pictures_counted(tool, model, tmp_path, monkeypatch,
+                                                              capsys):
+    class Finder(TemplateFinder):
+        def __call__(self, image):
+            faces = super().__call__(image)
+            if image.mean() < 10:  # a black picture has none
+                return type(faces)(faces.boxes_xyxy[:0], faces.landmarks[:0], faces.scores[:0])
+            return faces
+    monkeypatch.setattr('vision.faces.nn.face_finder.FaceFinder', Finder)
+    people, out = tmp_path / 'people', tmp_path / 'g.npz'
+    for name, seed in (('ada', 1), ('bob', 2)):
+        picture(people / name / '1.png', seed)
+    cv2.imwrite(str(people / 'ada' / '2.png'), np.zeros((112, 112, 3), np.uint8))
+    build = ['build', str(people), *model, '--out', str(out), '--detector', 'unused']
+    with pytest.raises(VisionError, match='VIS-DATA-1106: no face in ada/2.png'):
+        tool('gallery').main([*build, '--strict'])
+    assert tool('gallery').main(build) == 0
+    printed = capsys.readouterr()
+    assert '2 faces of 2 people' in printed.out and 'no face in ada/2.png' in printed.err
+    out.unlink()
+    cv2.imwrite(str(people / 'bob' / '1.png'), np.zeros((112, 112, 3), np.uint8))
+    with pytest.raises(VisionError, match=r'VIS-DATA-1106: no face in any picture of bob'):
+        tool('gallery').main(build)
+    assert not out.exists()
+
+
 def test_doubtful_rows_are_named():
     from vision.faces.core.gallery import Gallery, suspicious_rows
     rows = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.0, -1]], dtype=np.float32)
