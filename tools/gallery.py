@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, run_cli
@@ -70,9 +71,10 @@ def enrol(args: argparse.Namespace) -> int:
     identity = embedder_hash(embedder)
     if old is not None:
         old.require(identity, str(args.out))  # before the work, not after it
-    crops, rows = find_faces(args, found)
+    rows: list[int] = []
+    embeddings = embed_images(embedder, find_faces(args, found, rows))
     names = [found.names[found.labels[row]] for row in rows]
-    new = Gallery(embed_images(embedder, crops), *(_array(part) for part in (
+    new = Gallery(embeddings, *(_array(part) for part in (
         names, [found.paths[row] for row in rows])), identity)
     gallery = new if old is None else old.joined(new)
     gallery.save(args.out)
@@ -80,20 +82,23 @@ def enrol(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_faces(args: argparse.Namespace, found) -> tuple[list, list[int]]:
-    """Aligned crops and the rows of the list that gave one."""
+def find_faces(args: argparse.Namespace, found, rows: list[int]) -> Iterator:
+    """Aligned crops; the rows of the list that gave one are added to ``rows``.
+
+    One at a time: the crops of a large gallery would fill the memory.
+    """
     from rich.console import Console
     from rich.progress import track
 
     from vision.faces.mm.datasets import read_image
     finder = None if args.aligned else open_finder(args)
-    crops, rows, console = [], [], Console(stderr=True)
+    console = Console(stderr=True)
     for row, path in enumerate(track(found.paths, description='faces', console=console)):
         image = read_image(found.root / path)
         crop = image if args.aligned else largest_face(finder, image)
         if crop is not None:
-            crops.append(crop)
             rows.append(row)
+            yield crop
         elif args.strict:
             raise _no_face(path)
         else:
@@ -101,7 +106,6 @@ def find_faces(args: argparse.Namespace, found) -> tuple[list, list[int]]:
     left = sorted(set(range(len(found.names))) - {int(found.labels[row]) for row in rows})
     if left:
         raise _no_face(f'any picture of {found.names[left[0]]} ({len(left)} people in all)')
-    return crops, rows
 
 
 def open_finder(args: argparse.Namespace):

@@ -2,7 +2,9 @@
 
   python tools/recognize_demo.py group.jpg --gallery people.npz --detector yunet.onnx CONFIG CKPT
   python tools/recognize_demo.py clip.mp4  --gallery people.npz --detector yunet.onnx CONFIG CKPT
-  python tools/recognize_demo.py frames/ 0 rtsp://host/stream   (as the video demo reads them)
+
+The first argument may also be a folder of frames, a camera number, or an rtsp:// or http://
+address, as in the video demo; Ctrl-C ends a stream and finishes its files.
 
 Writes OUT_DIR/NAME.jpg (or NAME.mp4 for a video) with boxes and names, and NAME.jsonl: one line a
 frame with boxes (x1 y1 x2 y2 px), scores, landmarks, names and cosines. A face below --threshold
@@ -13,7 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import unicodedata
+from collections import Counter
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, run_cli
@@ -36,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     add('--min-score', type=float, default=0.7, help='weakest face (default: 0.7)')
     add('--index', choices=('exact', 'ivf', 'hnsw'), default='exact',
         help='search: exact, or FAISS for galleries of many thousands (default: exact)')
+    add('--fps', type=float, help='frames per second of a folder (default: 25)')
     add('--max-frames', type=int, help='stop after so many frames')
+    add('--keep-going', action='store_true', help='accept gaps and damaged frames')
     add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
     add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
     return parser
@@ -44,11 +52,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    recognise = build(args)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
+    check_numbers(args)
     if Path(args.source).suffix.lower() in PICTURES:
-        return run_picture(args, recognise)
-    return run_stream(args, recognise)
+        return run_picture(args)
+    return run_stream(args)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    for name, value, is_good in (
+            ('--threshold', args.threshold, -1 <= args.threshold <= 1),
+            ('--min-score', args.min_score, 0 < args.min_score <= 1),
+            ('--fps', args.fps, args.fps is None or args.fps > 0),
+            ('--max-frames', args.max_frames, args.max_frames is None or args.max_frames > 0)):
+        if not is_good:
+            raise VisionError('VIS-CONFIG-1104', f'{name} {value}', where=name,
+                              why='a cosine lies in [-1, 1], a score in (0, 1], counts and rates '
+                              'are positive', do='see --help')
 
 
 def build(args: argparse.Namespace):
@@ -85,54 +104,80 @@ def build(args: argparse.Namespace):
     return recognise
 
 
-def run_picture(args: argparse.Namespace, recognise) -> int:
+def run_picture(args: argparse.Namespace) -> int:
     import cv2
 
     from vision.common.core.files import atomic_write
     from vision.faces.mm.datasets import read_image
     image = read_image(Path(args.source))
-    faces = recognise(image)
-    stem = args.out_dir / Path(args.source).stem
-    picture, lines = stem.with_name(f'{stem.name}.jpg'), stem.with_name(f'{stem.name}.jsonl')
-    if picture.exists() and picture.samefile(args.source):
-        raise VisionError('VIS-CONFIG-1104', f'{picture} would take the place of the source',
-                          do='name another folder with --out-dir')
+    picture, lines = outputs(args, Path(args.source).stem, 'jpg')
+    faces = build(args)(image)
     with atomic_write(picture) as file:
         file.write(cv2.imencode('.jpg', draw(image, faces))[1].tobytes())
-    with atomic_write(lines, 'w') as file:
-        file.write(json.dumps(dict(frame=0, faces=faces), ensure_ascii=False) + '\n')
-    summary(faces, 1, [picture, lines])
+    with atomic_write(lines) as file:
+        file.write((json.dumps(dict(frame=0, faces=faces), ensure_ascii=False) + '\n').encode())
+    summary(Counter(face['name'] for face in faces), 1, [picture, lines])
     return 0
 
 
-def run_stream(args: argparse.Namespace, recognise) -> int:
-    from rich.progress import track
-
-    from vision.common.core.files import atomic_write
+def run_stream(args: argparse.Namespace) -> int:
+    """Frame by frame; whatever ends it, what was recognised by then is in finished files."""
     from vision.stream.io.opening import open_source, output_stem
-    from vision.stream.io.sinks import VideoSink
-    source = open_source(args.source)
-    stem = args.out_dir / output_stem(args.source)
-    lines = stem.with_name(f'{stem.name}.jsonl')
-    sink = VideoSink(stem.with_name(f'{stem.name}.mp4'), fps=source.fps)
-    found, count = [], 0
-    with atomic_write(lines, 'w') as file:
-        frames = track(source, total=args.max_frames or source.num_frames or None,
-                       description='frames')
-        for count, frame in enumerate(frames, 1):
+    from vision.stream.io.sinks import JsonObjectsSink, VideoSink
+    from vision.stream.io.stopping import stop_signals
+    source = open_source(args.source, fps=args.fps, keep_going=args.keep_going)
+    video_path, lines_path = outputs(args, output_stem(args.source), 'mp4')
+    recognise, names, count = build(args), Counter(), 0
+    is_stopped, written = [], []
+
+    def close(sink: JsonObjectsSink | VideoSink) -> None:
+        if (path := sink.close()) is not None:
+            written.append(path)
+
+    def stop() -> None:
+        is_stopped.append(True)
+        if source.is_live:
+            source.stop()
+
+    with stop_signals(stop) as received, ExitStack() as stack:
+        lines, video = JsonObjectsSink(lines_path), VideoSink(video_path, fps=source.fps)
+        for sink in (lines, video):
+            stack.callback(close, sink)
+        if source.is_live:
+            stack.callback(source.stop)
+        for count, frame in enumerate(with_progress(source, args.max_frames), 1):
             faces = recognise(frame.image_bgr)
-            found += faces
-            sink.write(draw(frame.image_bgr, faces), frame.timestamp_s)
-            file.write(json.dumps(dict(frame=count - 1, timestamp=round(frame.timestamp_s, 4),
-                                       faces=faces), ensure_ascii=False) + '\n')
-            if count == args.max_frames:
+            names.update(face['name'] for face in faces)
+            video.write(draw(frame.image_bgr, faces), frame.timestamp_s)
+            lines.write(dict(frame=count - 1, timestamp=round(frame.timestamp_s, 4), faces=faces))
+            if is_stopped:
                 break
-    if source.is_live:
-        source.stop()
-    summary(found, count, [sink.close(), lines])
+    summary(names, count, written)
+    if received:
+        return 128 + received[0]
     if source.problem is not None:
-        raise source.problem
+        if not args.keep_going or not count:
+            raise source.problem
+        print(f'WARNING {source.problem.code}: {source.problem.what}', file=sys.stderr)
     return 0
+
+
+def outputs(args: argparse.Namespace, stem: str, suffix: str) -> tuple[Path, Path]:
+    """Paths of the pictures and of the lines; none of them is the source."""
+    paths = tuple(args.out_dir / f'{stem}.{end}' for end in (suffix, 'jsonl'))
+    if Path(args.source).is_file() and paths[0].exists() and paths[0].samefile(args.source):
+        raise VisionError('VIS-CONFIG-1104', f'{paths[0]} would take the place of the source',
+                          do='name another folder with --out-dir')
+    return paths
+
+
+def with_progress(source, max_frames: int | None):
+    """The frames of a source, at most so many, with a bar beside the output."""
+    from rich.console import Console
+    from rich.progress import track
+    totals = [number for number in (source.num_frames, max_frames) if number]
+    return track(islice(source, max_frames), total=min(totals, default=None),
+                 description='frames', console=Console(stderr=True))
 
 
 def draw(image, faces: list[dict]):
@@ -164,11 +209,13 @@ def latin(name: str) -> str:
     return plain.replace('_', ' ') or '?'
 
 
-def summary(faces: list[dict], num_frames: int, paths: list) -> None:
-    from collections import Counter
-    names = Counter(face['name'] for face in faces)
-    print(f'{num_frames} frames, {len(faces)} faces: '
-          + ', '.join(f'{name} {count}' for name, count in names.most_common(10)))
+def summary(names: Counter, num_frames: int, paths: list[Path]) -> None:
+    """How many faces each name got, most frequent first."""
+    frames = '1 frame' if num_frames == 1 else f'{num_frames} frames'
+    faces = '1 face' if names.total() == 1 else f'{names.total()} faces'
+    listed = ', '.join(f'{name} {count}' for name, count in names.most_common(10))
+    rest = f', {len(names) - 10} more names' if len(names) > 10 else ''
+    print(f'{frames}, {faces}' + (f': {listed}{rest}' if names else ''))
     for path in paths:
         print(f'written: {path}')
 

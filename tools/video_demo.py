@@ -19,7 +19,6 @@ A damaged video gives what decodes and exit code 4; with --keep-going, a warning
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 import warnings
@@ -71,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from vision.stream.io.opening import open_source, output_stem
     from vision.stream.io.player import Player, PlayOptions
+    from vision.stream.io.stopping import stop_signals
     check_numbers(args)
     source = open_source(args.source, fps=args.fps, keep_going=args.keep_going,
                          max_reconnect=args.max_reconnect)
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         engine, classes = build(args)
     with progress_bar(console, source, args.max_frames) as on_frame:
         player = Player(source, engine, classes, options, on_frame=on_frame, warn=console.print)
-        with stop_signals(player) as received:
+        with stop_signals(player.stop) as received:
             played = play(player, args.mode)
     print_summary(played)
     if received:
@@ -162,25 +162,6 @@ def play(player, mode: str):
             return player.play()
         from vision.lattice.core.rescoring import rescore_tubes
         return player.play_offline(rescore_tubes)
-
-
-@contextmanager
-def stop_signals(player) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the stream politely; a second one ends at once. Gives the signals."""
-    received: list[int] = []
-
-    def handle(number: int, _frame) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        player.stop()
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -128,6 +128,50 @@ def test_file_cut_short_is_refused(face_file):
         rebuild_index(face_file)
 
 
+@pytest.mark.parametrize('label', [np.nan, np.inf, -1, 0.5, 3, 1e38])
+def test_a_label_that_is_no_class(tmp_path, label):
+    for name, head in (('a', [3, 5]), ('b', [0])):
+        if (name, label) == ('b', 3):
+            continue  # a list without record 0 does not say its number of classes
+        with RecordWriter(tmp_path / f'{name}.rec') as writer:
+            writer.write(Record(np.float32(head), 0, b''))
+            writer.write(Record(np.float32([0]), 1, b'x'))
+            writer.write(Record(np.float32([label]), 2, b'x'))
+            for key in (3, 4):
+                writer.write(Record(np.float32([0]), key, b'x'))
+        with pytest.raises(VisionError, match='VIS-DATA-1072: label .* of record 2'):
+            FaceRecords(tmp_path / f'{name}.rec').labels()
+
+
+@pytest.mark.parametrize('head', [[np.nan, 5], [3, np.inf], [0, 5], [5, 3]])
+def test_record_0_without_a_meaning(tmp_path, head):
+    with RecordWriter(tmp_path / 'a.rec') as writer:
+        writer.write(Record(np.float32(head), 0, b''))
+        writer.write(Record(np.float32([0]), 1, b'x'))
+    with pytest.raises(VisionError, match='VIS-DATA-1068(.|\n)*record 0'):
+        FaceRecords(tmp_path / 'a.rec')
+
+
+def test_record_0_that_promises_too_much(tmp_path):
+    with RecordWriter(tmp_path / 'a.rec') as writer:
+        writer.write(Record(np.float32([2, 1e30]), 0, b''))
+        writer.write(Record(np.float32([0]), 1, b'x'))
+    with pytest.raises(VisionError, match='VIS-DATA-1069.*first one missing: 2'):
+        FaceRecords(tmp_path / 'a.rec')
+
+
+def test_identity_without_image_in_a_file_of_others(tmp_path):
+    for name, head in (('a', [4, 7]), ('b', [0])):
+        with RecordWriter(tmp_path / f'{name}.rec') as writer:
+            writer.write(Record(np.float32(head), 0, b''))
+            for key, label in ((1, 0), (2, 0), (3, 2)):
+                writer.write(Record(np.float32([label]), key, b'x'))
+            for key in (4, 5, 6) if name == 'a' else ():
+                writer.write(Record(np.float32([1, 2]), key, b''))
+        with pytest.raises(VisionError, match='VIS-DATA-1072: 1 of 3 .* first: 1'):
+            FaceRecords(tmp_path / f'{name}.rec').labels()
+
+
 def test_label_outside_and_identity_without_image(tmp_path):
     with RecordWriter(tmp_path / 'a.rec') as writer:
         writer.write(Record(np.float32([2, 3]), 0, b''))

@@ -121,6 +121,33 @@ def test_identification_through_an_index_equals_the_exact_one(folder):
     assert found == exact and 0 < exact['identification/rank1'] < 1
 
 
+@pytest.mark.parametrize('index', [None, dict(kind='hnsw'), dict(kind='ivf')])
+def test_strangers_of_a_folder_that_enrols_everybody(folder, index):
+    if index:
+        pytest.importorskip('faiss')
+    dataset = build(type='FaceFolder', data_root=str(folder))
+    rng = np.random.default_rng(3)
+    rows = unit_rows(np.eye(NUM_PEOPLE, 8)[dataset.labels]
+                     + rng.normal(0, 0.35, (len(dataset), 8)))
+    options = dict(fpirs=[0.2, 0.5], stranger_share=0.5)
+    found = evaluate(IdentificationMetric(**options, index=index), dataset, rows)
+    strangers = np.random.default_rng(0).choice(NUM_PEOPLE, 3, replace=False)
+    is_known = ~np.isin(dataset.labels, strangers)
+    first = np.arange(len(dataset)) % NUM_EACH == 0
+    scores = rows[~(is_known & first)] @ rows[is_known & first].T
+    best, names = scores.max(1), dataset.labels[is_known & first][scores.argmax(1)]
+    labels = dataset.labels[~(is_known & first)]
+    outside = np.sort(best[np.isin(labels, strangers)])[::-1]
+    assert len(outside) == 3 * NUM_EACH
+    for fpir in (0.2, 0.5):
+        passed = best > outside[int(fpir * len(outside))]
+        right = (passed & (names == labels))[~np.isin(labels, strangers)]
+        assert found[f'identification/tpir@{fpir:g}'] == pytest.approx(right.mean())
+    assert 0 < found['identification/tpir@0.2'] <= found['identification/tpir@0.5']
+    with pytest.raises(VisionError, match='VIS-DATA-1067'):
+        IdentificationMetric(stranger_share=1.0)
+
+
 def require(names):
     try:
         for name in names:

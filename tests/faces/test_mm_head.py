@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ import toy_faces  # noqa: E402
 from vision.common.core.errors import VisionError  # noqa: E402
 from vision.common.mm.runner import ExactRunner  # noqa: E402
 from vision.common.nn.checkpoint import load_checkpoint  # noqa: E402
-from vision.faces.nn.class_store import class_rows  # noqa: E402
+from vision.faces.nn.class_store import ClassStore, class_rows  # noqa: E402
+from vision.faces.nn.host_store import HostStore  # noqa: E402
 from vision.faces.nn.margins import ArcFace, Softmax  # noqa: E402
 from vision.registry import MODELS  # noqa: E402
 
@@ -168,6 +170,63 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, head):
         assert_same(straight[part], cut[part], part)
 
 
+@pytest.mark.parametrize('options, is_all_ahead', [
+    (dict(selector=dict(type='random', num_active=12)), True),
+    (dict(selector=dict(type='random', num_active=20), num_subcentres=2), True),
+    (dict(selector=dict(type='ivf', num_active=12, num_lists=4)), False)])
+def test_rows_in_host_memory_are_fetched_while_the_backbone_works(tmp_path, monkeypatch, options,
+                                                                  is_all_ahead):
+    """The run is bit for bit the one whose rows lie on the device."""
+    order, num_read = [], dict(ahead=0, then=0)
+    fetch, forward = ClassStore._fetch, toy_faces.ToyEmbedding.forward
+    prefetch = HostStore.prefetch
+
+    def counting_fetch(self, rows):
+        is_ahead = threading.current_thread() is not threading.main_thread()
+        num_read['ahead' if is_ahead else 'then'] += 0 if isinstance(rows, slice) else len(rows)
+        return fetch(self, rows)
+
+    monkeypatch.setattr(HostStore, 'prefetch', lambda self, rows: (
+        order.append('rows'), prefetch(self, rows)))
+    monkeypatch.setattr(toy_faces.ToyEmbedding, 'forward', lambda self, x: (
+        order.append('backbone'), forward(self, x))[1])
+    sgd = dict(type='sgd', momentum=0.9, weight_decay=1e-4)
+    heads = {backend: toy_faces.head_config(store=dict(backend=backend, optimizer=sgd), **options)
+             for backend in ('host', 'device')}
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassStore, '_fetch', counting_fetch)
+        run(tmp_path / 'host', head=heads['host'])
+    assert order == ['rows', 'backbone'] * 12
+    assert num_read['ahead'] > 0 and (num_read['then'] == 0) is is_all_ahead
+    run(tmp_path / 'device', head=heads['device'])
+    assert order[24:] == ['backbone'] * 12
+    host, device = saved(tmp_path / 'host', 12), saved(tmp_path / 'device', 12)
+    for part in ('state_dict', 'active_class', 'optimizer'):
+        assert_same(host[part], device[part], part)
+
+
+def test_decisions_of_the_controller_go_on_with_another_number_of_ranks():
+    selector = dict(type='ivf', num_active=12, num_lists=4, adaptive=dict(
+        monitor_every=2, interval_range=(20, 90), least_recall=0.01, least_gain=0.001))
+    first = build_head(selector=selector)
+    for step in range(5):
+        features, labels = batch(step)
+        first.step = step
+        first.loss(features, labels)['loss'].backward()
+        first.step_rows(0.1)
+    state = first.rows_state(renews_selector=False)
+    state['selectors'] *= 2  # as if two ranks had written it
+    second = build_head(selector=selector)
+    second.load_rows_state(state)
+    ours, theirs = second.selector, first.selector
+    assert ours.controller.log == theirs.controller.log and len(ours.controller.log) == 3
+    assert ours.controller.allocation == theirs.controller.allocation
+    assert ours.upkeep.interval == theirs.upkeep.interval
+    assert theirs.upkeep._index is not None and ours.upkeep._index is None
+    features, labels = batch(9)
+    assert second.loss(features, labels)['loss'].isfinite()
+
+
 def test_training_learns_the_identities(tmp_path):
     runner = run(tmp_path, max_iters=200, interval=200)
     model = runner.model.eval()
@@ -233,9 +292,38 @@ def test_rows_of_a_loaded_checkpoint_are_taken(tmp_path):
     assert not torch.allclose(all_rows(other), rows)
 
 
+IVF = dict(type='ivf', num_active=10, num_lists=2, upkeep=dict(interval=3, swap_lag=0))
+
+
+def test_a_new_run_from_a_checkpoint_has_a_selector_of_its_own(tmp_path):
+    run(tmp_path / 'first', max_iters=4, head=toy_faces.head_config(selector=IVF))
+    run(tmp_path / 'full', max_iters=4, head=toy_faces.head_config(selector=dict(type='full')))
+    for source, selector, num in (('first', IVF, 10), ('full', dict(IVF, num_active=9), 9),
+                                  ('full', dict(type='random', num_active=8), 8)):
+        head = run(tmp_path / f'{source}-{num}', max_iters=5, interval=9,
+                   head=toy_faces.head_config(selector=selector),
+                   load_from=str(tmp_path / source / 'iter_4.pth')).model.head
+        features, labels = batch(0, num=3)
+        assert head.loss(features, labels)['num_active'] == num
+        if selector is IVF:  # renewed at steps of this run, once after step 3
+            assert head.selector.state_dict()['upkeep']['built_step'] == 3
+            assert head.selector.state_dict()['upkeep']['num_renewals'] == 1
+
+
+@pytest.mark.parametrize('selector', [dict(type='random', num_active=10), dict(IVF, type='hnsw'),
+                                      dict(IVF, adaptive=dict())])
+def test_a_resume_with_another_selector_is_refused(tmp_path, selector):
+    run(tmp_path, max_iters=4, head=toy_faces.head_config(selector=IVF))
+    with pytest.raises(VisionError, match='VIS-CKPT-1017: the run had the selector ivf, now'):
+        run(tmp_path, resume=True, head=toy_faces.head_config(selector=selector))
+
+
 @pytest.mark.parametrize('code, options', [
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=-1))),
+    ('VIS-DATA-1014.*25 identities', dict(dataset=dict(num_classes=25))),
+    ('VIS-DATA-1014', dict(dataset=dict(bad_label=24), head=toy_faces.head_config(
+        store=dict(backend='host', optimizer=dict(type='sgd'))))),
     ('VIS-CONFIG-1012', dict(custom_hooks=[])),
     ('VIS-CONFIG-1013', dict(optim_wrapper=dict(type='OptimWrapper', accumulative_counts=2,
                                                 optimizer=dict(type='SGD', lr=0.1)))),

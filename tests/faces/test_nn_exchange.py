@@ -1,20 +1,17 @@
 """Rows over 1, 2 and 4 ranks: one loss curve; cut anew 4 -> 2 -> 3; ranks that differ."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-import exchange_ranks  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))
+import exchange_ranks
+from rank_processes import run_ranks
 
-from vision.faces.nn.class_store import class_rows  # noqa: E402
-from vision.faces.nn.gather import gather_batch  # noqa: E402
+from vision.faces.nn.class_store import class_rows
+from vision.faces.nn.gather import gather_batch
 
 pytestmark = pytest.mark.distributed
 
@@ -22,18 +19,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope='module')
 def four(tmp_path_factory, repository):
     """What each of four processes found."""
-    folder = tmp_path_factory.mktemp('ranks')
-    environment = {**os.environ, 'PYTHONPATH': str(repository), 'OMP_NUM_THREADS': '1'}
-    processes = [subprocess.Popen(
-        [sys.executable, str(HERE / 'exchange_ranks.py'), str(rank), '4', str(folder)],
-        env=environment, stderr=subprocess.PIPE, text=True) for rank in range(4)]
-    try:
-        faults = [process.communicate(timeout=180)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * 4, faults
-    return [json.loads((folder / f'{rank}.json').read_text()) for rank in range(4)]
+    return run_ranks('exchange_ranks.py', tmp_path_factory.mktemp('ranks'), repository)
 
 
 @pytest.fixture(scope='module')

@@ -127,6 +127,13 @@ def test_builds_that_are_refused(spec, change, code, rows):
         build_index(IndexSpec(**dict(kind='ivf', dim=DIM) | spec), rows)
 
 
+@pytest.mark.parametrize('kind', ['ivf', 'nested-ivf'])
+@pytest.mark.parametrize('num', [1, 2, 10, 63])
+def test_few_rows_get_as_few_lists_by_themselves(kind, num, rows):
+    index = build_index(IndexSpec(kind, DIM), rows[:num])
+    assert index.search(rows[num - 1:num], 1).tolist() == [[num - 1]]
+
+
 @pytest.mark.parametrize('spec', [dict(kind='tree'), dict(code='fp8'), dict(nprobe=0),
                                   dict(kind='midx', is_cosine=False)])
 def test_specs_that_are_refused(spec):
@@ -140,6 +147,71 @@ def test_queries_of_another_dimension_and_updates_of_a_graph_are_refused(rows):
         index.search(rows[:2, :8], 3)
     with pytest.raises(VisionError, match='1046'):
         index.update(torch.tensor([0]), rows[:1])
+
+
+class CopyElsewhere:
+    """Stands for a GPU index: answers as the index that it was made of, and counts."""
+
+    made = []
+
+    def __init__(self, _resources, device, index):
+        assert device == 0
+        self.index, self.num_searches = index, 0
+        self.made.append(self)
+
+    def search(self, queries, num):
+        self.num_searches += 1
+        return self.index.search(queries, num)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    faiss = load_faiss()
+    monkeypatch.setattr(faiss, 'StandardGpuResources', object, raising=False)
+    monkeypatch.setattr(faiss, 'get_num_gpus', lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, 'index_cpu_to_gpu', CopyElsewhere, raising=False)
+    monkeypatch.setattr(CopyElsewhere, 'made', [])
+    return CopyElsewhere
+
+
+def test_a_faiss_with_gpus_answers_there_until_rows_change(gpu, rows):
+    index = build_index(IndexSpec('ivf', DIM), rows)
+    plain = build_index(IndexSpec('ivf', DIM, search_on='cpu'), rows)
+    _, queries = queries_near(rows)
+    for _ in range(2):
+        assert torch.equal(index.search(queries, 8), plain.search(queries, 8))
+    assert [copy.num_searches for copy in gpu.made] == [2]
+    index.search(queries, 3000)  # more than a GPU index gives
+    index.update(torch.arange(5), rows[5:10])
+    plain.update(torch.arange(5), rows[5:10])
+    assert torch.equal(index.search(rows[5:10], 2), plain.search(rows[5:10], 2))
+    assert [copy.num_searches for copy in gpu.made] == [2]
+    index.renewal(rows)().search(queries, 8)
+    assert [copy.num_searches for copy in gpu.made] == [2, 1]
+
+
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'ivf'])
+def test_kinds_without_a_gpu_form_stay_on_the_cpu(kind, gpu, rows):
+    build_index(IndexSpec(kind, DIM), rows).search(rows[:2], 3)
+    assert not gpu.made
+    with pytest.raises(VisionError, match=f'1042.*gpu.*{kind}'):
+        IndexSpec(kind, DIM, search_on='gpu')
+
+
+def test_a_gpu_that_is_asked_for_and_absent_or_full_is_an_error(rows, monkeypatch, request):
+    faiss = load_faiss()
+    monkeypatch.delattr(faiss, 'StandardGpuResources', raising=False)
+    spec = IndexSpec('ivf', DIM, search_on='gpu')
+    with pytest.raises(VisionError, match='1043.*cannot use a GPU'):
+        build_index(spec, rows)
+    request.getfixturevalue('gpu')
+
+    def full(*_):
+        raise RuntimeError('Error: cudaMalloc error out of memory [2]\nat somewhere')
+    monkeypatch.setattr(faiss, 'index_cpu_to_gpu', full)
+    index = build_index(spec, rows)
+    with pytest.raises(VisionError, match="1043(.|\n)*out of memory(.|\n)*search_on='cpu'"):
+        index.search(rows[:2], 3)
 
 
 def test_absent_faiss_is_named(monkeypatch):

@@ -9,6 +9,7 @@ from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint
 from vision.faces.nn.class_store import build_store, class_rows, row_range
 from vision.faces.nn.partial_fc import read_partial_fc
+from vision.registry import MODELS
 
 NUM, DIM, WORLD = 20, 4, 3
 OPTIONS = {torch.optim.SGD: dict(momentum=0.9, weight_decay=5e-4),
@@ -97,6 +98,18 @@ def test_the_command_writes_what_the_head_takes(tmp_path, repository, capsys):
     assert (head['num_classes'], head['dim'], head['num_subcentres']) == (NUM, DIM, 1)
     assert torch.equal(class_rows(head['stores'])[:7], ranks[0][0].data)
     assert set(content['state_dict']) == {'backbone.trunk.weight', 'backbone.trunk.bias'}
+    for selector in (dict(type='random', num_active=8), dict(type='ivf', num_active=8)):
+        built = MODELS.build(dict(type='ActiveClassHead', num_classes=NUM, in_channels=DIM,
+                                  selector=selector, store=dict(optimizer=dict(
+                                      type='sgd', **OPTIONS[torch.optim.SGD]))))
+        built.build('cpu')
+        assert built.fits(head)
+        built.load_rows_state(head, with_selector=False)
+        assert torch.equal(built.store.snapshot(torch.float32), class_rows(head['stores']))
+        loss = built.loss(torch.ones(3, DIM), torch.tensor([0, 7, 19]))['loss']
+        loss.backward()
+        built.step_rows(0.1)
+        assert not torch.equal(built.store.snapshot(torch.float32), class_rows(head['stores']))
 
 
 @pytest.mark.parametrize('spoil, words', [

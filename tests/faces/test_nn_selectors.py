@@ -106,11 +106,31 @@ def test_the_random_share_is_kept_and_uniform(weights):
     assert counts[easy].mean() > 0.7 * expected and counts[easy].max() < 4 * expected
 
 
-def test_more_labels_than_places_are_all_in(weights):
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'full'])
+@pytest.mark.parametrize('num_active', [10, 64])
+def test_more_labels_than_places_are_all_in_and_so_is_the_random_share(name, num_active, weights):
     features, labels = batch_near(weights, num=64)
-    for name in ('random', 'oracle', 'ivf'):
-        rows = made(name, weights, num_active=10).select(features, labels, 0).rows
-        assert torch.equal(rows, labels.unique())
+    own, others = labels.unique(), set()
+    for step in range(3):
+        rows = made(name, weights, num_active=num_active).select(features, labels, step).rows
+        assert torch.isin(own, rows).all()
+        drawn = rows[~torch.isin(rows, own)].tolist()
+        # Partial FC has no share of its own: random rows fill what own classes leave.
+        least = 0 if name == 'random' else round(0.1 * num_active)
+        assert len(drawn) == max(least, num_active - len(own))
+        others |= set(drawn)
+    assert not drawn or len(others) > len(drawn)  # another draw in each step
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_rows_known_beforehand_are_chosen(name, weights):
+    features, labels = batch_near(weights)
+    selector = made(name, weights, start=500, end=1500)
+    known, rows = selector.known_rows(labels, 3), selector.select(features, labels, 3).rows
+    assert torch.isin(known, rows).all() and (known.diff() > 0).all() and len(known)
+    assert torch.equal(known, rows) is (name == 'random')
+    is_here = (labels >= 500) & (labels < 1500)
+    assert torch.isin(labels[is_here] - 500, known).all()
 
 
 @pytest.mark.parametrize('name', ['random', 'ivf', 'oracle', 'full'])

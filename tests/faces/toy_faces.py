@@ -16,9 +16,10 @@ NUM_CLASSES, DIM, SIZE = 24, 8, 6
 class ToyIdentities(BaseDataset):
     """``num_images`` noisy grey images of each of ``NUM_CLASSES`` patterns."""
 
-    def __init__(self, num_images=4, bad_label=None, nan_at=None, **kwargs):
+    def __init__(self, num_images=4, bad_label=None, nan_at=None, num_classes=NUM_CLASSES,
+                 **kwargs):
         self.num_images, self.bad_label, self.nan_at = num_images, bad_label, nan_at
-        super().__init__(**kwargs)
+        super().__init__(metainfo=dict(num_classes=num_classes), **kwargs)
 
     def load_data_list(self):
         return [dict(label=i % NUM_CLASSES) for i in range(self.num_images * NUM_CLASSES)]

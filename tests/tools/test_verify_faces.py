@@ -1,6 +1,7 @@
 """verify_faces, gallery and recognize_demo on generated pictures; twins on real faces."""
 
 import json
+import signal
 from importlib.util import module_from_spec, spec_from_file_location
 
 import cv2
@@ -113,6 +114,32 @@ def test_gallery_life(tool, model, tmp_path, capsys):
         gallery(['list', out])
 
 
+def test_people_without_a_face_are_named_and_pictures_counted(tool, model, tmp_path, monkeypatch,
+                                                              capsys):
+    class Finder(TemplateFinder):
+        def __call__(self, image):
+            faces = super().__call__(image)
+            if image.mean() < 10:  # a black picture has none
+                return type(faces)(faces.boxes_xyxy[:0], faces.landmarks[:0], faces.scores[:0])
+            return faces
+    monkeypatch.setattr('vision.faces.nn.face_finder.FaceFinder', Finder)
+    people, out = tmp_path / 'people', tmp_path / 'g.npz'
+    for name, seed in (('ada', 1), ('bob', 2)):
+        picture(people / name / '1.png', seed)
+    cv2.imwrite(str(people / 'ada' / '2.png'), np.zeros((112, 112, 3), np.uint8))
+    build = ['build', str(people), *model, '--out', str(out), '--detector', 'unused']
+    with pytest.raises(VisionError, match='VIS-DATA-1106: no face in ada/2.png'):
+        tool('gallery').main([*build, '--strict'])
+    assert tool('gallery').main(build) == 0
+    printed = capsys.readouterr()
+    assert '2 faces of 2 people' in printed.out and 'no face in ada/2.png' in printed.err
+    out.unlink()
+    cv2.imwrite(str(people / 'bob' / '1.png'), np.zeros((112, 112, 3), np.uint8))
+    with pytest.raises(VisionError, match=r'VIS-DATA-1106: no face in any picture of bob'):
+        tool('gallery').main(build)
+    assert not out.exists()
+
+
 def test_doubtful_rows_are_named():
     from vision.faces.core.gallery import Gallery, suspicious_rows
     rows = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.0, -1]], dtype=np.float32)
@@ -146,6 +173,134 @@ def test_missing_detector_is_named(tmp_path):
         FaceFinder(tmp_path / 'none.onnx')
 
 
+SIZE, PLACES = (160, 320), ((10, 20), (190, 30))  # of the frames; left top corners of the faces
+
+
+class TemplateFinder:
+    """Stands for the detector: faces lie aligned at ``PLACES``; ``at`` runs at each frame."""
+
+    def __init__(self, *_, **__):
+        self.count = 0
+
+    at = staticmethod(lambda count: None)
+
+    def __call__(self, image):
+        from vision.faces.core.alignment import TEMPLATE_112
+        from vision.faces.nn.face_finder import Faces
+        self.at(self.count)
+        self.count += 1
+        corners = np.array(PLACES, dtype=np.float32)
+        return Faces(np.concatenate([corners, corners + 112], axis=1),
+                     TEMPLATE_112[None] + corners[:, None], np.array([0.9, 0.8]))
+
+
+@pytest.fixture
+def demo(tool, model, tmp_path, monkeypatch):
+    """(run the demo on a source, folder of eight frames): ada left; right bob, then a stranger."""
+    monkeypatch.setattr('vision.faces.nn.face_finder.FaceFinder', TemplateFinder)
+    monkeypatch.setattr(TemplateFinder, 'at', staticmethod(lambda count: None))  # put back later
+    for name, seed in (('ada', 1), ('bob', 2), ('eve', 3)):
+        picture(tmp_path / 'all' / name / '1.png', seed)
+    for name in ('ada', 'bob'):
+        (tmp_path / 'people').mkdir(exist_ok=True)
+        (tmp_path / 'people' / name).symlink_to(tmp_path / 'all' / name)
+    faces = {name: cv2.imread(str(tmp_path / 'all' / name / '1.png'))
+             for name in ('ada', 'bob', 'eve')}
+    gallery = str(tmp_path / 'g.npz')
+    tool('gallery').main(['build', str(tmp_path / 'people'), *model, '--out', gallery,
+                          '--aligned'])
+    (tmp_path / 'frames').mkdir()
+    for t in range(8):
+        frame = np.full((*SIZE, 3), 40, np.uint8)
+        for (x, y), name in zip(PLACES, ('ada', 'bob' if t < 4 else 'eve'), strict=True):
+            frame[y:y + 112, x:x + 112] = faces[name]
+        cv2.imwrite(str(tmp_path / 'frames' / f'{t}.png'), frame)
+
+    def run(source, *options, out='out'):
+        return tool('recognize_demo').main([
+            str(source), *model, '--gallery', gallery, '--detector', 'unused', '--threshold',
+            '0.999', '--out-dir', str(tmp_path / out), *options])
+    return run, tmp_path / 'frames'
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def decoded(path):
+    import av
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format='bgr24') for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize('index', ['exact', 'hnsw', 'ivf'])
+def test_names_in_a_video(demo, tmp_path, index, capsys):
+    run, frames = demo
+    assert run(frames, '--index', index, '--fps', '10') == 0
+    found = rows(tmp_path / 'out' / 'frames.jsonl')
+    assert [[face['name'] for face in row['faces']] for row in found] == \
+        [['ada', 'bob']] * 4 + [['ada', 'unknown']] * 4
+    assert [row['timestamp'] for row in found] == pytest.approx([t / 10 for t in range(8)])
+    assert found[0]['faces'][1]['box'] == [190, 30, 302, 142]
+    pictures = decoded(tmp_path / 'out' / 'frames.mp4')
+    assert len(pictures) == 8 and pictures[0].shape == (*SIZE, 3)
+    for t, colour in ((1, (80, 200, 60)), (6, (60, 60, 220))):  # the box of the right face
+        assert np.abs(pictures[t][100, 302] - np.array(colour)).max() < 90
+        assert np.abs(pictures[t][100, 312] - np.array([40] * 3)).max() < 20
+    assert '8 frames, 16 faces: ada 8, bob 4, unknown 4' in capsys.readouterr().out
+
+
+def test_a_video_of_a_video_file(demo, tmp_path):
+    run, frames = demo
+    run(frames)
+    source = tmp_path / 'out' / 'frames.mp4'
+    assert run(source, '--max-frames', '3', out='again') == 0
+    assert len(decoded(tmp_path / 'again' / 'frames.mp4')) == 3
+    assert len(rows(tmp_path / 'again' / 'frames.jsonl')) == 3
+    before = source.read_bytes()
+    with pytest.raises(VisionError, match='VIS-CONFIG-1104.*place of the source'):
+        run(source)
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_demo_finishes_its_files(demo, tmp_path, number):
+    run, frames = demo
+    TemplateFinder.at = staticmethod(
+        lambda count: signal.raise_signal(number) if count == 2 else None)
+    assert run(frames) == 128 + number
+    assert len(rows(tmp_path / 'out' / 'frames.jsonl')) == 3
+    assert len(decoded(tmp_path / 'out' / 'frames.mp4')) == 3
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'frames.jsonl', 'frames.mp4']
+
+
+def test_what_came_before_a_fault_is_kept(demo, tmp_path):
+    run, frames = demo
+    (frames / '5.png').write_bytes(b'no picture')
+    with pytest.raises(VisionError, match=r'VIS-DATA-507(.|\n)*--keep-going'):
+        run(frames)
+    assert len(rows(tmp_path / 'out' / 'frames.jsonl')) == 5
+    assert run(frames, '--keep-going', out='all') == 0
+    assert len(decoded(tmp_path / 'all' / 'frames.mp4')) == 7
+
+    def fail(count):
+        assert count < 4
+    TemplateFinder.at = staticmethod(fail)
+    with pytest.raises(AssertionError):
+        run(frames, out='failed')
+    assert len(rows(tmp_path / 'failed' / 'frames.jsonl')) == 4
+    assert len(decoded(tmp_path / 'failed' / 'frames.mp4')) == 4
+
+
+@pytest.mark.parametrize('options', [('--threshold', '2'), ('--min-score', '0'), ('--fps', '0'),
+                                     ('--max-frames', '0')])
+def test_numbers_out_of_range_are_refused_before_any_work(tool, options):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-1104: {options[0]}'):
+        tool('recognize_demo').main(['a.mp4', 'c', 'w', '--gallery', 'g', '--detector', 'd',
+                                     *options])
+
+
 @pytest.mark.slow
 def test_real_faces_are_recognised(tool, shared_data, tmp_path, repository):
     """The public weights on 24 originals: enrol the aligned picture, find its original."""
@@ -169,3 +324,35 @@ def test_real_faces_are_recognised(tool, shared_data, tmp_path, repository):
             '--detector', str(weights / 'yunet_n_dynamic.onnx')])
         faces = json.loads((tmp_path / 'out' / f'{raw.stem}.jsonl').read_text())['faces']
         assert raw.stem[:-5] in [face['name'] for face in faces]
+
+
+@pytest.mark.slow
+def test_real_faces_of_a_video_are_recognised(tool, shared_data, tmp_path, repository):
+    """Enrolled from whole pictures with the detector, looked up in a graph, on moving pictures."""
+    from vision.stream.io.sinks import VideoSink
+    weights = shared_data / 'weights'
+    tool('model_converters/mobilefacenet').main([str(weights / 'mobilefacenet.pt'),
+                                                 str(tmp_path / 'm.pth')])
+    options = [str(repository / 'configs/faces/mobilefacenet_ms1m.py'), str(tmp_path / 'm.pth'),
+               '--detector', str(weights / 'yunet_n_dynamic.onnx')]
+    raws = sorted((shared_data / 'lfw-aligned-subset' / 'raw250').glob('*.jpg'))[:24:6]
+    known, stranger = raws[:3], raws[3]
+    for raw in known:
+        (tmp_path / 'people' / raw.stem[:-5]).mkdir(parents=True)
+        (tmp_path / 'people' / raw.stem[:-5] / raw.name).write_bytes(raw.read_bytes())
+    gallery = str(tmp_path / 'g.npz')
+    tool('gallery').main(['build', str(tmp_path / 'people'), '--out', gallery, *options])
+    sink = VideoSink(tmp_path / 'clip.mp4', fps=10)
+    for t in range(12):
+        frame = np.full((300, 560, 3), 60, np.uint8)
+        frame[10 + t:260 + t, 10:260] = cv2.imread(str(known[t // 4]))
+        frame[30:280, 300 - t:550 - t] = cv2.imread(str(stranger))
+        sink.write(frame, t / 10)
+    sink.close()
+    tool('recognize_demo').main([str(tmp_path / 'clip.mp4'), *options, '--gallery', gallery,
+                                 '--index', 'hnsw', '--out-dir', str(tmp_path / 'out')])
+    for t, row in enumerate(rows(tmp_path / 'out' / 'clip.jsonl')):
+        left, right = ([face['name'] for face in row['faces'] if (face['box'][0] > 280) is side]
+                       for side in (False, True))
+        assert known[t // 4].stem[:-5] in left and right == ['unknown'], t
+    assert t == 11

@@ -25,6 +25,7 @@ from vision.common.core.files import atomic_write
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack('<I', MAGIC)
 MAX_PART = (1 << 29) - 1
+MAX_LABEL = 1 << 24  # labels are float32: above, not every whole number is one
 _HEADER = struct.Struct('<IfQQ')
 _WORDS = struct.Struct('<II')
 
@@ -250,10 +251,11 @@ class FaceRecords:
         if len(head) == 1:
             self.keys = np.array(sorted(keys), dtype=np.int64)
             return
+        if not (np.isfinite(head).all() and 1 < head[0] <= head[1]):
+            raise _damaged(f'{self.reader.path}, record 0', f'ranges {head[0]:g} and {head[1]:g}')
         first, end = (int(value) for value in head[:2])
-        wanted = range(1, end)
-        if not 1 < first <= end or not keys.keys() >= set(wanted):
-            missing = next((key for key in wanted if key not in keys), None)
+        missing = next((key for key in range(1, end) if key not in keys), None)
+        if missing is not None:
             raise _bad_index(str(self.reader.index_path), f'record 0 promises images 1..'
                              f'{first - 1} and identities {first}..{end - 1}; first one missing: '
                              f'{missing}')
@@ -269,18 +271,30 @@ class FaceRecords:
         return record.content, self._label(record.labels, position)
 
     def labels(self) -> np.ndarray:
-        """(N,) int64 labels of all images, without reading the images."""
-        return np.array([self._label(self.reader.read_labels(int(key)), position)
-                         for position, key in enumerate(self.keys)], dtype=np.int64)
+        """(N,) int64 labels of all images, without reading the images.
+
+        Raises:
+            VisionError: VIS-DATA-1072, a label that is no class, or an identity without image.
+        """
+        labels = np.array([self._label(self.reader.read_labels(int(key)), position)
+                           for position, key in enumerate(self.keys)], dtype=np.int64)
+        counts = np.bincount(labels, minlength=self.num_classes or 0)
+        if not counts.all():
+            raise VisionError('VIS-DATA-1072', f'{(counts == 0).sum()} of {len(counts)} '
+                              f'identities have no image, first: {counts.argmin()}',
+                              where=str(self.reader.path), why='an identity without an image '
+                              'would stay an untrained class', do='write the record file again '
+                              'without them, identities numbered from 0')
+        return labels
 
     def _label(self, labels: np.ndarray, position: int) -> int:
-        label = int(labels[0])
-        if label != labels[0] or label < 0 or label >= (self.num_classes or label + 1):
-            raise VisionError('VIS-DATA-1072', f'label {labels[0]:g} of record '
+        label, limit = float(labels[0]), self.num_classes or MAX_LABEL
+        if not (0 <= label < limit and label.is_integer()):
+            raise VisionError('VIS-DATA-1072', f'label {label:g} of record '
                               f'{self.keys[position]}', where=str(self.reader.path),
-                              why=f'labels are whole numbers from 0 below {self.num_classes}',
+                              why=f'labels are whole numbers from 0 below {limit}',
                               do='write the record file again')
-        return label
+        return int(label)
 
 
 def write_face_records(path: Path, images: Sequence[Sequence[bytes]]) -> None:

@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.gather import gather_batch
+from vision.faces.nn.gather import gather_batch, gather_labels
 from vision.faces.nn.margins import build_margin
 from vision.faces.nn.selective import selective_loss
 from vision.registry import MODELS
@@ -73,15 +73,54 @@ class ActiveClassHead(BaseModule):
         from vision.faces.nn.selectors import build_selector
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.group.WORLD
-            self._check_ranges(dist.get_world_size())
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
-                                 device=device, group=self.group, **self.store_config)
+                                 device=device, group=self.group,
+                                 rows_per_class=self.num_subcentres, **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
         adaptive = options.pop('adaptive', None)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
                                        is_cosine=self.is_cosine, **options)
         if adaptive is not None:
             self.selector = make_adaptive(self.selector, group=self.group, **adaptive)
+
+    def require_data(self, num_identities: int | None, num_samples: int) -> None:
+        """Refuse training data before any step of it; every rank must come here.
+
+        Args:
+            num_identities: of the data set; None: it does not say.
+        Raises:
+            VisionError: VIS-DATA-1014, more identities than classes; VIS-DIST-1024, on every
+                rank, when ranks read different data.
+        """
+        if self.group is not None:
+            from vision.faces.nn.class_store import check_ranks
+            check_ranks(self.group, self.store.device, num_identities=num_identities or 0,
+                        num_samples=num_samples)
+        if num_identities is not None and num_identities > self.num_classes:
+            raise VisionError('VIS-DATA-1014', f'the data set has {num_identities} identities',
+                              where='train_dataloader.dataset', why=f'the head has '
+                              f'{self.num_classes} classes', do='set model.head.num_classes='
+                              f'{num_identities}')
+
+    def prefetch(self, labels: Tensor) -> None:
+        """Begin to fetch the rows that the labels decide, while the backbone works.
+
+        Own classes, and with random rows the whole draw. Only a store in host memory has
+        anything to fetch; the loss is the same without. Every rank must come here.
+
+        Args:
+            labels: (B,) int64 of this rank, those of the next ``loss``.
+        Raises:
+            VisionError: VIS-DATA-1014, a label outside the classes.
+        """
+        self.build(labels.device)
+        if not self.store.fetches_ahead:
+            return
+        self._check_labels(labels)
+        if self.group is not None:
+            labels = gather_labels(labels, self.group)
+        known = self.selector.known_rows(labels * self.num_subcentres, self.step)
+        self.store.prefetch(self._with_all_centres(known))
 
     def loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses and figures of one step.
@@ -149,22 +188,46 @@ class ActiveClassHead(BaseModule):
             if states is None:
                 return None
         return dict(num_classes=self.num_classes, dim=self.dim,
-                    num_subcentres=self.num_subcentres,
+                    num_subcentres=self.num_subcentres, selector_kind=self._selector_kind,
                     stores=[state['store'] for state in states],
                     selectors=[state['selector'] for state in states])
 
-    def load_rows_state(self, state: dict[str, Any]) -> None:
-        """Take what ``rows_state`` gave, also of another number of ranks."""
+    def load_rows_state(self, state: dict[str, Any], *, with_selector: bool = True) -> None:
+        """Take what ``rows_state`` gave, also of another number of ranks.
+
+        Args:
+            with_selector: go on with its index and decisions, too: their steps are those of the
+                run that made them.
+        Raises:
+            VisionError: VIS-CKPT-1017, they are another kind of selector's.
+        """
+        kind = state.get('selector_kind', self._selector_kind)
+        if with_selector and kind != self._selector_kind:
+            raise VisionError('VIS-CKPT-1017', f'the run had the selector {kind}, now it has '
+                              f'{self._selector_kind}', where='model.head.selector',
+                              why='a resumed run goes on with its index and decisions',
+                              do='resume with the config that wrote the checkpoint, or begin a '
+                              'new run from its weights and rows: load_from')
         self.store.load_ranges(state['stores'])
         world = 1 if self.group is None else dist.get_world_size(self.group)
         rank = 0 if self.group is None else dist.get_rank(self.group)
-        if len(state['selectors']) == world:  # else an index of other rows: it is built anew
+        if not with_selector:
+            return
+        if len(state['selectors']) == world:
             self.selector.load_state_dict(state['selectors'][rank])
+        else:  # what was decided holds on every rank; an index has other rows now
+            from vision.faces.nn.selectors import without_index
+            self.selector.load_state_dict(without_index(state['selectors'][0]))
 
     def fits(self, state: dict[str, Any]) -> bool:
         """Are these the rows of as many classes and as many dimensions?"""
         return all(state[name] == getattr(self, name)
                    for name in ('num_classes', 'dim', 'num_subcentres'))
+
+    @property
+    def _selector_kind(self) -> str:
+        kind = self.selector_config['type']
+        return f'{kind}, adaptive' if 'adaptive' in self.selector_config else kind
 
     def _select(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict]:
         """Row ids (M * K,), columns (B,) of the classes, and the selector's figures."""
@@ -172,12 +235,18 @@ class ActiveClassHead(BaseModule):
         selection = self.selector.select(features, labels * k, self.step)
         if k == 1:
             return selection.rows, selection.columns, selection.stats
-        # The selector knows rows only: a class is active with all its rows if any was chosen.
-        classes = torch.unique(selection.rows // k)
-        rows = (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
+        rows = self._with_all_centres(selection.rows)
         own = selection.rows[selection.columns.clamp(min=0)] // k
-        columns = torch.searchsorted(classes, own)
+        columns = torch.searchsorted(rows[::k] // k, own)
         return rows, columns.where(selection.columns >= 0, -1), selection.stats
+
+    def _with_all_centres(self, rows: Tensor) -> Tensor:
+        """The selector knows rows only: a class is active with all its rows if any was chosen."""
+        k = self.num_subcentres
+        if k == 1:
+            return rows
+        classes = torch.unique(rows // k)
+        return (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
 
     def _expected_counts(self, columns: Tensor, num_rows: int, labels: Tensor) -> Tensor | None:
         """(M,) 1 for classes of the batch, else the random selector's rate over all ranks."""
@@ -197,15 +266,6 @@ class ActiveClassHead(BaseModule):
                               why=f'the head has {self.num_classes} classes, 0 to '
                               f'{self.num_classes - 1}', do='set head.num_classes to the number '
                               'of identities of the data set')
-
-    def _check_ranges(self, world: int) -> None:
-        """Each rank has whole classes only, which with sub-centres is not so by itself."""
-        if self.num_subcentres > 1 and self.num_classes % world:
-            raise VisionError('VIS-DIST-1015', f'{self.num_classes} classes with '
-                              f'{self.num_subcentres} rows each over {world} ranks',
-                              where='head.num_subcentres', why='the rows of a class would lie on '
-                              'two ranks', do=f'make num_classes a multiple of {world}: classes '
-                              'without images do no harm')
 
 
 def _check(num_classes: int, num_subcentres: int, correction: str, selector: dict,

@@ -49,9 +49,12 @@ class ActiveClassHook(Hook):
                               'model would be after several', do='remove accumulative_counts; a '
                               'larger batch needs more ranks or a smaller backbone')
         head.build(next(runner.model.parameters()).device, runner.seed)
+        dataset = runner.train_dataloader.dataset
+        head.require_data((getattr(dataset, 'metainfo', None) or {}).get('num_classes'),
+                          len(dataset))
         loaded, self._loaded = self._loaded, None
         if loaded is not None and head.fits(loaded):
-            head.load_rows_state(loaded)
+            head.load_rows_state(loaded, with_selector=runner.iter > 0)
             runner.logger.info(f'class rows: {head.num_classes} from the checkpoint')
         elif runner.iter > 0:
             raise VisionError('VIS-CKPT-1011', 'the checkpoint has not the rows of '

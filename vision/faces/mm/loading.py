@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
 
@@ -39,7 +41,8 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     settings = dict(settings, head=None)
     if with_flip is not None:
         settings['flip_fusion'] = with_flip
-    with DefaultScope.overwrite_default_scope('vision'):
+    # Building imports every room, and libraries print notices then: stdout is for results.
+    with DefaultScope.overwrite_default_scope('vision'), redirect_stdout(sys.stderr):
         model = MODELS.build(settings)
     path = zoo.resolve(checkpoint)
     state = {name: tensor for name, tensor in load_checkpoint(path)['state_dict'].items()

@@ -93,6 +93,8 @@ class IdentificationMetric(_EmbeddingMetric):
     Args:
         ranks: closed set, over the probes whose identity is in the gallery.
         fpirs: open set; needs probes without identity in the gallery.
+        stranger_share: of the enrolled identities so many are drawn with ``seed`` and left out of
+            the gallery, all their pictures being probes: for data sets that enrol everybody.
         index: None: exact search in blocks. A dict(kind='ivf', ...) of ``nn.faiss_index``:
             approximate search; candidates are scored exactly, an identity that the index misses
             counts as not found.
@@ -102,20 +104,32 @@ class IdentificationMetric(_EmbeddingMetric):
     default_prefix = 'identification'
 
     def __init__(self, ranks: Sequence[int] = (1, 5), *, fpirs: Sequence[float] = (),
-                 index: dict | None = None, depth: int = 64, collect_device: str = 'cpu',
+                 stranger_share: float = 0.0, seed: int = 0, index: dict | None = None,
+                 depth: int = 64, collect_device: str = 'cpu',
                  prefix: str | None = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        if not 0 <= stranger_share < 1:
+            raise VisionError('VIS-DATA-1067', f'stranger_share={stranger_share}',
+                              where='IdentificationMetric', why='somebody must be in the gallery',
+                              do='give a share from 0 below 1')
         self.ranks, self.fpirs = tuple(ranks), tuple(fpirs)
+        self.stranger_share, self.seed = stranger_share, seed
         self.index, self.depth = index, depth
 
     def measure(self, embeddings: np.ndarray, labels: np.ndarray,
                 is_gallery: np.ndarray) -> dict[str, float]:
+        is_gallery = is_gallery & ~np.isin(labels, self._strangers(labels[is_gallery]))
         ranking = self._rank(embeddings[is_gallery], labels[is_gallery], embeddings[~is_gallery],
                              labels[~is_gallery])
         metrics = {f'rank{k}': rank_k(ranking, k) for k in self.ranks}
         rates = tpir_at_fpir(ranking, self.fpirs) if self.fpirs else []
         return metrics | {f'tpir@{fpir:g}': rate
                           for fpir, rate in zip(self.fpirs, rates, strict=True)}
+
+    def _strangers(self, enrolled: np.ndarray) -> np.ndarray:
+        names = np.unique(enrolled)
+        count = round(self.stranger_share * len(names))
+        return np.random.default_rng(self.seed).choice(names, count, replace=False)
 
     def _rank(self, gallery: np.ndarray, names: np.ndarray, probes: np.ndarray,
               labels: np.ndarray) -> Ranking:

@@ -73,7 +73,10 @@ class FaceRecognizer(BaseModel):
                               'trained', where='model.head', do="add head=dict(type="
                               "'ActiveClassHead', ...)")
         labels = torch.cat([sample.gt_label.reshape(1) for sample in samples])
-        return self.head.loss(self.features(inputs), labels.to(inputs.device, torch.int64))
+        labels = labels.to(inputs.device, torch.int64)
+        if hasattr(self.head, 'prefetch'):
+            self.head.prefetch(labels)  # rows travel while the backbone works
+        return self.head.loss(self.features(inputs), labels)
 
 
 class _Features(nn.Module):

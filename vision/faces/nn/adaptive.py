@@ -112,6 +112,11 @@ class AdaptiveSelector:
         figures = dict(is_warm_up=float(self.is_warming_up), interval=float(self.upkeep.interval))
         return Selection(selection.rows, selection.columns, selection.stats | figures | readings)
 
+    def known_rows(self, labels: Tensor, step: int) -> Tensor:
+        """As ``Selector.known_rows``; a hint, as a measurement may end the warm-up."""
+        is_random = self.controller is not None and self.is_warming_up
+        return (self.random if is_random else self.inner).known_rows(labels, step)
+
     def after_update(self, rows: Tensor, step: int) -> None:
         if not self.is_warming_up:  # rows without structure are worth no renewal
             self.inner.after_update(rows, step)

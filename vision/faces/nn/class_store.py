@@ -31,12 +31,17 @@ class ClassStore:
     never changes the rows, so that snapshots and checkpoints leave no trace in a run.
     Local row ids are 0 to ``row_end - row_start - 1``.
 
+    Attributes:
+        fetches_ahead: does ``prefetch`` do anything?
+
     Args:
         rows: (n, d) float32 or float64, taken, not copied.
         optimizer: of ``vision.faces.nn.lazy_optim``.
         num_classes: C.
         row_start: the class of the first row.
     """
+
+    fetches_ahead = False
 
     def __init__(self, rows: Tensor, optimizer, *, num_classes: int, row_start: int = 0,
                  device: torch.device | str | None = None) -> None:
@@ -62,6 +67,9 @@ class ClassStore:
         weights, state = self._current(rows)
         self._pulled = rows, weights, state
         return weights.detach().requires_grad_()
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to fetch rows that will be pulled; those on the device need no fetching."""
 
     def push(self, rows: Tensor, grad: Tensor, *, lr: float) -> None:
         """One optimizer step: these rows with their gradients, all others with zero gradients.
@@ -219,7 +227,7 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
     rank, world = 0, 1
     if group is not None:
         rank, world = dist.get_rank(group), dist.get_world_size(group)
-        _check_ranks(group, device, num_classes=num_classes, dim=dim, seed=seed,
+        check_ranks(group, device, num_classes=num_classes, dim=dim, seed=seed,
                      rows_per_class=rows_per_class, dtype=torch.finfo(dtype).bits,
                      optimizer=zlib.crc32(repr((made.name, made.options)).encode()))
     assert num_classes % rows_per_class == 0
@@ -275,7 +283,8 @@ def _put(tensor: Tensor, rows: Tensor | slice, values: Tensor) -> None:
         tensor.numpy()[rows.numpy()] = values.numpy()
 
 
-def _check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values: int) -> None:
+def check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values: int) -> None:
+    """All ranks come with the same numbers, or VIS-DIST-1024 on every one of them."""
     mine = torch.tensor(list(values.values()), device=device)
     low, high = mine.clone(), mine.clone()
     dist.all_reduce(low, dist.ReduceOp.MIN, group=group)
@@ -284,7 +293,7 @@ def _check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values:
                                                   strict=True) if a != b}
     if unequal:
         name, (a, b) = next(iter(unequal.items()))
-        raise VisionError('VIS-DIST-1024', f'ranks disagree on {", ".join(unequal)} of the class '
-                          f'rows: {name} is from {a} to {b}', where=f'rank {dist.get_rank(group)}',
-                          why='the rows are cut into ranges by them',
+        raise VisionError('VIS-DIST-1024', f'ranks disagree on {", ".join(unequal)}: {name} '
+                          f'is from {a} to {b}', where=f'rank {dist.get_rank(group)}',
+                          why='they share the class rows and the data',
                           do='start all processes with the same config and the same data')

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.sampling import draw_outside
+from vision.faces.nn import faiss_gpu
 from vision.faces.nn.kmeans import assign_near, update_centroids
 
 KINDS = ('ivf', 'nested-ivf', 'hnsw', 'lsh', 'midx')
@@ -46,6 +47,9 @@ class IndexSpec:
         is_cosine: rows and queries are brought to unit length; without it inner products count.
         seed: of k-means, planes and samples.
         num_threads: of FAISS.
+        search_on: 'auto': ivf on the GPU where faiss-gpu is installed and sees one, else on the
+            CPU; 'cpu'; 'gpu', refused where it cannot be. A copy there needs the memory of the
+            codes; after single rows have changed, the CPU answers until the next renewal.
     """
 
     kind: str
@@ -59,6 +63,7 @@ class IndexSpec:
     is_cosine: bool = True
     seed: int = 0
     num_threads: int = 1
+    search_on: str = 'auto'
 
     def __post_init__(self) -> None:
         fault = ''
@@ -70,6 +75,10 @@ class IndexSpec:
             fault = 'dim, nprobe, num_links, ef and num_threads of an index are whole numbers >= 1'
         elif self.kind == 'midx' and (not self.is_cosine or self.dim % 2):
             fault = 'midx needs unit rows (is_cosine=True) of an even dimension'
+        elif self.search_on not in ('auto', 'cpu', 'gpu') or (
+                self.search_on == 'gpu' and self.kind not in faiss_gpu.KINDS):
+            fault = f'search_on={self.search_on!r} of {self.kind}: auto, cpu, or for ' \
+                    f'{", ".join(faiss_gpu.KINDS)} gpu'
         if fault:
             raise VisionError('VIS-CONFIG-1042', fault, where='selector',
                               do='see the selectors in vision/faces/README.md')
@@ -78,7 +87,8 @@ class IndexSpec:
         if self.num_lists:
             return self.num_lists
         factor = 8 if self.kind == 'nested-ivf' else 4
-        return 1 << round(np.log2(max(1.0, factor * num_rows**0.5)))
+        return 1 << min(round(np.log2(max(1.0, factor * num_rows**0.5))),
+                        max(1, num_rows).bit_length() - 1)  # a list for each row at most
 
 
 def load_faiss() -> ModuleType:
@@ -121,6 +131,8 @@ class ClassIndex:
                  centroids: Tensor | None = None) -> None:
         self.spec, self.num_rows, self.centroids = spec, num_rows, centroids
         self._index = index
+        self._gpu_copy: faiss_gpu.GpuCopy | None = None
+        self._is_changed = False  # single rows were, since it was filled
 
     @property
     def has_lists(self) -> bool:
@@ -138,9 +150,18 @@ class ClassIndex:
     def search(self, queries: Tensor, num: int) -> Tensor:
         """(B, d) -> (B, num) int64 row ids, best first by the index's own scores; -1 = none."""
         _check_dim(self.spec, queries)
-        load_faiss().omp_set_num_threads(self.spec.num_threads)
-        _, ids = self._index.search(_as_numpy(self.spec, queries), num)
+        faiss = load_faiss()
+        faiss.omp_set_num_threads(self.spec.num_threads)
+        index = self._index
+        if self._fits_gpu(num) and faiss_gpu.has_gpu(faiss):
+            index = self._gpu_copy = self._gpu_copy or faiss_gpu.GpuCopy(faiss, self._index)
+        _, ids = index.search(_as_numpy(self.spec, queries), num)
         return torch.from_numpy(ids)
+
+    def _fits_gpu(self, num: int) -> bool:
+        spec = self.spec
+        return spec.search_on != 'cpu' and spec.kind in faiss_gpu.KINDS and \
+            not self._is_changed and max(num, spec.nprobe) <= faiss_gpu.MOST
 
     def update(self, ids: Tensor, rows: Tensor) -> None:
         """Put rows (N, d) in the place of those with unique ids (N,), in their nearest lists."""
@@ -150,6 +171,7 @@ class ClassIndex:
                               do='leave touched rows to the rebuild, or take an ivf index')
         rows = _checked(self.spec, rows)
         load_faiss().omp_set_num_threads(self.spec.num_threads)
+        self._is_changed, self._gpu_copy = True, None
         self._index.update_vectors(ids.cpu().numpy().astype(np.int64),
                                    _as_numpy(self.spec, rows))
 
@@ -227,6 +249,8 @@ def _check_dim(spec: IndexSpec, rows: Tensor) -> None:
 
 
 def _checked(spec: IndexSpec, rows: Tensor) -> Tensor:
+    if spec.search_on == 'gpu':
+        faiss_gpu.require_gpu(load_faiss())
     _check_dim(spec, rows)
     rows = rows.detach().cpu()
     for part in rows.split(_CHUNK):
@@ -334,7 +358,8 @@ def _empty_index(spec: IndexSpec, rows: Tensor, seed: int):
         bits = spec.num_bits or max(1, round(np.log2(max(4, len(rows) / 64)) / 2))
         if len(rows) < _MIN_TRAIN * 2**bits:
             raise VisionError('VIS-CONFIG-1044', f'{len(rows)} class rows are too few for two '
-                              f'times {2**bits} centroids', where='selector', do='lower num_bits')
+                              f'times {2**bits} centroids', where='selector',
+                              do="lower num_bits, or take selector type='ivf'")
         # FAISS refuses inner products here; with unit rows the order by L2 is the same.
         index = faiss.index_factory(spec.dim, f'IMI2x{bits},{CODES[spec.code]}', faiss.METRIC_L2)
         index.nprobe = min(spec.nprobe, 4**bits)

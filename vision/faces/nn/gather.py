@@ -27,6 +27,11 @@ def gather_batch(features: Tensor, labels: Tensor, group: dist.ProcessGroup | No
             _gather(labels, sizes, group))
 
 
+def gather_labels(labels: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Labels (B_r,) of all ranks, in rank order: (B,)."""
+    return _gather(labels, _sizes(len(labels), labels.device, group), group)
+
+
 def _sizes(size: int, device: torch.device, group: dist.ProcessGroup) -> list[int]:
     sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
     dist.all_gather(list(sizes.split(1)), torch.tensor([size], device=device), group=group)

@@ -16,9 +16,11 @@ class HostStore(ClassStore):
     """A ``ClassStore`` whose rows and optimizer state stay in host memory.
 
     Active rows travel to ``device`` in ``pull`` and back in ``push``; the arithmetic is done
-    there. Rows known beforehand, as those of the next batch's labels, can be fetched while the
-    current step runs: ``prefetch``. Results never depend on it.
+    there. Rows known beforehand can be fetched while the device works: the head does so with
+    all that the labels decide, before the backbone's forward pass. Results never depend on it.
     """
+
+    fetches_ahead = True
 
     def __init__(self, rows: Tensor, optimizer, **options) -> None:
         assert rows.device.type == 'cpu'

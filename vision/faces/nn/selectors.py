@@ -56,8 +56,10 @@ class Selector:
     Args:
         store: class rows: ``num_classes, row_start, row_end, device, pull, snapshot``.
         num_active: active rows over all ranks; a rank with a part of the rows takes that part
-            of the number.
-        random_frac: share of ``num_active`` that is drawn at random from all others.
+            of the number. There are more where own classes alone are more, or leave no room for
+            the random share.
+        random_frac: share of ``num_active`` that is drawn at random from all others, one row at
+            least; 0: none.
         is_cosine: logits are cosines times ``scale``; without it, inner products.
         scale, own_margin: of logits, where masses are compared; the margin is an angle added to
             that of the own class (ArcFace), without which an own class leaves no mass to others.
@@ -100,14 +102,24 @@ class Selector:
         stats = dict(num_active=float(len(rows)))
         return Selection(rows.to(labels.device), columns.to(labels.device), stats)
 
+    def known_rows(self, labels: Tensor, step: int) -> Tensor:
+        """(N,) sorted unique local ids on the host that ``select`` takes whatever the features.
+
+        For fetching them before the features are there. Own classes only where all rows take
+        part: a second copy of all rows is not what a store in host memory is for.
+        """
+        local = self.local_ids(labels)
+        return local[local >= 0].unique()
+
     def after_update(self, rows: Tensor, step: int) -> None:
         """The optimizer has changed these local rows at this step; nothing to do here."""
 
     def state_dict(self) -> dict:
-        return dict(num_active=self.num_active)
+        """What a run changes; numbers of the config are not among it."""
+        return {}
 
     def load_state_dict(self, state: dict) -> None:
-        self.num_active = state['num_active']
+        """Go on from what ``state_dict`` of a selector of this kind gave."""
 
     def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
         return np.arange(self.num_local)
@@ -128,7 +140,13 @@ class Selector:
 class RandomSelector(Selector):
     """Own classes and random others (Partial FC). The same draw for any number of ranks."""
 
-    def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
+    def known_rows(self, labels: Tensor, step: int) -> Tensor:
+        """All of them."""
+        local = self.local_ids(labels)
+        return torch.from_numpy(self._chosen(None, labels, local, step))
+
+    def _chosen(self, features: Tensor | None, labels: Tensor, local: Tensor,
+                step: int) -> np.ndarray:
         own, store = labels.cpu().unique().numpy(), self.store
         num_random = max(0, min(self.num_active, store.num_classes) - len(own))
         drawn = draw_outside(own, store.num_classes, num_random, self.seed, step)
@@ -142,12 +160,12 @@ class CandidateSelector(Selector):
 
     def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
         own = local[local >= 0].unique().numpy()
-        num_random = round(self.random_frac * self.num_places)
+        num_random = max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
         num_best = max(0, self.num_places - num_random - len(own))
         best = self._best(self.queries(features), local, own, num_best, step) if num_best \
             else own[:0]
         taken = np.union1d(own, best)
-        drawn = draw_outside(taken, self.num_local, max(0, self.num_places - len(taken)),
+        drawn = draw_outside(taken, self.num_local, max(num_random, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
         return np.union1d(taken, drawn)
 
@@ -245,6 +263,13 @@ class IndexSelector(CandidateSelector):
             every = torch.cat([logits, self.own_logits(queries, local)[:, None]], 1)
             worth = every.softmax(1).sum(0)[:-1]
         return ids[worth.topk(num).indices.cpu().numpy()]
+
+
+def without_index(state: dict) -> dict:
+    """A selector's state for other ranges of rows: all but the index, which is built anew."""
+    if 'upkeep' not in state:
+        return state
+    return state | dict(upkeep=state['upkeep'] | dict(index=None))
 
 
 def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,

@@ -160,14 +160,12 @@ class IndexUpkeep:
     def state_dict(self) -> dict:
         """The index without its lists, and the counters; a build under way is begun again."""
         state = None if self._index is None else self._index.state_dict()
-        return dict(index=state, built_step=self._built_step, interval=self.interval,
-                    num_renewals=self._num_renewals)
+        return dict(index=state, built_step=self._built_step, num_renewals=self._num_renewals)
 
     def load_state_dict(self, state: dict) -> None:
         self.finish()
         self._index = None
-        self._built_step, self.interval = state['built_step'], state['interval']
-        self._num_renewals = state['num_renewals']
+        self._built_step, self._num_renewals = state['built_step'], state['num_renewals']
         if state['index'] is not None:
             rows = self.store.snapshot(torch.float16)
             self._index, self._probe = self._restore(state['index'], rows), self._take_probe(rows)

@@ -154,6 +154,14 @@ class JsonLinesSink(_Lines):
             self._file.write(json.dumps(row) + '\n')
 
 
+class JsonObjectsSink(_Lines):
+    """One JSON object a line, as it is given."""
+
+    def write(self, row: dict) -> None:
+        with self._disk():
+            self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
+
+
 class CsvSink(_Lines):
     """One row a box, under ``COLUMNS``; a frame without boxes has no row, a status no column."""
 
