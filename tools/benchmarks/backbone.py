@@ -1,11 +1,11 @@
 """Speed and memory of a PolyNet, variants side by side in one run.
 
 Inference: every variant runs in turn, round after round, so that a slow minute hits all of them.
-In the same turns as many multiply-adds are done as plain float32 matrix products, as the machine's
-limit: 'of limit' is the time of these products over that of the network, each the least of all
-rounds. The best rate of single products, which a processor holds for a moment only, is in the
-JSON as 'matrix_gflops_peak'. 'error' is the greatest
-difference of the logits from the plain network's, over the greatest logit.
+In fused_image_threads the images of a batch run side by side, a thread each. As many multiply-adds
+as plain float32 matrix products take their turn too: 'of limit' is the least time of these over
+the least time of the network. (The best single product, a rate that a processor holds for a moment
+only, is in the JSON as matrix_gflops_peak.) 'error' is the greatest difference of the logits from
+the plain network's, over the greatest logit.
 
 With --port FILE, the model file of the published PyTorch port (public; polynet.py of
 Cadene/pretrained-models.pytorch), the port with the same weights stands beside it all: what our
@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
+from vision.common.nn.image_threads import ImageThreads
 from vision.common.nn.live_memory import LiveMemory
 from vision.common.nn.macs import counted_macs
 from vision.polynet.core.arch import PRESETS
@@ -47,7 +48,8 @@ from vision.polynet.nn.cadene import convert
 from vision.polynet.nn.fuse import fuse
 from vision.polynet.nn.trunk import CHANNELS
 
-VARIANTS = ('plain', 'channels_last', 'fused', 'fused_channels_last', 'compile', 'fused_bf16')
+VARIANTS = ('plain', 'channels_last', 'fused', 'fused_channels_last', 'fused_image_threads',
+            'compile', 'fused_bf16')
 PORT, MATRIX = 'published port', 'matrix products'
 MATRIX_SIZES = (1024, 2048, 3072)
 EXACT = 1e-4  # relative; what counts as the same logits
@@ -172,7 +174,9 @@ def make_variant(name: str, model: nn.Module, x: Tensor) -> Callable[[], Tensor]
     if name == 'fused_bf16':
         halved, images = fuse(copy.deepcopy(model).bfloat16()), x.bfloat16()
         return lambda: halved(images).float()
-    fused = fuse(model, is_channels_last=name == 'fused_channels_last')
+    fused = fuse(model, is_channels_last=name != 'fused')
+    if name == 'fused_image_threads':
+        fused = ImageThreads(fused)
     return lambda: fused(x)
 
 
@@ -254,7 +258,8 @@ def row(task: str, variant: str, batch: int, times: list[float], gflop: float,
         **more) -> dict:
     return dict(task=task, variant=variant, batch=batch, min_ms=1e3 * min(times),
                 median_ms=1e3 * float(np.median(times)), runs=len(times),
-                gflops=gflop / min(times), **dict(error=None, activation_mb=None, of_limit=None) | more)
+                gflops=gflop / min(times),
+                **dict(error=None, activation_mb=None, of_limit=None) | more)
 
 
 def write(args: argparse.Namespace, rows: list[dict], peak: float, console: Console) -> None:

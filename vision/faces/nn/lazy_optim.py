@@ -117,7 +117,7 @@ class LazySGD:
         return [[1 - lr * wd, -lr * mu], [wd, mu]]
 
     def caught_up(self, rows: Tensor, state: dict[str, Tensor], factors: Tensor) -> Tensor:
-        """(M, d) rows alone, by (k, k, M) factors; nothing changes. As ``catch_up_``, bit by bit."""
+        """(M, d) rows alone, by (k, k, M) factors, as ``catch_up_`` has them; nothing changes."""
         now = rows * factors[0, 0, :, None]
         if self.momentum:
             now.addcmul_(state['momentum'], factors[0, 1, :, None])

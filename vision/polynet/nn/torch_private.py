@@ -44,7 +44,7 @@ def convolve(x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor, str
         return y.relu_() if has_relu else y
     common = (x, packed, bias, padding, stride, dilation, 1)
     if addend is None:
-        return torch.ops.mkldnn._convolution_pointwise(
+        return torch.ops.mkldnn._convolution_pointwise.default(
             *common, 'relu' if has_relu else 'none', [], '')
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         addend, *common, 'add', 1.0, 'relu' if has_relu else None, [], '')
