@@ -6,8 +6,9 @@ same process and number of threads: the dense step over all classes (the faster 
 and of our own code with the selector `full`) and Partial FC's random tenth.
 
 Rows are synthetic: clusters of 40 within groups of 25 clusters, as class rows are late in
-training, or those of --rows FILE (.npy, or .pth / .safetensors with one matrix). Features are
-noisy copies of their class rows at a cosine of about 0.7.
+training, or those of --rows FILE: a checkpoint of a run with ActiveClassHead, or one matrix in
+.npy, .pth or .safetensors. Features are noisy copies of their class rows, at a cosine of about
+0.7.
 
   grad_cosine, grad_rel_error  of the features' gradient against that of the full softmax, with
                                rows moved by --drift since the index was built (its worst moment)
@@ -43,7 +44,8 @@ from torch.nn import functional
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
-from vision.faces.nn.class_store import build_store
+from vision.common.nn.checkpoint import load_checkpoint
+from vision.faces.nn.class_store import build_store, class_rows
 from vision.faces.nn.margins import ArcFace
 from vision.faces.nn.selective import selective_loss
 from vision.faces.nn.selectors import NAMES, build_selector
@@ -54,7 +56,7 @@ COLUMNS = ('classes', 'selector', 'active', 'step_ms', 'upkeep_ms', 'full_step_m
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
-SMALL_ONLY = dict(forest=300_000, hnsw=300_000, lsh=300_000)
+SMALL_ONLY = {'forest': 300_000, 'hnsw': 300_000, 'lsh': 300_000, 'nested-ivf': 300_000}
 OPTIONS = dict(midx=dict(nprobe=64), forest=dict(num_trees=8))
 
 
@@ -162,14 +164,14 @@ def synthetic_rows(num: int, dim: int, seed: int) -> Tensor:
 def read_rows(path: Path) -> Tensor:
     if path.suffix == '.npy':
         rows = torch.from_numpy(np.load(path, allow_pickle=False))
-    elif path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        rows = next(iter(load_file(path).values()))
     else:
-        rows = torch.load(path, weights_only=True, map_location='cpu')
+        content = load_checkpoint(path)
+        rows = class_rows(content['active_class']['stores']) if 'active_class' in content \
+            else next(iter(content['state_dict'].values()), None)
     if not isinstance(rows, Tensor) or rows.ndim != 2:
         raise VisionError('VIS-INPUT-1052', f'{path} holds no matrix of class rows',
-                          where=str(path), do='save one (classes, dim) array')
+                          where=str(path), do='give a checkpoint of a run with '
+                          'ActiveClassHead, or save one (classes, dim) array')
     return functional.normalize(rows.float())
 
 
