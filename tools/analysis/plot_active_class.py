@@ -35,6 +35,7 @@ def draw(rows: list[dict], commit: str, out: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     sizes = sorted({row['classes'] for row in rows})
     figure, panels = pyplot.subplots(1, len(sizes), figsize=(4.8 * len(sizes), 3.8),
                                      squeeze=False)
@@ -49,6 +50,11 @@ def draw(rows: list[dict], commit: str, out: Path) -> None:
         panel.axhline(0.1, color='#a0a0a0', linestyle=':', linewidth=1)
         panel.set_xscale('log')
         panel.set_yscale('log')
+        panel.margins(x=0.12, y=0.1)  # room for the names
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            axis.set_minor_formatter(NullFormatter())
         panel.set_xlabel('step with upkeep (ms); dashed: full softmax')
         panel.set_ylabel('relative error of the gradient')
         panel.set_title(f'{size:,} classes', fontsize=10)
