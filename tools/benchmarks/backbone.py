@@ -2,10 +2,10 @@
 
 Inference: every variant runs in turn, round after round, so that a slow minute hits all of them.
 In fused_image_threads the images of a batch run side by side, a thread each. As many multiply-adds
-as plain float32 matrix products take their turn too: 'of limit' is the time of these over the time
-of the network in the same round, the median of all rounds. (The best single product, a rate that a processor holds for a moment
-only, is in the JSON as matrix_gflops_peak.) 'error' is the greatest difference of the logits from
-the plain network's, over the greatest logit.
+as plain float32 matrix products take their turn too: 'of limit' is the time of these over that of
+the network in the same round, the median of all rounds. (The best single product, a rate that a
+processor holds for a moment only, is in the JSON as matrix_gflops_peak.) 'error' is the greatest
+difference of the logits from the plain network's, over the greatest logit.
 
 All of them in a process that keeps freed memory (vision.common.nn.freed_memory): else half of the
 time may go to the system for new pages, and differs from minute to minute.
