@@ -14,7 +14,7 @@ if sys.argv[1] == 'keep' and not keep_freed_memory():
     sys.exit(77)
 def used():
     for _ in range(30):
-        a = torch.zeros(4_000_000)
+        a = torch.ones(10_000_000)  # 40 MB: glibc maps such by itself
         del a
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 first = used()
