@@ -14,7 +14,7 @@ model = dict(
                   stem_stride=2),
     head=dict(type='ActiveClassHead', num_classes=num_classes, in_channels=128,
               margin=dict(type='CosFace', scale=32, margin=0.2),
-              selector=dict(type='ivf', num_active=num_classes // 100,
+              selector=dict(type='ivf', num_active=num_classes // 100, nprobe=256,  # of 512
                             upkeep=dict(interval=200, swap_lag=20)),
               lr_mult=10.0,  # rows learn by SGD
               store=dict(backend='sharded',

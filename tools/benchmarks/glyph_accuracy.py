@@ -35,8 +35,8 @@ from vision.common.core.report import commit, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/faces/iresnet18-small_ivf_glyphs.py'
-ARMS = {'full': ('type=full',), 'active': (), 'random': ('type=random', 'num_active=2000')}
-OWN_OF_IVF = 'upkeep'  # an option that the other selectors do not have
+ARMS = {'full': ('_delete_=True', 'type=full'), 'active': (),
+        'random': ('_delete_=True', 'type=random', 'num_active=2000')}
 TIMED_STEPS = 450  # with two renewals of the index
 METRICS = {'accuracy': 'verification/accuracy', 'tar@fpr0.001': 'verification/tar@0.001',
            'rank1': 'identification/rank1', 'tpir@0.01': 'identification/tpir@0.01'}
@@ -138,8 +138,6 @@ def call(tool: str, args: argparse.Namespace, arm: str, seed: int, iters: int, f
         VisionError: VIS-RUN-1241, it failed.
     """
     selector = [f'model.head.selector.{option}' for option in ARMS[arm]]
-    if selector:
-        selector.append(f'model.head.selector.{OWN_OF_IVF}=None')
     values = [*selector, f'randomness.seed={seed}',
               f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={max(1, iters // 5)}',
               f'param_scheduler.1.T_max={iters - 200}', f'param_scheduler.1.end={iters}',
