@@ -59,6 +59,13 @@ def test_figures_of_the_newest_log(tmp_path):
     assert [line['iter'] for line in tool.scalars(tmp_path)] == [50, 100]
 
 
+def test_validations_stand_at_the_step_before_them():
+    metrics = dict.fromkeys(tool.METRICS.values(), 0.5)
+    lines = [dict(iter=50, loss=1.0), dict(metrics, step=0), dict(iter=100, loss=1.0),
+             dict(metrics, step=0)]
+    assert [point['iter'] for point in tool.curve_of(lines)] == [50, 100]
+
+
 def test_the_picture_needs_rows(tmp_path):
     plot = load_tool('analysis', 'plot_glyph_accuracy.py')
     path, picture = tmp_path / 'x.json', tmp_path / 'x.png'

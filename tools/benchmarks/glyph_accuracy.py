@@ -112,9 +112,7 @@ def run_one(args: argparse.Namespace, arm: str, seed: int, step_ms: dict) -> dic
         iters = round(iters * step_ms['active'] / step_ms['random'])
     folder = args.work_dir / f'{arm}_{seed}'
     call('train.py', args, arm, seed, iters, folder)
-    curve = [dict(iter=line['step']) | {name: round(float(line[key]), 5)
-                                        for name, key in METRICS.items()}
-             for line in scalars(folder) if METRICS['accuracy'] in line]
+    curve = curve_of(scalars(folder))
     logged = [line for line in scalars(folder) if 'loss' in line]
     losses = [[line['iter'], round(line['loss'], 4)] for line in logged[::max(1, iters // 2500)]]
     metrics = folder / 'metrics.json'
@@ -128,6 +126,17 @@ def run_one(args: argparse.Namespace, arm: str, seed: int, step_ms: dict) -> dic
                curve=curve, losses=losses)
     print({key: value for key, value in row.items() if key not in ('curve', 'losses')}, flush=True)
     return row
+
+
+def curve_of(lines: list[dict]) -> list[dict]:
+    """Metrics of each validation, with the step before it: validation lines do not say it."""
+    curve, step = [], 0
+    for line in lines:
+        step = line.get('iter', step)
+        if METRICS['accuracy'] in line:
+            curve.append(dict(iter=step) | {name: round(float(line[key]), 5)
+                                            for name, key in METRICS.items()})
+    return curve
 
 
 def call(tool: str, args: argparse.Namespace, arm: str, seed: int, iters: int, folder: Path,
