@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc to give no freed memory back to the system; whether it will.
 
     Maps of some megabytes otherwise come from the system and go back at every layer, and the
-    system clears each page again: up to half of the time of a large network on a CPU. The process
+    system clears each page again: most of the time of a large network on some CPUs. The process
     then stays as large as it ever was. For all threads; before the first large tensor.
     """
     try:
