@@ -8,12 +8,12 @@ Reads what tools/benchmarks/glyph_accuracy.py wrote. Thin lines are seeds, thick
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import run_cli
+from vision.common.core.report import read_report
 
 STYLES = {'full': ('full softmax', '#777777'), 'active': ('active 1 % (IVF)', '#1769aa'),
           'random': ('random 10 % (Partial FC)', '#d1730f')}
@@ -26,10 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('json', type=Path, help='results of glyph_accuracy.py')
     parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)
-    content = json.loads(args.json.read_text())
-    if not content.get('rows'):
-        raise VisionError('VIS-INPUT-1243', f'{args.json} has no rows', where=str(args.json),
-                          do='make it with tools/benchmarks/glyph_accuracy.py')
+    content = read_report(args.json, code='VIS-INPUT-1243',
+                          maker='tools/benchmarks/glyph_accuracy.py')
     draw(content, args.out)
     print(f'picture: {args.out}')
     return 0

@@ -8,12 +8,12 @@ Reads what tools/benchmarks/polynet_training.py wrote. Thin lines are seeds, thi
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import run_cli
+from vision.common.core.report import read_report
 
 STYLES = {'twin': ('1-way twin, more epochs', '#d1730f'), 'poly': ('PolyNet', '#1769aa'),
           'inserted': ('PolyNet from the trained twin', '#2e8540'),
@@ -28,10 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('json', type=Path, help='results of polynet_training.py')
     parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)
-    content = json.loads(args.json.read_text())
-    if not content.get('rows'):
-        raise VisionError('VIS-INPUT-1239', f'{args.json} has no rows', where=str(args.json),
-                          do='make it with tools/benchmarks/polynet_training.py')
+    content = read_report(args.json, code='VIS-INPUT-1239',
+                          maker='tools/benchmarks/polynet_training.py')
     draw(content, args.out)
     print(f'picture: {args.out}')
     return 0

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
 
 PACKAGES = ('torch', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'numpy',
@@ -33,6 +34,21 @@ def write_report(path: Path, rows: Sequence[dict[str, Any]], *, seed: int | None
     with atomic_write(Path(path), 'w') as file:
         json.dump(content, file, indent=1)
         file.write('\n')
+
+
+def read_report(path: Path, *, code: str, maker: str) -> dict[str, Any]:
+    """What ``write_report`` wrote.
+
+    Args:
+        code: of the error.
+        maker: the command that makes such a file.
+    Raises:
+        VisionError: it has no rows.
+    """
+    content = json.loads(Path(path).read_text())
+    if not content.get('rows'):
+        raise VisionError(code, f'{path} has no rows', where=str(path), do=f'make it with {maker}')
+    return content
 
 
 def shown_command() -> str:
