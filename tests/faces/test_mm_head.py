@@ -338,7 +338,9 @@ def test_mistakes_of_a_config_are_named(tmp_path, code, options):
 
 @pytest.mark.parametrize('options', [
     dict(num_classes=1), dict(matmul_dtype='int8'), dict(selector=dict(num_active=3)),
-    dict(correction='sampled', selector=dict(type='full'))])
+    dict(correction='sampled', selector=dict(type='full')),
+    dict(correction='sampled', selector=dict(type='ivf', num_active=8, random_frac=0)),
+    dict(correction='sampled', num_subcentres=2)])
 def test_impossible_heads_are_refused(options):
     with pytest.raises(VisionError, match='VIS-CONFIG-1003'):
         MODELS.build(toy_faces.head_config(**options))

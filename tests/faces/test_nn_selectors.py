@@ -122,6 +122,27 @@ def test_more_labels_than_places_are_all_in_and_so_is_the_random_share(name, num
     assert not drawn or len(others) > len(drawn)  # another draw in each step
 
 
+@pytest.mark.parametrize(('start', 'end'), [(0, None), (500, 1500)])
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'full'])
+def test_weighed_by_their_counts_active_rows_stand_for_all(name, start, end, weights):
+    """Sum over active rows / count: on average the sum over all rows of this rank."""
+    features, labels = batch_near(weights)
+    selector = made(name, weights, start=start, end=end, random_frac=0.4)
+    here = (8.0 * features @ weights[start:end].T).exp()
+    sums = []
+    for step in range(150):
+        chosen = selector.select(features, labels, step)
+        counts = chosen.expected_counts
+        is_own = torch.isin(chosen.rows, labels - start)
+        assert counts.shape == chosen.rows.shape and (counts[is_own] == 1).all()
+        assert ((counts > 0) & (counts <= 1)).all() and (counts < 1).sum() >= 30
+        sums.append((here[:, chosen.rows] / counts).sum(1))
+    sums = torch.stack(sums)
+    error = sums.mean(0) - here.sum(1)
+    spread = sums.std(0) / 150 ** 0.5
+    assert (error.abs() < 4.5 * spread).all()
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_rows_known_beforehand_are_chosen(name, weights):
     features, labels = batch_near(weights)

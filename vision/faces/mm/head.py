@@ -39,7 +39,8 @@ class ActiveClassHead(BaseModule):
         store: options of ``build_store``: backend, optimizer.
         num_subcentres: rows per class; the nearest of them counts (sub-centre ArcFace).
         is_cosine: False: inner products, with a plain ``Softmax``.
-        correction: 'none' or 'sampled' (only with the random selector).
+        correction: 'none' or 'sampled': each random row stands for those that were not drawn
+            (``selective_loss``).
         lr_mult: learning rate of the rows over that of the model.
         matmul_dtype: 'float16' or 'bfloat16' for the products of features and rows.
     """
@@ -140,13 +141,12 @@ class ActiveClassHead(BaseModule):
         self._check_labels(labels)
         world = 1 if self.group is None else dist.get_world_size(self.group)
         features, labels = gather_batch(features, labels, self.group, gradient_factor=world)
-        rows, columns, stats = self._select(features.detach().float(), labels)
+        rows, columns, counts, stats = self._select(features.detach().float(), labels)
         weights = self.store.pull(rows)
         result = selective_loss(
             features, weights, columns, self.margin, is_cosine=self.is_cosine,
             num_subcentres=self.num_subcentres, correction=self.correction,
-            expected_counts=self._expected_counts(columns, len(rows), labels), group=self.group,
-            matmul_dtype=self.matmul_dtype)
+            expected_counts=counts, group=self.group, matmul_dtype=self.matmul_dtype)
         if self.training and torch.is_grad_enabled():
             self.pending = rows, weights
         figures = stats | dict(target_probability=result.target_probability.mean(),
@@ -229,16 +229,18 @@ class ActiveClassHead(BaseModule):
         kind = self.selector_config['type']
         return f'{kind}, adaptive' if 'adaptive' in self.selector_config else kind
 
-    def _select(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict]:
-        """Row ids (M * K,), columns (B,) of the classes, and the selector's figures."""
+    def _select(self, features: Tensor, labels: Tensor
+                ) -> tuple[Tensor, Tensor, Tensor | None, dict]:
+        """Row ids (M * K,), columns (B,) of the classes, expected counts, figures to log."""
         k = self.num_subcentres
         selection = self.selector.select(features, labels * k, self.step)
         if k == 1:
-            return selection.rows, selection.columns, selection.stats
+            counts = selection.expected_counts if self.correction == 'sampled' else None
+            return selection.rows, selection.columns, counts, selection.stats
         rows = self._with_all_centres(selection.rows)
         own = selection.rows[selection.columns.clamp(min=0)] // k
         columns = torch.searchsorted(rows[::k] // k, own)
-        return rows, columns.where(selection.columns >= 0, -1), selection.stats
+        return rows, columns.where(selection.columns >= 0, -1), None, selection.stats
 
     def _with_all_centres(self, rows: Tensor) -> Tensor:
         """The selector knows rows only: a class is active with all its rows if any was chosen."""
@@ -247,16 +249,6 @@ class ActiveClassHead(BaseModule):
             return rows
         classes = torch.unique(rows // k)
         return (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
-
-    def _expected_counts(self, columns: Tensor, num_rows: int, labels: Tensor) -> Tensor | None:
-        """(M,) 1 for classes of the batch, else the random selector's rate over all ranks."""
-        if self.correction == 'none':
-            return None
-        num_forced = len(labels.unique())
-        num_drawn = max(0, min(self.selector.num_active, self.num_classes) - num_forced)
-        rate = num_drawn / max(self.num_classes - num_forced, 1)
-        counts = torch.full((num_rows,), rate, device=columns.device)
-        return counts.index_fill_(0, columns[columns >= 0], 1.0)
 
     def _check_labels(self, labels: Tensor) -> None:
         is_bad = (labels < 0) | (labels >= self.num_classes)
@@ -277,9 +269,12 @@ def _check(num_classes: int, num_subcentres: int, correction: str, selector: dic
         fault = f'matmul_dtype={matmul_dtype!r}: float16, bfloat16 or None'
     elif 'type' not in selector:
         fault = 'a selector without type'
-    elif correction == 'sampled' and (selector['type'] != 'random' or num_subcentres > 1):
-        fault = "correction='sampled' with a selector other than random, or with sub-centres: " \
-                'how likely a class was drawn is not known there'
+    elif correction == 'sampled' and num_subcentres > 1:
+        fault = "correction='sampled' with sub-centres: how likely a class was drawn is not " \
+                'known there'
+    elif correction == 'sampled' and (selector['type'] == 'full'
+                                      or selector.get('random_frac') == 0):
+        fault = "correction='sampled' where no row is drawn at random"
     if fault:
         raise VisionError('VIS-CONFIG-1003', fault, where='model.head',
                           do='see vision/faces/README.md, the head')

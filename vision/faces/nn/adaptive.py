@@ -7,6 +7,7 @@ hardly more than chance: then rows are drawn at random, and the index is only bu
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -110,7 +111,7 @@ class AdaptiveSelector:
         chooser = self.random if self.is_warming_up else self.inner
         selection = chooser.select(features, labels, step)
         figures = dict(is_warm_up=float(self.is_warming_up), interval=float(self.upkeep.interval))
-        return Selection(selection.rows, selection.columns, selection.stats | figures | readings)
+        return replace(selection, stats=selection.stats | figures | readings)
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
         """As ``Selector.known_rows``; a hint, as a measurement may end the warm-up."""

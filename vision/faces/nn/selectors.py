@@ -42,11 +42,14 @@ class Selection:
     Attributes:
         rows: (M,) sorted unique int64 local ids.
         columns: (B,) int64 position of each sample's class in ``rows``, -1 on other ranks.
+        expected_counts: (M,) float32, 1 for chosen rows; for the random ones the chance that a
+            row which was not chosen had to be drawn. One over it is how many rows each stands for.
         stats: figures to log.
     """
 
     rows: Tensor
     columns: Tensor
+    expected_counts: Tensor
     stats: dict[str, float] = field(default_factory=dict)
 
 
@@ -96,11 +99,14 @@ class Selector:
             VisionError: VIS-INPUT-1051, a label is no class of the store.
         """
         local = self.local_ids(labels)
-        taken = self._chosen(features, labels, local, step)
-        rows = torch.from_numpy(taken)
+        chosen, drawn, chance = self._active(features, labels, local, step)
+        ids = np.concatenate([chosen, drawn])
+        order = torch.from_numpy(ids.argsort())
+        rows = torch.from_numpy(ids)[order]
+        counts = torch.ones(len(ids)).index_fill_(0, torch.arange(len(chosen), len(ids)), chance)
         columns = torch.searchsorted(rows, local).where(local >= 0, -1)
-        stats = dict(num_active=float(len(rows)))
-        return Selection(rows.to(labels.device), columns.to(labels.device), stats)
+        return Selection(*(each.to(labels.device) for each in (rows, columns, counts[order])),
+                         stats=dict(num_active=float(len(rows))))
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
         """(N,) sorted unique local ids on the host that ``select`` takes whatever the features.
@@ -121,8 +127,10 @@ class Selector:
     def load_state_dict(self, state: dict) -> None:
         """Go on from what ``state_dict`` of a selector of this kind gave."""
 
-    def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
-        return np.arange(self.num_local)
+    def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
+                step: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Local ids that were chosen, others that were drawn, and the chance of those."""
+        return np.arange(self.num_local), np.arange(0), 1.0
 
     def local_ids(self, labels: Tensor) -> Tensor:
         """(B,) int64 on the host: local id, -1 on another rank."""
@@ -142,23 +150,24 @@ class RandomSelector(Selector):
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
         """All of them."""
-        local = self.local_ids(labels)
-        return torch.from_numpy(self._chosen(None, labels, local, step))
+        chosen, drawn, _ = self._active(None, labels, self.local_ids(labels), step)
+        return torch.from_numpy(np.union1d(chosen, drawn))
 
-    def _chosen(self, features: Tensor | None, labels: Tensor, local: Tensor,
-                step: int) -> np.ndarray:
+    def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
+                step: int) -> tuple[np.ndarray, np.ndarray, float]:
         own, store = labels.cpu().unique().numpy(), self.store
         num_random = max(0, min(self.num_active, store.num_classes) - len(own))
         drawn = draw_outside(own, store.num_classes, num_random, self.seed, step)
-        chosen = np.union1d(own, drawn)
-        low, high = np.searchsorted(chosen, [store.row_start, store.row_end])
-        return chosen[low:high] - store.row_start
+        low, high = np.searchsorted(drawn, [store.row_start, store.row_end])
+        chance = num_random / max(1, store.num_classes - len(own))
+        return local[local >= 0].unique().numpy(), drawn[low:high] - store.row_start, chance
 
 
 class CandidateSelector(Selector):
     """Own classes, the best of what ``_candidates`` proposes, and a random share."""
 
-    def _chosen(self, features: Tensor, labels: Tensor, local: Tensor, step: int) -> np.ndarray:
+    def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
+                step: int) -> tuple[np.ndarray, np.ndarray, float]:
         own = local[local >= 0].unique().numpy()
         num_random = max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
         num_best = max(0, self.num_places - num_random - len(own))
@@ -167,7 +176,7 @@ class CandidateSelector(Selector):
         taken = np.union1d(own, best)
         drawn = draw_outside(taken, self.num_local, max(num_random, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
-        return np.union1d(taken, drawn)
+        return taken, drawn, len(drawn) / max(1, self.num_local - len(taken))
 
     def queries(self, features: Tensor) -> Tensor:
         """(B, d) float32, of unit length for cosines."""
