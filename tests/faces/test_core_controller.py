@@ -7,11 +7,11 @@ from vision.common.core.errors import VisionError
 from vision.faces.core.controller import AllocationController, Readings, Rules
 from vision.faces.core.sampling import draw_outside
 
-GOOD = dict(outside_mass=0.03, random_outside_mass=0.8, recall=0.9, drift=0.01)
+GOOD = dict(outside_mass=0.03, random_outside_mass=0.8, recall=0.95, drift=0.01)
 
 
-def controller(**rules):
-    return AllocationController(100_000, 256, Rules(**rules))
+def controller(nprobe=16, **rules):
+    return AllocationController(100_000, 256, Rules(**rules), nprobe=nprobe)
 
 
 def updated(made, *changes):
@@ -48,12 +48,24 @@ def test_the_interval_follows_the_drift(drift, expected):
     assert updated(controller(), dict(drift=drift)).interval == expected
 
 
-def test_both_stay_in_their_ranges():
-    made = controller(active_range=(900, 1500), interval_range=(50, 300))
-    grown = updated(made, *[dict(outside_mass=0.4, drift=0.001)] * 30)
-    assert (grown.num_active, grown.interval) == (1500, 300)
-    shrunk = updated(made, *[dict(outside_mass=0.001, drift=0.5)] * 30)
-    assert (shrunk.num_active, shrunk.interval) == (900, 50)
+@pytest.mark.parametrize(('recall', 'expected'), [(0.6, 32), (0.95, 16), (0.99, 12)])
+def test_the_lists_searched_follow_the_recall(recall, expected):
+    assert updated(controller(), dict(recall=recall)).nprobe == expected
+    assert updated(controller(nprobe=None), dict(recall=recall)).nprobe is None
+
+
+def test_a_warm_up_that_few_lists_keep_up_ends_with_more_of_them():
+    made = controller()
+    assert updated(made, dict(recall=0.3)).phase == 'warm-up' and made.allocation.nprobe == 32
+    assert updated(made, dict(recall=0.6)).phase == 'index' and made.allocation.nprobe == 64
+
+
+def test_all_stay_in_their_ranges():
+    made = controller(active_range=(900, 1500), interval_range=(50, 300), nprobe_range=(8, 100))
+    grown = updated(made, *[dict(outside_mass=0.4, drift=0.001, recall=0.6)] * 30)
+    assert (grown.num_active, grown.interval, grown.nprobe) == (1500, 300, 100)
+    shrunk = updated(made, *[dict(outside_mass=0.001, drift=0.5, recall=1.0)] * 30)
+    assert (shrunk.num_active, shrunk.interval, shrunk.nprobe) == (900, 50, 8)
 
 
 def test_the_warm_up_changes_nothing_else():

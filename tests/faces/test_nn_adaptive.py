@@ -66,6 +66,21 @@ def test_only_rows_with_structure_end_the_warm_up(noise, phase):
     assert 'recall' not in later.stats and len(selector.controller.log) == 1
 
 
+def test_rows_without_clusters_are_searched_in_more_lists_until_they_are_found():
+    weights = clustered_rows(num=5000, dim=32, noise=3.0)
+    selector = made(weights, nprobe=4, scale=16.0, adaptive=dict(monitor_every=1))
+    features, labels = batch_near(weights)
+    recalls = [float(selector.select(features, labels, step).stats['recall'])
+               for step in range(6)]
+    assert recalls[0] < 0.6 and recalls[-1] > 0.85 and recalls == sorted(recalls)
+    assert selector.upkeep.index(6).nprobe == selector.inner.nprobe >= 32
+    renewed = selector.upkeep.index(6).renewal(weights)()
+    assert renewed.nprobe == 4  # the selector sets it, whatever index answers
+    selector.upkeep.adopt(renewed, 6)
+    selector.inner.candidates(features, 40, 6)
+    assert renewed.nprobe == selector.inner.nprobe
+
+
 def test_decisions_survive_a_checkpoint():
     weights = clustered_rows()
     features, labels = batch_near(weights)
@@ -79,4 +94,5 @@ def test_decisions_survive_a_checkpoint():
     second.load_state_dict(first.state_dict())
     assert second.controller.log == first.controller.log and len(second.controller.log) == 3
     assert second.inner.num_active == first.inner.num_active
+    assert second.inner.nprobe == first.inner.nprobe
     assert second.upkeep.interval == first.upkeep.interval

@@ -1,6 +1,6 @@
-"""How many rows are active and how often the index is renewed: adapted while training.
+"""How many rows are active, how often the index is renewed, how many lists are searched.
 
-arXiv:1801.01687 changes both through training, led by the probability mass that the active classes
+arXiv:1801.01687 adapts the first two while training, led by the probability mass that the active classes
 hold; its figures are not public. The rules and numbers here are OUR design, not the paper's.
 """
 
@@ -18,7 +18,8 @@ class Readings:
     Attributes:
         outside_mass: mean probability of the negatives that were not selected, 0..1.
         random_outside_mass: the same for as many random rows.
-        recall: share of each sample's ten best rows that the index proposed, 0..1.
+        recall: share of each sample's ten best rows that the index finds when it is asked for
+            that many, 0..1.
         drift: mean of 1 - cosine between rows now and when the index was built.
     """
 
@@ -40,8 +41,10 @@ class Rules:
             reading on the border does not flip the phase each time.
         mass_range: the outside mass that is aimed at, in 0..1.
         drift_range: drift at which the interval grows (below) or halves (above).
+        recall_range: recall at which the lists searched double (below) or become fewer (above).
         active_range: least and largest number of active rows.
         interval_range: least and largest number of steps between two builds.
+        nprobe_range: least and largest number of lists searched; an index has its own limit.
     """
 
     warm_share: float = 0.1
@@ -50,11 +53,14 @@ class Rules:
     fall_back: float = 0.6
     mass_range: tuple[float, float] = (0.01, 0.05)
     drift_range: tuple[float, float] = (0.005, 0.02)
+    recall_range: tuple[float, float] = (0.9, 0.98)
     active_range: tuple[int, int] = (256, 1 << 62)
     interval_range: tuple[int, int] = (50, 5000)
+    nprobe_range: tuple[int, int] = (4, 1024)
 
     def __post_init__(self) -> None:
-        ranges = ('mass_range', 'drift_range', 'active_range', 'interval_range')
+        ranges = ('mass_range', 'drift_range', 'recall_range', 'active_range', 'interval_range',
+                  'nprobe_range')
         bad = [name for name in ranges if not 0 < getattr(self, name)[0] < getattr(self, name)[1]]
         bad += [name for name in ('warm_share', 'least_recall', 'fall_back')
                 if not 0 < getattr(self, name) <= 1]
@@ -66,11 +72,15 @@ class Rules:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What holds from a step on: phase 'warm-up' (random rows) or 'index'."""
+    """What holds from a step on: phase 'warm-up' (random rows) or 'index'.
+
+    ``nprobe`` is None for an index without lists.
+    """
 
     phase: str
     num_active: int
     interval: int
+    nprobe: int | None = None
 
 
 class AllocationController:
@@ -80,13 +90,16 @@ class AllocationController:
         num_rows: rows to choose among.
         batch_size: samples per step of all ranks; the first number of active rows is
             max(4 * batch_size, num_rows / 100).
+        nprobe: lists searched at first; None: the index has none.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, rules: Rules | None = None) -> None:
+    def __init__(self, num_rows: int, batch_size: int, rules: Rules | None = None, *,
+                 nprobe: int | None = None) -> None:
         self.rules, self.num_rows = rules or Rules(), num_rows
         low, high = self.rules.active_range
         start = min(max(4 * batch_size, num_rows // 100, low), high, num_rows)
-        self.allocation = Allocation('warm-up', start, max(100, self.rules.interval_range[0]))
+        self.allocation = Allocation('warm-up', start, max(100, self.rules.interval_range[0]),
+                                     nprobe)
         self.log: list[dict] = []
 
     @property
@@ -97,11 +110,12 @@ class AllocationController:
     def update(self, step: int, readings: Readings) -> Allocation:
         """Decide, log the decision with its readings, and return what holds from now on."""
         before, phase = self.allocation, self._phase(readings)
-        self.allocation = replace(before, phase=phase)
+        nprobe = self._nprobe(before.nprobe, readings.recall)
+        self.allocation = replace(before, phase=phase, nprobe=nprobe)
         if phase == 'index':
             self.allocation = Allocation(
                 phase, self._num_active(before.num_active, readings.outside_mass),
-                self._interval(before.interval, readings.drift))
+                self._interval(before.interval, readings.drift), nprobe)
         self.log.append(dict(step=step, **asdict(readings), **asdict(self.allocation)))
         return self.allocation
 
@@ -123,6 +137,15 @@ class AllocationController:
         factor = 0.5 if drift > high else 1.5 if drift < low else 1.0
         least, most = self.rules.interval_range
         return int(min(max(interval * factor, least), most))
+
+    def _nprobe(self, nprobe: int | None, recall: float) -> int | None:
+        """Also in the warm-up, which may last only because too few lists are searched."""
+        if nprobe is None:
+            return None
+        low, high = self.rules.recall_range
+        factor = 2.0 if recall < low else 0.8 if recall > high else 1.0
+        least, most = self.rules.nprobe_range
+        return int(min(max(nprobe * factor, least), most))
 
     def state_dict(self) -> dict:
         return dict(allocation=asdict(self.allocation), log=list(self.log))

@@ -1,4 +1,4 @@
-"""A selector whose numbers of rows and renewal interval follow what it measures on itself.
+"""A selector whose number of rows, renewals and search follow what it measures on itself.
 
 Our design, see ``vision.faces.core.controller``. Until class rows have structure an index finds
 hardly more than chance: then rows are drawn at random, and the index is only built when measured.
@@ -80,7 +80,7 @@ class AdaptiveSelector:
     """Random rows in the warm-up, then the index; the controller is asked at fixed steps.
 
     Args:
-        inner: selector with an index; its ``num_active`` and interval are set here.
+        inner: selector with an index; its ``num_active``, interval and ``nprobe`` are set here.
         rules: of the controller.
         monitor_every: steps between two measurements, each about as dear as a tenth of a full
             step at a million rows.
@@ -135,12 +135,12 @@ class AdaptiveSelector:
 
     def _make_controller(self, batch_size: int) -> None:
         self.controller = AllocationController(self.inner.store.num_classes, batch_size,
-                                               self.rules)
+                                               self.rules, nprobe=self.inner.nprobe)
         self._apply()
 
     def _apply(self) -> None:
         allocation = self.controller.allocation
-        self.inner.num_active = allocation.num_active
+        self.inner.num_active, self.inner.nprobe = allocation.num_active, allocation.nprobe
         self.random.num_active = self.controller.num_random
         self.upkeep.set_interval(allocation.interval)
 
@@ -154,7 +154,7 @@ class AdaptiveSelector:
             outside_mass(inner, features, local, rows, step),
             1 - len(rows) / inner.num_local,  # of a uniform draw: the mean is exactly this
             recall_at_10(inner, features, local,
-                         inner.candidates(queries, inner.num_places, step)),
+                         inner.candidates(queries, inner.num_places, step, least=11)),
             self.upkeep.drift()], dtype=torch.float64)
         if self.group is not None:
             values = values.to(labels.device)

@@ -83,6 +83,10 @@ class IndexSpec:
             raise VisionError('VIS-CONFIG-1042', fault, where='selector',
                               do='see the selectors in vision/faces/README.md')
 
+    @property
+    def has_lists(self) -> bool:
+        return self.kind in ('ivf', 'nested-ivf', 'midx')
+
     def lists_for(self, num_rows: int) -> int:
         if self.num_lists:
             return self.num_lists
@@ -133,14 +137,21 @@ class ClassIndex:
         self._index = index
         self._gpu_copy: faiss_gpu.GpuCopy | None = None
         self._is_changed = False  # single rows were, since it was filled
+        self.nprobe = spec.nprobe
 
     @property
-    def has_lists(self) -> bool:
+    def has_centroids(self) -> bool:
         return self.centroids is not None
 
     @property
     def can_update(self) -> bool:
-        return self.spec.kind in ('ivf', 'nested-ivf', 'midx')
+        return self.spec.has_lists
+
+    def set_nprobe(self, nprobe: int) -> None:
+        """Lists searched per query from now on; all of them when there are fewer."""
+        if nprobe != self.nprobe:
+            self.nprobe, self._gpu_copy = nprobe, None
+            self._index.nprobe = min(nprobe, self._index.nlist)
 
     def propose(self, queries: Tensor, num: int) -> Tensor:
         """Row ids (unsorted, repeated) that hold the ``num`` best of each query (B, d)."""
@@ -161,7 +172,7 @@ class ClassIndex:
     def _fits_gpu(self, num: int) -> bool:
         spec = self.spec
         return spec.search_on != 'cpu' and spec.kind in faiss_gpu.KINDS and \
-            not self._is_changed and max(num, spec.nprobe) <= faiss_gpu.MOST
+            not self._is_changed and max(num, self.nprobe) <= faiss_gpu.MOST
 
     def update(self, ids: Tensor, rows: Tensor) -> None:
         """Put rows (N, d) in the place of those with unique ids (N,), in their nearest lists."""
@@ -184,7 +195,7 @@ class ClassIndex:
             num_iterations: of k-means from the old centroids; 0: they stay, and rows are only
                 assigned again, each to a list near its old one (``assign_near``).
         """
-        if not self.has_lists:
+        if not self.has_centroids:
             return partial(build_index, self.spec, rows)
         return partial(_renewed, self.spec, rows, self.centroids, self.assignment(),
                        num_iterations)

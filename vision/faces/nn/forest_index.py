@@ -23,7 +23,7 @@ class ForestIndex:
         rows: (C, d) of any floating type.
     """
 
-    can_update = has_lists = False
+    can_update = False
 
     def __init__(self, rows: Tensor, *, num_trees: int = 8, leaf_size: int = 64, seed: int = 0,
                  is_cosine: bool = True) -> None:

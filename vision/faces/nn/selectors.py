@@ -231,22 +231,31 @@ class IndexSelector(CandidateSelector):
         overfetch: candidates asked for per place; above 1, exact logits decide.
         rank_by: 'mass': sum over the batch of a candidate's softmax among the candidates (what
             the oracle sums over all rows); 'max': its highest logit.
+        nprobe: lists that the index searches per query; None: as it was built.
     """
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
-                 rank_by: str = 'mass', **options) -> None:
+                 rank_by: str = 'mass', nprobe: int | None = None, **options) -> None:
         super().__init__(store, **options)
         if overfetch < 1 or rank_by not in ('mass', 'max'):
             raise VisionError('VIS-CONFIG-1050', f'selector with overfetch={overfetch}, '
                               f'rank_by={rank_by!r}', where='selector',
                               do="give overfetch >= 1 and rank_by 'mass' or 'max'")
         self.upkeep, self.overfetch, self.rank_by = upkeep, overfetch, rank_by
+        self.nprobe = nprobe
         self._own = torch.empty(0, dtype=torch.int64)
 
-    def candidates(self, queries: Tensor, num: int, step: int) -> Tensor:
-        """(U,) unique local ids that the index proposes for ``num`` places."""
+    def candidates(self, queries: Tensor, num: int, step: int, least: int = 1) -> Tensor:
+        """(U,) unique local ids that the index proposes for ``num`` places.
+
+        Args:
+            least: ids asked for per sample at least.
+        """
         per_sample = math.ceil(self.overfetch * num / max(1, len(queries)))
-        return self.upkeep.index(step).propose(queries, per_sample).unique()
+        index = self.upkeep.index(step)
+        if self.nprobe is not None:
+            index.set_nprobe(self.nprobe)
+        return index.propose(queries, max(least, per_sample)).unique()
 
     def after_update(self, rows: Tensor, step: int) -> None:
         self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
@@ -313,9 +322,9 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale',
                                                  'own_margin') if key in options}
         own.setdefault('overfetch', _OVERFETCH.get(name, 1.25))
-        build, restore = _index_makers(name, store.dim, seed, is_cosine, options)
+        build, restore, nprobe = _index_makers(name, store.dim, seed, is_cosine, options)
         keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
-        selector = IndexSelector(store, keeper, **own, **common)
+        selector = IndexSelector(store, keeper, nprobe=nprobe, **own, **common)
         return selector if adaptive is None else make_adaptive(selector, **adaptive)
     except TypeError as error:
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r}: {error}', where='selector',
@@ -323,13 +332,15 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
 
 
 def _index_makers(name: str, dim: int, seed: int, is_cosine: bool, options: dict
-                  ) -> tuple[Callable, Callable]:
+                  ) -> tuple[Callable, Callable, int | None]:
+    """What builds an index and what restores one, and the lists it searches if it has any."""
     if name == 'forest':
         inspect.signature(ForestIndex).bind(None, seed=seed, is_cosine=is_cosine, **options)
         build = partial(ForestIndex, is_cosine=is_cosine, **options)
         return (lambda rows, seed: build(rows, seed=seed),
-                lambda state, rows: build(rows, seed=state['seed']))
+                lambda state, rows: build(rows, seed=state['seed']), None)
     spec = IndexSpec(name, dim, seed=seed, is_cosine=is_cosine, **options)
-    return (lambda rows, seed: build_index(spec, rows, seed=seed)), partial(restore_index, spec)
+    return (lambda rows, seed: build_index(spec, rows, seed=seed),
+            partial(restore_index, spec), spec.nprobe if spec.has_lists else None)
 
 
