@@ -27,6 +27,7 @@ from vision.common.core.config_keys import (
     check_top_level,
 )
 from vision.common.core.errors import VisionError
+from vision.common.nn.freed_memory import keep_freed_memory
 from vision.registry import RUNNERS
 
 _UNKNOWN_ARGUMENT = re.compile(
@@ -115,7 +116,12 @@ def leave_ranks() -> None:
 
 
 def build_runner(config: Config) -> Runner:
-    """The runner that ``runner_type`` names (default: ExactRunner)."""
+    """The runner that ``runner_type`` names (default: ExactRunner).
+
+    On a CPU its process keeps the memory that layers free.
+    """
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     name = config.get('runner_type', 'ExactRunner')
     runner: Any = RUNNERS.get(name)
     if runner is None:

@@ -1,7 +1,8 @@
 """How many rows are active, how often the index is renewed, how many lists are searched.
 
-arXiv:1801.01687 adapts the first two while training, led by the probability mass that the active classes
-hold; its figures are not public. The rules and numbers here are OUR design, not the paper's.
+arXiv:1801.01687 adapts the first two while training, led by the probability mass that the active
+classes hold; its figures are not public. The rules and numbers here are OUR design, not the
+paper's.
 """
 
 from __future__ import annotations
