@@ -90,9 +90,11 @@ def test_rows_put_back_are_at_rest():
 
 
 def test_growth_by_hand():
-    rows = [dict(selector='ivf', classes=c, step_ms=s, upkeep_ms=u)
+    rows = [dict(selector=name, nprobe=nprobe, classes=c, step_ms=s, upkeep_ms=u)
+            for name, nprobe in (('ivf', 12), ('ivf', 64), ('full', None))
             for c, s, u in ((100, 9.0, 1.0), (10_000, 95.0, 5.0))]
-    assert bench_tool.growth(rows) == {'ivf': 0.5}
+    rows[3]['step_ms'] = 995.0
+    assert bench_tool.growth(rows) == {'ivf, nprobe 12': 0.5, 'ivf, nprobe 64': 1.0, 'full': 0.5}
 
 
 def test_rows_of_a_file_and_files_that_hold_none(tmp_path):

@@ -8,10 +8,10 @@ Reads what tools/benchmarks/active_class.py wrote.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import run_cli
+from vision.common.core.report import read_report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,13 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('json', type=Path, help='results of active_class.py')
     parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)
-    content = json.loads(args.json.read_text())
-    rows = [row for row in content.get('rows', []) if row['grad_rel_error'] is not None]
-    if not rows:
-        raise VisionError('VIS-INPUT-1053', f'{args.json} has no rows with a gradient error',
-                          where=str(args.json),
-                          do='make it with tools/benchmarks/active_class.py')
-    draw(rows, content.get('commit', ''), args.out)
+    content = read_report(args.json, code='VIS-INPUT-1053',
+                          maker='tools/benchmarks/active_class.py', column='grad_rel_error')
+    draw(content['rows'], content.get('commit', ''), args.out)
     print(f'picture: {args.out}')
     return 0
 
@@ -44,7 +40,7 @@ def draw(rows: list[dict], commit: str, out: Path) -> None:
         for row in own:
             time_ms = row['step_ms'] + row['upkeep_ms']
             panel.scatter(time_ms, row['grad_rel_error'], s=24)
-            panel.annotate(row['selector'], (time_ms, row['grad_rel_error']), fontsize=8,
+            panel.annotate(label_of(row, own), (time_ms, row['grad_rel_error']), fontsize=8,
                            xytext=(4, 3), textcoords='offset points')
         panel.axvline(own[0]['full_step_ms'], color='#444444', linestyle='--', linewidth=1)
         panel.axhline(0.1, color='#a0a0a0', linestyle=':', linewidth=1)
@@ -64,6 +60,13 @@ def draw(rows: list[dict], commit: str, out: Path) -> None:
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
+
+
+def label_of(row: dict, rows: list[dict]) -> str:
+    """The selector; with its lists searched where one selector stands there several times."""
+    name = row['selector']
+    is_alone = sum(other['selector'] == name for other in rows) == 1
+    return name if is_alone else f'{name}, {row["nprobe"]} lists'
 
 
 if __name__ == '__main__':

@@ -8,11 +8,11 @@ Reads what tools/benchmarks/lattice_baseline.py wrote.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import run_cli
+from vision.common.core.report import read_report
 
 STYLES = dict(detect=('detection on every frame', 's', '#444444'),
               linear=('keyframes + linear interpolation', 'o', '#d1730f'),
@@ -27,12 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('json', type=Path, help='results of lattice_baseline.py')
     parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)
-    content = json.loads(args.json.read_text())
-    rows = content.get('rows', [])
-    if not rows:
-        raise VisionError('VIS-INPUT-905', f'{args.json} has no rows', where=str(args.json),
-                          do='make it with tools/benchmarks/lattice_baseline.py')
-    draw(content, rows, args.out)
+    content = read_report(args.json, code='VIS-INPUT-905',
+                          maker='tools/benchmarks/lattice_baseline.py')
+    draw(content, content['rows'], args.out)
     print(f'picture: {args.out}')
     return 0
 

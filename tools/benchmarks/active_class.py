@@ -50,13 +50,14 @@ from vision.faces.nn.margins import ArcFace
 from vision.faces.nn.selective import selective_loss
 from vision.faces.nn.selectors import NAMES, build_selector
 
-COLUMNS = ('classes', 'selector', 'active', 'step_ms', 'upkeep_ms', 'full_step_ms',
+COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'upkeep_ms', 'full_step_ms',
            'random10_step_ms', 'grad_cosine', 'grad_rel_error', 'outside_mass', 'extra_bytes',
            'build_s', 'stall_share')
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
 SMALL_ONLY = {'forest': 300_000, 'hnsw': 300_000, 'lsh': 300_000, 'nested-ivf': 300_000}
+SEARCHES_LISTS = ('ivf', 'nested-ivf')
 OPTIONS = dict(midx=dict(nprobe=64), forest=dict(num_trees=8))
 
 
@@ -137,7 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
         help='share of active rows: below 300,000 classes, and above')
     add('--selectors', nargs='+', choices=NAMES,
         help='default: all, above 300,000 classes those that are built in a minute')
-    add('--nprobe', type=int, default=12, help='lists searched by the ivf selectors')
+    add('--nprobe', type=int, nargs='+', default=[12],
+        help='lists searched by the ivf selectors; a row for each (default: 12)')
     add('--interval', type=int, default=500, help='steps between renewals of an index')
     add('--drift', type=float, default=0.99,
         help='cosine between rows and the snapshot of the index where fidelity is measured')
@@ -178,7 +180,9 @@ def read_rows(path: Path) -> Tensor:
 def measure_all(bench: Bench, progress: Progress):
     num, args = bench.num_classes, bench.args
     names = args.selectors or [n for n in NAMES if num <= SMALL_ONLY.get(n, num)]
-    task = progress.add_task(f'{num:,} classes', total=len(names) + 2)
+    plan = [(name, nprobe) for name in names
+            for nprobe in (args.nprobe if name in SEARCHES_LISTS else [None])]
+    task = progress.add_task(f'{num:,} classes', total=len(plan) + 2)
     common = dict(classes=num, dim=bench.dim, batch=args.batch)
     common['dense_torch_step_ms'] = dense_step_ms(bench)
     common['full_selector_step_ms'] = time_steps(bench, bench.selector('full', num), repeats=2)
@@ -186,15 +190,15 @@ def measure_all(bench: Bench, progress: Progress):
     progress.advance(task)
     common['random10_step_ms'] = time_steps(bench, bench.selector('random', num // 10))
     progress.advance(task)
-    for name in names:
-        row = dict(selector=name, **common)
+    for name, nprobe in plan:
+        row = dict(selector=name, nprobe=nprobe, **common)
         if name == 'full':
             row |= dict(active=num, step_ms=common['full_selector_step_ms'])
         elif name == 'random':
             row |= dict(active=num // 10, step_ms=common['random10_step_ms'],
                         **fidelity(bench, bench.selector(name, num // 10)))
         else:
-            row |= measure_selector(bench, name)
+            row |= measure_selector(bench, name, {} if nprobe is None else dict(nprobe=nprobe))
         yield {column: None for column in COLUMNS} | dict(upkeep_ms=0.0, extra_bytes=0) | row
         progress.advance(task)
 
@@ -232,12 +236,11 @@ def median_ms(calls: list[Callable]) -> float:
     return round(float(np.median(times[1:])), 3)
 
 
-def measure_selector(bench: Bench, name: str) -> dict:
+def measure_selector(bench: Bench, name: str, options: dict) -> dict:
     bench.reset_rows(bench.rows)
     num_active, has_index = bench.num_active(), name != 'oracle'
-    options = dict(nprobe=bench.args.nprobe) if name in ('ivf', 'nested-ivf') else {}
     if has_index:  # renewed by hand below, so no step holds a renewal
-        options['upkeep'] = dict(interval=1 << 40)
+        options |= dict(upkeep=dict(interval=1 << 40))
     selector = bench.selector(name, num_active, **options)
     row = dict(active=num_active)
     if has_index:
@@ -344,11 +347,12 @@ def gradient(bench: Bench, features: Tensor, rows: Tensor, columns: Tensor
 def growth(rows: list[dict]) -> dict[str, float]:
     """Exponent of step and upkeep in the number of classes, for selectors with two sizes."""
     found = {}
-    for name in {row['selector'] for row in rows}:
+    for name, nprobe in {(row['selector'], row['nprobe']) for row in rows}:
         own = sorted((row['classes'], row['step_ms'] + row['upkeep_ms']) for row in rows
-                     if row['selector'] == name)
+                     if (row['selector'], row['nprobe']) == (name, nprobe))
         if len(own) > 1 and own[0][0] < own[-1][0]:
-            found[name] = round(math.log(own[-1][1] / own[0][1])
+            label = name if nprobe is None else f'{name}, nprobe {nprobe}'
+            found[label] = round(math.log(own[-1][1] / own[0][1])
                                 / math.log(own[-1][0] / own[0][0]), 3)
     return found
 

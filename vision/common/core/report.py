@@ -36,19 +36,24 @@ def write_report(path: Path, rows: Sequence[dict[str, Any]], *, seed: int | None
         file.write('\n')
 
 
-def read_report(path: Path, *, code: str, maker: str) -> dict[str, Any]:
+def read_report(path: Path, *, code: str, maker: str, column: str | None = None
+                ) -> dict[str, Any]:
     """What ``write_report`` wrote.
 
     Args:
         code: of the error.
         maker: the command that makes such a file.
+        column: rows without this figure are left out.
     Raises:
         VisionError: it has no rows.
     """
     content = json.loads(Path(path).read_text())
-    if not content.get('rows'):
-        raise VisionError(code, f'{path} has no rows', where=str(path), do=f'make it with {maker}')
-    return content
+    rows = [row for row in content.get('rows', [])
+            if column is None or row.get(column) is not None]
+    if not rows:
+        raise VisionError(code, f'{path} has no rows' + (f' with {column}' if column else ''),
+                          where=str(path), do=f'make it with {maker}')
+    return content | dict(rows=rows)
 
 
 def shown_command() -> str:
