@@ -54,6 +54,12 @@ def test_the_lists_searched_follow_the_recall(recall, expected):
     assert updated(controller(nprobe=None), dict(recall=recall)).nprobe is None
 
 
+def test_the_warm_up_lasts_as_long_as_was_asked_for():
+    made = controller(warm_steps=400)
+    for step, phase in ((200, 'warm-up'), (399, 'warm-up'), (400, 'index'), (600, 'index')):
+        assert made.update(step, Readings(**GOOD)).phase == phase
+
+
 def test_a_warm_up_that_few_lists_keep_up_ends_with_more_of_them():
     made = controller()
     assert updated(made, dict(recall=0.3)).phase == 'warm-up' and made.allocation.nprobe == 32

@@ -36,6 +36,7 @@ class Rules:
 
     Attributes:
         warm_share: random rows over all rows while the rows have no structure yet.
+        warm_steps: the warm-up lasts for so many steps at least.
         least_recall, least_gain: both must be reached to select by the index: below, it finds
             hardly more than chance.
         fall_back: share of those two below which the warm-up returns; lower than 1, so that a
@@ -49,6 +50,7 @@ class Rules:
     """
 
     warm_share: float = 0.1
+    warm_steps: int = 0
     least_recall: float = 0.5
     least_gain: float = 0.05
     fall_back: float = 0.6
@@ -110,7 +112,7 @@ class AllocationController:
 
     def update(self, step: int, readings: Readings) -> Allocation:
         """Decide, log the decision with its readings, and return what holds from now on."""
-        before, phase = self.allocation, self._phase(readings)
+        before, phase = self.allocation, self._phase(step, readings)
         nprobe = self._nprobe(before.nprobe, readings.recall)
         self.allocation = replace(before, phase=phase, nprobe=nprobe)
         if phase == 'index':
@@ -120,7 +122,9 @@ class AllocationController:
         self.log.append(dict(step=step, **asdict(readings), **asdict(self.allocation)))
         return self.allocation
 
-    def _phase(self, readings: Readings) -> str:
+    def _phase(self, step: int, readings: Readings) -> str:
+        if step < self.rules.warm_steps:
+            return 'warm-up'
         factor = self.rules.fall_back if self.allocation.phase == 'index' else 1.0
         gain = readings.random_outside_mass - readings.outside_mass
         has_structure = readings.recall >= factor * self.rules.least_recall \
