@@ -32,15 +32,17 @@ def tiny(monkeypatch):
 def test_a_run_writes_every_variant_beside_the_plain_one(tiny, tmp_path):
     target = tmp_path / 'speed.json'
     assert tool.main(['tiny', '--size', '75', '--batch', '2', '--variants', 'plain',
-                      'fused', 'fused_channels_last', 'fused_image_threads', '--rounds', '1',
-                      '--train-rounds', '1', '--json', str(target)]) == 0
+                      'fused', 'fused_channels_last', '--rounds', '1', '--train-rounds', '1',
+                      '--json', str(target)]) == 0
     report = json.loads(target.read_text())
     rows = {(row['task'], row['variant']): row for row in report['rows']}
     assert len(rows) == 7 and report['matrix_gflops_peak'] > 0
     assert rows['inference', 'matrix products']['of_limit'] == 1
+    assert rows['inference', 'weights read once']['megabytes'] > 1
     for row in report['rows']:
         assert row['min_ms'] <= row['median_ms']
-        assert row['task'] == 'training' or (row['is_exact'] and row['of_limit'] > 0)
+        assert row['task'] == 'training' or 'megabytes' in row \
+            or (row['is_exact'] and row['of_limit'] > 0)
     plain, frugal = rows['training', 'plain'], rows['training', 'with_cp']
     assert plain['memory_ratio'] == 1 and frugal['memory_ratio'] < 1
     table = target.with_suffix('.md').read_text().splitlines()

@@ -1,11 +1,12 @@
 """Speed and memory of a PolyNet, variants side by side in one run.
 
 Inference: every variant runs in turn, round after round, so that a slow minute hits all of them.
-In fused_image_threads the images of a batch run side by side, a thread each. As many multiply-adds
-as plain float32 matrix products take their turn too: 'of limit' is the time of these over that of
-the network in the same round, the median of all rounds. (The best single product, a rate that a
-processor holds for a moment only, is in the JSON as matrix_gflops_peak.) 'error' is the greatest
-difference of the logits from the plain network's, over the greatest logit.
+As many multiply-adds as plain float32 matrix products take their turn too: 'of limit' is the time
+of these over that of the network in the same round, the median of all rounds. (The best single
+product, a rate that a processor holds for a moment only, is in the JSON as matrix_gflops_peak.)
+'error' is the greatest difference of the logits from the plain network's, over the greatest logit.
+A pass over all weights that only adds them up stands beside: what it takes to bring them from
+memory, which few images share and which the matrix products, of small matrices, do not have.
 
 All of them in a process that keeps freed memory (vision.common.nn.freed_memory): else half of the
 time may go to the system for new pages, and differs from minute to minute.
@@ -44,7 +45,6 @@ from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 from vision.common.nn.freed_memory import keep_freed_memory
-from vision.common.nn.image_threads import ImageThreads
 from vision.common.nn.live_memory import LiveMemory
 from vision.common.nn.macs import counted_macs
 from vision.polynet.core.arch import PRESETS
@@ -52,9 +52,8 @@ from vision.polynet.nn.cadene import convert
 from vision.polynet.nn.fuse import fuse
 from vision.polynet.nn.trunk import CHANNELS
 
-VARIANTS = ('plain', 'channels_last', 'fused', 'fused_channels_last', 'fused_image_threads',
-            'compile', 'fused_bf16')
-PORT, MATRIX = 'published port', 'matrix products'
+VARIANTS = ('plain', 'channels_last', 'fused', 'fused_channels_last', 'compile', 'fused_bf16')
+PORT, MATRIX, READING = 'published port', 'matrix products', 'weights read once'
 MATRIX_SIZES = (1024, 2048, 3072)
 EXACT = 1e-4  # relative; what counts as the same logits
 COLUMNS = ('task', 'variant', 'batch', 'min_ms', 'median_ms', 'gflops', 'of_limit', 'error',
@@ -181,8 +180,6 @@ def make_variant(name: str, model: nn.Module, x: Tensor) -> Callable[[], Tensor]
         halved, images = fuse(copy.deepcopy(model).bfloat16()), x.bfloat16()
         return lambda: halved(images).float()
     fused = fuse(model, is_channels_last=name != 'fused')
-    if name == 'fused_image_threads':
-        fused = ImageThreads(fused)
     return lambda: fused(x)
 
 
@@ -194,7 +191,7 @@ def inference_rows(args: argparse.Namespace, batch: int, progress: Progress) -> 
         expected = model(x)
     gflop = 2e-9 * sum(macs.values())
     task = progress.add_task(f'inference, batch {batch}',
-                             total=(len(args.variants) + bool(args.port) + 1) * (args.rounds + 1))
+                             total=(len(args.variants) + bool(args.port) + 2) * (args.rounds + 1))
     calls, errors = {}, {}
     variants = [*args.variants, *([PORT] if args.port else [])]
     for name in variants:
@@ -204,10 +201,14 @@ def inference_rows(args: argparse.Namespace, batch: int, progress: Progress) -> 
         progress.advance(task)
     calls[MATRIX] = matrix_products(gflop)
     errors[MATRIX] = 0.0
+    weights = [parameter.flatten() for parameter in model.parameters()]
+    calls[READING] = lambda: [weight.sum() for weight in weights]
     times = interleaved(calls, args.rounds, lambda: progress.advance(task))
-    return [row('inference', name, batch, times[name], gflop, error=errors[name],
+    rows = [row('inference', name, batch, times[name], gflop, error=errors[name],
                 is_exact=errors[name] <= EXACT, of_limit=of_limit(times, name))
-            for name in calls]
+            for name in calls if name != READING]
+    megabytes = sum(weight.nbytes for weight in weights) / 1e6
+    return [*rows, row('inference', READING, batch, times[READING], 0.0, megabytes=megabytes)]
 
 
 def of_limit(times: dict[str, list[float]], name: str) -> float:
