@@ -47,8 +47,8 @@ from vision.common.core.report import write_report
 from vision.common.nn.checkpoint import load_checkpoint
 from vision.faces.nn.class_store import build_store, class_rows
 from vision.faces.nn.margins import ArcFace
-from vision.faces.nn.selective import selective_loss
-from vision.faces.nn.selectors import NAMES, build_selector
+from vision.faces.nn.selective import SelectiveLoss, selective_loss
+from vision.faces.nn.selectors import NAMES, Selection, build_selector
 
 COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'upkeep_ms', 'full_step_ms',
            'random10_step_ms', 'grad_cosine', 'grad_rel_error', 'outside_mass', 'extra_bytes',
@@ -71,7 +71,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.num_classes, self.dim = self.rows.shape
-        self.margin = ArcFace()
+        self.margin = ArcFace(self.args.scale, self.args.margin)
         self.store = build_store(self.num_classes, self.dim, seed=self.seed, optimizer=dict(
             type='sgd', momentum=MOMENTUM, weight_decay=WEIGHT_DECAY))
         self.generator = torch.Generator().manual_seed(self.seed + 1)
@@ -96,11 +96,20 @@ class Bench:
     def step(self, selector, number: int, features: Tensor, labels: Tensor) -> None:
         selection = selector.select(features.detach(), labels, number)
         weights = self.store.pull(selection.rows)
-        selective_loss(features, weights, selection.columns, self.margin).loss.backward()
+        self.loss(features, weights, selection).loss.backward()
         self.store.push(selection.rows, weights.grad, lr=LR)
         selector.after_update(selection.rows, number)
 
+    def loss(self, features: Tensor, weights: Tensor, selection: Selection) -> SelectiveLoss:
+        is_weighed = self.args.correction == 'sampled'
+        return selective_loss(
+            features, weights, selection.columns, self.margin, correction=self.args.correction,
+            expected_counts=selection.expected_counts if is_weighed else None)
+
     def selector(self, name: str, num_active: int, **options):
+        if name not in ('full', 'random'):
+            options |= dict(scale=self.args.scale, own_margin=self.args.margin,
+                            random_frac=self.args.random_frac)
         return build_selector(name, self.store, num_active=num_active, seed=self.seed,
                               **OPTIONS.get(name, {}) | options)
 
@@ -140,6 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
         help='default: all, above 300,000 classes those that are built in a minute')
     add('--nprobe', type=int, nargs='+', default=[12],
         help='lists searched by the ivf selectors; a row for each (default: 12)')
+    add('--scale', type=float, default=64.0, help='of the logits (default: 64)')
+    add('--margin', type=float, default=0.5, help="ArcFace's angle (default: 0.5)")
+    add('--random-frac', type=float, default=0.1,
+        help='share of the active rows that is drawn at random (default: 0.1)')
+    add('--correction', choices=('none', 'sampled'), default='none',
+        help='sampled: random rows stand for those that were not drawn')
     add('--interval', type=int, default=500, help='steps between renewals of an index')
     add('--drift', type=float, default=0.99,
         help='cosine between rows and the snapshot of the index where fidelity is measured')
@@ -321,25 +336,26 @@ def tensors_of(value) -> list[Tensor]:
 
 def fidelity(bench: Bench, selector, num_batches: int = 2) -> dict:
     """Gradient of the features over active rows against that over all, on the live rows."""
+    everything = bench.selector('full', bench.num_classes)
     live = bench.store.pull(torch.arange(bench.num_classes)).detach()
     cosines, errors, outside = [], [], []
     for number in range(num_batches):
         features, labels = bench.batch(live)
-        full, log_all = gradient(bench, features, live, labels)
+        full, log_all = gradient(bench, features, live, everything.select(features, labels, 0))
         chosen = selector.select(features.detach(), labels, number)
-        part, log_active = gradient(bench, features, live[chosen.rows], chosen.columns)
+        part, log_active = gradient(bench, features, live[chosen.rows], chosen)
         cosines.append(float(functional.cosine_similarity(full.flatten(), part.flatten(), 0)))
         errors.append(float((part - full).norm() / full.norm()))
-        outside.append(float(1 - (log_active - log_all).exp().mean()))
+        outside.append(float(1 - (log_active - log_all).exp().mean()))  # weighed: near 0
     return dict(grad_cosine=round(float(np.mean(cosines)), 5),
                 grad_rel_error=round(float(np.mean(errors)), 5),
                 outside_mass=round(float(np.mean(outside)), 5))
 
 
-def gradient(bench: Bench, features: Tensor, rows: Tensor, columns: Tensor
+def gradient(bench: Bench, features: Tensor, rows: Tensor, selection: Selection
              ) -> tuple[Tensor, Tensor]:
     features.grad = None
-    result = selective_loss(features, rows, columns, bench.margin)
+    result = bench.loss(features, rows, selection)
     result.loss.backward()
     return features.grad, result.log_normaliser
 
