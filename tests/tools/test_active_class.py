@@ -62,8 +62,8 @@ def test_the_plot_is_drawn(result, tmp_path):
     assert out.stat().st_size > 1000
 
 
-def made(num=500):
-    args = bench_tool.build_parser().parse_args(['--batch', '16', '--json', 'x'])
+def made(num=500, *options):
+    args = bench_tool.build_parser().parse_args(['--batch', '16', '--json', 'x', *options])
     return bench_tool.Bench(args, bench_tool.synthetic_rows(num, 16, 0))
 
 
@@ -74,6 +74,16 @@ def test_all_classes_have_the_exact_gradient():
     assert exact['grad_rel_error'] < 1e-5 and abs(exact['outside_mass']) < 1e-5
     less = bench_tool.fidelity(bench, bench.selector('random', 50))
     assert less['grad_cosine'] < 0.99 and less['outside_mass'] > 0.05
+
+
+def test_rows_that_stand_for_the_others_are_nearer_where_the_mass_is_spread():
+    found = {}
+    for correction in ('none', 'sampled'):
+        bench = made(2000, '--scale', '4', '--margin', '0', '--random-frac', '0.5',
+                     '--correction', correction)
+        found[correction] = bench_tool.fidelity(bench, bench.selector('ivf', 400), num_batches=4)
+    assert found['none']['outside_mass'] > 0.5 > 10 * abs(found['sampled']['outside_mass'])
+    assert found['sampled']['grad_rel_error'] < 0.75 * found['none']['grad_rel_error']
 
 
 def test_rows_put_back_are_at_rest():

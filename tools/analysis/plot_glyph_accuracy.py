@@ -15,7 +15,8 @@ import numpy as np
 from vision.common.core.errors import run_cli
 from vision.common.core.report import read_report
 
-STYLES = {'full': ('full softmax', '#777777'), 'active': ('active 1 % (IVF)', '#1769aa'),
+STYLES = {'full': ('full softmax', '#777777'),
+          'active': ('random, then active 1 % (IVF)', '#1769aa'),
           'random': ('random 10 % (Partial FC)', '#d1730f')}
 PANELS = {'accuracy': 'verification accuracy (%)', 'rank1': 'rank-1 identification (%)'}
 
