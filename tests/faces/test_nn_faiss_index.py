@@ -7,7 +7,14 @@ import torch
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.faiss_index import KINDS, IndexSpec, build_index, load_faiss, restore_index
+from vision.faces.nn.faiss_index import (
+    KINDS,
+    IndexSpec,
+    build_index,
+    load_faiss,
+    make_spec,
+    restore_index,
+)
 from vision.faces.nn.kmeans import assign_near, update_centroids
 
 DIM = 32
@@ -139,6 +146,15 @@ def test_few_rows_get_as_few_lists_by_themselves(kind, num, rows):
 def test_specs_that_are_refused(spec):
     with pytest.raises(VisionError, match='1042'):
         IndexSpec(**dict(kind='ivf', dim=DIM) | spec)
+
+
+@pytest.mark.parametrize(('kind', 'option'), [
+    ('hnsw', dict(num_lists=64)), ('lsh', dict(nprobe=3)), ('ivf', dict(num_bits=8)),
+    ('midx', dict(ef=3)), ('nested-ivf', dict(search_on='auto'))])
+def test_options_that_a_kind_does_not_look_at_are_refused(kind, option):
+    with pytest.raises(VisionError, match=f'1042.*{kind}.*no use for {next(iter(option))}'):
+        make_spec(kind, DIM, **option)
+    assert make_spec(kind, DIM, num_threads=2) == IndexSpec(kind, DIM, num_threads=2)
 
 
 def test_queries_of_another_dimension_and_updates_of_a_graph_are_refused(rows):

@@ -12,7 +12,7 @@ the calling thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from types import ModuleType
 
@@ -25,7 +25,13 @@ from vision.faces.core.sampling import draw_outside
 from vision.faces.nn import faiss_gpu
 from vision.faces.nn.kmeans import assign_near, update_centroids
 
-KINDS = ('ivf', 'nested-ivf', 'hnsw', 'lsh', 'midx')
+# What of an ``IndexSpec`` each kind looks at, beside what all do.
+USES = {'ivf': ('num_lists', 'nprobe', 'code', 'search_on'),
+        'nested-ivf': ('num_lists', 'nprobe', 'code'),
+        'hnsw': ('num_links', 'ef', 'code'),
+        'lsh': ('num_bits',),
+        'midx': ('num_bits', 'nprobe', 'code')}
+KINDS = tuple(USES)
 CODES = {'flat': 'Flat', 'fp16': 'SQfp16', 'sq8': 'SQ8'}
 _CHUNK = 1 << 16  # rows that are float32 at once while an index is filled
 _SAMPLE_PER_LIST = 40  # rows that k-means sees: FAISS' least; later iterations see all rows
@@ -93,6 +99,22 @@ class IndexSpec:
         factor = 8 if self.kind == 'nested-ivf' else 4
         return 1 << min(round(np.log2(max(1.0, factor * num_rows**0.5))),
                         max(1, num_rows).bit_length() - 1)  # a list for each row at most
+
+
+def make_spec(kind: str, dim: int, *, seed: int = 0, is_cosine: bool = True,
+              **options) -> IndexSpec:
+    """An ``IndexSpec`` from options as they stand in a config.
+
+    Raises:
+        VisionError: VIS-CONFIG-1042, an option that this kind does not look at, or a bad value.
+    """
+    known = {field.name for field in fields(IndexSpec)}
+    unused = sorted(known & set(options) - {*USES.get(kind, known), 'num_threads'})
+    if unused:
+        raise VisionError('VIS-CONFIG-1042', f'index kind {kind!r} has no use for '
+                          f'{", ".join(unused)}', where='selector',
+                          do=f'it takes {", ".join(USES[kind])}, num_threads')
+    return IndexSpec(kind, dim, seed=seed, is_cosine=is_cosine, **options)
 
 
 def load_faiss() -> ModuleType:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vision.faces.core.identification import Search
-from vision.faces.nn.faiss_index import IndexSpec, build_index
+from vision.faces.nn.faiss_index import build_index, make_spec
 
 BLOCK = 1024  # probes scored at a time
 
@@ -18,7 +18,7 @@ def index_search(gallery: Tensor, *, kind: str, **options) -> Search:
     Args:
         kind, options: see ``IndexSpec``.
     """
-    index = build_index(IndexSpec(kind, gallery.shape[1], **options), gallery)
+    index = build_index(make_spec(kind, gallery.shape[1], **options), gallery)
 
     def search(probes: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         blocks = [_best(gallery, index, torch.from_numpy(probes[top:top + BLOCK]), depth)

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.sampling import draw_outside
-from vision.faces.nn.faiss_index import KINDS, IndexSpec, build_index, restore_index
+from vision.faces.nn.faiss_index import KINDS, build_index, make_spec, restore_index
 from vision.faces.nn.forest_index import ForestIndex
 from vision.faces.nn.upkeep import IndexUpkeep, Schedule
 
@@ -339,7 +339,7 @@ def _index_makers(name: str, dim: int, seed: int, is_cosine: bool, options: dict
         build = partial(ForestIndex, is_cosine=is_cosine, **options)
         return (lambda rows, seed: build(rows, seed=seed),
                 lambda state, rows: build(rows, seed=state['seed']), None)
-    spec = IndexSpec(name, dim, seed=seed, is_cosine=is_cosine, **options)
+    spec = make_spec(name, dim, seed=seed, is_cosine=is_cosine, **options)
     return (lambda rows, seed: build_index(spec, rows, seed=seed),
             partial(restore_index, spec), spec.nprobe if spec.has_lists else None)
 
