@@ -17,6 +17,7 @@ model = dict(
               margin=dict(type='Softmax', scale=16),
               selector=dict(
                   type='ivf', num_active=num_classes // 100, nprobe=32, own_margin=0.0,
+                  random_frac=0.6,
                   upkeep=dict(swap_lag=20),
                   # Random rows for half of the time, then always 1 %: a comparison has to know
                   # the numbers beforehand. adaptive=dict() would decide by what it measures.
@@ -24,6 +25,7 @@ model = dict(
                                 least_gain=-1.0,  # steps alone decide
                                 active_range=(num_classes // 100 - 1, num_classes // 100),
                                 interval_range=(200, 201), nprobe_range=(16, 64))),
+              correction='sampled',  # at this scale the mass is spread over very many classes
               lr_mult=10.0,  # rows learn by SGD
               store=dict(backend='sharded',
                          optimizer=dict(type='sgd', momentum=0.9, weight_decay=0.0))),

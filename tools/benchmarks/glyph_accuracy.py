@@ -36,8 +36,12 @@ from vision.common.core.report import commit, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/faces/iresnet18-small_ivf_glyphs.py'
-ARMS = {'full': ('_delete_=True', 'type=full'), 'active': (),
-        'random': ('_delete_=True', 'type=random', 'num_active=2000')}
+SELECTOR = 'model.head.selector'
+ARMS = {'full': (f'{SELECTOR}._delete_=True', f'{SELECTOR}.type=full',
+                 'model.head.correction=none'),
+        'active': (),
+        'random': (f'{SELECTOR}._delete_=True', f'{SELECTOR}.type=random',
+                   f'{SELECTOR}.num_active=2000', 'model.head.correction=none')}
 TIMED_STEPS = 400  # of 'active' one half each with random rows and with the index
 METRICS = {'accuracy': 'verification/accuracy', 'tar@fpr0.001': 'verification/tar@0.001',
            'rank1': 'identification/rank1', 'tpir@0.01': 'identification/tpir@0.01'}
@@ -147,10 +151,9 @@ def call(tool: str, args: argparse.Namespace, arm: str, seed: int, iters: int, f
     Raises:
         VisionError: VIS-RUN-1241, it failed.
     """
-    options_of_arm = ARMS[arm] or (f'adaptive.warm_steps={iters // 2}',
-                                   f'adaptive.monitor_every={min(500, iters // 2)}')
-    selector = [f'model.head.selector.{option}' for option in options_of_arm]
-    values = [*selector, f'randomness.seed={seed}',
+    head = ARMS[arm] or (f'{SELECTOR}.adaptive.warm_steps={iters // 2}',
+                         f'{SELECTOR}.adaptive.monitor_every={min(500, iters // 2)}')
+    values = [*head, f'randomness.seed={seed}',
               f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={max(1, iters // 5)}',
               f'param_scheduler.1.T_max={iters - 200}', f'param_scheduler.1.end={iters}',
               *(f'{split}_dataloader.dataset.prepared={args.data}'
