@@ -88,7 +88,8 @@ def test_a_loaded_controller_goes_on_as_the_saved_one():
 
 
 @pytest.mark.parametrize('rules', [dict(mass_range=(0.05, 0.01)), dict(warm_share=0),
-                                   dict(interval_range=(0, 5))])
+                                   dict(interval_range=(0, 5)), dict(nprobe_range=3),
+                                   dict(drift_range=(0.1,))])
 def test_rules_out_of_range_are_refused(rules):
     with pytest.raises(VisionError, match='1048'):
         Rules(**rules)

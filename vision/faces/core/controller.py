@@ -64,13 +64,17 @@ class Rules:
     def __post_init__(self) -> None:
         ranges = ('mass_range', 'drift_range', 'recall_range', 'active_range', 'interval_range',
                   'nprobe_range')
-        bad = [name for name in ranges if not 0 < getattr(self, name)[0] < getattr(self, name)[1]]
+        bad = [name for name in ranges if not _is_range(getattr(self, name))]
         bad += [name for name in ('warm_share', 'least_recall', 'fall_back')
                 if not 0 < getattr(self, name) <= 1]
         if bad:
             raise VisionError('VIS-CONFIG-1048', f'adaptive rules out of range: {", ".join(bad)}',
                               where='selector.adaptive',
                               do='ranges are (low, high) with 0 < low < high, shares in 0..1')
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and 0 < value[0] < value[1]
 
 
 @dataclass(frozen=True)
