@@ -32,7 +32,7 @@ def test_differences_are_of_the_same_seed():
     rows = [row('active', 1, 0.91), row('full', 0, 0.90), row('full', 1, 0.92),
             row('active', 0, 0.905)]
     summary = tool.summarize(rows)
-    assert summary['active']['accuracy'] == dict(mean=90.75, std=0.354, minus_full=[-1.0, 0.5])
+    assert summary['active']['accuracy'] == dict(mean=90.75, std=0.354, minus_full=[0.5, -1.0])
     assert summary['full']['num_seeds'] == 2 and 'random' not in summary
 
 

@@ -187,7 +187,7 @@ def summarize(rows: list[dict]) -> dict:
     by = {(row['arm'], row['seed']): row for row in rows}
     summary = {}
     for arm in ARMS:
-        own = [row for row in rows if row['arm'] == arm]
+        own = sorted((row for row in rows if row['arm'] == arm), key=lambda row: row['seed'])
         if not own:
             continue
         summary[arm] = dict(num_seeds=len(own), iters=own[0]['iters'])
