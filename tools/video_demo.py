@@ -147,10 +147,7 @@ def require_default_detector() -> None:
 
 def build(args: argparse.Namespace):
     """(engine, classes) from config and checkpoint."""
-    from vision.common.nn.freed_memory import keep_freed_memory
     from vision.lattice.mm.loading import load_lattice
-    if args.device == 'cpu':
-        keep_freed_memory()
     # mmdet's own call; the notice says nothing to the person who waits for a video.
     warnings.filterwarnings('ignore', message='torch.meshgrid')
     model = load_lattice(args.config, args.checkpoint, cfg_options=args.cfg_options,
