@@ -148,6 +148,20 @@ def test_specs_that_are_refused(spec):
         IndexSpec(**dict(kind='ivf', dim=DIM) | spec)
 
 
+@pytest.mark.parametrize('kind', ['ivf', 'nested-ivf', 'midx'])
+def test_more_lists_find_what_few_miss_and_all_of_them_everything(kind, rows):
+    index = build_index(make_spec(kind, DIM, nprobe=1, code='flat'), rows)
+    generator = torch.Generator().manual_seed(0)
+    queries = functional.normalize(torch.randn(20, DIM, generator=generator))
+    best = (queries @ functional.normalize(rows).T).topk(10).indices
+
+    def share_found():
+        return torch.isin(best, index.propose(queries, 10)).float().mean()
+    few = share_found()
+    index.set_nprobe(1 << 20)
+    assert few < 0.9 and share_found() > 0.99
+
+
 @pytest.mark.parametrize(('kind', 'option'), [
     ('hnsw', dict(num_lists=64)), ('lsh', dict(nprobe=3)), ('ivf', dict(num_bits=8)),
     ('midx', dict(ef=3)), ('nested-ivf', dict(search_on='auto'))])

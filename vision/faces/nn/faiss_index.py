@@ -91,7 +91,7 @@ class IndexSpec:
 
     @property
     def has_lists(self) -> bool:
-        return self.kind in ('ivf', 'nested-ivf', 'midx')
+        return 'nprobe' in USES[self.kind]
 
     def lists_for(self, num_rows: int) -> int:
         if self.num_lists:
