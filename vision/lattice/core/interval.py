@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from vision.common.core.boxes import clip_boxes
 from vision.common.core.errors import VisionError
 from vision.lattice.core.interpolate import Knot, between, interpolate_frames
 from vision.lattice.core.linker import NO_ROW, IntervalRows, TrackLinker
@@ -18,8 +17,6 @@ from vision.lattice.core.structures import FrameBoxes
 
 # An object seen at one keyframe only is worth this much of its score between the keyframes.
 UNPAIRED_FACTOR = 0.8
-# A box with a side below this inside the frame is not reported, px.
-MIN_VISIBLE_SIDE = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,36 +62,6 @@ class Networks(Protocol):
 
     def refine(self, boxes: FrameBoxes, image_bgr: np.ndarray, *, stage: int) -> Refined:
         """Boxes corrected on the frame on which they lie."""
-
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """The frames of one interval, both keyframes included: gap + 1 images and grey frames."""
-
-    images: list[np.ndarray]
-    greys: list[np.ndarray]
-
-    @property
-    def gap_frames(self) -> int:
-        return len(self.greys) - 1
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        return self.images[-1].shape[:2]
-
-    def greys_towards(self, start: int, end: int) -> np.ndarray:
-        """(|end - start| + 1, h, w) from frame ``start`` to frame ``end``, in either direction."""
-        ordered = self.greys[start:end + 1] if start < end else self.greys[end:start + 1][::-1]
-        return np.stack(ordered)
-
-
-@dataclass(frozen=True, eq=False)
-class FilledInterval:
-    """Boxes of the inner frames in order, which of them were propagated, and the right boxes."""
-
-    inner: list[FrameBoxes]
-    is_propagated: list[bool]
-    right: FrameBoxes
 
 
 class IntervalSolver:

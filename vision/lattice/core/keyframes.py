@@ -7,13 +7,14 @@ interval are detected, ``split`` says whether its middle frame is detected too.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.lattice.core.easiness import SIZE_CAP, interval_easiness
+from vision.lattice.core.easiness import SIZE_CAP
 from vision.lattice.core.structures import FrameBoxes
 
 
@@ -23,23 +24,18 @@ class Interval:
 
     Args:
         left, right: their boxes.
-        greys: gap + 1 small grey frames (h, w), keyframes included.
-        frame_size: (H, W) of the original frames, px.
+        gap_frames: frames from one to the other.
+        measure: gives the easiness, in [0, 1], for a size cap: the filler's own measure of how
+            safely its inner frames can be filled.
     """
 
     left: FrameBoxes
     right: FrameBoxes
-    greys: list[np.ndarray] = field(repr=False)
-    frame_size: tuple[int, int]
-
-    @property
-    def gap_frames(self) -> int:
-        return len(self.greys) - 1
+    gap_frames: int
+    measure: Callable[[float], float]
 
     def easiness(self, size_cap: float = SIZE_CAP) -> float:
-        """How safely its inner frames can be filled, in [0, 1] (``interval_easiness``)."""
-        return interval_easiness(self.left, self.right, self.greys, self.frame_size,
-                                 size_cap=size_cap)
+        return self.measure(size_cap)
 
 
 class KeyframePolicy(Protocol):
