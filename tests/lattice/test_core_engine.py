@@ -170,6 +170,57 @@ def test_results_do_not_depend_on_when_they_are_asked_for(policy):
         assert np.array_equal(a.boxes.track_ids, b.boxes.track_ids)
 
 
+@pytest.mark.parametrize('weak_frame', [0, 8])
+@pytest.mark.parametrize('merge', ['union_nms', 'pair', 'median', 'agree'])
+def test_an_object_that_one_keyframe_knows_weakly_is_propagated_from_both(weak_frame, merge):
+    class Drifting(World):
+        """Each propagation lands 8 px too far, so that both sides miss by as much as they can."""
+        calls = []
+
+        def detect(self, image):
+            boxes = super().detect(image)
+            weak = int(image[0, 0, 0]) == weak_frame
+            return boxes.replace(scores=np.array([0.9, 0.03 if weak else 0.9]))
+
+        def propagate(self, boxes, greys, **options):
+            start, end = (round(float(grey[0, 0]) * 255) for grey in (greys[0], greys[-1]))
+            self.calls.append((start, end, len(boxes)))
+            moved = super().propagate(boxes, greys, **options)
+            drift = 8 if end > start else -8
+            return Propagated(moved.boxes_xyxy + [drift, 0, drift, 0], moved.visibility)
+
+    world = Drifting([linear(5, 5, 1, 0), linear(100, 80, -1, 0)], num_frames=9)
+    world.calls = []
+    results = run(engine_of(world, num_stages=1, min_score=0.05, merge=merge), world)
+    sure = (0, 8) if weak_frame == 8 else (8, 0)
+    # Both keyframes' sure boxes, then, when its partner is known, the weak one.
+    assert sorted(world.calls) == sorted([(sure[0], 4, 2), (sure[1], 4, 1), (sure[1], 4, 1)])
+    boxes = results[4].boxes.boxes_xyxy
+    # The second object ends as the first, which both keyframes are sure of: the drifts cancel
+    # (``union_nms`` takes one of the two, ``pair`` weighs them by the keyframes' scores).
+    expected = np.array([world.box(i, 4) for i in (0, 1)], float)
+    if merge in ('median', 'agree'):
+        assert np.allclose(boxes, expected, atol=1e-3)
+    elif merge == 'pair':
+        drift = 8 * (0.9 - 0.03) / (0.9 + 0.03) * (1 if weak_frame == 8 else -1)
+        expected[1, [0, 2]] += drift
+        assert np.allclose(boxes, expected, atol=1e-3)
+
+
+def test_an_object_that_both_keyframes_know_weakly_is_left_to_the_line():
+    class Weak(World):
+        def detect(self, image):
+            boxes = super().detect(image)
+            return boxes.replace(scores=np.full(len(boxes), 0.03))
+
+    world = Weak([curved], num_frames=9)
+    engine = engine_of(world, num_stages=1, min_score=0.05)
+    results = run(engine, world)
+    middle = np.mean([world.box(0, 0), world.box(0, 8)], axis=0)
+    assert engine.stats.num_propagations == 0
+    assert np.allclose(results[4].boxes.boxes_xyxy[0], middle, atol=1e-3)
+
+
 def test_births_and_deaths_fade_and_ids_are_never_reused():
     world = World([linear(5, 5, 1, 0), linear(100, 80, 0, 0)], lifetimes=[(0, 13), (20, 40)])
     results = run(engine_of(world), world)

@@ -190,8 +190,8 @@ class Judge:
         best = max(thing.knots[t][1] for t in keyframes)
         moved = {}
         for t in (a, b):
-            box, own_score = thing.knots[t]
-            if box is not None and (own_score if stage == 0 else best) >= MIN_SCORE:
+            box = thing.knots[t][0]
+            if box is not None and best >= MIN_SCORE:
                 moved[t] = self.film.move(box, t, mid)
         if not moved:
             return line, score

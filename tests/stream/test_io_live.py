@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from vision.common.core.errors import VisionError
 from vision.stream.core.session import StreamSession
 from vision.stream.io.live_reader import CaptureError, LiveReader, NetworkCapture
 
@@ -27,6 +28,16 @@ class PacedCapture:
 
     def close(self):
         pass
+
+
+class BrokenCapture(PacedCapture):
+    """As above, and then its driver fails with an error of its own."""
+
+    def read(self):
+        try:
+            return super().read()
+        except CaptureError:
+            raise RuntimeError('driver fault 17') from None
 
 
 def opener(*captures):
@@ -69,6 +80,22 @@ def test_waits_double_up_to_the_longest_and_then_end(monkeypatch):
     assert list(reader) == []
     assert waits == [0.5, 1, 2, 4, 8, 10]
     assert 'could not be opened' in reader.problem.what
+
+
+def test_a_fault_that_is_no_loss_ends_the_stream_and_is_named(frame):
+    captures = [BrokenCapture(frame, 5), PacedCapture(frame, 5)]
+    reader = LiveReader(opener(*captures), 'x', max_reconnect=3, back_off_s=0.01)
+    assert 1 <= len(list(reader)) <= 5 and reader.num_read == 5
+    assert reader.problem.code == 'VIS-RUN-518' and reader.num_reconnects == 0
+    assert reader.problem.why == 'RuntimeError: driver fault 17'
+    assert isinstance(reader.problem.__cause__, RuntimeError)
+
+
+def test_a_fault_while_opening_is_named_too():
+    def open_capture():
+        raise VisionError('VIS-VIDEO-510', 'no such thing')
+    reader = LiveReader(open_capture, 'x')
+    assert list(reader) == [] and reader.problem.code == 'VIS-VIDEO-510'
 
 
 def test_a_long_queue_is_refused():

@@ -85,7 +85,8 @@ class IntervalSolver:
             frames by propagation and refinement first.
         merge: name of a function of ``merge.MERGES``.
         min_score: objects whose best score is lower are not worth the networks; they are
-            interpolated as with num_stages=0.
+            interpolated as with num_stages=0. One that is sure at one keyframe and weak at the
+            other is propagated from both.
     """
 
     def __init__(self, networks: Networks, *, num_stages: int, merge: str,
@@ -108,10 +109,11 @@ class IntervalSolver:
         knots = {0: _keyframe_knot(left, rows.left_index),
                  gap: _keyframe_knot(right, rows.right_index)}
         for node in plan.nodes:
-            if ends and node is plan.nodes[0]:
+            if node is plan.nodes[0]:
                 sides = ends[0].take(rows.left_index), ends[1].take(rows.right_index)
             else:
-                sides = self._propagate_rows(rows, knots, span, node)
+                sides = Side.empty(len(rows)), Side.empty(len(rows))
+            self._propagate_rows(rows, knots, span, node, sides)
             knots[node.mid] = self._fill_node(rows, knots, span, node, sides)
         inner = _frames_of(rows, knots, np.arange(1, gap), span.frame_size)
         return FilledInterval(inner, [frame in knots for frame in range(1, gap)], right)
@@ -119,22 +121,26 @@ class IntervalSolver:
     def _propagate_keyframes(self, left: FrameBoxes, right: FrameBoxes, span: Span,
                              node: Node) -> tuple[Side, Side]:
         """Both keyframes' boxes on the first middle frame, before anything is paired."""
-        return tuple(self._propagate(boxes, boxes.scores >= self.min_score, span, start, node)
-                     for boxes, start in ((left, node.left), (right, node.right)))
+        sides = Side.empty(len(left)), Side.empty(len(right))
+        for boxes, start, side in zip((left, right), (node.left, node.right), sides, strict=True):
+            self._propagate(boxes, boxes.scores >= self.min_score, span, start, node, side)
+        return sides
 
-    def _propagate_rows(self, rows: IntervalRows, knots: dict[int, Knot], span: Span,
-                        node: Node) -> tuple[Side, Side]:
+    def _propagate_rows(self, rows: IntervalRows, knots: dict[int, Knot], span: Span, node: Node,
+                        sides: tuple[Side, Side]) -> None:
+        """Fill in what the sides lack: a row is propagated from every end that knows it, as soon
+        as one keyframe is sure of it. At the first node those are boxes that were too weak to be
+        propagated before their partner was known."""
         best = np.max([knots[frame].scores for frame in (0, span.gap_frames)], axis=0)
-        is_wanted = best >= self.min_score
-        return tuple(self._propagate(_as_boxes(rows, knots[start]),
-                                     knots[start].is_known & is_wanted, span, start, node)
-                     for start in (node.left, node.right))
+        for start, side in zip((node.left, node.right), sides, strict=True):
+            is_wanted = knots[start].is_known & (best >= self.min_score) & ~side.is_known
+            self._propagate(_as_boxes(rows, knots[start]), is_wanted, span, start, node, side)
 
     def _propagate(self, boxes: FrameBoxes, is_wanted: np.ndarray, span: Span, start: int,
-                   node: Node) -> Side:
-        side = Side.empty(len(boxes))
+                   node: Node, side: Side) -> None:
+        """The wanted rows of ``boxes`` on frame ``node.mid``, written into ``side``."""
         if not is_wanted.any():
-            return side
+            return
         self.num_propagations += 1
         moved = self.networks.propagate(
             boxes.select(is_wanted), span.greys_towards(start, node.mid),
@@ -142,7 +148,6 @@ class IntervalSolver:
         side.boxes_xyxy[is_wanted] = _checked(moved.boxes_xyxy, 'propagate', is_wanted.sum())
         side.visibility[is_wanted] = moved.visibility
         side.is_known[is_wanted] = True
-        return side
 
     def _fill_node(self, rows: IntervalRows, knots: dict[int, Knot], span: Span, node: Node,
                    sides: tuple[Side, Side]) -> Knot:

@@ -1,8 +1,8 @@
 """How the two propagations that meet at a middle frame become one box per object.
 
 Every function takes ``Meeting`` and gives (boxes (R, 4), is_known (R,)); the registry of names is
-the dict ``MERGES``. An object that one side alone reached takes that side's box; one that no
-side reached (its score was too low to propagate) takes the linear box.
+the dict ``MERGES``. An object that one side alone reached (one keyframe alone knows it) takes
+that side's box; one that no side reached (its score was too low to propagate) takes the linear box.
 """
 
 from __future__ import annotations

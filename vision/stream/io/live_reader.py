@@ -126,7 +126,8 @@ class LiveReader:
 
     After a loss it opens the stream again, waiting 0.5 s, then twice as long each time up to
     10 s; frames after a reconnection are rescaled to the first size. ``max_reconnect`` failures
-    in a row end it, with ``problem`` set. Each frame has the status of its moment: ``live``, or
+    in a row end it, with ``problem`` set; so does at once whatever a capture raises besides
+    CaptureError: opening again does not mend a fault of the program. Each frame has the status of its moment: ``live``, or
     for two seconds after a loss how long nothing came, and why.
 
     Args:
@@ -166,7 +167,7 @@ class LiveReader:
 
     def __iter__(self) -> Iterator[SourceFrame]:
         self._stop.clear()
-        self._is_done = False
+        self._is_done, self.problem = False, None
         thread = threading.Thread(target=self._read_all, name=f'reader of {self.path}',
                                   daemon=True)
         thread.start()
@@ -205,6 +206,8 @@ class LiveReader:
                 self._loss = reason
                 self.num_reconnects += 1
                 self._stop.wait(wait)
+        except Exception as error:  # whoever iterates would take the end for the stream's own
+            self.problem = self._broken(error)
         finally:
             with self._changed:
                 self._is_done = True
@@ -247,6 +250,15 @@ class LiveReader:
                 self.num_dropped += 1
             self._queue.append(frame)
             self._changed.notify_all()
+
+    def _broken(self, error: Exception) -> VisionError:
+        if isinstance(error, VisionError):
+            return error
+        problem = VisionError('VIS-RUN-518', f'reading the stream {self.path} failed',
+                              where=self.path, why=f'{type(error).__name__}: {error}',
+                              do='what came before is in the output; -v shows the traceback')
+        problem.__cause__ = error
+        return problem
 
     def _lost(self, reason: str, attempts: int, has_read: bool) -> VisionError:
         what = 'was lost' if has_read else 'could not be opened'
