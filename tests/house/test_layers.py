@@ -1,4 +1,7 @@
-"""Who may import whom: tools, configs > mm > nn > core, and few arrows between rooms."""
+"""Who may import whom: tools, configs > mm > nn > core, and few arrows between rooms.
+
+``runtime`` stands beside nn: it runs exported networks and never sees torch.
+"""
 
 import ast
 import subprocess
@@ -9,12 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'vision'
+HEAVY = {'torch', 'mmengine', 'mmcv', 'mmdet', 'supervision', 'faiss'}
 FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'},
+             'runtime': HEAVY,
              'nn': {'mmengine', 'mmcv', 'mmdet'}}
 # Importing room: what it may import of other rooms. Every room may use common and zoo.
 ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
-LAYERS = ('core', 'nn', 'mm')
+LAYERS = ('core', 'runtime', 'nn', 'mm')  # runtime imports no nn: torch is forbidden there
 
 
 def imports(path: Path) -> set[str]:
