@@ -2,8 +2,8 @@
 
 Three steps, each one a command that you could run yourself (it is printed): make a clip of
 photographs whose true boxes are known, run the video demo on it, and measure the lattice against
-detection on every frame in the same runtime. No compiler, no torch. What is done is kept: run again
-to go on after an interruption, or with --fresh to start over.
+detection on every frame in the same runtime. No compiler, no torch. What is done is kept: run
+again to go on after an interruption, or with --fresh to start over.
 """
 
 from __future__ import annotations
