@@ -5,8 +5,9 @@ Needs Python 3.11 or 3.12, and a C++ compiler unless --light is given.
 A full environment is a light one too, and a light one is completed in place.
 Full, in this order: torch, then mmcv, then everything else under constraints.txt. mmcv compiles
 its operators against the torch that is installed, which no published wheel does for us: about 23
-CPU-minutes, once. The wheel is kept in ~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE), keyed by Python,
-torch and device, so that the next clone takes it from there. Run: python3.11 tools/environment.py
+CPU-minutes, once. The wheel is kept in ~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE),
+keyed by Python, torch and device, so that the next clone takes it from there.
+Run: python3.11 tools/environment.py [--light]
 """
 
 import argparse
