@@ -12,7 +12,7 @@ from vision.common.core.errors import VisionError
 from vision.lattice.core.class_names import COCO_CLASSES
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.runtime.detectors import CallableDetector, OnnxDetector, as_detector
-from vision.lattice.runtime.onnx_detector import DECODINGS
+from vision.lattice.runtime.onnx_detector import DECODINGS, Letterbox
 
 onnx = pytest.importorskip('onnx')
 SIDE = 64
@@ -147,6 +147,24 @@ def test_input_is_scaled_padded_and_ordered_as_the_family_wants(tmp_path, decodi
                            colour='rgb' if decoding == 'yolox' else 'bgr')
     expected = (0.5 * (1 - seen) + 0.5 * 114 / 255) * unit * best
     assert swapped.detect(red).scores[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('is_centred', [False, True])
+def test_letterbox_equals_resize_and_pad(is_centred):
+    box = Letterbox((96, 64), is_centred=is_centred, colour='rgb', scale=0.5)
+    for height, width in ((48, 80), (200, 33), (96, 64), (7, 500), (48, 80)):
+        image = frame(height, width)
+        ratio = min(96 / height, 64 / width)
+        small = cv2.resize(image, (int(width * ratio + 0.5), int(height * ratio + 0.5)))
+        top = (96 - small.shape[0]) // 2 if is_centred else 0
+        left = (64 - small.shape[1]) // 2 if is_centred else 0
+        expected = np.full((96, 64, 3), 114, np.uint8)
+        expected[top:top + small.shape[0], left:left + small.shape[1]] = small
+        images, scale, shift = box.apply(image)
+        np.testing.assert_array_equal(images[0], expected[..., ::-1].transpose(2, 0, 1) * 0.5)
+        corners = np.array([0, 0, width, height]) * scale + shift
+        np.testing.assert_allclose(corners, [left, top, left + small.shape[1],
+                                             top + small.shape[0]], atol=1e-4)
 
 
 @pytest.mark.parametrize('decoding', ['yolox', 'yolov5', 'yolov8'])
