@@ -49,20 +49,6 @@ class Bridge(Protocol):
         """Boxes of the inner frames; the right boxes get their ids here."""
 
 
-class Filler(Protocol):
-    """One way to fill intervals; holds nothing of a video, so engines may share it."""
-
-    def prepare(self, image_bgr: np.ndarray) -> Any:
-        """What is needed of a frame (H, W, 3) uint8, made once. Its ``grey`` (h, w) float32 in
-        [0, 1], or uint8, is what scene cuts are looked for on."""
-
-    def carry(self, left: FrameBoxes, prepared: Any, frame_size: tuple[int, int]) -> Carrier:
-        """Start from the boxes of a keyframe; frame_size is (H, W)."""
-
-    def bridge(self, carrier: Carrier, right: FrameBoxes, span: Span) -> Bridge:
-        """The carrier has made its steps up to the right keyframe."""
-
-
 @dataclass(frozen=True, eq=False)
 class Span:
     """The frames of one interval, both keyframes included: F = gap + 1 of each.
@@ -89,6 +75,20 @@ class Span:
     def shares(self) -> np.ndarray:
         """(F,) place of each frame in time: 0 at the left keyframe, 1 at the right one."""
         return (self.times_s - self.times_s[0]) / (self.times_s[-1] - self.times_s[0])
+
+
+class Filler(Protocol):
+    """One way to fill intervals; holds nothing of a video, so engines may share it."""
+
+    def prepare(self, image_bgr: np.ndarray) -> Any:
+        """What is needed of a frame (H, W, 3) uint8, made once. Its ``grey`` (h, w) float32 in
+        [0, 1], or uint8, is what scene cuts are looked for on."""
+
+    def carry(self, left: FrameBoxes, prepared: Any, frame_size: tuple[int, int]) -> Carrier:
+        """Start from the boxes of a keyframe; frame_size is (H, W)."""
+
+    def bridge(self, carrier: Carrier, right: FrameBoxes, span: Span) -> Bridge:
+        """The carrier has made its steps up to the right keyframe."""
 
 
 def inner_boxes(rows: IntervalRows, boxes_xyxy: np.ndarray, scores: np.ndarray,

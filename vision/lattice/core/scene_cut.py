@@ -42,7 +42,7 @@ def layout_correlation(before: np.ndarray, after: np.ndarray) -> float:
 
 
 class SceneCutDetector:
-    """Says whether a cut lies between two consecutive grey frames (h, w) in [0, 1].
+    """Says whether a cut lies between two consecutive grey frames (h, w) in [0, 1], or uint8.
 
     A cut is where histogram_distance + 0.5 (1 - layout_correlation) is above ``min_change`` and
     the histograms alone differ by more than ``min_distance`` (a small bright object that moves
@@ -54,6 +54,8 @@ class SceneCutDetector:
         self.min_distance = min_distance
 
     def __call__(self, before: np.ndarray, after: np.ndarray) -> bool:
+        if before.dtype == np.uint8:
+            before, after = before / np.float32(255), after / np.float32(255)
         distance = histogram_distance(before, after)
         if distance <= self.min_distance:
             return False

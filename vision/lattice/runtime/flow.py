@@ -59,8 +59,7 @@ class FlowFiller:
         self.options = options or FlowOptions()
 
     def prepare(self, image_bgr: np.ndarray) -> FlowFrame:
-        # Resized in colour first: converting all pixels of a large frame costs more.
-        image = cv2.cvtColor(_shrunk(image_bgr, self.options.long_side), cv2.COLOR_BGR2GRAY)
+        image = shrunk_grey(image_bgr, self.options.long_side)
         return FlowFrame(image, _shrunk(image, CUT_LONG_SIDE))
 
     def carry(self, left: FrameBoxes, prepared: FlowFrame,
@@ -112,6 +111,14 @@ class FlowCarrier:
     def latest(self) -> FrameBoxes:
         carried, _ = self.tracked().carried()
         return self._boxes.replace(boxes_xyxy=carried[-1])
+
+
+def shrunk_grey(image_bgr: np.ndarray, long_side: int = CUT_LONG_SIDE) -> np.ndarray:
+    """(H, W, 3) uint8 BGR -> (h, w) uint8 with a longer side of at most ``long_side`` px.
+
+    Resized in colour first: converting all pixels of a large frame costs more.
+    """
+    return cv2.cvtColor(_shrunk(image_bgr, long_side), cv2.COLOR_BGR2GRAY)
 
 
 def _shrunk(image: np.ndarray, long_side: int) -> np.ndarray:
