@@ -68,7 +68,7 @@ def test_weak_boxes_and_other_classes_are_not_on_the_object():
     assert np.isnan(score_tracks([truth(0, {})], [found({})]).mota)
 
 
-def test_a_pair_of_the_frame_before_stays_although_another_box_is_nearer():
+def test_an_object_keeps_its_id_although_another_box_is_nearer():
     truths = [truth(t, {1: 'a'}) for t in range(2)]
     shifted = FrameBoxes([[0, 0, 10, 8], [0, 0, 10, 10]], [0.9, 0.9], [0, 0], [1, 2])
     scores = score_tracks(truths, [found({1: 'a'}), shifted])

@@ -71,7 +71,6 @@ def score_tracks(truths: Sequence[TruthFrame], detections: Sequence[FrameBoxes],
     """
     overlap: Counter[tuple] = Counter()  # frames by (video, object, track)
     last_track: dict[tuple, int] = {}  # by (video, object)
-    current: dict[tuple, int] = {}  # pairs of the frame before
     num_objects = num_boxes = num_pairs = num_switches = 0
     for truth, boxes in zip(truths, detections, strict=True):
         objects, tracks, iou = _overlaps(truth, boxes.select(boxes.scores >= min_score))
@@ -80,7 +79,7 @@ def score_tracks(truths: Sequence[TruthFrame], detections: Sequence[FrameBoxes],
         overlap.update((truth.video_id, objects[i], tracks[j])
                        for i, j in zip(rows.tolist(), columns.tolist(), strict=True))
         kept = [(i, j) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
-                if current.get((truth.video_id, objects[i])) == tracks[j]]
+                if last_track.get((truth.video_id, objects[i])) == tracks[j]]
         pairs = _completed(iou, is_near, kept)
         current = {(truth.video_id, objects[i]): tracks[j] for i, j in pairs}
         num_switches += sum(last_track.get(key, track) != track for key, track in current.items())
@@ -105,8 +104,8 @@ def _overlaps(truth: TruthFrame, boxes: FrameBoxes) -> tuple[list[int], list[int
 def _completed(iou: np.ndarray, is_near: np.ndarray,
                kept: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """These pairs and the best ones among the rows and columns that they leave free."""
-    # An object has one track on the frame before; twins of its id on this frame: the best stays.
-    kept = list({i: (i, j) for i, j in sorted(kept, key=lambda pair: iou[pair])}.values())
+    # Two objects may have had one track last, at different times: the nearer one keeps it.
+    kept = list({j: (i, j) for i, j in sorted(kept, key=lambda pair: iou[pair])}.values())
     rows = np.setdiff1d(np.arange(len(iou)), [i for i, _ in kept])
     columns = np.setdiff1d(np.arange(iou.shape[1]), [j for _, j in kept])
     # A pair is worth more than all IoU together, so their number comes first.
