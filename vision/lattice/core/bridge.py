@@ -20,8 +20,8 @@ from vision.lattice.core.structures import FrameBoxes
 UNPAIRED_FACTOR = 0.8
 FAR_SHARE = 0.5
 LOST_FACTOR = 0.5
-# Objects that did not meet are paired where they stand if their centres are this close, in mean box
-# sizes: among walking people a wider gate joins strangers.
+# Objects that did not meet are paired where they stand if their centres are this close, in mean
+# box sizes: among walking people a wider gate joins strangers.
 MAX_STANDING_DISTANCE = 0.8
 # An interval is as easy as can be when this share of the points of its objects ends well.
 EASY_SHARE = 0.4

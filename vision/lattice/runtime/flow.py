@@ -13,7 +13,7 @@ import numpy as np
 
 from vision.lattice.core.bridge import PathBridge, Tracked
 from vision.lattice.core.filling import Span
-from vision.lattice.core.paths import Paths, follow, grid_points
+from vision.lattice.core.paths import Paths, grid_points
 from vision.lattice.core.structures import FrameBoxes
 
 
