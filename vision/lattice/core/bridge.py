@@ -24,7 +24,7 @@ LOST_FACTOR = 0.5
 # box sizes: among walking people a wider gate joins strangers.
 MAX_STANDING_DISTANCE = 0.8
 # An interval is as easy as can be when this share of the points of its objects ends well.
-EASY_SHARE = 0.4
+EASY_SHARE = 0.6
 
 
 @dataclass(frozen=True, eq=False)
