@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from vision.lattice.core.bridge import PathBridge, Tracked
+from vision.lattice.core.bridge import PathBridge, Tracked, settled_pairs
 from vision.lattice.core.filling import Span
 from vision.lattice.core.paths import Paths, grid_points
 from vision.lattice.core.structures import FrameBoxes
@@ -50,6 +50,7 @@ class FlowOptions:
     max_boxes: int = 40
 
 
+NO_ROWS = np.zeros(0, np.int64)
 CUT_LONG_SIDE = 80  # px of the frames on which cuts are looked for: 16 blocks of 20 x 15
 
 
@@ -69,18 +70,22 @@ class FlowFiller:
         return FlowCarrier(left, prepared, self.options)
 
     def bridge(self, carrier: FlowCarrier, right: FrameBoxes, span: Span) -> PathBridge:
-        back = FlowCarrier(right, span.prepared[-1], self.options)
+        left = carrier.tracked()
+        settled = settled_pairs(left, right)
+        back = FlowCarrier(right, span.prepared[-1], self.options, leave_out=settled[:, 1])
         for prepared in span.prepared[-2::-1]:
             back.step(prepared)
-        return PathBridge(carrier.tracked(), back.tracked(), span.shares, span.frame_size)
+        return PathBridge(left, back.tracked(), span.shares, span.frame_size, settled=settled)
 
 
 class FlowCarrier:
     """The points of a keyframe's boxes, followed frame by frame (in either direction)."""
 
-    def __init__(self, boxes: FrameBoxes, prepared: FlowFrame, options: FlowOptions) -> None:
-        self._boxes, self._options = boxes, options
-        self._rows = np.flatnonzero(boxes.scores >= options.min_score)[:options.max_boxes]
+    def __init__(self, boxes: FrameBoxes, prepared: FlowFrame, options: FlowOptions, *,
+                 leave_out: np.ndarray = NO_ROWS) -> None:
+        self._boxes = boxes
+        best = np.flatnonzero(boxes.scores >= options.min_score)[:options.max_boxes]
+        self._rows = np.setdiff1d(best, leave_out)
         height, width = prepared.image.shape
         self._scale = 1 / prepared.factor
         points = grid_points(boxes.boxes_xyxy[self._rows].astype(np.float64), options.grid_side)
