@@ -2,9 +2,9 @@
 
 ``LatticeEngine`` decides keyframes and keeps the frames of the open interval; a filler
 (``core/filling``) carries boxes through it. One engine serves every method: per-frame detection is
-``UniformKeyframes(1)``, straight lines are ``NodeFiller(num_stages=0)``, the Scale-Time Lattice of
-the paper (arXiv:1804.05472) is ``NodeFiller(num_stages=2)``, sparse flow is ``FlowFiller``. Pushing
-a whole video and flushing is the offline mode: the boxes are the same.
+``UniformKeyframes(1)``, straight lines are ``NodeFiller(num_stages=0)``, the Scale-Time Lattice
+of the paper (arXiv:1804.05472) is ``NodeFiller(num_stages=2)``, sparse flow is ``FlowFiller``.
+Pushing a whole video and flushing is the offline mode: the boxes are the same.
 """
 
 from __future__ import annotations

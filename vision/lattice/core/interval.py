@@ -1,5 +1,5 @@
-"""Fills the frames between two keyframes by straight lines and, stage by stage, by the nodes of the
-Scale-Time Lattice paper (arXiv:1804.05472)."""
+"""Fills the frames between two keyframes by straight lines and, stage by stage, by the nodes of
+the Scale-Time Lattice paper (arXiv:1804.05472)."""
 
 from __future__ import annotations
 
