@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT
 
-  python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py CHECKPOINT
-  python tools/test.py CONFIG zoo:lattice-pru_moving-sprites --out metrics.json
+  python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py \\
+      zoo:lattice-pru_moving-sprites --out metrics.json
   bash tools/dist_test.sh CONFIG CHECKPOINT 2
 """
 
@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import VisionError, run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     config = read_config(args)
+    if not config.get('test_dataloader'):
+        raise VisionError('VIS-CONFIG-323', f'{args.config} says nothing of what to test on',
+                          where='test_dataloader', why='it is missing',
+                          do='write a config with this one as _base_ and add test_dataloader and '
+                          'test_evaluator, as configs/_base_/datasets/moving_sprites_lattice.py '
+                          'has them')
     config.load_from = args.checkpoint
     if args.show_dir:
         config.default_hooks.visualization = dict(

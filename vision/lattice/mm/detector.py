@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import class_names
 from vision.lattice.core import keyframes as keyframe_policies
 from vision.lattice.core.engine import LatticeEngine
 from vision.lattice.core.rescoring import rescore_tubes
@@ -24,6 +27,7 @@ from vision.lattice.nn.refinement import RefinementNet
 from vision.registry import MODELS
 
 RESCORINGS = (None, 'average')
+NUM_NAMES = 4  # class names printed in a warning; all of them would fill the screen
 
 
 @MODELS.register_module()
@@ -38,7 +42,7 @@ class LatticeDetector(BaseModel):
         detector: config of a model with ``detect(image_bgr) -> FrameBoxes`` and ``classes``.
         propagation, refinement: arguments of ``PropagationNet`` and ``RefinementNet``.
             ``refinement=dict(num_classes=C)`` lets refinement judge the class, too; the classes
-            are then the detector's, in its order.
+            are then the detector's, in its order; weights that name others are refused.
         use_refinement: False leaves propagated boxes uncorrected when testing.
         keyframes: dict(type=class of ``vision.lattice.core.keyframes``, its arguments).
         num_stages, merge, min_score: as in ``LatticeEngine``.
@@ -50,6 +54,8 @@ class LatticeDetector(BaseModel):
             checkpoint of this model need not hold them.
         checkpoint_unused_prefixes: what a checkpoint may hold and this model leaves aside: the
             classes of refinement where it is not to classify.
+        weights_classes: class names that the weights loaded last were trained on; None when
+            nothing was loaded, or a file that does not tell.
     """
 
     checkpoint_optional_prefixes = ('detector.',)
@@ -80,6 +86,9 @@ class LatticeDetector(BaseModel):
             step=refine_step, use_confidence=use_confidence, grey_long_side=grey_long_side)
         self._detector = []  # in a list: no submodule, so neither trained, saved nor distributed
         self._session: _Session | None = None
+        self.weights_classes: tuple[str, ...] | None = None
+        self._nameless_weights = ''  # a file that does not tell, until the log says so
+        self._training_classes: tuple[str, ...] | None = None
         build_policy(self.keyframes)  # refuses a bad config before training, not after it
 
     @property
@@ -105,15 +114,54 @@ class LatticeDetector(BaseModel):
         if torch.is_autocast_enabled(self.device.type):
             precision = torch.get_autocast_dtype(self.device.type)
         refinement = self.refinement if self.use_refinement else None
-        num_classes = self.refinement.num_classes
-        if refinement and num_classes not in (0, len(self.classes)):
-            raise VisionError(
-                'VIS-CONFIG-705', f'refinement knows {num_classes} classes, the detector '
-                f'{len(self.classes)}', where='model.refinement.num_classes',
-                why='refinement judges the classes of the detector, in its order',
-                do='refinement=dict(num_classes=0) leaves the classes to the detector')
+        if refinement and refinement.num_classes:
+            self._require_detectors_classes(refinement.num_classes)
         return TorchNetworks(self.detector, self.propagation, refinement, precision=precision,
                              **self.network_options)
+
+    def _require_detectors_classes(self, num_classes: int) -> None:
+        advice = 'refinement=dict(num_classes=0) leaves the classes to the detector'
+        own = tuple(self.classes)
+        if num_classes != len(own):
+            raise VisionError(
+                'VIS-CONFIG-705', f'refinement knows {num_classes} classes, the detector '
+                f'{len(own)}', where='model.refinement.num_classes',
+                why='refinement judges the classes of the detector, in its order', do=advice)
+        if self.weights_classes not in (None, own):
+            row = next(i for i, pair in enumerate(zip(own, self.weights_classes, strict=True))
+                       if pair[0] != pair[1])
+            raise VisionError(
+                'VIS-CKPT-706', f'refinement was trained on other classes: class {row} is '
+                f'{self.weights_classes[row]!r} in its weights, {own[row]!r} in the detector',
+                where='model.refinement.num_classes', do=advice,
+                why='refinement judges the classes of the detector, in its order')
+        if self._nameless_weights:
+            print_log(f'{self._nameless_weights} does not say which classes its refinement was '
+                      f"trained on; the detector's are taken: {', '.join(own[:NUM_NAMES])}, ... "
+                      f'If they are others: {advice}', logger='current', level=logging.WARNING)
+            self._nameless_weights = ''
+
+    def take_checkpoint(self, content: dict, where: str) -> None:
+        """Called with a checkpoint whose tensors were just loaded: keep its class names."""
+        self.weights_classes = class_names(content)
+        self._nameless_weights = '' if self.weights_classes else where
+
+    def check_dataset(self, metainfo: dict, where: str) -> None:
+        """Called with a data set before the first step; what is trained on counts.
+
+        Raises:
+            VisionError: VIS-CONFIG-705, refinement is to learn another number of classes.
+        """
+        if not where.startswith('train'):
+            return
+        classes, known = tuple(metainfo.get('classes', ())), self.refinement.num_classes
+        self._training_classes = classes or None
+        if known and len(classes) != known:
+            raise VisionError(
+                'VIS-CONFIG-705', f'refinement knows {known} classes, the data set '
+                f'{len(classes)}', where=where, why='refinement learns to tell them apart',
+                do=f'refinement=dict(num_classes={len(classes)}), or 0 to leave the classes to '
+                'the detector')
 
     def build_engine(self, **overrides) -> LatticeEngine:
         """A new engine with the options of this config.
@@ -142,10 +190,17 @@ class LatticeDetector(BaseModel):
                           do="use mode='loss' or mode='predict'; build_engine() for frames")
 
     def loss(self, inputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        self.weights_classes, self._nameless_weights = self._training_classes, ''
         columns = [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(),
                                                                       strict=True)]
         samples = [_direction(row, end) for row in columns for end in (0, 1)]
         return lattice_losses(self.propagation, self.refinement, samples)
+
+    def val_step(self, data: dict) -> list:
+        return super().val_step(data) or [_nothing_yet()]
+
+    def test_step(self, data: dict) -> list:
+        return super().test_step(data) or [_nothing_yet()]
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Tensor], data_samples: list) -> list:
@@ -175,6 +230,15 @@ class LatticeDetector(BaseModel):
     def train(self, mode: bool = True) -> LatticeDetector:
         self._session = None  # a test that was cut short must not reach into the next one
         return super().train(mode)
+
+
+def _nothing_yet() -> BaseDataElement:
+    """What a step gives while no frame is finished.
+
+    MMEngine's loops look at the last element of what a step gives, and take it away when it
+    holds losses alone: this one holds none, so that metrics and hooks get an empty list.
+    """
+    return BaseDataElement(loss={})
 
 
 class _Session:

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from vision import zoo
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import read_config
-from vision.common.nn.checkpoint import load_checkpoint, load_state
+from vision.common.nn.checkpoint import load_checkpoint, load_model
 from vision.lattice.mm.detector import LatticeDetector
 from vision.registry import MODELS
 
@@ -36,9 +36,7 @@ def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = Non
     with DefaultScope.overwrite_default_scope('vision'):
         model = MODELS.build(content.model)
     path = zoo.resolve(checkpoint)
-    load_state(model, load_checkpoint(path)['state_dict'], where=str(path),
-               optional_prefixes=model.checkpoint_optional_prefixes,
-               unused_prefixes=model.checkpoint_unused_prefixes)
+    load_model(model, load_checkpoint(path), where=str(path))
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
