@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vision.lattice.core.engine import LatticeEngine, Propagated, Refined
+from vision.lattice.core.engine import LatticeEngine
+from vision.lattice.core.interval import NodeFiller, Propagated, Refined
 from vision.lattice.core.keyframes import UniformKeyframes
 from vision.lattice.core.structures import FrameBoxes
 
@@ -51,8 +52,9 @@ def frame():
 
 @pytest.fixture
 def engine():
-    return LatticeEngine(BlobNetworks(), UniformKeyframes(GAP), num_stages=1,
-                         cut_detector=None)
+    networks = BlobNetworks()
+    filler = NodeFiller(networks, num_stages=1, merge='median', min_score=0.05)
+    return LatticeEngine(networks, filler, UniformKeyframes(GAP), cut_detector=None)
 
 
 @pytest.fixture

@@ -43,9 +43,8 @@ def test_the_copy_of_yolox_is_not_claimed_to_be_the_official_file():
 
 
 def test_the_recorded_hash_is_that_of_the_copy(shared_data):
-    path = shared_data / 'weights' / 'yolox_nano.onnx'
-    entry = find('yolox-nano_coco')
-    assert (sha256_of(path), path.stat().st_size) == (entry.sha256, entry.size_bytes)
+    source = sha256_of(shared_data / 'weights' / 'yolox_nano.onnx')
+    assert source in find('yolox-nano_coco').note
 
 
 def test_unknown_name_is_answered_with_the_nearest():

@@ -14,14 +14,14 @@ from vision.lattice.runtime.flow import FlowFiller, FlowOptions, shrunk_grey
 
 METHODS = ('flow', 'linear', 'detect')
 # The lattice as shipped; measured in docs/results/lattice_tradeoff*.json.
-DEFAULT_KEYFRAMES = dict(type='AdaptiveKeyframes', gap_frames=12, threshold=0.6, max_depth=2)
+DEFAULT_KEYFRAMES = dict(type='AdaptiveKeyframes', gap_frames=8, threshold=0.5)
 
 
 class GreyFrames:
     """What straight lines need of a frame: a small grey one, for scene cuts."""
 
     def grey(self, image_bgr: np.ndarray) -> np.ndarray:
-        return shrunk_grey(image_bgr)
+        return shrunk_grey(image_bgr)[0]
 
 
 def build_engine(detector: Detector, *, method: str = 'flow',

@@ -69,8 +69,12 @@ class OnnxDetector:
             any outside of its folder.
         classes: names in label order; otherwise those in the file (metadata ``names``, written by
             Ultralytics' export), otherwise COCO's for 80 classes.
-        input_size: side in pixels, or (height, width), multiples of 32; needed where the graph
-            leaves them open, and refused where it has others.
+        input_size: side in pixels, or (height, width), multiples of 32; where the graph leaves
+            them open and the file names none (metadata ``input_size``) it is needed, where the
+            graph has others it is refused.
+        fit_frame: where the graph leaves its size open and ``input_size`` is one side, only as
+            many rows (columns) are computed as a wide (tall) frame fills: 416 x 320 for a 4:3
+            frame at 416, three quarters of the work of the padded square.
         decoding: a key of ``DECODINGS``, or 'auto': told from the output's shape and, for a row
             an anchor, from where the boxes of a noise picture lie.
         score_thr: boxes below are dropped.
@@ -91,7 +95,8 @@ class OnnxDetector:
     def __init__(self, path: str | os.PathLike, *, classes: Sequence[str] | None = None,
                  input_size: int | tuple[int, int] | None = None, decoding: str = 'auto',
                  score_thr: float = 0.01, nms_iou: float = 0.65, max_per_frame: int = 100,
-                 threads: int = 2, spinning: bool = False, colour: str | None = None) -> None:
+                 threads: int = 2, spinning: bool = False, colour: str | None = None,
+                 fit_frame: bool = True) -> None:
         if (not 0 <= score_thr < 1 or not 0 < nms_iou <= 1 or max_per_frame < 1 or threads < 1
                 or colour not in (None, 'bgr', 'rgb')):
             raise VisionError(
@@ -104,7 +109,12 @@ class OnnxDetector:
         self.score_thr, self.nms_iou, self.max_per_frame = score_thr, nms_iou, max_per_frame
         self._session = _open(path, threads, spinning)
         self._input = self._session.get_inputs()[0].name
-        self.input_size = _input_size(self._session.get_inputs()[0].shape, input_size, path)
+        shape = self._session.get_inputs()[0].shape
+        if input_size is None and any(not isinstance(side, int) for side in shape[2:]):
+            input_size = _named_size(self._session)
+        self.input_size = _input_size(shape, input_size, path)
+        self._fits_frame = fit_frame and isinstance(input_size, int) and not any(
+            isinstance(side, int) for side in shape[2:])
         self._anchors, self._strides = _anchor_grid(*self.input_size)
         noise = np.random.default_rng(0).integers(0, 256, (*self.input_size, 3), dtype=np.uint8)
         self._output = ''
@@ -113,8 +123,8 @@ class OnnxDetector:
         self._how = DECODINGS[self.decoding]
         num_classes = self._num_classes(output, path)
         self.classes = _class_names(classes, self._session, num_classes, path)
-        self._letterbox = Letterbox(self.input_size, is_centred=self._how.is_centred,
-                                    colour=colour or self._how.colour, scale=self._how.scale)
+        self._colour = colour or self._how.colour
+        self._letterbox = self._letterbox_of(self.input_size)
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
         """Boxes of one frame, best first, in pixels of ``image_bgr``; they may end outside of it.
@@ -124,6 +134,8 @@ class OnnxDetector:
             VisionError: VIS-INPUT-103 not such an array, VIS-RUN-106 outputs that are not finite.
         """
         require_picture(image_bgr)
+        if self._fits_frame:
+            self._fit(image_bgr.shape[:2])
         images, scale, shift = self._letterbox.apply(image_bgr)
         output = self._session.run([self._output], {self._input: images})[0][0]
         boxes, scores, labels = self._decoded(output)
@@ -136,6 +148,18 @@ class OnnxDetector:
         kept = np.sort(np.asarray(kept, np.int64).reshape(-1))
         kept = kept[np.argsort(-scores[kept], kind='stable')][:self.max_per_frame]
         return FrameBoxes((boxes[kept] - shift) / scale, scores[kept], labels[kept])
+
+    def _letterbox_of(self, size: tuple[int, int]) -> Letterbox:
+        return Letterbox(size, is_centred=self._how.is_centred, colour=self._colour,
+                         scale=self._how.scale)
+
+    def _fit(self, frame_size: tuple[int, int]) -> None:
+        """Take the smallest input that holds a frame of this size, scaled to ``input_size``."""
+        step = max(STRIDES)
+        size = tuple(-(-side // step) * step for side in scaled_size(frame_size, self.input_size))
+        if size != self._letterbox.size:
+            self._letterbox = self._letterbox_of(size)
+            self._anchors, self._strides = _anchor_grid(*size)
 
     def _decoded(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes xyxy (K, 4) in input pixels, scores, labels of the anchors that reach the
@@ -244,10 +268,7 @@ class Letterbox:
 
     def _fit(self, shape: tuple[int, ...]) -> None:
         height, width = shape[:2]
-        ratio = min(self.size[0] / height, self.size[1] / width)
-        # Rounded as mmcv's rescale_size does it; the true ratio of each axis goes back.
-        new_height = max(1, min(self.size[0], int(height * ratio + 0.5)))
-        new_width = max(1, min(self.size[1], int(width * ratio + 0.5)))
+        new_height, new_width = scaled_size((height, width), self.size)
         top = (self.size[0] - new_height) // 2 if self.is_centred else 0
         left = (self.size[1] - new_width) // 2 if self.is_centred else 0
         self._canvas[:] = FILL
@@ -255,6 +276,14 @@ class Letterbox:
         self._back = (np.array([new_width / width, new_height / height] * 2, np.float32),
                       np.array([left, top] * 2, np.float32))
         self._frame_shape = shape
+
+
+def scaled_size(frame: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a frame that fills the room with its shape kept, rounded as mmcv's
+    rescale_size does it."""
+    ratio = min(side / own for side, own in zip(room, frame, strict=True))
+    return tuple(max(1, min(side, int(own * ratio + 0.5)))
+                 for side, own in zip(room, frame, strict=True))
 
 
 def require_picture(image_bgr: np.ndarray) -> None:
@@ -282,6 +311,12 @@ def _open(path: Path, threads: int, spinning: bool) -> onnxruntime.InferenceSess
                                                          for i in inputs)
                       + '; one (1, 3, H, W) float is expected')
     return session
+
+
+def _named_size(session: onnxruntime.InferenceSession) -> int | None:
+    """The side in pixels that the file was trained for, where it says so."""
+    text = session.get_modelmeta().custom_metadata_map.get('input_size', '')
+    return int(text) if text.isdecimal() and len(text) < 6 else None
 
 
 def _input_size(shape: Sequence, wanted: int | tuple[int, int] | None,

@@ -69,7 +69,7 @@ class SparseFlowNetworks:
         cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 0.03))
 
     def grey(self, image_bgr: np.ndarray) -> np.ndarray:
-        return shrunk_grey(image_bgr, LONG_SIDE)
+        return shrunk_grey(image_bgr, LONG_SIDE)[0]
 
     def propagate(self, boxes: FrameBoxes, greys: np.ndarray, *, frame_size: tuple[int, int],
                   stage: int) -> Propagated:
@@ -128,7 +128,7 @@ class DenseFlowFiller:
     """
 
     def prepare(self, image_bgr: np.ndarray) -> GreyFrame:
-        return GreyFrame(shrunk_grey(image_bgr, LONG_SIDE))
+        return GreyFrame(shrunk_grey(image_bgr, LONG_SIDE)[0])
 
     def carry(self, left: FrameBoxes, prepared: GreyFrame,
               frame_size: tuple[int, int]) -> DenseFlowCarrier:
