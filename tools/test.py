@@ -1,7 +1,9 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT
 
-  python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py CHECKPOINT
-  python tools/test.py CONFIG zoo:lattice-pru_moving-sprites --out metrics.json
+A model without parameters (``LatticeDetector`` with ``method='flow'``) takes no checkpoint.
+
+  python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py \\
+      zoo:lattice-pru_moving-sprites --out metrics.json
   bash tools/dist_test.sh CONFIG CHECKPOINT 2
 """
 
@@ -11,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import VisionError, run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,16 +24,24 @@ def main(argv: list[str] | None = None) -> int:
         leave_ranks,
         read_config,
     )
+    from vision.common.nn.checkpoint import require_no_weights
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='.pth, .safetensors or zoo:NAME')
+    parser.add_argument('checkpoint', nargs='?', help='.pth, .safetensors or zoo:NAME; none for '
+                        'a model without parameters')
     parser.add_argument('--out', type=Path, help='write the metrics to this JSON file')
     parser.add_argument('--show-dir', type=Path, help='draw the detections and write the images '
                         'here (under work_dir/TIMESTAMP when relative)')
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     config = read_config(args)
+    if not config.get('test_dataloader'):
+        raise VisionError('VIS-CONFIG-323', f'{args.config} says nothing of what to test on',
+                          where='test_dataloader', why='it is missing',
+                          do='write a config with this one as _base_ and add test_dataloader and '
+                          'test_evaluator, as configs/_base_/datasets/moving_sprites_lattice.py '
+                          'has them')
     config.load_from = args.checkpoint
     if args.show_dir:
         config.default_hooks.visualization = dict(
@@ -39,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         config.visualizer.type = 'mmdet.DetLocalVisualizer'
     with explained(config):
         runner = build_runner(config)
+        if args.checkpoint is None:
+            require_no_weights(runner.model)
         metrics = runner.test()
     if args.out and runner.rank == 0:
         from vision.common.core.files import atomic_write

@@ -134,6 +134,46 @@ def test_safetensors_are_weights(tmp_path):
     assert io.load_checkpoint(tmp_path / 'w.safetensors')['state_dict']['w'].tolist() == [0, 1, 2]
 
 
+def test_weights_carry_their_class_names_and_the_same_content_the_same_bytes(tmp_path):
+    state = dict(w=torch.arange(6.).reshape(2, 3).T, b=torch.ones(1))  # w is not contiguous
+    for name in ('x', 'y'):
+        io.save_weights(state, tmp_path / f'{name}.safetensors', classes=('disc', 'Stern ü'))
+    content = io.load_checkpoint(tmp_path / 'x.safetensors')
+    assert io.class_names(content) == ('disc', 'Stern ü')
+    assert torch.equal(content['state_dict']['w'], state['w'])
+    assert (tmp_path / 'x.safetensors').read_bytes() == (tmp_path / 'y.safetensors').read_bytes()
+    io.save_weights(state, tmp_path / 'x.safetensors')
+    assert io.class_names(io.load_checkpoint(tmp_path / 'x.safetensors')) is None
+
+
+def test_damaged_safetensors_are_named(tmp_path):
+    io.save_weights(dict(w=torch.ones(9)), tmp_path / 'w.safetensors')
+    whole = (tmp_path / 'w.safetensors').read_bytes()
+    for part in (b'', whole[:5], whole[:-4]):
+        (tmp_path / 'w.safetensors').write_bytes(part)
+        with pytest.raises(VisionError, match='VIS-CKPT-303'):
+            io.load_checkpoint(tmp_path / 'w.safetensors')
+
+
+def test_class_names_in_both_forms_of_mmengine():
+    assert io.class_names(dict(meta=dict(dataset_meta=dict(classes=['a', 'b'])))) == ('a', 'b')
+    assert io.class_names(dict(meta=dict(dataset_meta=dict(CLASSES=('c',))))) == ('c',)
+    assert io.class_names({}) is io.class_names(dict(meta=dict(dataset_meta={}))) is None
+
+
+def test_a_model_sees_the_checkpoint_that_it_was_loaded_from():
+    class Curious(nn.Linear):
+        checkpoint_unused_prefixes = ('other.',)
+
+        def take_checkpoint(self, content, where):
+            self.seen = content['meta'], where
+
+    model = Curious(2, 2)
+    state = {name: torch.ones_like(value) for name, value in model.state_dict().items()}
+    io.load_model(model, dict(state_dict=state | {'other.w': torch.ones(1)}, meta=5), where='here')
+    assert model.seen == (5, 'here') and model.weight.eq(1).all()
+
+
 class Attribute:
     def __reduce__(self):
         return getattr, ('text', 'upper')

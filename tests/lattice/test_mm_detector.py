@@ -10,7 +10,9 @@ from torch import nn
 
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
-from vision.common.nn.checkpoint import load_state
+from vision import zoo
+from vision.common.nn.checkpoint import load_checkpoint, load_model, load_state
+from vision.lattice.core import sprites
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.mm.detector import LatticeDetector, build_policy
 from vision.lattice.mm.grey import grey_frame, small_history
@@ -66,7 +68,12 @@ def detector(**options) -> LatticeDetector:
 
 
 def run(model: LatticeDetector, batches: list[dict]) -> list[DetDataSample]:
-    return [sample for batch in batches for sample in model.test_step(batch)]
+    return [sample for batch in batches for sample in finished(model.test_step(batch))]
+
+
+def finished(output: list) -> list[DetDataSample]:
+    """What metrics get of a step: MMEngine's loops take away an element of losses alone."""
+    return output[:-1] if output[-1].keys() == ['loss'] else output
 
 
 @pytest.mark.parametrize('length', [1, 2, 8, 9, 21])
@@ -84,8 +91,19 @@ def test_every_frame_comes_back_once_in_order_with_its_own_truth(length, rescori
 
 def test_frames_are_given_back_as_soon_as_their_interval_is_done():
     model = detector(keyframes=dict(type='UniformKeyframes', gap_frames=4))
-    counts = [len(model.test_step(batch)) for batch in items(square_video(11))]
+    counts = [len(finished(model.test_step(batch))) for batch in items(square_video(11))]
     assert counts == [1, 0, 0, 0, 4, 0, 0, 0, 4, 0, 2]
+
+
+def test_no_step_of_test_or_validation_gives_an_empty_list():
+    # MMEngine's loops read outputs[-1]
+    for step in ('test_step', 'val_step'):
+        model = detector(keyframes=dict(type='UniformKeyframes', gap_frames=4))
+        outputs = [getattr(model, step)(batch) for batch in items(square_video(6))]
+        assert [len(output) for output in outputs] == [1, 1, 1, 1, 4, 1]
+        assert [output[-1].keys() == ['loss'] for output in outputs] == \
+            [False, True, True, True, False, False]
+        assert outputs[1][0].loss == {}
 
 
 def test_equal_to_the_engine_box_for_box():
@@ -198,6 +216,84 @@ def test_loss_reaches_both_networks(video):
 def test_refinement_must_know_the_detectors_classes():
     with pytest.raises(VisionError, match='VIS-CONFIG-705'):
         detector(refinement=dict(num_classes=7)).build_networks()
+
+
+def judging(classes, **options):
+    """A lattice whose refinement tells the detector's one class, loaded with weights that name
+    ``classes``."""
+    model = detector(refinement=dict(num_classes=1), **options)
+    content = dict(state_dict=model.state_dict())
+    if classes is not None:
+        content['meta'] = dict(dataset_meta=dict(classes=classes))
+    load_model(model, content, where='weights.pth')
+    return model
+
+
+def test_weights_that_judge_other_classes_are_refused():
+    assert judging(('square',)).build_networks().refinement is not None
+    with pytest.raises(VisionError, match="(?s)VIS-CKPT-706.*class 0 is 'disc'.*'square'"):
+        judging(('disc',)).build_networks()
+    assert judging(('disc',), use_refinement=False).build_networks().refinement is None
+
+
+def test_weights_whose_classes_are_not_judged_may_name_any():
+    model = detector()
+    load_model(model, dict(state_dict=model.state_dict(),
+                           meta=dict(dataset_meta=dict(classes=('a', 'b')))))
+    assert model.build_networks().refinement is not None and model.weights_classes == ('a', 'b')
+
+
+def test_weights_without_names_are_warned_of_once(monkeypatch):
+    told = []
+    monkeypatch.setattr('vision.lattice.mm.detector.print_log',
+                        lambda text, **options: told.append(text))
+    model = judging(None)
+    for _ in range(3):
+        model.build_networks()
+    assert len(told) == 1 and told[0].startswith('weights.pth does not say')
+    detector(refinement=dict(num_classes=1)).build_networks()  # nothing was loaded: nothing said
+    assert len(told) == 1
+
+
+def test_what_training_learns_replaces_what_the_weights_were_trained_on(video):
+    np.random.seed(0)
+    model = judging(('disc',)).train()
+    model.check_dataset(dict(classes=('square',)), 'train_dataloader.dataset')
+    sample = LatticeTrainingSample(max_gap=6)(video | dict(images=[
+        info | dict(labels=np.array([0])) for info in video['images']]))['inputs']
+    model({name: [value] for name, value in sample.items()}, mode='loss')
+    assert model.weights_classes == ('square',)
+    assert model.eval().build_networks().refinement is not None
+
+
+def test_a_data_set_of_other_classes_is_refused_before_training():
+    model = detector(refinement=dict(num_classes=8))
+    with pytest.raises(VisionError, match='VIS-CONFIG-705.*knows 8 classes, the data set 3'):
+        model.check_dataset(dict(classes=('a', 'b', 'c')), 'train_dataloader.dataset')
+    detector().check_dataset(dict(classes=('a', 'b', 'c')), 'train_dataloader.dataset')
+
+
+def test_the_shipped_weights_name_the_sprites():
+    content = load_checkpoint(zoo.resolve('zoo:lattice-pru_moving-sprites'))
+    model = detector(refinement=dict(num_classes=8))
+    load_model(model, content)
+    assert model.weights_classes == sprites.CLASSES
+
+
+def refined_stages(stages) -> list[int]:
+    """At which of the stages 0, 1, 2 the networks move a box."""
+    model = detector(refine_stages=stages)
+    torch.nn.init.constant_(model.refinement.output.bias, 0.5)
+    networks, frame = model.build_networks(), square_video(1)[0]
+    boxes = FrameBoxes([[10, 30, 30, 50]], [0.9], [0])
+    return [stage for stage in range(3) if not np.array_equal(
+        networks.refine(boxes, frame, stage=stage).boxes_xyxy, boxes.boxes_xyxy)]
+
+
+@pytest.mark.parametrize(('stages', 'expected'), [
+    (None, [0, 1, 2]), ([], []), ([1], [1]), ((0, 2), [0, 2])])
+def test_refine_stages_none_is_all_and_empty_is_none(stages, expected):
+    assert refined_stages(stages) == expected
 
 
 def test_a_lattice_that_does_not_classify_takes_weights_of_one_that_does():

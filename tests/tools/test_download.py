@@ -109,8 +109,41 @@ def test_weights_of_our_own_enter_package_and_index(command, tmp_path, copy_of_i
     assert unchanged == yaml.safe_load(INDEX.read_text())['entries']
 
 
+def test_a_checkpoint_enters_as_tensors_with_its_class_names(command, tmp_path, copy_of_index):
+    import torch
+
+    from vision.common.nn.checkpoint import class_names, load_checkpoint, save_checkpoint
+    index, weights = copy_of_index
+    save_checkpoint(dict(state_dict=dict(w=torch.arange(6.).reshape(2, 3).T),
+                         meta=dict(dataset_meta=dict(classes=('disc', 'ring'))),
+                         optimizer=dict(big=torch.zeros(100))), tmp_path / 'x.pth')
+    done = add(command, tmp_path / 'x.pth', index, weights)
+    assert done.returncode == 0, done.stderr
+    entry = load_index(index)['toy_sprites']
+    content = load_checkpoint(weights / entry.file_name)
+    assert content['state_dict'].keys() == {'w'} and entry.size_bytes < 300
+    assert content['state_dict']['w'].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert class_names(content) == ('disc', 'ring')
+    refused = add(command, tmp_path / 'x.pth', index, weights, '--classes', 'disc,star')
+    assert refused.returncode == 2 and 'trained on disc, ring' in error_of(refused)['why']
+
+
+def test_classes_are_written_into_a_file_without_names(command, tmp_path, copy_of_index):
+    import numpy as np
+
+    from vision.common.nn.checkpoint import class_names, load_checkpoint
+    index, weights = copy_of_index
+    save_file({'w': np.ones(5, np.float32)}, tmp_path / 'toy.safetensors')
+    done = add(command, tmp_path / 'toy.safetensors', index, weights, '--classes', 'a,b c')
+    assert done.returncode == 0, done.stderr
+    entry = load_index(index)['toy_sprites']
+    file = weights / entry.file_name
+    assert class_names(load_checkpoint(file)) == ('a', 'b c')
+    assert sha256_of(file) == entry.sha256 != sha256_of(tmp_path / 'toy.safetensors')
+
+
 @pytest.mark.parametrize('name, more', [
-    ('toy.pth', []), ('missing.safetensors', []), ('toy.safetensors', ['--metric', 'map50'])])
+    ('toy.onnx', []), ('missing.safetensors', []), ('toy.safetensors', ['--metric', 'map50'])])
 def test_what_may_not_enter_the_package(command, tmp_path, copy_of_index, name, more):
     index, weights = copy_of_index
     if name.startswith('toy'):

@@ -17,10 +17,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from vision.common.core.boxes import paired_iou
 from vision.common.core.errors import run_cli
-from vision.common.nn.checkpoint import load_checkpoint
+from vision.common.nn.checkpoint import load_checkpoint, load_state
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoFrame, load_cocovid
 from vision.lattice.core.structures import FrameBoxes
@@ -45,19 +46,12 @@ def motion_iou(tracks: list[dict[int, np.ndarray]], frame: int, instance: int) -
 
 def load_networks(checkpoint: str, **options) -> TorchNetworks:
     """Networks of a checkpoint with propagation.* and refinement.*, without a detector."""
-    path = resolve(checkpoint)
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        state = load_file(path)
-    else:
-        state = load_checkpoint(path)
-    state = state.get('state_dict', state)
-    modules = dict(propagation=PropagationNet(), refinement=RefinementNet())
-    for name, module in modules.items():
-        module.load_state_dict({key.removeprefix(name + '.'): value for key, value in
-                                state.items() if key.startswith(name + '.')})
-        module.eval()
-    return TorchNetworks(None, **modules, **options)
+    state = load_checkpoint(resolve(checkpoint))['state_dict']
+    modules = nn.ModuleDict(dict(propagation=PropagationNet(), refinement=RefinementNet()))
+    # Boxes alone are judged here: what refinement thinks of classes is left aside.
+    load_state(modules, state, where=checkpoint, unused_prefixes=('refinement.classes.',
+                                                                  'detector.'))
+    return TorchNetworks(None, **modules.eval(), **options)
 
 
 def predict(networks: TorchNetworks, images: list[np.ndarray], left: np.ndarray,

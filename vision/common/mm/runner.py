@@ -194,9 +194,7 @@ class ExactRunner(Runner):
         content = io.load_checkpoint(resolve(filename), map_location)
         self.call_hook('after_load_checkpoint', checkpoint=content)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        io.load_state(model, content['state_dict'], where=str(filename),
-                      optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()),
-                       unused_prefixes=getattr(model, 'checkpoint_unused_prefixes', ()))
+        io.load_model(model, content, where=str(filename))
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return content

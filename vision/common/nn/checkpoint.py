@@ -68,7 +68,8 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: int | st
 
 
 def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Read a checkpoint (``.pth``) or weights (``.safetensors``: gives {'state_dict': ...}).
+    """Read a checkpoint (``.pth``) or weights (``.safetensors``: gives {'state_dict': ...}, and
+    the class names that ``save_weights`` wrote under ``meta``, where a checkpoint has them).
 
     The manifest beside it is compared when there is one. Nothing in the file is executed.
 
@@ -84,8 +85,7 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
         raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
                           why=fault, do='use an earlier checkpoint, or fetch the file again')
     if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        return dict(state_dict=load_file(path))
+        return _load_safetensors(path)
     try:
         with torch.serialization.safe_globals(ALLOWED + _history_buffer()):
             content = torch.load(path, map_location=map_location, weights_only=True)
@@ -105,6 +105,45 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
                           why=f'it holds a {type(content).__name__}, not a dict of tensors',
                           do='save model.state_dict()')
     return content if 'state_dict' in content else dict(state_dict=content)
+
+
+def save_weights(state: Mapping[str, torch.Tensor], path: Path, *,
+                 classes: Iterable[str] | None = None) -> None:
+    """Write tensors, and the names of the classes they were trained on, as ``.safetensors``.
+
+    The names are the JSON list ``classes`` of the file's metadata. The same content gives the
+    same bytes.
+    """
+    from safetensors.torch import save
+    metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
+    with atomic_write(Path(path)) as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in state.items()},
+                        metadata or None))
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, 'pt') as file:
+            content = dict(state_dict={name: file.get_tensor(name) for name in file.keys()})
+            names = json.loads((file.metadata() or {}).get('classes', 'null'))
+    except (SafetensorError, ValueError) as error:
+        raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
+                          why=_first_line(error),
+                          do='use an earlier checkpoint, or fetch the file again') from error
+    if names is not None:
+        content['meta'] = dict(dataset_meta=dict(classes=tuple(names)))
+    return content
+
+
+def class_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the classes that a loaded checkpoint was trained on, None where it does not tell.
+
+    MMEngine's form, which ``ExactRunner`` writes too, and its older one with capital letters.
+    """
+    meta = (content.get('meta') or {}).get('dataset_meta') or {}
+    names = meta.get('classes') or meta.get('CLASSES')
+    return tuple(names) if names else None
 
 
 def _what_it_asks_for(error: pickle.UnpicklingError) -> str:
@@ -163,6 +202,30 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
             why='; '.join(faults), do='use the config that this checkpoint was trained with, or '
             'a converter of tools/model_converters')
     model.load_state_dict(state, strict=False)
+
+
+def load_model(model: nn.Module, content: Mapping[str, Any], *, where: str = '') -> None:
+    """Load a checkpoint's tensors as the model wants them.
+
+    A model may have ``checkpoint_optional_prefixes`` and ``checkpoint_unused_prefixes``
+    (``load_state``), and ``take_checkpoint(content, where)``, which then sees the rest.
+
+    Raises:
+        VisionError: VIS-CKPT-305.
+    """
+    load_state(model, content['state_dict'], where=where,
+               optional_prefixes=getattr(model, 'checkpoint_optional_prefixes', ()),
+               unused_prefixes=getattr(model, 'checkpoint_unused_prefixes', ()))
+    if hasattr(model, 'take_checkpoint'):
+        model.take_checkpoint(content, where)
+
+
+def require_no_weights(model: nn.Module) -> None:
+    """Refuse (VIS-CONFIG-324) a model that has parameters, for which no checkpoint was given."""
+    if next(model.parameters(), None) is not None:
+        raise VisionError('VIS-CONFIG-324', 'no checkpoint was given',
+                          where=type(model).__name__, why='the model has parameters, and random '
+                          'ones would be used', do='name a .pth or .safetensors file or zoo:NAME')
 
 
 def _names(names: list[str]) -> str:

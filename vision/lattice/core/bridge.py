@@ -105,8 +105,8 @@ class PathBridge:
 
     def easiness(self, size_cap: float) -> float:
         """Mean over the objects that a keyframe is sure of: 1 where ``EASY_SHARE`` of the points
-        of either keyframe end well, less in proportion; 0 for an object without a partner. Our choice; ``size_cap``
-        belongs to the paper's measure (``easiness``) and plays no part."""
+        of either keyframe end well, less in proportion; 0 for an object without a partner. Our
+        choice; ``size_cap`` belongs to the paper's measure (``easiness``) and plays no part."""
         sure_l, sure_r = (side.boxes.scores >= CONFIDENT_SCORE for side in (self.left, self.right))
         i, j = self.pairs.T
         is_counted = sure_l[i] | sure_r[j]

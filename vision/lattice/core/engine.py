@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
+from statistics import median
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 
-from vision.common.core.boxes import clip_boxes
 from vision.common.core.errors import VisionError
-from vision.lattice.core.filling import Bridge, Carrier, Filler, Span
+from vision.lattice.core.filling import Bridge, Carrier, Filler, Span, inside_frame
 from vision.lattice.core.keyframes import Interval, KeyframePolicy
 from vision.lattice.core.linker import TrackLinker
 from vision.lattice.core.scene_cut import SceneCutDetector
@@ -32,8 +33,10 @@ CutDetector = Callable[[np.ndarray, np.ndarray], bool]
 DEFAULT_CUT_DETECTOR = SceneCutDetector()  # holds no state: shared by all engines
 MODES = ('buffered', 'causal', 'causal+revise')
 # Frames further apart than this, and than so many usual distances, have a hole between them: what
-# is seen after it is not what was seen before it (our choice; a time lapse has no holes).
-HOLE_S, HOLE_IN_STEPS = 1.0, 5.0
+# is seen after it is not what was seen before it (our choice; a time lapse has no holes). Usual is
+# the median of the last steps, holes included: one hole leaves it as it is, and a camera that goes
+# over to a slower pace is followed after half of them.
+HOLE_S, HOLE_IN_STEPS, USUAL_STEPS = 1.0, 5.0, 9
 
 
 class Detector(Protocol):
@@ -89,11 +92,15 @@ class LatticeEngine:
         policy: where keyframes are (``keyframes``); not to be shared between engines.
         mode: ``buffered``: a frame is finished when the next keyframe is detected; ``causal``: no
             look-ahead, a frame is finished at once with the boxes carried to it from the last
-            keyframe; ``causal+revise``: both, the first result of a frame is ``provisional``.
+            keyframe; ``causal+revise``: both, the first result of a frame between keyframes is
+            ``provisional`` and the ``final`` one is that of ``buffered``. In ``causal`` intervals
+            are not halved and the last frame of a segment is no keyframe: too late for both.
         cut_detector: says whether a cut lies between two grey frames; None for videos without
             cuts. On both sides of a cut there is a keyframe, nothing is linked or filled across.
         executor: runs the detector while the frames of the next interval are taken (buffered
-            mode); None: the detector runs inside ``push``. The results are the same.
+            mode; the others cannot go on without a keyframe's boxes, and wait); None: the
+            detector runs inside ``push``. The results are the same. The detector is never called
+            twice at a time, however many workers there are.
 
     At most 2 ``policy.gap_frames`` + 1 frames are held, with an executor, else half of that.
     Images are kept by reference until their interval is done: do not write into an array that was
@@ -113,7 +120,8 @@ class LatticeEngine:
         self._cut_detector, self._executor = cut_detector, executor
         self._linker = TrackLinker()
         self._num_frames = self._num_keyframes = self._num_cuts = self._num_holes = 0
-        self._usual_step_s = 0.0
+        self._steps_s: deque[float] = deque(maxlen=USUAL_STEPS)
+        self._detecting = Lock()
         self._frames: list[_Frame] = []  # from the last grid keyframe to the newest frame
         self._waiting: deque[_Waiting] = deque()
         self._left = FrameBoxes.empty()  # boxes of the last keyframe that is done
@@ -164,19 +172,21 @@ class LatticeEngine:
             if len(self._frames) > self._policy.gap_frames:
                 self._await(self._frames)
                 self._frames = [frame]
-        results += self._finish(max_waiting=0 if self._executor is None else 1)
+        can_wait = self._executor is not None and not self._is_causal
+        results += self._finish(max_waiting=1 if can_wait else 0)
         if self._is_causal and self._frames[-1] is frame and len(self._frames) > 1:
             results += self._carried_result(frame)
         return results
 
     def flush(self) -> list[FrameResult]:
-        """End of the video: results of the frames still held (the last one is a keyframe).
+        """End of the video: results of the frames still held, of which the last one is a keyframe
+        (``causal`` holds none back).
 
         The engine is then ready for another video; counts and the policy's state go on.
         """
         results = self._close_segment()
         self._linker.reset()
-        self._usual_step_s = 0.0
+        self._steps_s.clear()
         return results
 
     def _check(self, frame: _Frame) -> None:
@@ -201,12 +211,11 @@ class LatticeEngine:
 
     def _is_new_scene(self, before: _Frame, after: _Frame, has_time: bool) -> bool:
         step_s = after.time_s - before.time_s
-        usual = self._usual_step_s or step_s
-        if has_time and step_s > max(HOLE_S, HOLE_IN_STEPS * usual):
+        usual_s = median(self._steps_s or [step_s])
+        self._steps_s.append(step_s)
+        if has_time and step_s > max(HOLE_S, HOLE_IN_STEPS * usual_s):
             self._num_holes += 1
             return True
-        # A running mean over about ten steps follows a camera that slows down in the dark.
-        self._usual_step_s = usual + 0.1 * (step_s - usual)
         is_cut = before.image.shape != after.image.shape or (
             self._cut_detector is not None
             and self._cut_detector(before.prepared.grey, after.prepared.grey))
@@ -214,8 +223,9 @@ class LatticeEngine:
         return is_cut
 
     def _detect(self, frame: _Frame) -> FrameBoxes:
-        boxes = self._detector.detect(frame.image)
-        return boxes.replace(boxes_xyxy=clip_boxes(boxes.boxes_xyxy, *frame.image.shape[:2]))
+        with self._detecting:  # the middle of an interval is detected beside the executor
+            boxes = self._detector.detect(frame.image)
+        return inside_frame(boxes, frame.image.shape[:2])
 
     def _await(self, frames: list[_Frame]) -> None:
         """The last of these frames is a keyframe: begin to detect it."""
@@ -269,10 +279,7 @@ class LatticeEngine:
         return self._carrier
 
     def _carried_result(self, frame: _Frame) -> list[FrameResult]:
-        boxes = self._carry_to(self._frames).latest()
-        clipped = clip_boxes(boxes.boxes_xyxy, *frame.image.shape[:2])
-        is_visible = (clipped[:, 2:] - clipped[:, :2] >= 1).all(axis=1)
-        boxes = boxes.replace(boxes_xyxy=clipped).select(is_visible)
+        boxes = inside_frame(self._carry_to(self._frames).latest(), frame.image.shape[:2])
         status = 'provisional' if self._revises else 'final'
         return [FrameResult(frame.frame_id, boxes, 'propagated', status=status)]
 
@@ -300,7 +307,7 @@ class LatticeEngine:
                                     is_keyframe=True)]
 
     def _wants_split(self, bridge: Bridge, right: FrameBoxes, span: Span, depth: int) -> bool:
-        if depth and depth >= self._policy.max_depth or self._is_causal:
+        if depth and depth >= self._policy.max_depth or not self._revises:
             return False
         interval = Interval(self._left, right, span.gap_frames, bridge.easiness)
         return self._policy.split(interval) and span.gap_frames >= 2

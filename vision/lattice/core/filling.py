@@ -91,6 +91,14 @@ class Filler(Protocol):
         """The carrier has made its steps up to the right keyframe."""
 
 
+def inside_frame(boxes: FrameBoxes, frame_size: tuple[int, int]) -> FrameBoxes:
+    """The boxes cut to the frame (H, W), without those of which less than ``MIN_VISIBLE_SIDE``
+    is left."""
+    clipped = clip_boxes(boxes.boxes_xyxy, *frame_size)
+    is_visible = (clipped[:, 2:] - clipped[:, :2] >= MIN_VISIBLE_SIDE).all(axis=1)
+    return boxes.replace(boxes_xyxy=clipped).select(is_visible)
+
+
 def inner_boxes(rows: IntervalRows, boxes_xyxy: np.ndarray, scores: np.ndarray,
                 is_known: np.ndarray, frame_size: tuple[int, int]) -> list[FrameBoxes]:
     """Rows that are known, have a score and lie inside the picture, frame by frame.

@@ -69,7 +69,7 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class GreyFrame:
-    """Args: grey (h, w) float32 in [0, 1]."""
+    """Args: grey (h, w) float32 in [0, 1], or uint8 where no network looks at it."""
 
     grey: np.ndarray
 
@@ -97,10 +97,19 @@ class NodeFiller:
         min_score: objects whose best score is lower are not worth the networks; they are
             interpolated as with num_stages=0. One that is sure at one keyframe and weak at the
             other is propagated from both.
+    Attributes:
+        num_propagations: calls of ``propagate`` (one direction each) since the filler was made.
+        num_refinements: calls of ``refine``.
+    Raises:
+        VisionError: ``VIS-CONFIG-101`` num_stages, ``VIS-CONFIG-104`` merge.
     """
 
     def __init__(self, networks: Networks, *, num_stages: int, merge: str,
                  min_score: float) -> None:
+        if not isinstance(num_stages, int) or num_stages < 0:
+            raise VisionError('VIS-CONFIG-101', f'num_stages={num_stages!r}', where='num_stages',
+                              why='the number of stages is a whole number, at least 0',
+                              do='use 0 for linear interpolation, 1 or 2 for the lattice')
         self.networks = networks
         self.num_stages = num_stages
         self.merge = get_merge(merge)
@@ -205,12 +214,16 @@ class NodeCarrier:
         self._greys.append(prepared.grey)
 
     def latest(self) -> FrameBoxes:
-        if not self._filler.num_stages or not len(self.left) or len(self._greys) < 2:
+        is_wanted = self.left.scores >= self._filler.min_score
+        if not self._filler.num_stages or not is_wanted.any() or len(self._greys) < 2:
             return self.left
-        moved = self._filler.networks.propagate(self.left, np.stack(self._greys),
-                                                frame_size=self._frame_size, stage=0)
-        return self.left.replace(boxes_xyxy=_checked(moved.boxes_xyxy, 'propagate',
-                                                     len(self.left)))
+        self._filler.num_propagations += 1
+        moved = self._filler.networks.propagate(
+            self.left.select(is_wanted), np.stack(self._greys), frame_size=self._frame_size,
+            stage=0)
+        boxes = self.left.boxes_xyxy.copy()
+        boxes[is_wanted] = _checked(moved.boxes_xyxy, 'propagate', is_wanted.sum())
+        return self.left.replace(boxes_xyxy=boxes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +236,9 @@ class NodeBridge:
     span: Span
 
     def easiness(self, size_cap: float) -> float:
-        greys = [prepared.grey for prepared in self.span.prepared]
+        greys = np.stack([prepared.grey for prepared in self.span.prepared])
+        if greys.dtype == np.uint8:
+            greys = greys / np.float32(255)
         return interval_easiness(self.left, self.right, greys, self.span.frame_size,
                                  size_cap=size_cap)
 

@@ -22,7 +22,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from vision.common.core.errors import VisionError
-from vision.common.nn.checkpoint import load_checkpoint, load_state
+from vision.common.nn.checkpoint import class_names, load_checkpoint, load_state
 from vision.lattice.core.structures import FrameBoxes
 from vision.registry import MODELS
 
@@ -163,8 +163,7 @@ def _load_weights(model: nn.Module, checkpoint: str | PathLike) -> tuple[str, ..
                           f'{checkpoint} work_dirs/yolox_nano.pth')
     content = load_checkpoint(path)
     load_state(model, content['state_dict'], where=str(path))
-    meta = content.get('meta', {}).get('dataset_meta', {})
-    return tuple(meta.get('classes', meta.get('CLASSES', ())))
+    return class_names(content) or ()
 
 
 def _class_names(config: Config, saved: tuple[str, ...], model: nn.Module) -> tuple[str, ...]:

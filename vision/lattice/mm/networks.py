@@ -19,7 +19,7 @@ class TorchNetworks:
     Args:
         detector: has ``detect(image_bgr) -> FrameBoxes``; None when only propagation is used.
         refinement: None leaves the propagated boxes as they are.
-        refine_stages: stages at which ``refinement`` acts.
+        refine_stages: stages at which ``refinement`` acts; None for all, () for none.
         step: share of the correction that is applied, in (0, 1].
         use_confidence: report F_S's belief; otherwise 1 for every box.
         precision: dtype of the networks on a GPU; float32 on a CPU.
@@ -60,7 +60,8 @@ class TorchNetworks:
     def refine(self, boxes: FrameBoxes, image_bgr: np.ndarray, *, stage: int) -> Refined:
         """See ``Networks``."""
         certain = np.ones(len(boxes), np.float32)
-        if self.refinement is None or stage not in (self.refine_stages or (stage,)):
+        is_left_out = self.refine_stages is not None and stage not in self.refine_stages
+        if self.refinement is None or is_left_out:
             return Refined(boxes.boxes_xyxy, certain)
         device = _device_of(self.refinement)
         image = torch.from_numpy(np.ascontiguousarray(image_bgr.transpose(2, 0, 1))).to(device)

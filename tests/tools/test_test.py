@@ -1,0 +1,158 @@
+"""tools/test.py as the README calls it, on a generated CocoVID set and a lattice over blobs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from vision.common.core.errors import VisionError
+
+LENGTHS = (1, 6, 11)  # a video of one frame, one shorter and one longer than a keyframe interval
+SIDE, HEIGHT, WIDTH = 14, 48, 96
+CONFIG = """
+_base_ = [{base!r}]
+custom_imports = dict(imports=['blob_parts'], allow_failed_imports=False)
+model = dict(type='LatticeDetector', detector=dict(type='BlobDetector'), num_stages=1,
+             keyframes=dict(type='UniformKeyframes', gap_frames=4))
+test_dataloader = dict(
+    batch_size={batch_size}, num_workers=0, sampler=dict(type='VideoFrameSampler'),
+    dataset=dict(type='CocoVideoDataset', data_root={root!r}, ann_file='val.json',
+                 data_prefix=dict(img='val/'), metainfo=dict(classes=('blob',)), test_mode=True,
+                 pipeline=[dict(type='LoadVideoFrame'), dict(type='PackVideoFrame')]))
+test_evaluator = [dict(type='VIDMetric', protocol='coco'), dict(type='SeenFrames')]
+test_cfg = dict(type='TestLoop')
+val_dataloader, val_evaluator, val_cfg = test_dataloader, test_evaluator, dict(type='ValLoop')
+"""
+PARTS = '''
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from scipy import ndimage
+from vision.lattice.core.structures import FrameBoxes
+from vision.registry import METRICS, MODELS
+
+
+@MODELS.register_module(force=True)
+class BlobDetector:
+    """Bright connected regions."""
+    classes = ('blob',)
+
+    def detect(self, image_bgr):
+        blobs, _ = ndimage.label(image_bgr[..., 2] > 120)
+        boxes = [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(blobs)]
+        return FrameBoxes(np.array(boxes).reshape(-1, 4), np.full(len(boxes), 0.9),
+                          np.zeros(len(boxes)))
+
+
+@METRICS.register_module(force=True)
+class SeenFrames(BaseMetric):
+    """How many frames came, how many different ones, and how many with one box."""
+    default_prefix = 'seen'
+
+    def process(self, data_batch, data_samples):
+        self.results += [(s['video_id'], s['frame_id'], len(s['pred_instances']['scores']))
+                         for s in data_samples]
+
+    def evaluate(self, size):  # not cut to the number of videos
+        rows, self.results = list(self.results), []
+        return {'seen/frames': len(rows), 'seen/different': len({row[:2] for row in rows}),
+                'seen/with_box': sum(row[2] == 1 for row in rows)}
+
+    def compute_metrics(self, results):
+        raise NotImplementedError
+'''
+
+
+def write_videos(folder) -> None:
+    """Bright squares that move evenly, so that the lattice finds each one on every frame."""
+    images, annotations = [], []
+    for video, length in enumerate(LENGTHS, 1):
+        (folder / 'val' / f'{video}').mkdir(parents=True)
+        for t in range(length):
+            image, left = np.full((HEIGHT, WIDTH, 3), 20, np.uint8), 4 + 3 * t
+            image[10:10 + SIDE, left:left + SIDE] = 220
+            name = f'{video}/{t:03}.png'
+            cv2.imwrite(str(folder / 'val' / name), image)
+            images.append(dict(id=len(images) + 1, video_id=video, frame_id=t, file_name=name,
+                               height=HEIGHT, width=WIDTH))
+            annotations.append(dict(
+                id=len(images), image_id=len(images), video_id=video, category_id=1,
+                instance_id=video, bbox=[left, 10, SIDE, SIDE], area=SIDE**2, iscrowd=0))
+    videos = [dict(id=video, name=str(video)) for video in range(1, len(LENGTHS) + 1)]
+    (folder / 'val.json').write_text(json.dumps(dict(
+        videos=videos, images=images, annotations=annotations,
+        categories=[dict(id=1, name='blob')])))
+
+
+@pytest.fixture
+def job(tmp_path, repository, monkeypatch):
+    """Write the config for a batch size; gives its path and that of random weights."""
+    from vision.common.nn.checkpoint import save_checkpoint
+    from vision.lattice.mm.detector import LatticeDetector
+    write_videos(tmp_path)
+    (tmp_path / 'blob_parts.py').write_text(PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    save_checkpoint(dict(state_dict=LatticeDetector(dict(type='BlobDetector')).state_dict()),
+                    tmp_path / 'weights.pth')
+
+    def write(batch_size=1):
+        path = tmp_path / 'config.py'
+        path.write_text(CONFIG.format(base=str(repository / 'configs/_base_/runtime.py'),
+                                      root=f'{tmp_path}/', batch_size=batch_size))
+        return str(path), str(tmp_path / 'weights.pth')
+    return write
+
+
+@pytest.fixture(scope='module')
+def main(repository):
+    # By its path: Python has a package of the name ``test``.
+    spec = importlib.util.spec_from_file_location('test_tool', repository / 'tools' / 'test.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 32])
+def test_every_frame_is_judged_exactly_once(job, main, tmp_path, batch_size):
+    out = tmp_path / 'metrics.json'
+    assert main([*job(batch_size), '--work-dir', str(tmp_path / 'w'), '--out', str(out)]) == 0
+    metrics = json.loads(out.read_text())
+    assert metrics['seen/frames'] == metrics['seen/different'] == sum(LENGTHS)
+    assert metrics['seen/with_box'] == sum(LENGTHS)
+    assert metrics['vid/map50'] == pytest.approx(1)
+
+
+def test_validation_judges_them_as_well(job, tmp_path):
+    from mmengine.config import Config
+
+    from vision.common.mm.launch import build_runner
+    config, checkpoint = job()
+    config = Config.fromfile(config)
+    config.work_dir, config.load_from, config.launcher = str(tmp_path / 'w'), checkpoint, 'none'
+    metrics = build_runner(config).val()
+    assert metrics['seen/frames'] == metrics['seen/different'] == sum(LENGTHS)
+
+
+def test_drawn_frames(job, main, tmp_path):
+    assert main([*job(), '--work-dir', str(tmp_path / 'w'), '--show-dir',
+                 str(tmp_path / 'drawn')]) == 0
+    assert len(list((tmp_path / 'drawn').rglob('*.png'))) > 0
+
+
+def test_a_config_for_videos_of_ones_own_has_nothing_to_test_on(main, repository):
+    with pytest.raises(VisionError, match='VIS-CONFIG-323'):
+        main([str(repository / 'configs/lattice/lattice_yolox-nano_t8-s2_coco.py'),
+              'zoo:lattice-pru_moving-sprites'])
+
+
+def test_the_command_in_a_process_of_its_own(job, tmp_path, repository):
+    environment = os.environ | dict(PYTHONPATH=f'{tmp_path}:{repository}')
+    result = subprocess.run([sys.executable, 'tools/test.py', *job(), '--work-dir',
+                             str(tmp_path / 'w')], cwd=repository, env=environment,
+                            capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert f'seen/frames: {sum(LENGTHS)}' in result.stdout + result.stderr
