@@ -8,14 +8,14 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')  # before pyplot is imported: no window is needed
-from matplotlib import pyplot
-from matplotlib.ticker import ScalarFormatter
+from matplotlib import patheffects, pyplot
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 # Ours in one strong colour, rivals apart from it (a palette that colour-blind people can tell).
 STYLES = {'detect': ('#444444', 's'), 'shipped': ('#0b3d91', '*'), 'flow': ('#1769aa', 'D'),
           'flow-causal': ('#63a4d8', 'd'), 'adaptive': ('#0b3d91', '^'),
           'random': ('#9aa7b5', 'v'), 'hold': ('#b0a080', 'x'), 'linear': ('#d1730f', 'o'),
-          'lk': ('#2e8540', 'o'), 'lk-2': ('#74b080', 'o'), 'dis': ('#b5438a', 'o'),
+          'lk': ('#2e8540', 'o'), 'dis': ('#b5438a', 'o'),
           'bytetrack': ('#8c2d19', 'o'), 'bytetrack-offline': ('#c98276', 'o'),
           'paper': ('#6a51a3', 'P'), 'oracle': ('#a0a0a0', '.')}
 MIN_DISTANCE = 0.045  # of two names, in heights of the panel
@@ -49,9 +49,8 @@ def draw_panel(panel, rows: list[dict], axis: str, column: str) -> None:
     for row in rows:
         lines[row['method']].append((row[axis], row[column], row['setting']))
     panel.set_xscale('log')
-    for method, points in lines.items():
+    for method, points in lines.items():  # in the order of the rows: by gap
         colour, marker = STYLES[method]
-        points.sort()
         is_ours = method in ('flow', 'shipped', 'adaptive')
         panel.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour,
                    linewidth=2.2 if is_ours else 1.2, markersize=7 if is_ours else 5)
@@ -61,11 +60,11 @@ def draw_panel(panel, rows: list[dict], axis: str, column: str) -> None:
                                ha='center', color=colour)
     panel.margins(x=0.3, y=0.12)  # room for the names
     # 10, 20, 50 and not 10^1: a reader compares milliseconds.
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(ScalarFormatter())
-    panel.xaxis.set_minor_formatter(ScalarFormatter())
-    panel.tick_params(axis='x', which='both', labelsize=7)
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.25, which='both', linewidth=0.5)
-    name_lines(panel, {method: points[0] for method, points in lines.items()})
+    name_lines(panel, {method: min(points) for method, points in lines.items()})
 
 
 def name_lines(panel, ends: dict[str, tuple]) -> None:
@@ -78,4 +77,5 @@ def name_lines(panel, ends: dict[str, tuple]) -> None:
         panel.annotate(method, (x, y), (-10, (place - y) / (high - low) * panel.bbox.height
                                         * 72 / panel.figure.dpi), textcoords='offset points',
                        ha='right', va='center', fontsize=8, color=STYLES[method][0],
+                       path_effects=[patheffects.withStroke(linewidth=2.5, foreground='white')],
                        arrowprops=dict(arrowstyle='-', color=STYLES[method][0], linewidth=0.5))

@@ -70,8 +70,8 @@ SPEEDS = ('medium', 'fast', 'medium_fast')
 MEASURES = {'map50': {}, 'map5095': dict(thresholds=IOU_THRESHOLDS),
             'map50_medium_fast': dict(speed='medium_fast')}
 # Which differences get an interval; rivals are those of the same gap, or without one.
-COMPARED = dict(flow=('detect', 'hold', 'linear', 'lk', 'lk-2', 'dis', 'bytetrack',
-                      'bytetrack-offline', 'paper'), shipped=('detect',), adaptive=('random',))
+COMPARED = dict(flow=('detect', 'hold', 'linear', 'lk', 'dis', 'bytetrack', 'bytetrack-offline',
+                      'paper'), shipped=('detect',), adaptive=('random',))
 NUM_RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 MIN_VIDEOS = 5  # below, drawing videos with replacement says nothing about other videos
 NUM_DRAWS = 5
