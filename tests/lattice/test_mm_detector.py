@@ -8,9 +8,9 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
+from vision import zoo
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
-from vision import zoo
 from vision.common.nn.checkpoint import load_checkpoint, load_model, load_state
 from vision.lattice.core import sprites
 from vision.lattice.core.structures import FrameBoxes
