@@ -111,17 +111,17 @@ def test_overrides_reach_the_engine():
         model.build_engine(method='flow', num_stages=2)
 
 
-def test_a_method_without_networks_has_nothing_to_save_to_load_or_to_train():
-    for method in ('flow', 'linear'):
-        model = lattice(method=method)
-        assert not list(model.parameters()) and not model.state_dict()
-        assert model.device == torch.device('cpu')
-        for refused in (model.build_networks, lambda: model({}, mode='loss'),
-                        lambda: model.check_dataset(dict(classes=('sun',)),
-                                                    'train_dataloader.dataset')):
-            with pytest.raises(VisionError, match='VIS-CONFIG-707'):
-                refused()
-        model.check_dataset(dict(classes=('sun',)), 'test_dataloader.dataset')
+@pytest.mark.parametrize('method', ['flow', 'linear'])
+def test_a_method_without_networks_has_nothing_to_save_to_load_or_to_train(method):
+    model = lattice(method=method)
+    assert not list(model.parameters()) and not model.state_dict()
+    assert model.device == torch.device('cpu')
+    for refused in (model.build_networks, lambda: model({}, mode='loss'),
+                    lambda: model.check_dataset(dict(classes=('sun',)),
+                                                'train_dataloader.dataset')):
+        with pytest.raises(VisionError, match='VIS-CONFIG-707'):
+            refused()
+    model.check_dataset(dict(classes=('sun',)), 'test_dataloader.dataset')
 
 
 @pytest.mark.parametrize(('options', 'code'), [
