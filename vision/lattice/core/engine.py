@@ -115,6 +115,7 @@ class LatticeEngine:
             raise VisionError('VIS-CONFIG-106', f'mode={mode!r} is not known', where='mode',
                               why=f'the modes are {", ".join(MODES)}', do='use one of these')
         self._detector, self._filler, self._policy = detector, filler, policy
+        self.mode = mode
         self._is_causal, self._revises = mode != 'buffered', mode != 'causal'
         self._cut_detector, self._executor = cut_detector, executor
         self._linker = TrackLinker()
@@ -126,6 +127,10 @@ class LatticeEngine:
         self._left = FrameBoxes.empty()  # boxes of the last keyframe that is done
         self._carrier: Carrier | None = None  # from it, over the frames after it
         self._num_carried = 0
+
+    @property
+    def policy(self) -> KeyframePolicy:
+        return self._policy
 
     @property
     def stats(self) -> EngineStats:
@@ -224,13 +229,17 @@ class LatticeEngine:
 
     def _await(self, frames: list[_Frame]) -> None:
         """The last of these frames is a keyframe: begin to detect it."""
+        self._waiting.append(_Waiting(frames, self._detection(frames[-1])))
+
+    def _detection(self, keyframe: _Frame) -> Future:
+        """Its boxes, some time. All detections go through the executor, where there is one: a
+        detector need not bear two threads at once."""
         self._num_keyframes += 1
         if self._executor is not None:
-            right = self._executor.submit(self._detect, frames[-1])
-        else:
-            right = Future()
-            right.set_result(self._detect(frames[-1]))
-        self._waiting.append(_Waiting(frames, right))
+            return self._executor.submit(self._detect, keyframe)
+        done = Future()
+        done.set_result(self._detect(keyframe))
+        return done
 
     def _finish(self, max_waiting: int) -> list[FrameResult]:
         """Results of what is detected by now; waits until no more than ``max_waiting`` is not."""
@@ -247,6 +256,7 @@ class LatticeEngine:
         return results
 
     def _close_segment(self) -> list[FrameResult]:
+        # Without revision nobody waits for the last frame: its boxes went out as it came.
         if len(self._frames) > 1 and self._revises:
             self._await(self._frames)
         results = self._finish(max_waiting=0)
@@ -280,8 +290,7 @@ class LatticeEngine:
         bridge = self._filler.bridge(self._carry_to(frames), right, span)
         if self._wants_split(bridge, right, span, depth):
             mid = (len(frames) - 1) // 2
-            self._num_keyframes += 1
-            middle = self._detect(frames[mid])
+            middle = self._detection(frames[mid]).result()
             # The way to the middle is walked again: the carrier has gone past it.
             self._begin_at(frames[0], self._left)
             return [*self._solve(frames[:mid + 1], middle, depth=depth + 1),
