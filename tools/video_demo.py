@@ -108,9 +108,9 @@ def add_torch(group) -> None:
     add = group.add_argument
     add('--runtime', choices=('onnxruntime', 'torch'),
         help='default: torch with --config, else onnxruntime')
-    add('--config', help='config of a LatticeDetector, its path relative to here or to the '
-        'repository')
-    add('--checkpoint', help=f'its weights: .pth, .safetensors or zoo:NAME (default: {CHECKPOINT})')
+    add('--config', help='config of a LatticeDetector, relative to here or to the repository')
+    add('--checkpoint', help='its weights: .pth, .safetensors or zoo:NAME (default: '
+        f'{CHECKPOINT})')
     add('--device', help='cpu or cuda:N (default: cpu)')
     add('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override config values, e.g. '
         'model.num_stages=1; a key that nobody reads is an error')

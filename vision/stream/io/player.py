@@ -1,8 +1,8 @@
 """A source through an engine into files, with an overlay and perhaps a window.
 
-Reading, computing, and drawing with writing have a thread each, the detector perhaps one more (the
-engine's executor): OpenCV, PyAV and onnxruntime let other threads run meanwhile. The queues between
-them are short, so memory is constant and the slowest one sets the pace.
+Reading, computing, and drawing with writing have a thread each, the detector perhaps one more
+(the engine's executor): OpenCV, PyAV and onnxruntime let other threads run meanwhile. The queues
+between them are short, so memory is constant and the slowest one sets the pace.
 """
 
 from __future__ import annotations
