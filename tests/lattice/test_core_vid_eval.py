@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
+from vision.lattice.core import vid_eval
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.core.vid_eval import (
     IOU_THRESHOLDS,
@@ -346,6 +347,24 @@ def test_video_weights_are_repetitions_of_videos():
     repeated = VideoEvaluation(parts[0][0] + twice + parts[2][0],
                                parts[0][1] * 2 + parts[2][1], num_classes=3)
     assert weighted == pytest.approx(repeated.mean_ap(IOU_THRESHOLDS), abs=2e-3)
+
+
+@pytest.mark.parametrize('protocol', ['ilsvrc', 'mega', 'coco'])
+@pytest.mark.parametrize('speed', [None, 'medium_fast', 'fast'])
+def test_all_draws_at_once_equal_one_after_the_other(protocol, speed, monkeypatch):
+    parts = [random_video(seed, num_frames=12) for seed in range(4)]
+    truths, detections = (sum(part, []) for part in zip(*parts, strict=True))
+    evaluation = VideoEvaluation(truths, detections, num_classes=3, protocol=protocol)
+    weights = np.random.default_rng(0).integers(0, 3, (20, 4))
+    weights[0], weights[1] = 1, 0  # every video once; none at all
+    for thresholds in (0.5, IOU_THRESHOLDS):
+        expected = [evaluation.mean_ap(thresholds, speed=speed, video_weights=row)
+                    for row in weights]
+        for limit in (2_000_000, 7):
+            monkeypatch.setattr(vid_eval, '_DRAW_ELEMENTS', limit)
+            np.testing.assert_allclose(evaluation.mean_ap_of_draws(
+                weights, thresholds, speed=speed), expected, atol=1e-12)
+    assert np.isnan(expected[1]) and 0 < expected[0] < 1
 
 
 def test_ignore_regions_excuse_unmatched_boxes():

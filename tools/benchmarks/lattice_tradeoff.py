@@ -309,9 +309,10 @@ class Judged:
         """(``NUM_RESAMPLES``,) values over videos drawn with replacement, the same for all."""
         if measure not in self._draws:
             rng = np.random.default_rng(BOOTSTRAP_SEED)
-            self._draws[measure] = np.array([self.mean_ap(**MEASURES[measure], video_weights=(
-                np.bincount(rng.integers(self.num_videos, size=self.num_videos),
-                            minlength=self.num_videos))) for _ in range(NUM_RESAMPLES)])
+            weights = rng.multinomial(self.num_videos, [1 / self.num_videos] * self.num_videos,
+                                      size=NUM_RESAMPLES)
+            self._draws[measure] = np.mean([each.mean_ap_of_draws(weights, **MEASURES[measure])
+                                            for each in self._evaluations], axis=0)
         return self._draws[measure]
 
     @cached_property

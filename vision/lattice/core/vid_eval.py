@@ -48,6 +48,8 @@ NEIGHBOURHOOD = 10  # frames before and after that motion IoU looks at
 # Ranges of motion IoU, closed at both ends as in FGFA's code.
 SPEEDS = dict(slow=(0.9, 1.0), medium=(0.7, 0.9), fast=(0.0, 0.7), medium_fast=(0.0, 0.9))
 RECALLS = np.linspace(0, 1, 101)
+# Elements of one table of draws (right detections x weightings): bounds the memory.
+_DRAW_ELEMENTS = 2_000_000
 
 
 def evaluate_video(truths: Sequence[TruthFrame], detections: Sequence[FrameBoxes], *,
@@ -128,6 +130,27 @@ class VideoEvaluation:
                          for c, (right, wrong, video) in enumerate(self._verdicts(t, speed))])
         return np.array(rows).reshape(-1, table.num_classes)
 
+    def mean_ap_of_draws(self, video_weights: np.ndarray, thresholds: np.ndarray | float = 0.5, *,
+                         speed: str | None = None) -> np.ndarray:
+        """(B,) ``mean_ap`` for B weightings (B, V) at once: the same values, much faster.
+
+        Precision falls from one right detection to the next, so the area needs it at the right
+        ones alone; what lies between them is counted by video once, whatever the weights.
+        """
+        table, weights = self.table, np.asarray(video_weights, np.float64)
+        gt_video, counted = table.video[table.gt_frame], self._in_range(speed)
+        total, num_known = np.zeros(len(weights)), np.zeros(len(weights))
+        for c in range(table.num_classes):
+            num_truths = weights @ np.bincount(
+                gt_video, counted & (table.gt_label == c), weights.shape[1])
+            is_known = num_truths > 0
+            for t in self._columns(thresholds):
+                ap = self._ap_of_draws(*self._verdicts(t, speed)[c], num_truths, weights)
+                total += np.where(is_known, ap, 0.0)
+                num_known += is_known
+        return np.divide(total, num_known, out=np.full(len(weights), np.nan),
+                         where=num_known > 0)
+
     def _columns(self, thresholds: np.ndarray | float) -> list[int]:
         return [int(np.flatnonzero(np.isclose(IOU_THRESHOLDS, t))[0])
                 for t in np.atleast_1d(thresholds)]
@@ -165,6 +188,28 @@ class VideoEvaluation:
             index = np.searchsorted(recall, RECALLS, side='left')
             return float(np.append(envelope, 0.0)[index].mean())
         return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+
+    def _ap_of_draws(self, right: np.ndarray, wrong: np.ndarray, video: np.ndarray,
+                     num_truths: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(B,) areas of one class; any number where num_truths (B,) is 0."""
+        rows = np.flatnonzero(right)
+        found, false = np.zeros((2, len(rows) + 1, weights.shape[1]))
+        found[np.arange(len(rows)), video[rows]] = right[rows]
+        np.add.at(false, (np.searchsorted(rows, np.arange(len(right))), video), wrong)
+        found, false = (np.cumsum(table, axis=0)[:-1] for table in (found, false))
+        areas = np.zeros(len(weights))
+        step = max(1, _DRAW_ELEMENTS // max(len(rows), 1))
+        for start in range(0, len(weights) if len(rows) else 0, step):
+            part = slice(start, start + step)
+            num_found, num_false = found @ weights[part].T, false @ weights[part].T
+            seen = num_found + num_false
+            precision = np.divide(num_found, seen, out=np.zeros_like(seen), where=seen > 0)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            recall = num_found / np.maximum(num_truths[part], 1e-9)
+            if self.is_coco:  # how many of the recalls are reached by then
+                recall = np.searchsorted(RECALLS, recall, side='right') / len(RECALLS)
+            areas[part] = (np.diff(recall, axis=0, prepend=0.0) * envelope).sum(axis=0)
+        return areas
 
     def _wrong_shares(self, in_range: np.ndarray) -> np.ndarray:
         """How wrong an unmatched detection is in a speed class, (D,) in [0, 1] (FGFA's code).
