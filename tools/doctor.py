@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PIP = f'{sys.executable} -m pip'
 PROBE_TIMEOUT_S = 180
 OPENCV = ('opencv-python', 'opencv-python-headless')
-OPTIONAL = {'onnx': 'converters', 'onnxruntime': 'ONNX comparison', 'huggingface_hub': 'hub files',
+OPTIONAL = {'onnx': 'converters', 'huggingface_hub': 'hub files',
             'pytest': 'make test', 'ruff': 'make lint'}
+FULL_EXTRAS = ('train', 'faces')  # of setup.cfg; what the full environment must have
 # Our choice: room for the checkpoints of one run, and for the batches of two loader workers.
 MIN_DISK_BYTES, MIN_SHM_BYTES = 2e9, 2.5e8
 # Where fonts lie; the recognition benchmark on Han characters draws its images with them.
@@ -71,19 +72,35 @@ def main(argv: list[str] | None = None) -> int:
 
 def examine() -> list[Finding]:
     """Every check; probes run side by side, since each spends its time importing."""
-    names = ('torch_devices', 'mmcv_ops', 'mmdet', 'cv2', 'torchvision', 'h264', 'vision', 'zoo',
-             'faiss')
+    names = ('cv2', 'h264', 'vision', 'zoo')
+    if not is_light():
+        names += ('torch_devices', 'mmcv_ops', 'mmdet', 'torchvision', 'faiss')
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         answers = dict(zip(names, pool.map(run_probe, names), strict=True))
-    return [python_version(), *package_versions(), opencv_wheels(),
-            vision_package(answers['vision']), torch_works(answers['torch_devices']),
-            torchvision_works(answers['torchvision']), ops_work(answers['mmcv_ops']),
-            probed('mmdet imports', answers['mmdet'], mmdet_command(answers['mmdet'])),
+    return [python_version(), *package_versions(), vision_package(answers['vision']),
             probed('cv2 works', answers['cv2'], opencv_command()),
             probed('h264 (PyAV)', answers['h264'], pinned('av', force=True)),
-            faiss_works(answers['faiss']), *devices(answers['torch_devices']),
-            *optional_parts(), han_fonts(), *space(answers['zoo'].get('cache')),
-            zoo_state(answers['zoo'])]
+            *(light_environment() if is_light() else training_works(answers)),
+            *optional_parts(), *space(answers['zoo'].get('cache')), zoo_state(answers['zoo'])]
+
+
+def is_light() -> bool:
+    """Made by tools/environment.py --light and never completed: nothing is broken that was not
+    asked for."""
+    prefix = Path(sys.prefix)
+    return (prefix / 'ready-light').exists() and not (prefix / 'ready').exists()
+
+
+def light_environment() -> list[Finding]:
+    return [Finding('training', 'info', 'left out of the light environment', do='make env')]
+
+
+def training_works(answers: Mapping[str, dict]) -> list[Finding]:
+    """What the light environment leaves out."""
+    return [opencv_wheels(), torch_works(answers['torch_devices']),
+            torchvision_works(answers['torchvision']), ops_work(answers['mmcv_ops']),
+            probed('mmdet imports', answers['mmdet'], mmdet_command(answers['mmdet'])),
+            faiss_works(answers['faiss']), *devices(answers['torch_devices']), han_fonts()]
 
 
 def run_probe(name: str) -> dict:
@@ -113,6 +130,8 @@ def requirements() -> dict[str, tuple[str, str]]:
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
     lines = config.get('options', 'install_requires', fallback='').split()
+    for extra in () if is_light() else FULL_EXTRAS:
+        lines += config.get('options.extras_require', extra, fallback='').split()
     needed = dict(_split(line) for line in lines)
     pinned_lines = (ROOT / 'constraints.txt').read_text().splitlines()
     pins = dict(_split(line) for line in pinned_lines if line.strip() and line[0] != '#')
@@ -171,7 +190,7 @@ def pinned(name: str, *, force: bool = False) -> str:
 
 def opencv_command() -> str:
     pins = requirements()
-    both = ' '.join(f'{name}{pins[name][1]}' for name in OPENCV)
+    both = ' '.join(f'{name}{pins[name][1]}' for name in OPENCV[:1 if is_light() else 2])
     return f'{PIP} install --force-reinstall --no-deps {both}'
 
 

@@ -1,10 +1,13 @@
 """Make the environment in .venv, or say that it is ready.
 
-Needs Python 3.11 or 3.12 and a C++ compiler.
-Order: torch, then mmcv, then everything else under constraints.txt. mmcv compiles its operators
-against the torch that is installed, which no published wheel does for us: about 23 CPU-minutes,
-once. The wheel is kept in ~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE), keyed by Python,
-torch and device, so that the next clone takes it from there. Run: python3.11 tools/environment.py
+Needs Python 3.11 or 3.12, and a C++ compiler unless --light is given.
+--light: what runs detection, lattice and video, without torch: about a minute, mostly download.
+A full environment is a light one too, and a light one is completed in place.
+Full, in this order: torch, then mmcv, then everything else under constraints.txt. mmcv compiles
+its operators against the torch that is installed, which no published wheel does for us: about 23
+CPU-minutes, once. The wheel is kept in ~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE),
+keyed by Python, torch and device, so that the next clone takes it from there.
+Run: python3.11 tools/environment.py [--light]
 """
 
 import argparse
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
 CONSTRAINTS = ROOT / 'constraints.txt'
-STAMP = VENV / 'ready'
+STAMP, LIGHT_STAMP = VENV / 'ready', VENV / 'ready-light'
 # What mmcv's setup.py imports: it is built without isolation, against the torch that is there.
 BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy')
 NINJA_STEP = re.compile(r'^\[(\d+)/(\d+)\]')
@@ -37,39 +40,45 @@ def main(argv: list[str] | None = None) -> int:
                         "pip's own)")
     parser.add_argument('--jobs', type=int, default=os.cpu_count(),
                         help='compilers at once while mmcv is built (about 1.5 GB each)')
+    parser.add_argument('--light', action='store_true', help='only what runs, no training')
     args = parser.parse_args(argv)
-    if fault := missing_on_this_machine():
-        print(fault, file=sys.stderr)
-        return 3
     key = inputs_hash()
-    if STAMP.exists() and STAMP.read_text() == key:
+    stamps = (STAMP, LIGHT_STAMP) if args.light else (STAMP,)
+    if any(stamp.exists() and stamp.read_text() == key for stamp in stamps):
         print(f'environment ready: {VENV.relative_to(ROOT)}')
         return 0
+    if fault := missing_on_this_machine(needs_compiler=not args.light):
+        print(fault, file=sys.stderr)
+        return 3
     start = time.monotonic()
     try:
-        make(args.torch_index, args.jobs)
+        if args.light:
+            make_light()
+        else:
+            make(args.torch_index, args.jobs)
     except subprocess.CalledProcessError as error:
         print(f'ERROR VIS-ENV-901: this command failed: {" ".join(map(str, error.cmd))}\n'
               'Do: read the lines above; run the same command again once the cause is mended '
               '(what is done is kept).', file=sys.stderr)
         return 3
-    STAMP.write_text(key)
+    stamps[-1].write_text(key)
     print(f'environment ready: {VENV.relative_to(ROOT)} ({(time.monotonic() - start) / 60:.1f} '
           'min)')
     return 0
 
 
-def missing_on_this_machine() -> str:
+def missing_on_this_machine(*, needs_compiler: bool) -> str:
     """The error block for what cannot be installed by pip, or ''."""
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
         return (f'ERROR VIS-ENV-902: Python {sys.version.split()[0]} cannot be used.\n'
                 'Why: the OpenMMLab packages this project stands on run on Python 3.11 and 3.12.\n'
                 'Do: install one of them and name it: make PYTHON=python3.12 test')
     compiler = os.environ.get('CXX', 'c++')
-    if shutil.which(compiler) is None:
+    if needs_compiler and shutil.which(compiler) is None:
         return (f'ERROR VIS-ENV-903: no C++ compiler ({compiler} is not on the PATH).\n'
-                'Why: mmcv compiles its operators here.\n'
-                'Do: install one (Debian, Ubuntu: apt install g++) or name it with CXX=.')
+                'Why: mmcv, which training needs, compiles its operators here.\n'
+                'Do: install one (Debian, Ubuntu: apt install g++) or name it with CXX=; '
+                'make env-light needs none.')
     return ''
 
 
@@ -81,10 +90,20 @@ def inputs_hash() -> str:
     return digest.hexdigest()
 
 
-def make(torch_index: str | None, jobs: int) -> None:
-    say('1/4 .venv and torch: one to five minutes, mostly download')
+def make_light() -> None:
+    say('.venv and the packages that run the lattice: about a minute, mostly download')
+    make_venv()
+    pip('install', '-c', CONSTRAINTS, '-e', f'{ROOT}[demo]')
+
+
+def make_venv() -> None:
     if not PYTHON.exists():
         subprocess.run([sys.executable, '-m', 'venv', VENV], check=True)
+
+
+def make(torch_index: str | None, jobs: int) -> None:
+    say('1/4 .venv and torch: one to five minutes, mostly download')
+    make_venv()
     pip('install', '--upgrade', 'pip')
     index = ['--index-url', torch_index] if torch_index else []
     pip('install', '-c', CONSTRAINTS, *index, 'torch')
@@ -92,7 +111,7 @@ def make(torch_index: str | None, jobs: int) -> None:
     wheel = mmcv_wheel(jobs)
     say('3/4 the other packages: one to three minutes')
     pip('install', '-c', CONSTRAINTS, wheel)
-    pip('install', '-c', CONSTRAINTS, '-e', f'{ROOT}[onnx,dev]')
+    pip('install', '-c', CONSTRAINTS, '-e', f'{ROOT}[train,faces,onnx,demo,dev]')
     say('4/4 do the packages agree?')
     pip('check')
 

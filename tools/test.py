@@ -1,5 +1,7 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT
 
+A model without parameters (``LatticeDetector`` with ``method='flow'``) takes no checkpoint.
+
   python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py \\
       zoo:lattice-pru_moving-sprites --out metrics.json
   bash tools/dist_test.sh CONFIG CHECKPOINT 2
@@ -22,10 +24,12 @@ def main(argv: list[str] | None = None) -> int:
         leave_ranks,
         read_config,
     )
+    from vision.common.nn.checkpoint import require_no_weights
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='.pth, .safetensors or zoo:NAME')
+    parser.add_argument('checkpoint', nargs='?', help='.pth, .safetensors or zoo:NAME; none for '
+                        'a model without parameters')
     parser.add_argument('--out', type=Path, help='write the metrics to this JSON file')
     parser.add_argument('--show-dir', type=Path, help='draw the detections and write the images '
                         'here (under work_dir/TIMESTAMP when relative)')
@@ -45,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         config.visualizer.type = 'mmdet.DetLocalVisualizer'
     with explained(config):
         runner = build_runner(config)
+        if args.checkpoint is None:
+            require_no_weights(runner.model)
         metrics = runner.test()
     if args.out and runner.rank == 0:
         from vision.common.core.files import atomic_write

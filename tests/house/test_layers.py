@@ -1,4 +1,7 @@
-"""Who may import whom: tools, configs > mm > nn > core, and few arrows between rooms."""
+"""Who may import whom: tools, configs > mm > nn > core, and few arrows between rooms.
+
+``runtime`` stands beside nn: it runs exported networks and never sees torch.
+"""
 
 import ast
 import subprocess
@@ -9,12 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'vision'
+HEAVY = {'torch', 'mmengine', 'mmcv', 'mmdet', 'supervision', 'faiss'}
 FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'},
+             'runtime': HEAVY,
              'nn': {'mmengine', 'mmcv', 'mmdet'}}
 # Importing room: what it may import of other rooms. Every room may use common and zoo.
 ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
-LAYERS = ('core', 'nn', 'mm')
+LAYERS = ('core', 'runtime', 'nn', 'mm')  # runtime imports no nn: torch is forbidden there
 
 
 def imports(path: Path) -> set[str]:
@@ -70,3 +75,16 @@ def test_every_core_imports_without_the_frameworks():
         f'importlib.import_module({name!r})\n' for name in names)
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert names and result.returncode == 0, result.stderr
+
+
+def test_what_runs_imports_in_the_light_environment():
+    """Only what setup.cfg requires without extras; drawing on video still needs supervision."""
+    folders = ('lattice/core', 'lattice/runtime', 'stream/core', 'stream/io', 'zoo')
+    names = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for folder in folders
+             for path in sorted((PACKAGE / folder).glob('*.py'))
+             if path.stem not in ('__init__', 'player', 'overlay')]
+    blocked = ', '.join(f'{name!r}: None' for name in sorted(HEAVY | {'onnx', 'PIL', 'skimage'}))
+    code = f'import sys; sys.modules.update({{{blocked}}}); import importlib\n' + ''.join(
+        f'importlib.import_module({name!r})\n' for name in names)
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert len(names) > 30 and result.returncode == 0, result.stderr

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.lattice.core.engine import LatticeEngine, Propagated, Refined
+from vision.lattice.core.engine import LatticeEngine
+from vision.lattice.core.interval import NodeFiller, Propagated, Refined
 from vision.lattice.core.keyframes import (
     AdaptiveKeyframes,
     BudgetKeyframes,
@@ -78,9 +79,14 @@ def run(engine, world, frames=None):
     return results + engine.flush()
 
 
+NODE_OPTIONS = dict(num_stages=2, merge='median', min_score=0.05)
+
+
 def engine_of(world, gap=8, **options):
     options.setdefault('cut_detector', None)
-    return LatticeEngine(world, UniformKeyframes(gap), **options)
+    nodes = {name: options.pop(name, value) for name, value in NODE_OPTIONS.items()}
+    policy = options.pop('policy', None) or UniformKeyframes(gap)
+    return LatticeEngine(world, NodeFiller(world, **nodes), policy, **options)
 
 
 @pytest.mark.parametrize('length', [1, 2, 3, 8, 9, 10, 15, 17, 40])
@@ -157,8 +163,8 @@ def test_no_stages_equals_interpolation_over_the_whole_list(gap):
                                     lambda: RandomKeyframes(8, 0.2)])
 def test_results_do_not_depend_on_when_they_are_asked_for(policy):
     world = World([curved, linear(5, 5, 3, 1)], lifetimes=[(0, 40), (6, 25)])
-    at_once = run(LatticeEngine(world, policy(), cut_detector=None), world)
-    engine, piecewise = LatticeEngine(world, policy(), cut_detector=None), []
+    at_once = run(engine_of(world, policy=policy()), world)
+    engine, piecewise = engine_of(world, policy=policy()), []
     for t in range(world.num_frames):
         new = engine.push(world.image(t), t)
         assert all(t - r.frame_id <= 8 for r in new)
@@ -214,10 +220,10 @@ def test_an_object_that_both_keyframes_know_weakly_is_left_to_the_line():
             return boxes.replace(scores=np.full(len(boxes), 0.03))
 
     world = Weak([curved], num_frames=9)
-    engine = engine_of(world, num_stages=1, min_score=0.05)
-    results = run(engine, world)
+    filler = NodeFiller(world, num_stages=1, merge='median', min_score=0.05)
+    results = run(LatticeEngine(world, filler, UniformKeyframes(8), cut_detector=None), world)
     middle = np.mean([world.box(0, 0), world.box(0, 8)], axis=0)
-    assert engine.stats.num_propagations == 0
+    assert filler.num_propagations == filler.num_refinements == 0
     assert np.allclose(results[4].boxes.boxes_xyxy[0], middle, atol=1e-3)
 
 
@@ -260,8 +266,7 @@ def test_a_second_video_starts_anew():
 
 def test_a_cut_is_a_wall():
     world = World([linear(5, 5, 1, 0), linear(100, 60, 0, 0)], lifetimes=[(0, 13), (13, 40)])
-    engine = LatticeEngine(world, UniformKeyframes(8),
-                           cut_detector=lambda a, b: round(float(b[0, 0]) * 255) == 13)
+    engine = engine_of(world, cut_detector=lambda a, b: round(float(b[0, 0]) * 255) == 13)
     results = {r.frame_id: r for r in run(engine, world)}
     assert results[12].is_keyframe and results[13].is_keyframe and engine.stats.num_cuts == 1
     for t in range(13):

@@ -22,7 +22,9 @@ def boxes(*rows, score=0.9):
 
 def interval(shift, gap=8):
     greys = [np.zeros((6, 8), np.float32)] * (gap + 1)
-    return Interval(boxes([10, 10, 80, 80]), boxes([10 + shift, 10, 80 + shift, 80]), greys, FRAME)
+    left, right = boxes([10, 10, 80, 80]), boxes([10 + shift, 10, 80 + shift, 80])
+    return Interval(left, right, gap, lambda size_cap: interval_easiness(
+        left, right, greys, FRAME, size_cap=size_cap))
 
 
 def test_big_and_still_is_easy_and_speed_or_smallness_make_it_hard():
@@ -54,6 +56,19 @@ def test_adaptive_splits_hard_intervals_only():
     assert not policy.split(interval(2)) and policy.split(interval(60))
     assert not policy.split(interval(60, gap=1))
     assert not UniformKeyframes(8).split(interval(60))
+
+
+def test_a_policy_asks_for_easiness_with_its_own_size_cap_and_only_where_it_may_split():
+    asked = []
+
+    def measure(size_cap):
+        asked.append(size_cap)
+        return 0.3
+    none = FrameBoxes.empty()
+    assert AdaptiveKeyframes(8, 0.5, beta=0.1).split(Interval(none, none, 8, measure))
+    assert not AdaptiveKeyframes(8, 0.5).split(Interval(none, none, 1, measure))
+    assert not UniformKeyframes(8).split(Interval(none, none, 8, measure))
+    assert asked == [0.1]
 
 
 @pytest.mark.parametrize('rate', [0.13, 0.17, 0.2, 0.24])

@@ -97,5 +97,12 @@ def test_between_moves_what_both_sides_know_and_holds_what_one_knows():
 
 
 def test_frames_lie_between_their_nearest_knots():
-    table = interpolate_frames({0: knot(0), 3: knot(9), 8: knot(19)}, np.arange(9))
+    knots = {0: knot(0), 3: knot(9), 8: knot(19)}
+    table = interpolate_frames(knots, np.arange(9), np.arange(9.0))
     assert np.allclose(table.boxes_xyxy[:, 0, 0], [0, 3, 6, 9, 11, 13, 15, 17, 19])
+
+
+def test_frames_lie_between_their_knots_in_time_not_in_number():
+    times = np.array([0.0, 1, 5, 9, 10, 11, 12, 18, 19])
+    table = interpolate_frames({0: knot(0), 3: knot(9), 8: knot(19)}, np.arange(9), times)
+    assert np.allclose(table.boxes_xyxy[:, 0, 0], [0, 1, 5, 9, 10, 11, 12, 18, 19])

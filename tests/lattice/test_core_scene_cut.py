@@ -69,6 +69,20 @@ def test_the_two_measures_by_hand():
     assert histogram_distance(left_half, one_block) == pytest.approx(1 / 16)
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_frames_of_bytes_are_judged_as_those_of_floats(seed):
+    detector, bytes_ = SceneCutDetector(), np.round(scene(seed) * 255).astype(np.uint8)
+    others = [np.round(scene(seed + 1) * 255).astype(np.uint8), bytes_ // 2,
+              np.roll(bytes_, 8, axis=1), np.zeros(SHAPE, np.uint8), np.full(SHAPE, 1, np.uint8)]
+    verdicts = [detector(bytes_, other) for other in others]
+    assert verdicts == [detector(bytes_ / np.float32(255), other / np.float32(255))
+                        for other in others]
+    assert verdicts == [True, False, False, True, True]
+    # A step of 1 / 255 on black is no layout: of raw bytes it would be judged as 255 times that.
+    ramp = (np.arange(SHAPE[1]) * 2 // SHAPE[1]).astype(np.uint8) * np.ones(SHAPE, np.uint8)
+    assert detector(np.zeros(SHAPE, np.uint8), ramp) == detector(np.zeros(SHAPE), ramp / 255)
+
+
 def test_tiny_frames_are_compared_too():
     tiny = np.array([[0.1, 0.9], [0.4, 0.6]])
     assert not SceneCutDetector()(tiny, tiny)

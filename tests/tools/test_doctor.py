@@ -163,3 +163,14 @@ def test_wanted_versions_come_from_the_files_that_install_them(doctor):
     ("ModuleNotFoundError: No module named 'mmdet'", 'onedl-mmdetection')])
 def test_a_missing_part_of_mmdet_is_named_by_its_package(doctor, reason, package_name):
     assert doctor.mmdet_command(dict(ok=False, reason=reason)).endswith(f' {package_name}')
+
+
+def test_a_light_environment_is_not_broken_for_what_it_leaves_out(repository, tmp_path):
+    """With its stamp nothing of training is looked for; what it should have still is."""
+    venv.create(tmp_path / 'light', with_pip=False)
+    (tmp_path / 'light' / 'ready-light').touch()
+    done = subprocess.run([tmp_path / 'light/bin/python', repository / 'tools/doctor.py'],
+                          capture_output=True, text=True,
+                          env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
+    assert done.returncode == 3 and 'BROKEN onnxruntime: missing' in done.stdout
+    assert 'torch' not in done.stdout and 'left out of the light environment' in done.stdout

@@ -39,7 +39,7 @@ def test_list_names_every_model_and_opens_no_connection(command):
 @pytest.mark.parametrize('arguments, code, exit_code', [
     (['yolox-nanno'], 'VIS-INPUT-602', 2),
     ([], 'VIS-INPUT-613', 2),
-    (['yolox-nano_coco', '--offline'], 'VIS-NET-607', 6),
+    (['polynet-very-deep_in1k', '--offline'], 'VIS-NET-618', 6),
     # An unknown name is noticed before the first byte of the known one.
     (['yolox-nano_coco', 'x'], 'VIS-INPUT-602', 2),
     (['yolox-nano_coco', 'x', '--dest', 'one.onnx'], 'VIS-INPUT-613', 2),
@@ -54,31 +54,29 @@ def test_refusals_leave_with_the_code_of_their_kind(command, arguments, code, ex
 def test_a_mirror_with_another_file_is_refused(command, tmp_path):
     mirror = tmp_path / 'mirror'
     mirror.mkdir()
-    (mirror / 'yolox_nano.onnx').write_bytes(b'something else')
-    done = command('download.py', 'yolox-nano_coco', VISION_ZOO_MIRROR=str(mirror))
+    (mirror / 'polynet-f71d82a5.pth').write_bytes(b'something else')
+    done = command('download.py', 'polynet-very-deep_in1k', VISION_ZOO_MIRROR=str(mirror))
     assert done.returncode == 5 and error_of(done)['code'] == 'VIS-CKPT-608'
 
 
-def test_from_a_mirror_to_a_folder(command, shared_data, tmp_path):
-    done = command('download.py', 'yolox-nano_coco', '--offline', '--dest', tmp_path / 'weights',
-                   VISION_ZOO_MIRROR=str(shared_data / 'weights'))
+def test_from_the_package_to_a_folder_without_network(command, tmp_path):
+    done = command('download.py', 'yolox-nano_coco', '--offline', '--dest', tmp_path / 'weights')
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / 'weights' / 'yolox_nano.onnx')
+    copy = tmp_path / 'weights' / 'yolox-nano_coco.onnx'
+    assert done.stdout.strip() == str(copy)
+    assert sha256_of(copy) == load_index()['yolox-nano_coco'].sha256
     assert 'not yet been compared with the official file' in done.stderr
-    again = command('download.py', 'yolox-nano_coco', '--offline')  # now from the cache
-    assert again.returncode == 0 and again.stdout.strip().startswith(str(tmp_path / 'cache'))
+    assert not (tmp_path / 'cache').exists()
 
 
 @pytest.mark.parametrize('variable', ['VISION_ZOO_CACHE', '--dest'])
-def test_a_file_where_a_folder_should_be(command, shared_data, tmp_path, variable):
+def test_a_file_where_a_folder_should_be(command, tmp_path, variable):
     (tmp_path / 'file').write_text('')
     folder = tmp_path / 'file' / 'folder'
-    environ = dict(VISION_ZOO_MIRROR=str(shared_data / 'weights'))
     if variable == '--dest':
-        done = command('download.py', 'yolox-nano_coco', '--dest', folder, **environ)
+        done = command('download.py', 'yolox-nano_coco', '--dest', folder)
     else:
-        environ[variable] = str(folder)
-        done = command('download.py', 'yolox-nano_coco', **environ)
+        done = command('download.py', 'polynet-very-deep_in1k', **{variable: str(folder)})
     assert done.returncode == 3 and error_of(done)['code'] == 'VIS-ENV-612'
 
 

@@ -194,11 +194,15 @@ def test_resolve_takes_paths_and_names(tmp_path, settings):
         resolve('zoo:nothing-like-this', settings=settings)
 
 
-def test_yolox_resolves_from_a_mirror_without_network(shared_data, settings):
-    offline = dataclasses.replace(settings, mirror=shared_data / 'weights', is_offline=True)
-    path = resolve('zoo:yolox-nano_coco', settings=offline)
-    assert path.name == '695e750a5d57-yolox_nano.onnx'
-    assert copy_to(path, settings.cache / 'out').name == 'yolox_nano.onnx'
+def test_yolox_resolves_from_the_package_without_network(settings):
+    path = resolve('zoo:yolox-nano_coco', settings=dataclasses.replace(settings, is_offline=True))
+    assert path.name == 'yolox-nano_coco.onnx' and not settings.cache.exists()
+
+
+def test_a_copy_out_of_the_cache_has_the_published_name(server, settings, entry_of):
+    path = fetch(entry_of(server.address), settings=settings)
+    assert path.name != 'weights.bin'
+    assert copy_to(path, settings.cache / 'out').name == 'weights.bin'
 
 
 @pytest.mark.parametrize('environ, what', [

@@ -220,6 +220,14 @@ def load_model(model: nn.Module, content: Mapping[str, Any], *, where: str = '')
         model.take_checkpoint(content, where)
 
 
+def require_no_weights(model: nn.Module) -> None:
+    """Refuse (VIS-CONFIG-324) a model that has parameters, for which no checkpoint was given."""
+    if next(model.parameters(), None) is not None:
+        raise VisionError('VIS-CONFIG-324', 'no checkpoint was given',
+                          where=type(model).__name__, why='the model has parameters, and random '
+                          'ones would be used', do='name a .pth or .safetensors file or zoo:NAME')
+
+
 def _names(names: list[str]) -> str:
     """The first names, and where most of the rest lie."""
     # Of a classifier's names all begin with 'backbone.trunk': what follows tells them apart.

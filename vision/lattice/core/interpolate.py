@@ -46,17 +46,20 @@ def between(before: Knot, after: Knot, weight: np.ndarray | float) -> Knot:
     return Knot(boxes, before.is_known | after.is_known, scores)
 
 
-def interpolate_frames(knots: dict[int, Knot], frames: np.ndarray) -> Knot:
+def interpolate_frames(knots: dict[int, Knot], frames: np.ndarray, times: np.ndarray) -> Knot:
     """All frames (F,) at once, each between its nearest knots: arrays (F, R, 4), (F, R), (F, R).
 
     ``frames`` lie between the first and the last knot; a frame that is a knot gives that knot.
+
+    Args:
+        times: when frame i was taken, growing, for every frame from 0 to the last knot.
     """
     known_frames = np.array(sorted(knots))
     table = Knot.stack([knots[frame] for frame in known_frames.tolist()])
     after = np.clip(np.searchsorted(known_frames, frames), 1, None)
     before = after - 1
-    span = known_frames[after] - known_frames[before]
-    weight = (np.asarray(frames) - known_frames[before]) / span
+    start, end = times[known_frames[before]], times[known_frames[after]]
+    weight = (times[frames] - start) / (end - start)
     pick = [Knot(table.boxes_xyxy[i], table.is_known[i], table.scores[i])
             for i in (before, after)]
     return between(*pick, weight)

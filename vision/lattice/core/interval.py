@@ -1,4 +1,5 @@
-"""Fills the frames between two keyframes: the lattice itself."""
+"""Fills the frames between two keyframes by straight lines and, stage by stage, by the nodes of
+the Scale-Time Lattice paper (arXiv:1804.05472)."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from vision.common.core.boxes import clip_boxes
 from vision.common.core.errors import VisionError
+from vision.lattice.core.easiness import interval_easiness
+from vision.lattice.core.filling import FilledInterval, Span, inner_boxes
 from vision.lattice.core.interpolate import Knot, between, interpolate_frames
 from vision.lattice.core.linker import NO_ROW, IntervalRows, TrackLinker
 from vision.lattice.core.matching import match_at_middle, match_boxes
@@ -18,8 +20,6 @@ from vision.lattice.core.structures import FrameBoxes
 
 # An object seen at one keyframe only is worth this much of its score between the keyframes.
 UNPAIRED_FACTOR = 0.8
-# A box with a side below this inside the frame is not reported, px.
-MIN_VISIBLE_SIDE = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,37 +68,14 @@ class Networks(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Span:
-    """The frames of one interval, both keyframes included: gap + 1 images and grey frames."""
+class GreyFrame:
+    """Args: grey (h, w) float32 in [0, 1], or uint8 where no network looks at it."""
 
-    images: list[np.ndarray]
-    greys: list[np.ndarray]
-
-    @property
-    def gap_frames(self) -> int:
-        return len(self.greys) - 1
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        return self.images[-1].shape[:2]
-
-    def greys_towards(self, start: int, end: int) -> np.ndarray:
-        """(|end - start| + 1, h, w) from frame ``start`` to frame ``end``, in either direction."""
-        ordered = self.greys[start:end + 1] if start < end else self.greys[end:start + 1][::-1]
-        return np.stack(ordered)
+    grey: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class FilledInterval:
-    """Boxes of the inner frames in order, which of them were propagated, and the right boxes."""
-
-    inner: list[FrameBoxes]
-    is_propagated: list[bool]
-    right: FrameBoxes
-
-
-class IntervalSolver:
-    """Links two keyframes and fills the frames between them.
+class NodeFiller:
+    """``vision.lattice.core.filling.Filler`` of the paper: middle frames first, then lines.
 
     Objects are rows: boxes of both keyframes are paired, and a row keeps its class, its track id
     and its place in every array of the interval, whatever ``num_stages`` is.
@@ -120,16 +97,35 @@ class IntervalSolver:
         min_score: objects whose best score is lower are not worth the networks; they are
             interpolated as with num_stages=0. One that is sure at one keyframe and weak at the
             other is propagated from both.
+    Attributes:
+        num_propagations: calls of ``propagate`` (one direction each) since the filler was made.
+        num_refinements: calls of ``refine``.
+    Raises:
+        VisionError: ``VIS-CONFIG-101`` num_stages, ``VIS-CONFIG-104`` merge.
     """
 
     def __init__(self, networks: Networks, *, num_stages: int, merge: str,
                  min_score: float) -> None:
+        if not isinstance(num_stages, int) or num_stages < 0:
+            raise VisionError('VIS-CONFIG-101', f'num_stages={num_stages!r}', where='num_stages',
+                              why='the number of stages is a whole number, at least 0',
+                              do='use 0 for linear interpolation, 1 or 2 for the lattice')
         self.networks = networks
         self.num_stages = num_stages
         self.merge = get_merge(merge)
         self.min_score = min_score
         self.num_propagations = 0
         self.num_refinements = 0
+
+    def prepare(self, image_bgr: np.ndarray) -> GreyFrame:
+        return GreyFrame(self.networks.grey(image_bgr))
+
+    def carry(self, left: FrameBoxes, prepared: GreyFrame,
+              frame_size: tuple[int, int]) -> NodeCarrier:
+        return NodeCarrier(self, left, prepared, frame_size)
+
+    def bridge(self, carrier: NodeCarrier, right: FrameBoxes, span: Span) -> NodeBridge:
+        return NodeBridge(self, carrier.left, right, span)
 
     def solve(self, left: FrameBoxes, right: FrameBoxes, span: Span,
               linker: TrackLinker) -> FilledInterval:
@@ -148,7 +144,7 @@ class IntervalSolver:
                 sides = Side.empty(len(rows)), Side.empty(len(rows))
             self._propagate_rows(rows, knots, span, node, sides)
             knots[node.mid] = self._fill_node(rows, knots, span, node, sides)
-        inner = _frames_of(rows, knots, np.arange(1, gap), span.frame_size)
+        inner = _frames_of(rows, knots, span)
         return FilledInterval(inner, [frame in knots for frame in range(1, gap)], right)
 
     def _propagate_keyframes(self, left: FrameBoxes, right: FrameBoxes, span: Span,
@@ -176,7 +172,7 @@ class IntervalSolver:
             return
         self.num_propagations += 1
         moved = self.networks.propagate(
-            boxes.select(is_wanted), span.greys_towards(start, node.mid),
+            boxes.select(is_wanted), _greys_towards(span, start, node.mid),
             frame_size=span.frame_size, stage=node.stage)
         side.boxes_xyxy[is_wanted] = _checked(moved.boxes_xyxy, 'propagate', is_wanted.sum())
         side.visibility[is_wanted] = moved.visibility
@@ -186,7 +182,8 @@ class IntervalSolver:
                    sides: tuple[Side, Side]) -> Knot:
         left, right = sides
         before, after = knots[node.left], knots[node.right]
-        right_weight = (node.mid - node.left) / (node.right - node.left)
+        before_s, middle_s, after_s = span.times_s[[node.left, node.mid, node.right]]
+        right_weight = (middle_s - before_s) / (after_s - before_s)
         linear = between(before, after, right_weight)
         boxes, is_known = self.merge(Meeting(left, right, linear, 1 - right_weight,
                                              before.scores, after.scores, rows.labels))
@@ -201,6 +198,52 @@ class IntervalSolver:
             belief = np.where(rows.is_paired[is_wanted], 1.0, visibility * refined.confidence)
             scores[is_wanted] = _with_opinion(scores[is_wanted] * belief, refined, merged.labels)
         return Knot(boxes, is_known, scores)
+
+
+class NodeCarrier:
+    """Boxes of a keyframe carried without looking ahead: they stand, or, where there are stages,
+    the temporal network moves them in one step over the frames so far (our choice: the paper
+    always looks ahead)."""
+
+    def __init__(self, filler: NodeFiller, left: FrameBoxes, prepared: GreyFrame,
+                 frame_size: tuple[int, int]) -> None:
+        self.left = left
+        self._filler, self._frame_size, self._greys = filler, frame_size, [prepared.grey]
+
+    def step(self, prepared: GreyFrame) -> None:
+        self._greys.append(prepared.grey)
+
+    def latest(self) -> FrameBoxes:
+        is_wanted = self.left.scores >= self._filler.min_score
+        if not self._filler.num_stages or not is_wanted.any() or len(self._greys) < 2:
+            return self.left
+        self._filler.num_propagations += 1
+        moved = self._filler.networks.propagate(
+            self.left.select(is_wanted), np.stack(self._greys), frame_size=self._frame_size,
+            stage=0)
+        boxes = self.left.boxes_xyxy.copy()
+        boxes[is_wanted] = _checked(moved.boxes_xyxy, 'propagate', is_wanted.sum())
+        return self.left.replace(boxes_xyxy=boxes)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeBridge:
+    """See ``vision.lattice.core.filling.Bridge``."""
+
+    filler: NodeFiller
+    left: FrameBoxes
+    right: FrameBoxes
+    span: Span
+
+    def easiness(self, size_cap: float) -> float:
+        greys = np.stack([prepared.grey for prepared in self.span.prepared])
+        if greys.dtype == np.uint8:
+            greys = greys / np.float32(255)
+        return interval_easiness(self.left, self.right, greys, self.span.frame_size,
+                                 size_cap=size_cap)
+
+    def fill(self, linker: TrackLinker) -> FilledInterval:
+        return self.filler.solve(self.left, self.right, self.span, linker)
 
 
 def _with_opinion(scores: np.ndarray, refined: Refined, labels: np.ndarray) -> np.ndarray:
@@ -232,15 +275,17 @@ def _as_boxes(rows: IntervalRows, knot: Knot) -> FrameBoxes:
     return FrameBoxes(knot.boxes_xyxy, knot.scores, rows.labels, rows.track_ids)
 
 
-def _frames_of(rows: IntervalRows, knots: dict[int, Knot], frames: np.ndarray,
-               frame_size: tuple[int, int]) -> list[FrameBoxes]:
-    """Boxes of each inner frame: known, inside the picture, scores as ``IntervalSolver`` says."""
+def _frames_of(rows: IntervalRows, knots: dict[int, Knot], span: Span) -> list[FrameBoxes]:
+    """Boxes of each inner frame, scores as ``NodeFiller`` says."""
+    frames = np.arange(1, span.gap_frames)
     if not len(frames):
         return []
-    table = interpolate_frames(knots, frames)
+    table = interpolate_frames(knots, frames, span.times_s)
     scores = table.scores * np.where(rows.is_paired, 1.0, UNPAIRED_FACTOR)
-    boxes = clip_boxes(table.boxes_xyxy, *frame_size).reshape(table.boxes_xyxy.shape)
-    is_visible = (boxes[..., 2:] - boxes[..., :2] >= MIN_VISIBLE_SIDE).all(axis=-1)
-    is_shown = table.is_known & is_visible & (scores > 0)
-    return [FrameBoxes(boxes[i][shown], scores[i][shown], rows.labels[shown],
-                       rows.track_ids[shown]) for i, shown in enumerate(is_shown)]
+    return inner_boxes(rows, table.boxes_xyxy, scores, table.is_known, span.frame_size)
+
+
+def _greys_towards(span: Span, start: int, end: int) -> np.ndarray:
+    """(|end - start| + 1, h, w) from frame ``start`` to frame ``end``, in either direction."""
+    frames = range(start, end + 1) if start < end else range(start, end - 1, -1)
+    return np.stack([span.prepared[frame].grey for frame in frames])

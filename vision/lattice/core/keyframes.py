@@ -6,14 +6,16 @@ interval are detected, ``split`` says whether its middle frame is detected too.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.lattice.core.easiness import SIZE_CAP, interval_easiness
+from vision.lattice.core.easiness import SIZE_CAP
 from vision.lattice.core.structures import FrameBoxes
 
 
@@ -23,23 +25,18 @@ class Interval:
 
     Args:
         left, right: their boxes.
-        greys: gap + 1 small grey frames (h, w), keyframes included.
-        frame_size: (H, W) of the original frames, px.
+        gap_frames: frames from one to the other.
+        measure: gives the easiness, in [0, 1], for a size cap: the filler's own measure of how
+            safely its inner frames can be filled.
     """
 
     left: FrameBoxes
     right: FrameBoxes
-    greys: list[np.ndarray] = field(repr=False)
-    frame_size: tuple[int, int]
-
-    @property
-    def gap_frames(self) -> int:
-        return len(self.greys) - 1
+    gap_frames: int
+    measure: Callable[[float], float]
 
     def easiness(self, size_cap: float = SIZE_CAP) -> float:
-        """How safely its inner frames can be filled, in [0, 1] (``interval_easiness``)."""
-        return interval_easiness(self.left, self.right, self.greys, self.frame_size,
-                                 size_cap=size_cap)
+        return self.measure(size_cap)
 
 
 class KeyframePolicy(Protocol):
@@ -139,10 +136,14 @@ class RateController:
                        f'target_keyframe_rate={target_keyframe_rate!r}',
                        f'with gap_frames={gap_frames} and one halving the rate can be '
                        f'{lowest:.4f} to {highest:.4f} keyframes per frame')
-        self._rate = target_keyframe_rate
-        self._share = target_keyframe_rate * gap_frames - 1
         self._values: deque[float] = deque(maxlen=self.WINDOW)
         self._debt = 0.0
+        self.aim(gap_frames, target_keyframe_rate)
+
+    def aim(self, gap_frames: int, target_keyframe_rate: float) -> None:
+        """From now on another rate, on intervals of another length."""
+        self._rate = target_keyframe_rate
+        self._share = target_keyframe_rate * gap_frames - 1
 
     def spend_keyframe(self, num_frames: int) -> None:
         """``num_frames`` more frames have come, and one of them is a keyframe."""
@@ -161,33 +162,176 @@ class RateController:
         return bool(is_picked)
 
 
-class BudgetKeyframes:
-    """Splits the hardest intervals so that the mean keyframe rate meets a budget.
+class CostController:
+    """The keyframe rate that measured costs allow, so that a mean cost per frame is met.
 
-    The rate counts all frames and keyframes since the policy was made, over several videos
+    Our choice. The rate is (target - the rest of a frame's cost) / cost of a detection, both as
+    running means over about ``HORIZON`` frames; what was spent too much or too little so far is
+    won back over as many frames. So the mean holds also where the costs change on the way, and
+    where a detection costs less than it takes because it runs beside other work.
+    """
+
+    HORIZON = 100.0
+    NUM_DETECTIONS = 10.0  # of the running mean of a detection's cost
+
+    def __init__(self, lowest_rate: float, target_ms: float) -> None:
+        _check_setting(target_ms > 0, f'a target of {target_ms!r} ms a frame', 'a cost is above 0')
+        self.target_ms, self.lowest_rate = target_ms, lowest_rate
+        self.rate = min(1.0, 1.5 * lowest_rate)  # until something was measured
+        self.num_frames = self.num_lowest = self.num_highest = 0
+        self.spent_ms = self._debt_ms = 0.0
+        self._detection_ms: float | None = None
+        # Sums that fade out: frames, their milliseconds, those of the detections among them.
+        self._weight = self._frame_ms = self._detections_ms = 0.0
+
+    @property
+    def mean_ms(self) -> float:
+        return self.spent_ms / max(self.num_frames, 1)
+
+    def observe_detection(self, ms: float) -> None:
+        mean = ms if self._detection_ms is None else self._detection_ms
+        self._detection_ms = mean + (ms - mean) / self.NUM_DETECTIONS
+        self._detections_ms += ms
+
+    def observe_frame(self, ms: float) -> None:
+        keep = 1 - 1 / self.HORIZON
+        self._weight = keep * self._weight + 1
+        self._frame_ms = keep * self._frame_ms + ms
+        self._detections_ms *= keep
+        self.num_frames += 1
+        self.spent_ms += ms
+        # More than this cannot be won back within the horizon: a target out of reach for a while
+        # shall not weigh on all that comes after it.
+        limit = self.HORIZON * self.target_ms
+        self._debt_ms = float(np.clip(self._debt_ms + self.target_ms - ms, -limit, limit))
+        if self._detection_ms is None:
+            return
+        rest_ms = max(self._frame_ms - self._detections_ms, 0.0) / self._weight
+        affordable_ms = self.target_ms + self._debt_ms / self.HORIZON - rest_ms
+        wanted = affordable_ms / max(self._detection_ms, 1e-6)
+        self.rate = float(np.clip(wanted, self.lowest_rate, 1.0))
+        self.num_lowest += wanted < self.lowest_rate
+        self.num_highest += wanted > 1
+
+
+class BudgetKeyframes:
+    """Splits the hardest intervals so that the mean keyframe rate, or cost, meets a budget.
+
+    A rate counts all frames and keyframes since the policy was made, over several videos
     too (a new policy starts afresh). The keyframes that beginnings, ends and cuts force count;
     in videos so short that these alone exceed the budget it cannot be met.
 
+    A cost is what ``observe_frame`` is told of each frame (``StreamSession`` does it) and what
+    detections take: give the engine ``timed(detector)``. The first grid then follows the rate, a
+    keyframe each ``gap_frames`` frames or more; a target that no rate in between can meet is met
+    as nearly as it can be, and ``account`` says so.
+
     Args:
-        gap_frames: the first grid, T.
+        gap_frames: the first grid, T; with a cost the widest one.
         target_keyframe_rate: keyframes per frame, from 1 / T to 2 / T.
+        target_ms: milliseconds per frame, instead.
+        target_fps: frames per second, instead.
     """
 
     max_depth = 1
 
-    def __init__(self, gap_frames: int, target_keyframe_rate: float, *,
+    def __init__(self, gap_frames: int, target_keyframe_rate: float | None = None, *,
+                 target_ms: float | None = None, target_fps: float | None = None,
                  beta: float = SIZE_CAP) -> None:
+        targets = dict(target_keyframe_rate=target_keyframe_rate, target_ms=target_ms,
+                       target_fps=target_fps)
+        given = [name for name, value in targets.items() if value is not None]
+        _check_setting(len(given) == 1, f'{" and ".join(given) or "no target"}',
+                       f'a budget has one of {", ".join(targets)}')
+        _check_setting(targets[given[0]] > 0, f'{given[0]}={targets[given[0]]!r}',
+                       'a target is above 0')
         _check_setting(beta > 0, f'beta={beta!r}', 'a size is above 0')
-        self.gap_frames = check_gap(gap_frames)
         self.beta = beta
-        self._controller = RateController(gap_frames, target_keyframe_rate)
+        self._widest_gap, self._target = check_gap(gap_frames), (given[0], targets[given[0]])
+        self._num_frames = self._num_keyframes = 0
+        self._cost: CostController | None = None
+        if target_keyframe_rate is None:
+            self._cost = CostController(1 / gap_frames, target_ms or 1e3 / target_fps)
+            target_keyframe_rate = self._cost.rate
+        self._rates = RateController(gap_frames, target_keyframe_rate)
+
+    @property
+    def gap_frames(self) -> int:
+        """Half of the intervals of this grid are halved to meet the rate: the hard ones."""
+        if self._cost is None:
+            return self._widest_gap
+        return max(1, min(self._widest_gap, int(1.5 / self._cost.rate)))
+
+    def timed(self, detector: Any, clock: Callable[[], float] = time.perf_counter
+              ) -> TimedDetector:
+        """The same detector; what its calls take is observed. Args: clock, s."""
+        return TimedDetector(detector, self.observe_detection, clock)
+
+    def observe_detection(self, ms: float) -> None:
+        """What one detection took, in whichever thread."""
+        if self._cost is not None:
+            self._cost.observe_detection(ms)
+
+    def observe_frame(self, ms: float) -> None:
+        """What one frame took in all, detections included."""
+        if self._cost is not None:
+            self._cost.observe_frame(ms)
 
     def start_segment(self) -> None:
-        self._controller.spend_keyframe(num_frames=1)
+        self._spend(num_frames=1)
 
     def split(self, interval: Interval) -> bool:
-        self._controller.spend_keyframe(interval.gap_frames)
-        return interval.gap_frames >= 2 and self._controller.pick(interval.easiness(self.beta))
+        if self._cost is not None:
+            self._rates.aim(interval.gap_frames, self._cost.rate)
+        self._spend(interval.gap_frames)
+        is_split = interval.gap_frames >= 2 and self._rates.pick(interval.easiness(self.beta))
+        self._num_keyframes += is_split
+        return is_split
+
+    def _spend(self, num_frames: int) -> None:
+        self._rates.spend_keyframe(num_frames)
+        self._num_frames += num_frames
+        self._num_keyframes += 1
+
+    def account(self) -> str:
+        """One line: what was asked for, what came, and why it is not the same."""
+        name, target = self._target
+        if self._cost is None:
+            rate = self._num_keyframes / max(self._num_frames, 1)
+            return f'{rate:.1%} keyframes of {target:.1%} asked for'
+        cost = self._cost
+        came, asked = f'{cost.mean_ms:.2f} ms', f'{target:g} ms'
+        if name == 'target_fps':
+            came, asked = f'{1e3 / max(cost.mean_ms, 1e-6):.1f} fps', f'{target:g} fps'
+        line, half = f'{came} of {asked} asked for', cost.num_frames / 2
+        if cost.num_lowest > half:
+            line += f'; a keyframe each {self._widest_gap} frames is the least'
+        elif cost.num_highest > half:
+            line += '; a keyframe on each frame is the most'
+        return line
+
+
+class TimedDetector:
+    """A detector whose calls are timed.
+
+    Args:
+        observe: called with the milliseconds of each call.
+        clock: seconds.
+    """
+
+    def __init__(self, detector: Any, observe: Callable[[float], None],
+                 clock: Callable[[], float]) -> None:
+        self._detector, self._observe, self._clock = detector, observe, clock
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._detector.classes
+
+    def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        start = self._clock()
+        boxes = self._detector.detect(image_bgr)
+        self._observe((self._clock() - start) * 1e3)
+        return boxes
 
 
 class RandomKeyframes:

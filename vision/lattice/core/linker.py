@@ -20,7 +20,8 @@ class IntervalRows:
     partner. R = number of objects.
 
     Shapes: left_index, right_index (R,) int64, row in the keyframe's boxes or ``NO_ROW``; labels,
-        track_ids (R,) int64.
+        track_ids (R,) int64. Where the keyframes name two classes, the label is that of the
+        higher score.
     """
 
     left_index: np.ndarray
@@ -80,10 +81,14 @@ class TrackLinker:
         right_ids[still_new] = self._new_ids(int(still_new.sum()))
         self._lost = left.select((partner == NO_ROW) & (left.scores >= CONFIDENT_SCORE))
 
+        labels = left.labels.copy()
+        i, j = pairs.T
+        is_surer = right.scores[j] > left.scores[i]
+        labels[i[is_surer]] = right.labels[j[is_surer]]
         rows = IntervalRows(
             left_index=np.concatenate([np.arange(len(left)), np.full(len(newborn), NO_ROW)]),
             right_index=np.concatenate([partner, newborn]),
-            labels=np.concatenate([left.labels, right.labels[newborn]]),
+            labels=np.concatenate([labels, right.labels[newborn]]),
             track_ids=np.concatenate([left.track_ids, right_ids[newborn]]))
         return rows, right.replace(track_ids=right_ids)
 

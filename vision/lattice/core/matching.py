@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from vision.common.core.boxes import giou_matrix
+from vision.common.core.boxes import giou_matrix, iou_matrix
 from vision.lattice.core.merge import Side
 from vision.lattice.core.structures import FrameBoxes
 
@@ -16,7 +16,9 @@ MAX_DISTANCE_IN_SIZES = 3.0
 # claimed by weak clutter nearby (the two rounds of ByteTrack, arXiv:2110.06864).
 CONFIDENT_SCORE = 0.3
 # The same gate where two propagations of one object should coincide.
-MAX_DISTANCE_AT_MIDDLE = 1.0
+MAX_DISTANCE_AT_MIDDLE = 1.25
+# Sure boxes of two classes that overlap so much are one object whose label flipped.
+FLIP_IOU = 0.5
 
 
 def matching_cost(left_xyxy: np.ndarray, right_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,30 +60,53 @@ def match_boxes(left: FrameBoxes, right: FrameBoxes, *,
     return pairs[np.argsort(pairs[:, 0])]
 
 
-def match_at_middle(left: FrameBoxes, right: FrameBoxes, left_at_mid: Side,
-                    right_at_mid: Side) -> np.ndarray:
+def match_at_middle(left: FrameBoxes, right: FrameBoxes, left_at_mid: Side, right_at_mid: Side,
+                    *, max_rest_distance: float = MAX_DISTANCE_IN_SIZES) -> np.ndarray:
     """Pairs (P, 2) of keyframe rows by where propagation puts them on one middle frame.
 
     Our choice: the two propagations of one object meet there even when the object crossed the
     picture between the keyframes, so the gate is tight (``MAX_DISTANCE_AT_MIDDLE``). Rows that
     did not meet a partner (or were not propagated) are matched where they stand on the
-    keyframes, as ``match_boxes`` does without propagation: a bad propagation costs no pair.
+    keyframes, as ``match_boxes`` does without propagation: a bad propagation costs no pair. What
+    is left and sure is paired across classes where it overlaps on the middle frame: detectors
+    change their mind about an object more often than two objects swap places.
 
     Args:
         left_at_mid, right_at_mid: the rows of left and right on the middle frame.
+        max_rest_distance: gate of the second round, in mean box sizes.
     """
-    known_l = np.flatnonzero(left_at_mid.is_known)
-    known_r = np.flatnonzero(right_at_mid.is_known)
-    met = match_boxes(left.replace(boxes_xyxy=left_at_mid.boxes_xyxy).select(known_l),
-                      right.replace(boxes_xyxy=right_at_mid.boxes_xyxy).select(known_r),
-                      max_distance=MAX_DISTANCE_AT_MIDDLE)
-    met = np.stack([known_l[met[:, 0]], known_r[met[:, 1]]], axis=1)
-    rest_l = np.setdiff1d(np.arange(len(left)), met[:, 0])
-    rest_r = np.setdiff1d(np.arange(len(right)), met[:, 1])
-    others = match_boxes(left.select(rest_l), right.select(rest_r))
-    others = np.stack([rest_l[others[:, 0]], rest_r[others[:, 1]]], axis=1)
-    pairs = np.concatenate([met, others])
+    moved_l = left.replace(boxes_xyxy=left_at_mid.boxes_xyxy)
+    moved_r = right.replace(boxes_xyxy=right_at_mid.boxes_xyxy)
+    known = np.flatnonzero(left_at_mid.is_known), np.flatnonzero(right_at_mid.is_known)
+    pairs = _match_rows(moved_l, moved_r, known, MAX_DISTANCE_AT_MIDDLE)
+    pairs = np.concatenate([pairs, _match_rows(left, right, _unpaired(left, right, pairs),
+                                               max_rest_distance)])
+    pairs = np.concatenate([pairs, _match_flipped(moved_l, moved_r,
+                                                  _unpaired(left, right, pairs))])
     return pairs[np.argsort(pairs[:, 0])]
+
+
+def _unpaired(left: FrameBoxes, right: FrameBoxes, pairs: np.ndarray) -> list[np.ndarray]:
+    return [np.setdiff1d(np.arange(len(side)), pairs[:, column])
+            for column, side in enumerate((left, right))]
+
+
+def _match_rows(left: FrameBoxes, right: FrameBoxes, rows: tuple[np.ndarray, np.ndarray],
+                max_distance: float) -> np.ndarray:
+    """``match_boxes`` among some rows of each side; pairs name the rows of the whole."""
+    found = match_boxes(left.select(rows[0]), right.select(rows[1]), max_distance=max_distance)
+    return np.stack([rows[0][found[:, 0]], rows[1][found[:, 1]]], axis=1)
+
+
+def _match_flipped(left: FrameBoxes, right: FrameBoxes,
+                   rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Pairs of sure rows of any class that overlap by ``FLIP_IOU``."""
+    rows = [side_rows[side.scores[side_rows] >= CONFIDENT_SCORE]
+            for side, side_rows in zip((left, right), rows, strict=True)]
+    iou = iou_matrix(left.boxes_xyxy[rows[0]], right.boxes_xyxy[rows[1]])
+    chosen = np.stack(linear_sum_assignment(-iou), axis=1)
+    chosen = chosen[iou[chosen[:, 0], chosen[:, 1]] >= FLIP_IOU]
+    return np.stack([rows[0][chosen[:, 0]], rows[1][chosen[:, 1]]], axis=1)
 
 
 def _assign(cost: np.ndarray, is_allowed: np.ndarray, rows: np.ndarray,

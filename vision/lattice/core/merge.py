@@ -2,7 +2,8 @@
 
 Every function takes ``Meeting`` and gives (boxes (R, 4), is_known (R,)); the registry of names is
 the dict ``MERGES``. An object that one side alone reached (one keyframe alone knows it) takes
-that side's box; one that no side reached (its score was too low to propagate) takes the linear box.
+that side's box; one that no side reached (its score was too low to propagate) takes the linear
+box.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ class FrameResult:
         source: how the boxes of this frame came about.
         is_keyframe: the detector ran on this frame.
         latency_ms: from the arrival of the frame to this result; None when nobody measured.
+        status: ``provisional`` when a final result of this frame will follow.
     """
 
     frame_id: int
@@ -84,3 +85,4 @@ class FrameResult:
     source: Source
     is_keyframe: bool = False
     latency_ms: float | None = None
+    status: Literal['final', 'provisional'] = 'final'

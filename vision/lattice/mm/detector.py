@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import class_names
-from vision.lattice.core import keyframes as keyframe_policies
 from vision.lattice.core.engine import LatticeEngine
+from vision.lattice.core.interval import NodeFiller
 from vision.lattice.core.rescoring import rescore_tubes
 from vision.lattice.core.structures import FrameResult
 from vision.lattice.mm.grey import GREY_LONG_SIDE
@@ -24,32 +24,43 @@ from vision.lattice.mm.networks import TorchNetworks
 from vision.lattice.nn.losses import MovementSample, lattice_losses
 from vision.lattice.nn.propagation import PropagationNet
 from vision.lattice.nn.refinement import RefinementNet
+from vision.lattice.runtime.detectors import OnnxDetector
+from vision.lattice.runtime.methods import build_filler, build_policy
 from vision.registry import MODELS
 
+METHODS = ('paper', 'flow', 'linear')
 RESCORINGS = (None, 'average')
 NUM_NAMES = 4  # class names printed in a warning; all of them would fill the screen
+
+MODELS.register_module(module=OnnxDetector)
 
 
 @MODELS.register_module()
 class LatticeDetector(BaseModel):
-    """Scale-Time Lattice (arXiv:1804.05472) over any frozen detector.
+    """Any frozen detector on keyframes, and its boxes on the frames between.
 
+    With ``method='paper'`` these come about as in the Scale-Time Lattice (arXiv:1804.05472):
     ``loss`` trains the propagation and refinement networks and never touches the detector, which
     is not even built until the first prediction. ``predict`` takes the frames of whole videos in
     order and gives the samples of the frames that are finished by then.
 
     Args:
-        detector: config of a model with ``detect(image_bgr) -> FrameBoxes`` and ``classes``.
+        detector: config of a model with ``detect(image_bgr) -> FrameBoxes`` and ``classes``:
+            ``MMDetDetector``, or ``OnnxDetector``, which runs in onnxruntime.
+        method: ``paper``; ``flow``: boxes go with points of sparse flow; ``linear``: straight
+            lines. The last two have nothing to train and no weights: ``propagation`` and
+            ``refinement`` are refused, and what is said of stages and networks plays no part.
         propagation, refinement: arguments of ``PropagationNet`` and ``RefinementNet``.
             ``refinement=dict(num_classes=C)`` lets refinement judge the class, too; the classes
             are then the detector's, in its order; weights that name others are refused.
         use_refinement: False leaves propagated boxes uncorrected when testing.
         keyframes: dict(type=class of ``vision.lattice.core.keyframes``, its arguments).
-        num_stages, merge, min_score: as in ``LatticeEngine``.
+        num_stages, merge, min_score: as in ``NodeFiller``.
         rescoring: None, or 'average', which holds the boxes of a video until its last frame.
         refine_stages, refine_step, use_confidence: as in ``TorchNetworks``.
         grey_long_side: px of the grey frames on which motion is measured.
     Attributes:
+        runtime: ``onnxruntime`` or ``torch``, whichever the detector runs in.
         checkpoint_optional_prefixes: the detector's weights come from its own config; a
             checkpoint of this model need not hold them.
         checkpoint_unused_prefixes: what a checkpoint may hold and this model leaves aside: the
@@ -60,8 +71,9 @@ class LatticeDetector(BaseModel):
 
     checkpoint_optional_prefixes = ('detector.',)
 
-    def __init__(self, detector: dict, *, propagation: dict | None = None,
-                 refinement: dict | None = None, use_refinement: bool = True,
+    def __init__(self, detector: dict, *, method: str = 'paper',
+                 propagation: dict | None = None, refinement: dict | None = None,
+                 use_refinement: bool = True,
                  keyframes: dict | None = None, num_stages: int = 2, merge: str = 'median',
                  min_score: float = 0.05, rescoring: str | None = None,
                  refine_stages: Sequence[int] | None = None, refine_step: float = 1.0,
@@ -73,13 +85,19 @@ class LatticeDetector(BaseModel):
             raise VisionError('VIS-CONFIG-701', f'rescoring={rescoring!r} is not known',
                               where='LatticeDetector', why=f'it is one of {RESCORINGS}',
                               do="use None or 'average'")
-        self.detector_config = detector
-        self.propagation = PropagationNet(**(propagation or {}))
-        self.refinement = RefinementNet(**(refinement or {}))
+        self.detector_config, self.method = detector, _known_method(method)
+        self.propagation = self.refinement = None
+        if method == 'paper':
+            self.propagation = PropagationNet(**(propagation or {}))
+            self.refinement = RefinementNet(**(refinement or {}))
+        elif propagation is not None or refinement is not None:
+            raise VisionError('VIS-CONFIG-707', f'networks for method={method!r}',
+                              where='LatticeDetector', why='this method has none',
+                              do="leave propagation and refinement out, or use method='paper'")
         self.checkpoint_unused_prefixes = \
-            () if self.refinement.num_classes else ('refinement.classes.',)
+            ('refinement.classes.',) if self.refinement and not self.refinement.num_classes else ()
         self.use_refinement, self.rescoring = use_refinement, rescoring
-        self.engine_options = dict(num_stages=num_stages, merge=merge, min_score=min_score)
+        self.node_options = dict(num_stages=num_stages, merge=merge, min_score=min_score)
         self.keyframes = dict(keyframes or dict(type='UniformKeyframes', gap_frames=8))
         self.network_options = dict(
             refine_stages=None if refine_stages is None else tuple(refine_stages),
@@ -103,13 +121,18 @@ class LatticeDetector(BaseModel):
 
     @property
     def device(self) -> torch.device:
-        return next(self.propagation.parameters()).device
+        return self.data_preprocessor.device
+
+    @property
+    def runtime(self) -> str:
+        return 'onnxruntime' if self.detector_config['type'] == 'OnnxDetector' else 'torch'
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.detector.classes
 
     def build_networks(self) -> TorchNetworks:
+        self._require_networks()
         precision = torch.float32
         if torch.is_autocast_enabled(self.device.type):
             precision = torch.get_autocast_dtype(self.device.type)
@@ -150,10 +173,12 @@ class LatticeDetector(BaseModel):
         """Called with a data set before the first step; what is trained on counts.
 
         Raises:
-            VisionError: VIS-CONFIG-705, refinement is to learn another number of classes.
+            VisionError: VIS-CONFIG-705, refinement is to learn another number of classes;
+                VIS-CONFIG-707, a method without networks.
         """
         if not where.startswith('train'):
             return
+        self._require_networks()
         classes, known = tuple(metainfo.get('classes', ())), self.refinement.num_classes
         self._training_classes = classes or None
         if known and len(classes) != known:
@@ -167,16 +192,24 @@ class LatticeDetector(BaseModel):
         """A new engine with the options of this config.
 
         Args:
-            overrides: ``policy`` (an object or a ``keyframes`` dict), ``networks``, or any
-                option of ``LatticeEngine`` (num_stages, merge, min_score, cut_detector).
+            overrides: ``policy`` (as ``keyframes`` of ``runtime.methods.build_engine``),
+                ``method``, for the paper's form ``networks``, num_stages, merge and min_score,
+                and any option of ``LatticeEngine`` (mode, cut_detector, executor).
         """
-        options = self.engine_options | overrides
-        policy = options.pop('policy', self.keyframes)
-        networks = options.pop('networks', None) or self.build_networks()
-        if isinstance(policy, dict):
-            policy = build_policy(policy)
+        policy = build_policy(overrides.pop('policy', self.keyframes))
+        method = _known_method(overrides.pop('method', self.method))
         self.eval()
-        return LatticeEngine(networks, policy, **options)
+        if method != 'paper':
+            return LatticeEngine(self.detector, build_filler(method), policy, **overrides)
+        networks = overrides.pop('networks', None) or self.build_networks()
+        options = {name: overrides.pop(name, value) for name, value in self.node_options.items()}
+        return LatticeEngine(networks, NodeFiller(networks, **options), policy, **overrides)
+
+    def _require_networks(self) -> None:
+        if self.propagation is None:
+            raise VisionError('VIS-CONFIG-707', f'method={self.method!r} has no networks',
+                              where='LatticeDetector', why="only those of method='paper' are "
+                              'trained', do='test with it, or use a config of that method')
 
     def forward(self, inputs, data_samples: list | None = None, mode: str = 'tensor'):
         """``loss``: inputs of ``LatticeTrainingSample``, collated; ``predict``: frames (3, H, W)
@@ -190,6 +223,7 @@ class LatticeDetector(BaseModel):
                           do="use mode='loss' or mode='predict'; build_engine() for frames")
 
     def loss(self, inputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        self._require_networks()
         self.weights_classes, self._nameless_weights = self._training_classes, ''
         columns = [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(),
                                                                       strict=True)]
@@ -283,21 +317,12 @@ class _Session:
         return packed
 
 
-def build_policy(config: dict):
-    """A keyframe policy from dict(type=NAME, ...)."""
-    options = dict(config)
-    name = options.pop('type', None)
-    known = sorted(key for key in vars(keyframe_policies) if key.endswith('Keyframes'))
-    if name not in known:
-        raise VisionError('VIS-CONFIG-704', f'keyframes type={name!r} is not known',
-                          where='keyframes', why=f'the policies are {", ".join(known)}',
-                          do="for example keyframes=dict(type='UniformKeyframes', gap_frames=8)")
-    try:
-        return getattr(keyframe_policies, name)(**options)
-    except TypeError as error:
-        raise VisionError('VIS-CONFIG-704', f'keyframes of type {name}: {error}',
-                          where='keyframes', why='its arguments are others',
-                          do=f'see vision.lattice.core.keyframes.{name}') from error
+def _known_method(method: str) -> str:
+    if method not in METHODS:
+        raise VisionError('VIS-CONFIG-107', f'method={method!r} is not known',
+                          where='LatticeDetector', why=f'the methods are {", ".join(METHODS)}',
+                          do='use one of these')
+    return method
 
 
 def _direction(row: dict[str, Tensor], end: int) -> MovementSample:

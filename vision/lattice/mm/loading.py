@@ -9,23 +9,24 @@ from mmengine.registry import DefaultScope
 from vision import zoo
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import read_config
-from vision.common.nn.checkpoint import load_checkpoint, load_model
+from vision.common.nn.checkpoint import load_checkpoint, load_model, require_no_weights
 from vision.lattice.mm.detector import LatticeDetector
 from vision.registry import MODELS
 
 
-def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = None,
+def load_lattice(config: str, checkpoint: str | None = None, *, cfg_options: dict | None = None,
                  device: str = 'cpu') -> LatticeDetector:
     """The model in evaluation mode.
 
     Args:
         config: path of a config whose model is a ``LatticeDetector``.
-        checkpoint: weights of propagation and refinement: .pth, .safetensors or zoo:NAME. The
-            detector's own weights are those that the config names.
+        checkpoint: weights of propagation and refinement: .pth, .safetensors or zoo:NAME; None
+            for a method without networks. The detector's own weights are those that the config
+            names.
         cfg_options: dotted key -> value, as ``--cfg-options`` gives it.
     Raises:
-        VisionError: VIS-CONFIG-514 another model, VIS-ENV-515 no such device, and what reading
-            config and weights raises.
+        VisionError: VIS-CONFIG-514 another model, VIS-CONFIG-324 no weights for networks,
+            VIS-ENV-515 no such device, and what reading config and weights raises.
     """
     content = read_config(argparse.Namespace(config=config, cfg_options=cfg_options, local_rank=0,
                                              launcher='none', work_dir=None))
@@ -35,8 +36,11 @@ def load_lattice(config: str, checkpoint: str, *, cfg_options: dict | None = Non
     # Whoever ran in this process before may have left another library's scope.
     with DefaultScope.overwrite_default_scope('vision'):
         model = MODELS.build(content.model)
-    path = zoo.resolve(checkpoint)
-    load_model(model, load_checkpoint(path), where=str(path))
+    if checkpoint is None:
+        require_no_weights(model)
+    else:
+        path = zoo.resolve(checkpoint)
+        load_model(model, load_checkpoint(path), where=str(path))
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

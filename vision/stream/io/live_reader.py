@@ -127,8 +127,8 @@ class LiveReader:
     After a loss it opens the stream again, waiting 0.5 s, then twice as long each time up to
     10 s; frames after a reconnection are rescaled to the first size. ``max_reconnect`` failures
     in a row end it, with ``problem`` set; so does at once whatever a capture raises besides
-    CaptureError: opening again does not mend a fault of the program. Each frame has the status of its moment: ``live``, or
-    for two seconds after a loss how long nothing came, and why.
+    CaptureError: opening again does not mend a fault of the program. Each frame has the status
+    of its moment: ``live``, or for two seconds after a loss how long nothing came, and why.
 
     Args:
         open_capture: makes a new connection; raises CaptureError.

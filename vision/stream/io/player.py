@@ -1,4 +1,9 @@
-"""A source through an engine into files, with an overlay and perhaps a window."""
+"""A source through an engine into files, with an overlay and perhaps a window.
+
+Reading, computing, and drawing with writing have a thread each, the detector perhaps one more
+(the engine's executor): OpenCV, PyAV and onnxruntime let other threads run meanwhile. The queues
+between them are short, so memory is constant and the slowest one sets the pace.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -21,20 +27,32 @@ from vision.stream.io.opening import Source
 from vision.stream.io.overlay import Overlay
 from vision.stream.io.sinks import CsvSink, JsonLinesSink, VideoSink
 from vision.stream.io.sources import SourceFrame
+from vision.stream.io.stages import ReadAhead, Stage
 
 Rescore = Callable[[list[FrameResult]], list[FrameResult]]
 WINDOW = 'vision: q closes'
+# Frames that may wait before and after the engine. A keyframe gap's worth of results comes at
+# once, and shall not hold the engine up.
+READ_AHEAD, WRITE_BEHIND = 4, 16
 
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """What is written and shown. Boxes below ``score_threshold`` are left out everywhere."""
+    """What is written and shown. Boxes below ``score_threshold`` are left out everywhere.
+
+    Args:
+        stem: of the output files, without their suffixes.
+        deadline_ms: as of ``StreamSession``.
+        encoder_threads: as of ``VideoSink``.
+    """
 
     stem: Path
     score_threshold: float = 0.3
     with_video: bool = True
     show: bool = False
     max_frames: int | None = None
+    deadline_ms: float | None = None
+    encoder_threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,10 +63,30 @@ class Played:
     num_reconnects: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What the writing thread does for one result.
+
+    Args:
+        is_first: of its frame; a later one goes into the tables alone.
+        is_free: nobody else looks at the frame any more, so it may be drawn into.
+    """
+
+    result: FrameResult
+    frame: SourceFrame
+    fps: float
+    is_first: bool
+    is_free: bool
+
+
 class Player:
     """Plays one source.
 
+    An error in any thread ends all of them, finishes the files and is raised by ``play``.
+
     Args:
+        engine: a new one. In mode ``causal+revise`` the video shows the provisional results, and
+            the tables have both, told apart by ``status``.
         on_frame: called with the count of frames read (a progress bar).
         warn: called with a sentence for the user.
     """
@@ -57,15 +95,18 @@ class Player:
                  options: PlayOptions, *, on_frame: Callable[[int], None] = lambda _: None,
                  warn: Callable[[str], None] = print) -> None:
         self._source, self._options, self._classes = source, options, classes
-        self.session = StreamSession(engine)
+        self.session = StreamSession(engine, deadline_ms=options.deadline_ms)
+        self._mode = engine.mode
         self._on_frame, self._warn = on_frame, warn
         self._stop = threading.Event()
         self._overlay = Overlay(classes)
         self._show = options.show and self._has_display()
+        self._newest: np.ndarray | None = None  # drawn and not shown yet
         self._shown: np.ndarray | None = None
         if source.is_live:
             source.on_wait = self._show_waiting
         self._pending: dict[int, SourceFrame] = {}
+        self._num_answered = 0  # frames with a result; the first results come in order
         self._video: VideoSink | None = None
         self._tables: list[JsonLinesSink | CsvSink] = []
 
@@ -76,33 +117,32 @@ class Player:
             self._source.stop()
 
     def play(self) -> Played:
-        """Frames as they come, each result as soon as it is ready (buffered mode)."""
-        with self._outputs() as paths:
-            for frame_id, frame in self._frames():
+        """Frames as they come, each result as soon as it is ready."""
+        with self._outputs() as paths, self._writer() as writer, self._reader() as frames:
+            for frame_id, frame in enumerate(self._until_stopped(frames)):
                 self._pending[frame_id] = frame
-                self._emit(self.session.push(frame.image_bgr, frame.timestamp_s,
-                                             frame.arrival_s))
-            self._emit(self.session.flush())
+                self._emit(writer, self.session.push(frame.image_bgr, frame.timestamp_s,
+                                                     frame.arrival_s))
+            self._emit(writer, self.session.flush())
         return self._played(paths)
 
     def play_offline(self, rescore: Rescore | None = None) -> Played:
         """The whole file first, boxes only; then it is read again and drawn."""
         results: list[FrameResult] = []
         with self._outputs() as paths:
-            for _, frame in self._frames():
-                results += self.session.push(frame.image_bgr, frame.timestamp_s,
-                                             frame.arrival_s)
+            with self._reader() as frames:
+                for frame in self._until_stopped(frames):
+                    results += self.session.push(frame.image_bgr, frame.timestamp_s,
+                                                 frame.arrival_s)
             results += self.session.flush()
             problem = self._source.problem
             if rescore is not None:
                 results = rescore(results)
             self._stop.clear()  # what was analysed before a stop is drawn; the next stop ends that
-            for count, (result, frame) in enumerate(zip(results, self._source, strict=False), 1):
-                self._pending[result.frame_id] = frame
-                self._emit([result])
-                self._on_frame(count)
-                if self._stop.is_set():
-                    break
+            with self._writer() as writer, self._reader() as frames:
+                for result, frame in zip(results, self._until_stopped(frames), strict=False):
+                    self._pending[result.frame_id] = frame
+                    self._emit(writer, [result])
             self._source.problem = self._source.problem or problem
         return self._played(paths)
 
@@ -110,11 +150,26 @@ class Player:
         return Played(self.session.stats(), paths, self._source.num_dropped,
                       self._source.num_reconnects)
 
-    def _frames(self) -> Iterator[tuple[int, SourceFrame]]:
-        for frame_id, frame in enumerate(self._source):
-            self._on_frame(frame_id + 1)
-            yield frame_id, frame
-            if self._stop.is_set() or frame_id + 1 == self._options.max_frames:
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[Iterable[SourceFrame]]:
+        limit = self._options.max_frames
+        if self._source.is_live:  # has a thread of its own, and a queue that drops the oldest
+            with contextlib.closing(iter(self._source)) as frames:
+                yield islice(frames, limit)
+        else:
+            frames = islice(self._source, limit)
+            with ReadAhead(frames, READ_AHEAD, f'reader of {self._source.path}') as ahead:
+                yield ahead
+
+    def _writer(self) -> Stage:
+        return Stage(self._write, WRITE_BEHIND, f'writer of {self._options.stem.name}')
+
+    def _until_stopped(self, frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
+        for count, frame in enumerate(frames, 1):
+            self._on_frame(count)
+            yield frame
+            self._show_newest()
+            if self._stop.is_set():
                 return
 
     @contextlib.contextmanager
@@ -128,10 +183,12 @@ class Player:
 
         with contextlib.ExitStack() as stack:  # one that fails to close does not stop the others
             for kind, suffix in ((CsvSink, 'csv'), (JsonLinesSink, 'jsonl')):
-                self._tables.insert(0, kind(_named(stem, suffix), self._classes))
+                self._tables.insert(0, kind(_named(stem, suffix), self._classes,
+                                            with_status=self._mode == 'causal+revise'))
                 stack.callback(close, self._tables[0])
             if self._options.with_video:
-                self._video = VideoSink(_named(stem, 'mp4'), fps=self._source.fps)
+                self._video = VideoSink(_named(stem, 'mp4'), fps=self._source.fps,
+                                        threads=self._options.encoder_threads)
                 stack.callback(close, self._video)
                 if self._video.encoder == 'mpeg4':
                     self._warn('no H.264 encoder here: the mp4 is MPEG-4, browsers do not play it')
@@ -139,22 +196,40 @@ class Player:
         if self._show:
             cv2.destroyAllWindows()
 
-    def _emit(self, results: list[FrameResult]) -> None:
+    def _emit(self, writer: Stage, results: list[FrameResult]) -> None:
+        fps = self.session.stats().fps if results else 0.0
         for result in results:
-            frame = self._pending.pop(result.frame_id)
-            is_shown = result.boxes.scores >= self._options.score_threshold
-            result = replace(result, boxes=result.boxes.select(is_shown))
-            for table in self._tables:
-                table.write(result, frame.timestamp_s, frame.status)
-            if self._video is None and not self._show:
-                continue
-            canvas = self._overlay.draw(frame.image_bgr, result, self.session.stats().fps,
-                                        frame.status)
-            if self._video is not None:
-                self._video.write(canvas, frame.timestamp_s)
-            if self._show:
-                self._shown = canvas
-                self._show_window(canvas)
+            frame_id = result.frame_id
+            frame = self._pending[frame_id]
+            if result.status == 'final':
+                del self._pending[frame_id]
+            is_first = frame_id == self._num_answered
+            self._num_answered += is_first
+            # The engine goes on from its last keyframe; without look-ahead, from every frame.
+            is_free = self._mode == 'buffered' and not result.is_keyframe
+            writer.put(_Job(result, frame, fps, is_first, is_free))
+
+    def _write(self, job: _Job) -> None:
+        """In the writing thread: tables, drawing, encoding."""
+        result, frame = job.result, job.frame
+        is_shown = result.boxes.scores >= self._options.score_threshold
+        result = replace(result, boxes=result.boxes.select(is_shown))
+        for table in self._tables:
+            table.write(result, frame.timestamp_s, frame.status)
+        if not job.is_first or self._video is None and not self._show:
+            return
+        canvas = frame.image_bgr if job.is_free else frame.image_bgr.copy()
+        self._overlay.draw(canvas, result, job.fps, frame.status)
+        if self._video is not None:
+            self._video.write(canvas, frame.timestamp_s)
+        self._newest = canvas
+
+    def _show_newest(self) -> None:
+        """Windows belong to the main thread; pictures that it has no time for are not shown."""
+        canvas = self._newest
+        if self._show and canvas is not None and canvas is not self._shown:
+            self._shown = canvas
+            self._show_window(canvas)
 
     def _show_waiting(self, status: str) -> None:
         """The last picture of a lost stream, marked: a window that stands still says why."""

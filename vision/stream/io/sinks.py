@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
@@ -81,11 +82,16 @@ def pick_encoder(names: tuple[str, ...] = ENCODERS) -> str:
 
 
 class VideoSink(_Renamed):
-    """mp4, yuv420p, index in front (faststart); odd sizes get one more row or column."""
+    """mp4, yuv420p, index in front (faststart); odd sizes get one more row or column.
 
-    def __init__(self, path: Path, *, fps: float) -> None:
+    Args:
+        fps: frames per second that the header tells; each frame has its own time.
+        threads: of the encoder; 0 lets it decide.
+    """
+
+    def __init__(self, path: Path, *, fps: float, threads: int = 0) -> None:
         super().__init__(path)
-        self.encoder, self._fps = pick_encoder(), fps
+        self.encoder, self._fps, self._threads = pick_encoder(), fps, threads
         with self._disk():  # opened by name: faststart reads the file again to move its index
             self._container = av.open(str(self._temporary), 'w', format='mp4',
                                       options={'movflags': '+faststart'})
@@ -98,14 +104,16 @@ class VideoSink(_Renamed):
             self._begin(height, width)
         if height % 2 or width % 2:
             image_bgr = np.pad(image_bgr, ((0, height % 2), (0, width % 2), (0, 0)), 'edge')
-        frame = av.VideoFrame.from_ndarray(image_bgr, format='bgr24')
+        # OpenCV turns the colours faster than PyAV's reformat, and by the same rule (BT.601).
+        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2YUV_I420),
+                                           format='yuv420p')
         self._first = timestamp_s if self._first is None else self._first
         pts = round((timestamp_s - self._first) / TIME_BASE)
         if self._last_pts is not None:
             pts = max(pts, self._last_pts + 1)
         frame.pts, frame.time_base, self._last_pts = pts, TIME_BASE, pts
         with self._disk():
-            self._container.mux(self._stream.encode(frame.reformat(format='yuv420p')))
+            self._container.mux(self._stream.encode(frame))
 
     def _begin(self, height: int, width: int) -> None:
         rate = Fraction(self._fps).limit_denominator(1001)
@@ -113,6 +121,7 @@ class VideoSink(_Renamed):
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = 'yuv420p'
         self._stream.codec_context.time_base = TIME_BASE
+        self._stream.codec_context.thread_count = self._threads
         if self.encoder == 'libx264':
             self._stream.options = {'preset': 'veryfast', 'crf': '23'}
 
@@ -133,12 +142,13 @@ class VideoSink(_Renamed):
 
 
 class JsonLinesSink(_Lines):
-    """One JSON object a frame; boxes x1 y1 x2 y2 in pixels of the original frame. Frames of a
-    live source have ``stream_status``."""
+    """One JSON object a result; boxes x1 y1 x2 y2 in pixels of the original frame. Frames of a
+    live source have ``stream_status``; ``with_status`` adds provisional or final."""
 
-    def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, classes: tuple[str, ...], *,
+                 with_status: bool = False) -> None:
         super().__init__(path)
-        self._classes = classes
+        self._classes, self._with_status = classes, with_status
 
     def write(self, result: FrameResult, timestamp_s: float, status: str = '') -> None:
         boxes = result.boxes
@@ -149,6 +159,7 @@ class JsonLinesSink(_Lines):
                    track_ids=boxes.track_ids.tolist(),
                    scores=boxes.scores.astype(float).round(4).tolist(),
                    labels=[self._classes[label] for label in boxes.labels],
+                   **({'status': result.status} if self._with_status else {}),
                    **({'stream_status': status} if status else {}))
         with self._disk():
             self._file.write(json.dumps(row) + '\n')
@@ -163,12 +174,15 @@ class JsonObjectsSink(_Lines):
 
 
 class CsvSink(_Lines):
-    """One row a box, under ``COLUMNS``; a frame without boxes has no row, a status no column."""
+    """One row a box, under ``COLUMNS`` and, if ``with_status``, ``status`` (provisional or
+    final); a frame without boxes has no row, the status of a live source no column."""
 
-    def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, classes: tuple[str, ...], *,
+                 with_status: bool = False) -> None:
         super().__init__(path)
-        self._classes, self._writer = classes, csv.writer(self._file)
-        self._writer.writerow(COLUMNS)
+        self._classes, self._with_status = classes, with_status
+        self._writer = csv.writer(self._file)
+        self._writer.writerow([*COLUMNS, *(['status'] if with_status else [])])
 
     def write(self, result: FrameResult, timestamp_s: float, status: str = '') -> None:
         boxes = result.boxes
@@ -176,7 +190,8 @@ class CsvSink(_Lines):
                                             boxes.track_ids, strict=True):
             row = [result.frame_id, round(timestamp_s, 6), track,
                    self._classes[label], f'{score:.4f}', *(f'{value:.2f}' for value in box),
-                   result.source, int(result.is_keyframe), _rounded(result.latency_ms)]
+                   result.source, int(result.is_keyframe), _rounded(result.latency_ms),
+                   *([result.status] if self._with_status else [])]
             with self._disk():
                 self._writer.writerow(row)
 

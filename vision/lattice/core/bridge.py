@@ -1,0 +1,204 @@
+"""Objects of two keyframes joined by paths of points, and their boxes on the frames between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vision.lattice.core.filling import FilledInterval, inner_boxes
+from vision.lattice.core.linker import NO_ROW, IntervalRows, TrackLinker
+from vision.lattice.core.matching import CONFIDENT_SCORE, match_at_middle, match_boxes
+from vision.lattice.core.merge import Side
+from vision.lattice.core.paths import LINE_POINTS, Paths, bends, end_weights, follow
+from vision.lattice.core.structures import FrameBoxes
+
+# What an object is worth that one keyframe alone saw: this share of its score beside it, half of
+# that at the other keyframe, and half again where its points are lost (our choice, on PETS09-S2L1
+# and the DAVIS training sequences: with a fade to 0, true objects that a keyframe missed rank
+# below noise).
+UNPAIRED_FACTOR = 0.8
+FAR_SHARE = 0.5
+LOST_FACTOR = 0.5
+# Objects that did not meet are paired where they stand if their centres are this close, in mean
+# box sizes: among walking people a wider gate joins strangers.
+MAX_STANDING_DISTANCE = 0.8
+# An object carried from the left that comes this close to a box of the right keyframe, in mean box
+# sizes, with this share of its points well ended, is that box: nothing is asked of the way back.
+SETTLED_DISTANCE = 0.35
+SETTLED_SHARE = 0.5
+# An interval is as easy as can be when this share of the points of its objects ends well.
+EASY_SHARE = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Tracked:
+    """Boxes of one keyframe and the paths of those that were followed.
+
+    Args:
+        boxes: all boxes of the keyframe.
+        rows: (K,) indices of the followed ones, growing.
+        paths: of these, told from this keyframe to the other one.
+    """
+
+    boxes: FrameBoxes
+    rows: np.ndarray
+    paths: Paths
+
+    def carried(self) -> tuple[np.ndarray, np.ndarray]:
+        """(F, N, 4) boxes and (F, N) trust, from this keyframe on; others stand, with trust 0."""
+        num_frames = len(self.paths.xy)
+        boxes = np.repeat(self.boxes.boxes_xyxy[None].astype(np.float64), num_frames, axis=0)
+        trust = np.zeros((num_frames, len(self.boxes)))
+        boxes[:, self.rows], trust[:, self.rows] = follow(
+            self.boxes.boxes_xyxy[self.rows].astype(np.float64), self.paths)
+        return boxes, trust
+
+
+def settled_pairs(left: Tracked, right: FrameBoxes) -> np.ndarray:
+    """Pairs (P, 2) of rows of left and right that the way forward alone makes sure of.
+
+    Our choice: they need no paths from the right, half of all on PETS09-S2L1, at equal accuracy.
+    """
+    boxes, trust = left.carried()
+    rows = np.flatnonzero(trust[-1] > 0)
+    met = match_boxes(left.boxes.replace(boxes_xyxy=boxes[-1]).select(rows), right,
+                      max_distance=SETTLED_DISTANCE)
+    pairs = np.stack([rows[met[:, 0]], met[:, 1]], axis=1)
+    _, places = _places(left.rows, pairs[:, 0])  # all are there: they have trust
+    weights = end_weights(left.paths.take(places), left.boxes.boxes_xyxy[pairs[:, 0]],
+                          right.boxes_xyxy[pairs[:, 1]])
+    return pairs[weights.mean(axis=1) >= SETTLED_SHARE]
+
+
+class PathBridge:
+    """See ``vision.lattice.core.filling.Bridge``.
+
+    An object that both keyframes know is on the straight line between its boxes (centre, and logs
+    of the sides, linear in time) plus the mean departure of its points, weighed by how well they
+    end (``paths``); its score is linear in time. One that a single keyframe knows goes with its
+    points. Objects are paired where they meet on the middle frame, then where they stand.
+
+    Args:
+        left, right: both keyframes with their paths; those of the right one are told backwards.
+        shares: (F,) times of the frames, 0 at the left keyframe and 1 at the right one.
+        frame_size: (H, W) of the frames, px.
+        settled: (P, 2) pairs that are known already; their right boxes need no paths.
+    """
+
+    def __init__(self, left: Tracked, right: Tracked, shares: np.ndarray,
+                 frame_size: tuple[int, int], *, settled: np.ndarray) -> None:
+        self.left, self.right, self.shares, self.frame_size = left, right, shares, frame_size
+        self.from_left, self.trust_left = left.carried()
+        self.from_right, self.trust_right = (values[::-1] for values in right.carried())
+        middle = len(shares) // 2
+        rest = [np.setdiff1d(np.arange(len(side.boxes)), settled[:, column])
+                for column, side in enumerate((left, right))]
+        sides = [Side(boxes[middle, rows], trust[middle, rows], trust[middle, rows] > 0)
+                 for boxes, trust, rows in ((self.from_left, self.trust_left, rest[0]),
+                                            (self.from_right, self.trust_right, rest[1]))]
+        met = match_at_middle(left.boxes.select(rest[0]), right.boxes.select(rest[1]), *sides,
+                              max_rest_distance=MAX_STANDING_DISTANCE)
+        pairs = np.concatenate([settled, np.stack([rest[0][met[:, 0]], rest[1][met[:, 1]]],
+                                                  axis=1)])
+        self.pairs = pairs[np.argsort(pairs[:, 0])]
+
+    def easiness(self, size_cap: float) -> float:
+        """Mean over the objects that a keyframe is sure of: 1 where ``EASY_SHARE`` of the points
+        of either keyframe end well, less in proportion; 0 for an object without a partner. Our
+        choice; ``size_cap`` belongs to the paper's measure (``easiness``) and plays no part."""
+        sure_l, sure_r = (side.boxes.scores >= CONFIDENT_SCORE for side in (self.left, self.right))
+        i, j = self.pairs.T
+        is_counted = sure_l[i] | sure_r[j]
+        num_objects = (is_counted.sum() + np.delete(sure_l, i).sum() + np.delete(sure_r, j).sum())
+        if not num_objects:
+            return 1.0
+        pairs = self.pairs[is_counted]
+        share = np.max([weights.mean(axis=1) for weights in self._weights(pairs)], axis=0)
+        return float(np.minimum(1, share / EASY_SHARE).sum() / num_objects)
+
+    def fill(self, linker: TrackLinker) -> FilledInterval:
+        rows, right = linker.link(self.left.boxes, self.right.boxes, self.pairs)
+        inner = slice(1, -1)
+        boxes = self._boxes(rows)[inner]
+        scores = self._scores(rows)[inner]
+        is_known = np.ones(scores.shape, bool)
+        return FilledInterval(inner_boxes(rows, boxes, scores, is_known, self.frame_size),
+                              [True] * len(boxes), right)
+
+    def _boxes(self, rows: IntervalRows) -> np.ndarray:
+        """(F, R, 4) boxes of all rows."""
+        boxes = _pick(self.from_left, rows.left_index)
+        is_right_only = rows.left_index == NO_ROW
+        boxes[:, is_right_only] = self.from_right[:, rows.right_index[is_right_only]]
+        paired = np.flatnonzero(rows.is_paired)
+        boxes[:, paired] = self._paired_boxes(np.stack(
+            [rows.left_index[paired], rows.right_index[paired]], axis=1))
+        return boxes
+
+    def _paired_boxes(self, pairs: np.ndarray) -> np.ndarray:
+        """(F, P, 4) boxes of objects that both keyframes know; exact on both of them."""
+        start, end = (_centre_form(side.boxes.boxes_xyxy[rows]) for side, rows in
+                      zip((self.left, self.right), pairs.T, strict=True))
+        share = self.shares[:, None, None]
+        forms = (1 - share) * start + share * end
+        weight = np.full(len(pairs), LINE_POINTS)
+        bend = np.zeros((len(self.shares), len(pairs), 2))
+        for side, weights, flip in zip((self.left, self.right), self._weights(pairs), (1, -1),
+                                       strict=True):
+            followed, places = _places(side.rows, pairs[:, 0 if flip == 1 else 1])
+            times = self.shares if flip == 1 else 1 - self.shares[::-1]
+            bend[:, followed] += bends(side.paths.take(places), weights[followed], times)[::flip]
+            weight += weights.sum(axis=1)
+        forms[..., :2] += bend / weight[:, None]
+        half = np.exp(forms[..., 2:]) / 2
+        return np.concatenate([forms[..., :2] - half, forms[..., :2] + half], axis=-1)
+
+    def _weights(self, pairs: np.ndarray) -> list[np.ndarray]:
+        """(P, points) end weights of the left and of the right paths; 0 where not followed."""
+        found = []
+        starts = self.left.boxes.boxes_xyxy[pairs[:, 0]], self.right.boxes.boxes_xyxy[pairs[:, 1]]
+        for side, own, boxes in ((self.left, 0, starts), (self.right, 1, starts[::-1])):
+            weights = np.zeros((len(pairs), side.paths.xy.shape[2]))
+            followed, places = _places(side.rows, pairs[:, own])
+            weights[followed] = end_weights(side.paths.take(places), boxes[0][followed],
+                                            boxes[1][followed])
+            found.append(weights)
+        return found
+
+    def _scores(self, rows: IntervalRows) -> np.ndarray:
+        """(F, R): linear in time for pairs; see ``UNPAIRED_FACTOR`` for the others."""
+        left, right = (_pick(side.boxes.scores[None].astype(np.float64), index) for side, index in
+                       ((self.left, rows.left_index), (self.right, rows.right_index)))
+        share = self.shares[:, None]
+        paired = (1 - share) * left + share * right
+        is_left = rows.left_index != NO_ROW
+        nearness = np.where(is_left, 1 - share, share)
+        trust = np.where(is_left, _pick(self.trust_left, rows.left_index),
+                         _pick(self.trust_right, rows.right_index))
+        alone = np.where(is_left, left, right) * (FAR_SHARE + (1 - FAR_SHARE) * nearness)
+        alone = alone * UNPAIRED_FACTOR * np.where(trust > 0, 1.0, LOST_FACTOR)
+        return np.where(rows.is_paired, paired, alone)
+
+
+def _pick(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """(F, N, ...) -> (F, R, ...) by row; zeros where the index is NO_ROW."""
+    picked = np.zeros((len(table), len(index), *table.shape[2:]))
+    is_there = index != NO_ROW
+    picked[:, is_there] = table[:, index[is_there]]
+    return picked
+
+
+def _places(rows: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the wanted rows stand among the (sorted) followed rows: (which wanted, place)."""
+    places = np.searchsorted(rows, wanted)
+    is_there = places < len(rows)
+    is_there[is_there] = rows[places[is_there]] == wanted[is_there]
+    return np.flatnonzero(is_there), places[is_there]
+
+
+def _centre_form(boxes: np.ndarray) -> np.ndarray:
+    """(R, 4) xyxy -> centre x, y, log w, log h, float64; sides count as at least 1 px."""
+    boxes = boxes.astype(np.float64)
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    return np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, np.log(sides)], axis=1)

@@ -1,0 +1,1 @@
+"""Running a lattice without training: onnxruntime, OpenCV, numpy; no torch."""
