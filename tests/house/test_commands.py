@@ -2,8 +2,8 @@
 
 The tools' own parsers judge: in one child process each tool is run up to the moment when it would
 parse its arguments. A command that stands alone on its line is parsed as a whole. One in the
-middle of a sentence may leave arguments out, as may one with ``...`` or brackets: there the options
-alone are looked at. Files of the repository that a command names must be there.
+middle of a sentence may leave arguments out, as may one with ``...`` or brackets: there the
+options alone are looked at. Files of the repository that a command names must be there.
 """
 
 import ast

@@ -223,7 +223,7 @@ class LatticeEngine:
         return is_cut
 
     def _detect(self, frame: _Frame) -> FrameBoxes:
-        with self._detecting:  # the middle of an interval is detected beside the executor
+        with self._detecting:  # an executor may have several workers
             boxes = self._detector.detect(frame.image)
         return inside_frame(boxes, frame.image.shape[:2])
 
@@ -246,6 +246,8 @@ class LatticeEngine:
         results = []
         while self._waiting and (len(self._waiting) > max_waiting
                                  or self._waiting[0].right.done()):
+            if results and max_waiting and self._waiting[0].right.exception():
+                return results  # what is done goes out first; the next call raises
             waiting = self._waiting.popleft()
             right = waiting.right.result()
             if len(waiting.frames) == 1:
