@@ -1,7 +1,11 @@
-"""The picture of lattice_tradeoff.py: accuracy over milliseconds, a line a method, named at it."""
+"""The picture of lattice_tradeoff.py: accuracy over milliseconds, a line a method, named at it.
+
+  python tools/benchmarks/lattice_plot.py docs/results/lattice_tradeoff_NAME.json --out curve.png
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,6 +15,9 @@ matplotlib.use('Agg')  # before pyplot is imported: no window is needed
 from matplotlib import patheffects, pyplot
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from vision.common.core.errors import run_cli
+from vision.common.core.report import read_report
+
 # Ours in one strong colour, rivals apart from it (a palette that colour-blind people can tell).
 STYLES = {'detect': ('#444444', 's'), 'shipped': ('#0b3d91', '*'), 'flow': ('#1769aa', 'D'),
           'flow-causal': ('#63a4d8', 'd'), 'adaptive': ('#0b3d91', '^'),
@@ -19,6 +26,18 @@ STYLES = {'detect': ('#444444', 's'), 'shipped': ('#0b3d91', '*'), 'flow': ('#17
           'bytetrack': ('#8c2d19', 'o'), 'bytetrack-offline': ('#c98276', 'o'),
           'paper': ('#6a51a3', 'P'), 'oracle': ('#a0a0a0', '.')}
 MIN_DISTANCE = 0.045  # of two names, in heights of the panel
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('json', type=Path, help='results of lattice_tradeoff.py')
+    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
+    args = parser.parse_args(argv)
+    draw(read_report(args.json, code='VIS-INPUT-905', maker='tools/benchmarks/lattice_tradeoff.py',
+                     column='map50')['rows'], args.out)
+    print(f'picture: {args.out}')
+    return 0
 
 
 def draw(rows: list[dict], out: Path) -> None:
@@ -79,3 +98,7 @@ def name_lines(panel, ends: dict[str, tuple]) -> None:
                        ha='right', va='center', fontsize=8, color=STYLES[method][0],
                        path_effects=[patheffects.withStroke(linewidth=2.5, foreground='white')],
                        arrowprops=dict(arrowstyle='-', color=STYLES[method][0], linewidth=0.5))
+
+
+if __name__ == '__main__':
+    run_cli(main)

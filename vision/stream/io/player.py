@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -57,10 +58,18 @@ class PlayOptions:
 
 @dataclass(frozen=True)
 class Played:
+    """What came of it. Args: duration_s, from the first frame until all files were finished."""
+
     stats: StreamStats
     paths: list[Path]
     num_dropped: int
     num_reconnects: int
+    duration_s: float
+
+    @property
+    def fps(self) -> float:
+        """End to end: frames per second, drawing and encoding included."""
+        return self.stats.num_finished / self.duration_s if self.duration_s else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +115,7 @@ class Player:
         if source.is_live:
             source.on_wait = self._show_waiting
         self._pending: dict[int, SourceFrame] = {}
+        self._start_s = 0.0
         self._num_answered = 0  # frames with a result; the first results come in order
         self._video: VideoSink | None = None
         self._tables: list[JsonLinesSink | CsvSink] = []
@@ -148,7 +158,8 @@ class Player:
 
     def _played(self, paths: list[Path]) -> Played:
         return Played(self.session.stats(), paths, self._source.num_dropped,
-                      self._source.num_reconnects)
+                      self._source.num_reconnects,
+                      time.monotonic() - self._start_s if self._start_s else 0.0)
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[Iterable[SourceFrame]]:
@@ -166,6 +177,7 @@ class Player:
 
     def _until_stopped(self, frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
         for count, frame in enumerate(frames, 1):
+            self._start_s = self._start_s or frame.arrival_s
             self._on_frame(count)
             yield frame
             self._show_newest()
