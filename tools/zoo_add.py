@@ -10,7 +10,7 @@ Example:
 
 SHA-256 and size are computed, never typed. An entry of the same name is replaced. The package
 ships no pickles: of a checkpoint the tensors are taken, and the names of the classes that it was
-trained on go into the metadata of the .safetensors file (``--classes`` is for files without names).
+trained on go into the metadata of the .safetensors file (``--classes``: for files without names).
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Every command in the pages and docstrings is one that its tool takes.
 
 The tools' own parsers judge: in one child process each tool is run up to the moment when it would
-parse its arguments. A command that stands alone on its line is parsed as a whole. One in the middle
-of a sentence may leave arguments out, as may one with ``...`` or brackets: there the options alone
+parse its arguments. A command that stands alone on its line is parsed as a whole. One inside a
+sentence may leave arguments out, as may one with ``...`` or brackets: there the options alone
 are looked at. Files of the repository that a command names must be there.
 """
 
