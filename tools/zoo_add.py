@@ -10,8 +10,7 @@ Example:
 
 SHA-256 and size are computed, never typed. An entry of the same name is replaced. The package
 ships no pickles: of a checkpoint the tensors are taken, and the names of the classes that it was
-trained on go into the metadata of the .safetensors file (``--classes`` names them for a file that
-does not).
+trained on go into the metadata of the .safetensors file (``--classes``: for files without names).
 """
 
 import argparse
@@ -61,8 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(path: Path) -> None:
     if not path.is_file() or path.suffix not in ('.safetensors', '.pth'):
-        raise VisionError('VIS-INPUT-614',
-                          f'{path} is not a .safetensors or .pth file that exists.',
+        raise VisionError('VIS-INPUT-614', f'{path} is no .safetensors or .pth file that exists.',
                           do='save the weights with vision.common.nn.checkpoint.save_weights')
     if path.suffix == '.safetensors' and path.stat().st_size > MAX_BYTES:
         raise VisionError('VIS-INPUT-614', f'{path} has {path.stat().st_size} bytes.',
