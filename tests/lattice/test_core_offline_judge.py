@@ -1,8 +1,8 @@
 """The engine, fed frame by frame, against a slow judge that sees the whole video at once.
 
 The judge is written from the description of the method: one object after the other, plain floats,
-recursion over spans. It shares with the engine only the assignment of boxes of one class (judged by
-brute force in ``test_core_linking``), the measure of easiness and the policy's yes or no. The
+recursion over spans. It shares with the engine only the assignment of boxes of one class (judged
+by brute force in ``test_core_linking``), the measure of easiness and the policy's yes or no. The
 networks are arbitrary but repeatable.
 """
 

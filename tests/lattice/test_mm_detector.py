@@ -8,13 +8,13 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
+from vision import zoo
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
-from vision import zoo
 from vision.common.nn.checkpoint import load_checkpoint, load_model, load_state
 from vision.lattice.core import sprites
 from vision.lattice.core.structures import FrameBoxes
-from vision.lattice.mm.detector import LatticeDetector, build_policy
+from vision.lattice.mm.detector import LatticeDetector
 from vision.lattice.mm.grey import grey_frame, small_history
 from vision.lattice.mm.training_data import LatticeTrainingSample, jitter_boxes
 from vision.registry import MODELS
@@ -122,13 +122,15 @@ def test_overrides_make_the_rivals():
     model, frames = detector(), square_video(17)
     per_frame = model.build_engine(policy=dict(type='UniformKeyframes', gap_frames=1))
     linear = model.build_engine(num_stages=0)
+    sources = {}
     for engine in (per_frame, linear):
         results = [r for t, f in enumerate(frames) for r in engine.push(f, t)] + engine.flush()
+        sources[engine] = {result.source for result in results}
         for t, result in enumerate(results):  # the square moves evenly: both are exact
             np.testing.assert_allclose(result.boxes.boxes_xyxy,
                                        [[10 + 2 * t, 30, 10 + 2 * t + SIDE, 30 + SIDE]], atol=1e-3)
     assert per_frame.stats.num_keyframes == 17 and linear.stats.num_keyframes == 3
-    assert linear.stats.num_propagations == 0
+    assert sources == {per_frame: {'detected'}, linear: {'detected', 'interpolated'}}
 
 
 def test_average_gives_one_score_per_tube():
@@ -167,10 +169,6 @@ def test_bad_configs_are_refused_before_work_starts(options, code):
 def test_mode_tensor_is_refused():
     with pytest.raises(VisionError, match='VIS-CONFIG-702'):
         detector()(None, mode='tensor')
-
-
-def test_policy_names():
-    assert build_policy(dict(type='UniformKeyframes', gap_frames=5)).gap_frames == 5
 
 
 # training data
