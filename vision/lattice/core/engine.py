@@ -293,8 +293,7 @@ class LatticeEngine:
         if self._wants_split(bridge, right, span, depth):
             mid = (len(frames) - 1) // 2
             middle = self._detection(frames[mid]).result()
-            # The way to the middle is walked again: the carrier has gone past it.
-            self._begin_at(frames[0], self._left)
+            self._carrier, self._num_carried = self._carrier.until(mid), mid
             return [*self._solve(frames[:mid + 1], middle, depth=depth + 1),
                     *self._solve(frames[mid:], right, depth=depth + 1)]
         filled = bridge.fill(self._linker)
