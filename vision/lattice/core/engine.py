@@ -223,7 +223,7 @@ class LatticeEngine:
         return is_cut
 
     def _detect(self, frame: _Frame) -> FrameBoxes:
-        with self._detecting:  # the middle of an interval is detected beside the executor
+        with self._detecting:  # an executor may have several workers, a detector one buffer
             boxes = self._detector.detect(frame.image)
         return inside_frame(boxes, frame.image.shape[:2])
 
@@ -232,8 +232,7 @@ class LatticeEngine:
         self._waiting.append(_Waiting(frames, self._detection(frames[-1])))
 
     def _detection(self, keyframe: _Frame) -> Future:
-        """Its boxes, some time. All detections go through the executor, where there is one: a
-        detector need not bear two threads at once."""
+        """Its boxes, some time. All detections go through the executor, where there is one."""
         self._num_keyframes += 1
         if self._executor is not None:
             return self._executor.submit(self._detect, keyframe)
