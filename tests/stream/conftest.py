@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vision.lattice.core.engine import LatticeEngine
-from vision.lattice.core.interval import NodeFiller, Propagated, Refined
-from vision.lattice.core.keyframes import UniformKeyframes
 from vision.lattice.core.structures import FrameBoxes
+from vision.lattice.runtime.methods import build_engine
 
 BLOB = (40, 220, 240)  # BGR
 GAP = 4
@@ -21,8 +19,10 @@ def make_frame(t: int, height: int = 64, width: int = 96) -> np.ndarray:
     return image
 
 
-class BlobNetworks:
-    """Detects by colour; moves boxes by the mean shift of bright pixels between grey frames."""
+class BlobDetector:
+    """Detects by colour."""
+
+    classes = ('blob',)
 
     def detect(self, image_bgr):
         mask = np.abs(image_bgr.astype(int) - BLOB).max(axis=2) < 90
@@ -32,18 +32,6 @@ class BlobNetworks:
         return FrameBoxes(np.array(boxes).reshape(-1, 4), np.full(len(boxes), 0.9),
                           np.zeros(len(boxes)))
 
-    def grey(self, image_bgr):
-        return image_bgr[..., 2].astype(np.float32) / 255
-
-    def propagate(self, boxes, greys, *, frame_size, stage):
-        centres = [ndimage.center_of_mass(grey > 0.5) if (grey > 0.5).any() else (0, 0)
-                   for grey in (greys[0], greys[-1])]
-        dy, dx = np.subtract(centres[1], centres[0])
-        return Propagated(boxes.boxes_xyxy + np.float32([dx, dy, dx, dy]), np.ones(len(boxes)))
-
-    def refine(self, boxes, image_bgr, *, stage):
-        return Refined(boxes.boxes_xyxy, np.ones(len(boxes)))
-
 
 @pytest.fixture
 def frame():
@@ -51,10 +39,13 @@ def frame():
 
 
 @pytest.fixture
-def engine():
-    networks = BlobNetworks()
-    filler = NodeFiller(networks, num_stages=1, merge='median', min_score=0.05)
-    return LatticeEngine(networks, filler, UniformKeyframes(GAP), cut_detector=None)
+def detector():
+    return BlobDetector()
+
+
+@pytest.fixture
+def engine(detector):
+    return build_engine(detector, method='linear', keyframes=GAP, cut_detector=None)
 
 
 @pytest.fixture

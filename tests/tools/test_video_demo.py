@@ -1,4 +1,4 @@
-"""The command from its options to files, with a real lattice over the blob detector."""
+"""The command from its options to files, with the detector that comes with the package."""
 
 import json
 import os
@@ -39,18 +39,20 @@ class BlobDetector:
         return FrameBoxes(np.array(boxes).reshape(-1, 4), np.full(len(boxes), 0.9),
                           np.zeros(len(boxes)))
 '''
+# A folder of the tool alone: the repository is no package root of whoever runs it from elsewhere.
+BLOCKED = """
+import sys
+for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'supervision'):
+    sys.modules[name] = None
+sys.argv[0] = {tool!r}
+import runpy
+runpy.run_path({tool!r}, run_name='__main__')
+"""
 
 
 @pytest.fixture
 def job(tmp_path, repository, monkeypatch):
-    """(run main with more arguments, argument list, environment) on a folder of 14 frames."""
-    from mmengine.config import Config
-
-    from vision.common.nn.checkpoint import save_checkpoint
-    from vision.registry import MODELS
-    (tmp_path / 'blob_detector.py').write_text(DETECTOR)
-    (tmp_path / 'config.py').write_text(CONFIG)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    """(main, argument list, environment) on a folder of 14 frames."""
     monkeypatch.syspath_prepend(str(repository / 'tools'))
     frames = tmp_path / 'frames'
     frames.mkdir()
@@ -58,21 +60,41 @@ def job(tmp_path, repository, monkeypatch):
         image = np.full((48, 80, 3), 20, np.uint8)
         image[10:22, 5 + 2 * t:17 + 2 * t] = 220
         cv2.imwrite(str(frames / f'{t:03}.png'), image)
+    import video_demo
+    environment = os.environ | dict(PYTHONPATH=f'{repository}')
+    num_threads = cv2.getNumThreads()
+    yield (video_demo.main, [f'{frames}', '--gap', '4', '--out-dir', f'{tmp_path / "out"}'],
+           environment)
+    cv2.setNumThreads(num_threads)
+
+
+@pytest.fixture
+def torch_job(job, tmp_path, monkeypatch):
+    """The same with a lattice of a config, over a detector of the test."""
+    from mmengine.config import Config
+
+    from vision.common.nn.checkpoint import save_checkpoint
+    from vision.registry import MODELS
+    main, (frames, _, _, *out), environment = job
+    (tmp_path / 'blob_detector.py').write_text(DETECTOR)
+    (tmp_path / 'config.py').write_text(CONFIG)
+    monkeypatch.syspath_prepend(str(tmp_path))
     config = Config.fromfile(tmp_path / 'config.py')
     save_checkpoint(dict(state_dict=MODELS.build(config.model).state_dict()),
                     tmp_path / 'weights.pth')
-    arguments = [f'{frames}', '--config', f'{tmp_path / "config.py"}', '--checkpoint',
-                 f'{tmp_path / "weights.pth"}', '--out-dir', f'{tmp_path / "out"}']
-    import video_demo
-    environment = os.environ | dict(PYTHONPATH=f'{tmp_path}:{repository}')
-    return video_demo.main, arguments, environment
+    return main, [frames, '--config', f'{tmp_path / "config.py"}', '--checkpoint',
+                  f'{tmp_path / "weights.pth"}', *out], environment
+
+
+def rows_of(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def num_rows(tmp_path) -> int:
     return len((tmp_path / 'out' / 'frames.jsonl').read_text().splitlines())
 
 
-@pytest.mark.parametrize('mode', ['buffered', 'offline'])
+@pytest.mark.parametrize('mode', ['buffered', 'causal', 'offline'])
 def test_a_folder_becomes_three_files(job, tmp_path, mode, capsys):
     main, arguments, _ = job
     assert main([*arguments, '--mode', mode]) == 0
@@ -94,7 +116,16 @@ def test_a_damaged_frame_is_exit_4_after_the_files_are_finished(job, tmp_path):
 @pytest.mark.parametrize(('extra', 'code'), [
     (['--score-thr', '2'], 'VIS-CONFIG-513'),
     (['--max-frames', '0'], 'VIS-CONFIG-513'),
-    (['--cfg-options', 'modle.depth=1'], 'VIS-CONFIG'),
+    (['--deadline-ms', '-1'], 'VIS-CONFIG-513'),
+    (['--keyframes', 'UniformKeyframes'], 'VIS-CONFIG-519'),
+    (['--method', 'detect'], 'VIS-CONFIG-519'),
+    (['--target-fps', '30', '--keyframe-rate', '0.2'], 'VIS-CONFIG-519'),
+    (['--keyframe-rate', '0.3', '--mode', 'causal'], 'VIS-CONFIG-519'),
+    (['--device', 'cpu'], 'VIS-CONFIG-519'),
+    (['--runtime', 'torch'], 'VIS-CONFIG-519'),
+    (['--config', 'x.py', '--detector', 'x.onnx'], 'VIS-CONFIG-519'),
+    (['--detector', 'zoo:polynet'], 'VIS-'),
+    (['--keyframe-rate', '0.9'], 'VIS-CONFIG-105'),
 ])
 def test_bad_options_are_refused_before_work(job, tmp_path, extra, code):
     main, arguments, _ = job
@@ -103,11 +134,94 @@ def test_bad_options_are_refused_before_work(job, tmp_path, extra, code):
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_config_of_another_model_is_refused(job, tmp_path):
+@pytest.mark.parametrize('text', ['Uniform:gap_frames=4', 'UniformKeyframes:4',
+                                  'UniformKeyframes:gap_frames=os', 'UniformKeyframes:gap=4'])
+def test_a_policy_that_is_none_is_refused(job, text):
+    main, (frames, *_), _ = job
+    with pytest.raises(VisionError, match='VIS-CONFIG-704'):
+        main([frames, '--keyframes', text])
+
+
+@pytest.mark.parametrize(('options', 'keyframes'), [
+    (['--gap', '5'], [0, 5, 10, 13]), (['--method', 'detect'], list(range(14))),
+    (['--keyframes', 'UniformKeyframes:gap_frames=6'], [0, 6, 12, 13]),
+    (['--keyframe-rate', '1'], list(range(14)))])
+def test_where_keyframes_are_is_an_option(job, tmp_path, options, keyframes):
+    main, (frames, _, _, *out), _ = job
+    assert main([frames, *options, '--no-video', *out]) == 0
+    rows = rows_of(tmp_path / 'out' / 'frames.jsonl')
+    assert [row['frame_id'] for row in rows if row['is_keyframe']] == keyframes
+
+
+def test_a_budget_is_in_the_summary(job, tmp_path, capsys):
+    main, (frames, _, _, *out), _ = job
+    assert main([frames, '--target-fps', '0.5', '--deadline-ms', '60000', '--stats',
+                 f'{tmp_path / "s.json"}', *out]) == 0
+    text = capsys.readouterr().out
+    stats = json.loads((tmp_path / 's.json').read_text())
+    assert stats['num_finished'] == 14 and stats['deadline_misses'] == 0
+    assert stats['fps_end_to_end'] == pytest.approx(14 / stats['duration_s'])
+    assert 'of 0.5 fps asked for' in text and 'later than 60000 ms' in text
+
+
+def test_revision_has_a_status_in_the_tables(job, tmp_path):
     main, arguments, _ = job
+    assert main([*arguments, '--mode', 'causal+revise']) == 0
+    rows = rows_of(tmp_path / 'out' / 'frames.jsonl')
+    assert [row['frame_id'] for row in rows if row['status'] == 'final'] == list(range(14))
+    assert len(rows) == 14 + sum(1 for t in range(14) if t % 4)
+
+
+def test_it_runs_from_any_folder_without_torch(job, tmp_path, repository):
+    """Also without a package index, a cache or a converter: the weights come with the package."""
+    _, arguments, environment = job
+    (tmp_path / 'elsewhere').mkdir()
+    tool = str(repository / 'tools' / 'video_demo.py')
+    result = subprocess.run(
+        [sys.executable, '-c', BLOCKED.format(tool=tool), arguments[0], '--max-frames', '3'],
+        cwd=tmp_path / 'elsewhere', capture_output=True, text=True, timeout=120,
+        env={**environment, 'VISION_ZOO_CACHE': str(tmp_path / 'cache'), 'VISION_ZOO_MIRROR': ''})
+    assert result.returncode == 0, result.stderr
+    assert sorted(os.listdir(tmp_path / 'elsewhere' / 'video_out')) \
+        == ['frames.csv', 'frames.jsonl', 'frames.mp4']
+
+
+@pytest.mark.parametrize('runtime', [[], ['--runtime', 'torch']])
+def test_a_config_of_a_trained_lattice(torch_job, tmp_path, runtime):
+    main, arguments, _ = torch_job
+    assert main([*arguments, *runtime]) == 0
+    rows = rows_of(tmp_path / 'out' / 'frames.jsonl')
+    assert [row['frame_id'] for row in rows if row['is_keyframe']] == [0, 4, 8, 12, 13]
+    assert {tuple(row['labels']) for row in rows} == {('blob',)}
+    with pytest.raises(VisionError, match='VIS-CONFIG'):
+        main([*arguments, '--cfg-options', 'modle.depth=1'])
+
+
+def test_a_config_is_found_from_elsewhere(torch_job, tmp_path, monkeypatch):
+    """Relative to the repository; what it lacks here is its detector's converted weights."""
+    main, (frames, *_), _ = torch_job
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VisionError) as error:
+        main([frames, '--config', 'configs/lattice/lattice_yolox-nano_t8-s2_coco.py',
+              '--cfg-options', 'model.keyframes.type=Nothing'])
+    assert error.value.code == 'VIS-CONFIG-704'
+
+
+def test_a_config_of_another_model_is_refused(torch_job, tmp_path):
+    main, arguments, _ = torch_job
     (tmp_path / 'config.py').write_text("model = dict(type='BlobDetector')")
     with pytest.raises(VisionError, match='VIS-CONFIG-514'):
         main(arguments)
+
+
+def test_a_config_without_the_full_environment_is_one_error(job, repository, tmp_path):
+    _, (frames, *_), environment = job
+    tool = str(repository / 'tools' / 'video_demo.py')
+    result = subprocess.run([sys.executable, '-c', BLOCKED.format(tool=tool), frames, '--config',
+                             'x.py'], cwd=tmp_path, env=environment, capture_output=True,
+                            text=True, timeout=60)
+    assert result.returncode == 3 and result.stderr.startswith('ERROR VIS-ENV-520')
+    assert 'make env' in result.stderr
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -126,8 +240,9 @@ def test_a_signal_finishes_the_files(job, tmp_path, repository, number, code):
     result = subprocess.run([sys.executable, '-c', script, *arguments], cwd=repository,
                             env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == code, result.stderr
-    rows = (tmp_path / 'out' / 'frames.jsonl').read_text().splitlines()
-    assert [json.loads(row)['frame_id'] for row in rows] == list(range(7))
+    rows = rows_of(tmp_path / 'out' / 'frames.jsonl')
+    # The reader was ahead by what its queue holds.
+    assert [row['frame_id'] for row in rows] == list(range(len(rows))) and 1 <= len(rows) <= 7
     assert not [name for name in os.listdir(tmp_path / 'out') if name.startswith('.')]
 
 
@@ -138,11 +253,11 @@ def test_an_unreachable_address_is_exit_6_even_if_damage_is_accepted(job, tmp_pa
     assert error.value.exit_code == 6 and 'could not be opened' in error.value.what
 
 
-def test_a_device_that_is_not_there_is_refused(job):
+def test_a_device_that_is_not_there_is_refused(torch_job):
     import torch
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
-    main, arguments, _ = job
+    main, arguments, _ = torch_job
     with pytest.raises(VisionError, match='VIS-ENV-515'):
         main([*arguments, '--device', 'cuda:0'])
 
@@ -151,38 +266,6 @@ def test_offline_mode_of_a_live_source_is_refused(job):
     main, arguments, _ = job
     with pytest.raises(VisionError, match='VIS-CONFIG-512'):
         main(['rtsp://127.0.0.1:9/live', *arguments[1:], '--mode', 'offline'])
-
-
-def demo_in(folder, repository, environment, **more):
-    """The demo with its default config in a folder that has a fresh checkout's files alone."""
-    for name in ('configs', 'tools'):
-        (folder / name).symlink_to(repository / name)
-    return subprocess.run(
-        [sys.executable, 'tools/video_demo.py', str(folder.parent / 'frames'), '--max-frames',
-         '2', '--no-video'], cwd=folder, capture_output=True, text=True, timeout=120,
-        env={**environment, 'VISION_ZOO_CACHE': str(folder / 'cache'), **more})
-
-
-def test_without_its_detector_the_demo_names_the_two_commands(job, tmp_path, repository):
-    (tmp_path / 'fresh').mkdir()
-    result = demo_in(tmp_path / 'fresh', repository, job[2], VISION_ZOO_MIRROR='')
-    assert result.returncode == 5, result.stderr
-    error, _, _, do = result.stderr.strip().splitlines()[-4:]
-    assert error.startswith('ERROR VIS-CKPT-517')
-    assert do == ('Do: python tools/download.py yolox-nano_coco; then python '
-                  'tools/model_converters/yolox_onnx.py zoo:yolox-nano_coco '
-                  'work_dirs/yolox_nano.pth')
-
-
-@pytest.mark.slow
-def test_with_the_weights_in_the_mirror_the_demo_converts_them(job, tmp_path, repository,
-                                                               shared_data):
-    (tmp_path / 'fresh').mkdir()
-    result = demo_in(tmp_path / 'fresh', repository, job[2],
-                     VISION_ZOO_MIRROR=str(shared_data / 'weights'))
-    assert result.returncode == 0, result.stderr
-    assert 'converting the published weights' in result.stderr
-    assert (tmp_path / 'fresh' / 'video_out' / 'frames.jsonl').read_text().count('\n') == 2
 
 
 def test_help_teaches_by_examples(job, capsys):

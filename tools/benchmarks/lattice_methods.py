@@ -29,8 +29,7 @@ METHODS = {
     'random': 'as many, drawn by lot',
     'hold': 'boxes of the last keyframe stand',
     'linear': 'straight lines between linked keyframe boxes',
-    'lk': 'sparse flow to the middle frame, then lines',
-    'lk-2': 'sparse flow to three middle frames',
+    'lk': 'sparse flow to one middle frame, or three above T = 8, then lines',
     'dis': 'dense flow (DIS) from both keyframes, blended',
     'bytetrack': 'ByteTrack on the keyframes, its prediction between them',
     'bytetrack-offline': 'the same, straight lines between them',
@@ -38,7 +37,7 @@ METHODS = {
     'oracle': 'perfect positions, links of linear',
 }
 BY_THRESHOLD = ('adaptive', 'random')
-CAUSAL = ('hold', 'flow-causal')  # every frame is finished at once, nothing is left to flush
+CAUSAL = ('hold', 'flow-causal')  # every frame is finished at once
 UNTIMED = ('oracle', 'random')  # bounds and controls: nobody would run them
 WITHOUT_GAP = ('detect', 'shipped')
 
@@ -188,19 +187,17 @@ def adaptive_policy(setting: Setting) -> WatchedKeyframes:
         type='AdaptiveKeyframes', gap_frames=setting.gap, threshold=setting.threshold)))
 
 
-def run(engine, setting: Setting, images: Sequence[np.ndarray]) -> list[FrameResult]:
-    """The final result of each frame, in order. A causal method is not flushed: the engine would
-    detect the last frame once more, which a stream that goes on never does."""
+def run(engine, images: Sequence[np.ndarray]) -> list[FrameResult]:
+    """The result of each frame, in order."""
     results = []
     for frame_id, image in enumerate(images):
         results += engine.push(image, frame_id)
-    if setting.method not in CAUSAL:
-        results += engine.flush()
-    assert [result.frame_id for result in results] == list(range(len(images))), setting
+    results += engine.flush()
+    assert [result.frame_id for result in results] == list(range(len(images)))
     return results
 
 
-def true_positions(results: list[FrameResult], frames: list[CocoFrame]) -> list[FrameResult]:
+def true_positions(results: list[FrameResult], frames: Sequence[CocoFrame]) -> list[FrameResult]:
     """What perfect positions would give from the same keyframes, links and scores.
 
     Between two keyframes, every box of a track that lay on an object (IoU above 0.5) at either

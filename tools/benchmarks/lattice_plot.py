@@ -1,24 +1,43 @@
-"""The picture of lattice_tradeoff.py: accuracy over milliseconds, a line a method, named at it."""
+"""The picture of lattice_tradeoff.py: accuracy over milliseconds, a line a method, named at it.
+
+  python tools/benchmarks/lattice_plot.py docs/results/lattice_tradeoff_NAME.json --out curve.png
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use('Agg')  # before pyplot is imported: no window is needed
-from matplotlib import pyplot
-from matplotlib.ticker import ScalarFormatter
+from matplotlib import patheffects, pyplot
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from vision.common.core.errors import run_cli
+from vision.common.core.report import read_report
 
 # Ours in one strong colour, rivals apart from it (a palette that colour-blind people can tell).
 STYLES = {'detect': ('#444444', 's'), 'shipped': ('#0b3d91', '*'), 'flow': ('#1769aa', 'D'),
           'flow-causal': ('#63a4d8', 'd'), 'adaptive': ('#0b3d91', '^'),
           'random': ('#9aa7b5', 'v'), 'hold': ('#b0a080', 'x'), 'linear': ('#d1730f', 'o'),
-          'lk': ('#2e8540', 'o'), 'lk-2': ('#74b080', 'o'), 'dis': ('#b5438a', 'o'),
+          'lk': ('#2e8540', 'o'), 'dis': ('#b5438a', 'o'),
           'bytetrack': ('#8c2d19', 'o'), 'bytetrack-offline': ('#c98276', 'o'),
           'paper': ('#6a51a3', 'P'), 'oracle': ('#a0a0a0', '.')}
 MIN_DISTANCE = 0.045  # of two names, in heights of the panel
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('json', type=Path, help='results of lattice_tradeoff.py')
+    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
+    args = parser.parse_args(argv)
+    draw(read_report(args.json, code='VIS-INPUT-905', maker='tools/benchmarks/lattice_tradeoff.py',
+                     column='map50')['rows'], args.out)
+    print(f'picture: {args.out}')
+    return 0
 
 
 def draw(rows: list[dict], out: Path) -> None:
@@ -49,9 +68,8 @@ def draw_panel(panel, rows: list[dict], axis: str, column: str) -> None:
     for row in rows:
         lines[row['method']].append((row[axis], row[column], row['setting']))
     panel.set_xscale('log')
-    for method, points in lines.items():
+    for method, points in lines.items():  # in the order of the rows: by gap
         colour, marker = STYLES[method]
-        points.sort()
         is_ours = method in ('flow', 'shipped', 'adaptive')
         panel.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour,
                    linewidth=2.2 if is_ours else 1.2, markersize=7 if is_ours else 5)
@@ -61,11 +79,11 @@ def draw_panel(panel, rows: list[dict], axis: str, column: str) -> None:
                                ha='center', color=colour)
     panel.margins(x=0.3, y=0.12)  # room for the names
     # 10, 20, 50 and not 10^1: a reader compares milliseconds.
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(ScalarFormatter())
-    panel.xaxis.set_minor_formatter(ScalarFormatter())
-    panel.tick_params(axis='x', which='both', labelsize=7)
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.25, which='both', linewidth=0.5)
-    name_lines(panel, {method: points[0] for method, points in lines.items()})
+    name_lines(panel, {method: min(points) for method, points in lines.items()})
 
 
 def name_lines(panel, ends: dict[str, tuple]) -> None:
@@ -78,4 +96,9 @@ def name_lines(panel, ends: dict[str, tuple]) -> None:
         panel.annotate(method, (x, y), (-10, (place - y) / (high - low) * panel.bbox.height
                                         * 72 / panel.figure.dpi), textcoords='offset points',
                        ha='right', va='center', fontsize=8, color=STYLES[method][0],
+                       path_effects=[patheffects.withStroke(linewidth=2.5, foreground='white')],
                        arrowprops=dict(arrowstyle='-', color=STYLES[method][0], linewidth=0.5))
+
+
+if __name__ == '__main__':
+    run_cli(main)

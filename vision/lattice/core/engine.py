@@ -223,7 +223,7 @@ class LatticeEngine:
         return is_cut
 
     def _detect(self, frame: _Frame) -> FrameBoxes:
-        with self._detecting:  # an executor may have several workers, a detector one buffer
+        with self._detecting:  # an executor may have several workers
             boxes = self._detector.detect(frame.image)
         return inside_frame(boxes, frame.image.shape[:2])
 
@@ -232,7 +232,8 @@ class LatticeEngine:
         self._waiting.append(_Waiting(frames, self._detection(frames[-1])))
 
     def _detection(self, keyframe: _Frame) -> Future:
-        """Its boxes, some time. All detections go through the executor, where there is one."""
+        """Its boxes, some time. All detections go through the executor, where there is one: a
+        detector need not bear two threads at once."""
         self._num_keyframes += 1
         if self._executor is not None:
             return self._executor.submit(self._detect, keyframe)
@@ -245,6 +246,8 @@ class LatticeEngine:
         results = []
         while self._waiting and (len(self._waiting) > max_waiting
                                  or self._waiting[0].right.done()):
+            if results and max_waiting and self._waiting[0].right.exception():
+                return results  # what is done goes out first; the next call raises
             waiting = self._waiting.popleft()
             right = waiting.right.result()
             if len(waiting.frames) == 1:
@@ -290,8 +293,7 @@ class LatticeEngine:
         if self._wants_split(bridge, right, span, depth):
             mid = (len(frames) - 1) // 2
             middle = self._detection(frames[mid]).result()
-            # The way to the middle is walked again: the carrier has gone past it.
-            self._begin_at(frames[0], self._left)
+            self._carrier, self._num_carried = self._carrier.until(mid), mid
             return [*self._solve(frames[:mid + 1], middle, depth=depth + 1),
                     *self._solve(frames[mid:], right, depth=depth + 1)]
         filled = bridge.fill(self._linker)

@@ -215,7 +215,7 @@ class CostController:
 
 
 class BudgetKeyframes:
-    """Splits the hardest intervals so that the mean keyframe rate, or the mean cost, meets a budget.
+    """Splits the hardest intervals so that the mean keyframe rate, or cost, meets a budget.
 
     A rate counts all frames and keyframes since the policy was made, over several videos
     too (a new policy starts afresh). The keyframes that beginnings, ends and cuts force count;

@@ -12,11 +12,10 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from vision.common.core.boxes import clip_boxes
 from vision.common.core.errors import VisionError
 from vision.lattice.core.byte_track import ByteTracker
 from vision.lattice.core.engine import DEFAULT_CUT_DETECTOR, Detector, EngineStats, LatticeEngine
-from vision.lattice.core.filling import FilledInterval, Filler, Span, inner_boxes
+from vision.lattice.core.filling import FilledInterval, Filler, Span, inner_boxes, inside_frame
 from vision.lattice.core.interval import GreyFrame, NodeFiller, Propagated, Refined
 from vision.lattice.core.keyframes import UniformKeyframes, check_gap
 from vision.lattice.core.linker import NO_ROW, TrackLinker
@@ -37,18 +36,19 @@ def build_rival(name: str, detector: Detector, gap_frames: int) -> LatticeEngine
         name: a key of ``FILLERS``, ``bytetrack`` or ``bytetrack-offline``.
     """
     if name in FILLERS:
-        return LatticeEngine(detector, FILLERS[name](), UniformKeyframes(gap_frames),
+        return LatticeEngine(detector, FILLERS[name](gap_frames), UniformKeyframes(gap_frames),
                              cut_detector=cut_on_small)
     return ByteTrackEngine(detector, gap_frames, is_offline=name == 'bytetrack-offline')
 
 
 def cut_on_small(before: np.ndarray, after: np.ndarray) -> bool:
-    """The engine's cut test on frames shrunk to the size at which ours looks for cuts: on those
-    of the rivals it would take longer than their flow."""
-    scale = min(1.0, CUT_LONG_SIDE / max(before.shape))
-    size = max(1, round(before.shape[1] * scale)), max(1, round(before.shape[0] * scale))
-    return DEFAULT_CUT_DETECTOR(*(cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-                                  for grey in (before, after)))
+    """The engine's cut test on frames shrunk to about the size at which ours looks for cuts: on
+    those of the rivals it would take longer than their flow."""
+    factor = max(1, round(max(before.shape) / CUT_LONG_SIDE))
+    height, width = (max(1, side // factor) for side in before.shape)
+    return DEFAULT_CUT_DETECTOR(*(cv2.resize(
+        grey[:height * factor, :width * factor], (width, height), interpolation=cv2.INTER_AREA)
+        for grey in (before, after)))
 
 
 class SparseFlowNetworks:
@@ -112,9 +112,12 @@ class SparseFlowNetworks:
         return np.concatenate([centre - half, centre + half])
 
 
-def sparse_flow_filler(num_stages: int) -> NodeFiller:
-    """Sparse flow from both keyframes to their middle, ``num_stages`` times, then lines."""
-    return NodeFiller(SparseFlowNetworks(), num_stages=num_stages, merge='agree', min_score=0.2)
+def sparse_flow_filler(gap_frames: int) -> NodeFiller:
+    """Sparse flow from both keyframes to their middle, then lines; three middle frames where
+    keyframes are far apart. Of the merges and stages this was best on PETS09-S2L1 and the DAVIS
+    training sequences."""
+    return NodeFiller(SparseFlowNetworks(), num_stages=1 if gap_frames <= 8 else 2,
+                      merge='median', min_score=0.2)
 
 
 class DenseFlowFiller:
@@ -250,12 +253,8 @@ class ByteTrackEngine:
         self._image = image_bgr
         if is_keyframe:
             return self._keyframe(frame_id)
-        boxes = self._tracker.boxes()
-        height, width = image_bgr.shape[:2]
-        clipped = clip_boxes(boxes.boxes_xyxy, height, width)
-        is_visible = (clipped[:, 2:] - clipped[:, :2] >= 1).all(axis=1)
-        result = FrameResult(frame_id, boxes.replace(boxes_xyxy=clipped).select(is_visible),
-                             'interpolated')
+        boxes = inside_frame(self._tracker.boxes(), image_bgr.shape[:2])
+        result = FrameResult(frame_id, boxes, 'interpolated')
         if not self._is_offline:
             return [result]
         self._since.append(result)
@@ -269,8 +268,7 @@ class ByteTrackEngine:
 
     def _keyframe(self, frame_id: int) -> list[FrameResult]:
         self._num_keyframes += 1
-        boxes = self._detector.detect(self._image)
-        boxes = boxes.replace(boxes_xyxy=clip_boxes(boxes.boxes_xyxy, *self._image.shape[:2]))
+        boxes = inside_frame(self._detector.detect(self._image), self._image.shape[:2])
         result = FrameResult(frame_id, self._tracker.update(boxes), 'detected', is_keyframe=True)
         before, self._since = self._since, [result]
         return [*_straightened(before, result), result] if self._is_offline else [result]
@@ -299,8 +297,6 @@ def _on_lines(boxes: FrameBoxes, left: FrameBoxes, right: FrameBoxes, share: flo
     return boxes.replace(boxes_xyxy=moved, scores=scores)
 
 
-# lk is the published mark with one middle frame, lk-2 with three of them (better at long gaps).
-FILLERS: dict[str, Callable[[], Filler]] = {
-    'lk': lambda: sparse_flow_filler(1), 'lk-2': lambda: sparse_flow_filler(2),
-    'dis': DenseFlowFiller}
+FILLERS: dict[str, Callable[[int], Filler]] = {
+    'lk': sparse_flow_filler, 'dis': lambda gap_frames: DenseFlowFiller()}
 RIVALS = (*FILLERS, 'bytetrack', 'bytetrack-offline')

@@ -1,4 +1,4 @@
-"""Boxes, track colours, figures and a thin bar of keyframes drawn into a frame, by OpenCV alone."""
+"""Boxes, track colours, figures and a thin bar of keyframes, drawn by OpenCV alone."""
 
 from __future__ import annotations
 
