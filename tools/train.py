@@ -4,9 +4,9 @@ Writes checkpoints, logs and the full config into the work_dir. An interrupted r
 --resume and ends with the same weights, bit for bit, as one that was never interrupted.
 
   python tools/train.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py
-  python tools/train.py CONFIG --resume                    go on from the newest checkpoint
+  python tools/train.py CONFIG --resume                    # go on from the newest checkpoint
   python tools/train.py CONFIG --cfg-options train_cfg.max_iters=100
-  bash tools/dist_train.sh CONFIG 2                        two processes (GPUs, or gloo on CPU)
+  bash tools/dist_train.sh CONFIG 2                        # two processes (GPUs, or gloo on CPU)
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
   python tools/video_demo.py clip.mp4 --method detect       (the detector on every frame)
   python tools/video_demo.py clip.mp4 --target-fps 60       (as many keyframes as 60 fps allow)
   python tools/video_demo.py clip.mp4 --detector mine.onnx  (YOLOX or YOLO family)
-  python tools/video_demo.py clip.mp4 --config configs/lattice/NAME.py --checkpoint weights.pth
+  python tools/video_demo.py clip.mp4 --config CONFIG --checkpoint weights.pth
 
 The last one is a trained lattice and needs the full environment (make env); all others run without
 torch. The default detector comes with the package.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.files import atomic_write
 from vision.lattice.core.keyframes import BudgetKeyframes
 from vision.lattice.runtime.methods import METHODS, build_engine, build_policy
 
@@ -68,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--deadline-ms', type=float, help='count the frames whose first result comes later '
         'than this after the frame')
     add('--no-video', action='store_true', help='write the tables only')
+    add('--stats', type=Path, metavar='FILE', help='write the summary as JSON too')
     add('--show', action='store_true', help='a window too; q closes it')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
     add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
@@ -144,6 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             with stop_signals(player.stop) as received:
                 played = play(player, args.mode)
     print_summary(played, engine.policy, args.deadline_ms)
+    if args.stats:
+        write_stats(args.stats, played)
     if received:
         return 128 + received[0]
     if source.problem is not None:
@@ -310,7 +315,7 @@ def progress_bar(console: Console, source, max_frames: int | None) -> Iterator:
 def print_summary(played, policy, deadline_ms: float | None) -> None:
     stats, table = played.stats, Table(show_header=False)
     rows = [('frames', f'{stats.num_finished}'), ('dropped', f'{played.num_dropped}'),
-            ('reconnections', f'{played.num_reconnects}'), ('fps end to end', f'{stats.fps:.1f}'),
+            ('reconnections', f'{played.num_reconnects}'), ('fps end to end', f'{played.fps:.1f}'),
             ('latency p50 / p95 / max',
              f'{stats.p50_ms:.0f} / {stats.p95_ms:.0f} / {stats.max_ms:.0f} ms'),
             ('keyframes', f'{stats.num_keyframes} ({stats.keyframe_rate:.1%})')]
@@ -324,6 +329,15 @@ def print_summary(played, policy, deadline_ms: float | None) -> None:
     console.print(table)
     for path in played.paths:
         console.print(f'written: {path}', soft_wrap=True)
+
+
+def write_stats(path: Path, played) -> None:
+    row = {key: value for key, value in vars(played.stats).items() if key != 'duration_s'}
+    row |= dict(fps_end_to_end=played.fps, duration_s=played.duration_s,
+                keyframe_rate=played.stats.keyframe_rate, num_dropped=played.num_dropped,
+                num_reconnects=played.num_reconnects)
+    with atomic_write(path, 'w') as file:
+        json.dump(row, file, indent=1)
 
 
 if __name__ == '__main__':

@@ -8,9 +8,9 @@ Example:
 
   python tools/zoo_add.py work_dirs/pru/iter_2000.pth --name ...   # tensors and class names of it
 
-SHA-256 and size are computed, never typed. An entry of the same name is replaced. The package ships
-no pickles: of a checkpoint the tensors are taken, and the names of the classes that it was trained
-on go into the metadata of the .safetensors file (``--classes`` names them for a file that does not).
+SHA-256 and size are computed, never typed. An entry of the same name is replaced. The package
+ships no pickles: of a checkpoint the tensors are taken, and the names of the classes that it was
+trained on go into the metadata of the .safetensors file (``--classes``: for files without names).
 """
 
 import argparse
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--licence', default='Apache-2.0', help='SPDX name (default %(default)s)')
     parser.add_argument('--metric', action='append', default=[], metavar='NAME=VALUE')
     parser.add_argument('--metrics-from', default='', help='JSON or command the metrics come from')
-    parser.add_argument('--classes', help='comma-separated, in the order of the labels; for a file '
-                        'that does not name them')
+    parser.add_argument('--classes', help='comma-separated, in the order of the labels; for a '
+                        'file that does not name them')
     parser.add_argument('--note', default='', help='what a user should know')
     parser.add_argument('--index', type=Path, default=INDEX, help=argparse.SUPPRESS)
     parser.add_argument('--weights', type=Path, default=PACKAGE_WEIGHTS, help=argparse.SUPPRESS)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(path: Path) -> None:
     if not path.is_file() or path.suffix not in ('.safetensors', '.pth'):
-        raise VisionError('VIS-INPUT-614', f'{path} is not a .safetensors or .pth file that exists.',
+        raise VisionError('VIS-INPUT-614', f'{path} is no .safetensors or .pth file that exists.',
                           do='save the weights with vision.common.nn.checkpoint.save_weights')
     if path.suffix == '.safetensors' and path.stat().st_size > MAX_BYTES:
         raise VisionError('VIS-INPUT-614', f'{path} has {path.stat().st_size} bytes.',

@@ -1,8 +1,10 @@
 """Scale-Time Lattice over the small Faster R-CNN: a keyframe every 8 frames, 2 stages.
 
 Train: python tools/train.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py
-Test:  python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py CHECKPOINT
-Training needs no detector pass; the detector's checkpoint is needed for testing only.
+Test:  python tools/test.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py \
+           work_dirs/lattice_frcnn-tiny_t8-s2_moving-sprites/iter_2000.pth
+Training needs no detector pass; the detector's checkpoint, of configs/detectors/
+faster-rcnn_r18-tiny_moving-sprites.py, is needed for testing only.
 Cost and result: row t8-s2 of vision/lattice/README.md (device, minutes, commit).
 """
 

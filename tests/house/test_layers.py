@@ -78,11 +78,11 @@ def test_every_core_imports_without_the_frameworks():
 
 
 def test_what_runs_imports_in_the_light_environment():
-    """Only what setup.cfg requires without extras; drawing on video still needs supervision."""
+    """Only what setup.cfg requires without extras."""
     folders = ('lattice/core', 'lattice/runtime', 'stream/core', 'stream/io', 'zoo')
     names = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for folder in folders
              for path in sorted((PACKAGE / folder).glob('*.py'))
-             if path.stem not in ('__init__', 'player', 'overlay')]
+             if path.stem != '__init__']
     blocked = ', '.join(f'{name!r}: None' for name in sorted(HEAVY | {'onnx', 'PIL', 'skimage'}))
     code = f'import sys; sys.modules.update({{{blocked}}}); import importlib\n' + ''.join(
         f'importlib.import_module({name!r})\n' for name in names)

@@ -95,6 +95,45 @@ def test_a_propagation_that_missed_costs_no_pair():
     assert match_at_middle(left, right, unknown, at_middle(right)).tolist() == [[0, 0]]
 
 
+@pytest.mark.parametrize('shift, scores, is_pair', [
+    (0, (0.9, 0.9), True), (5, (0.9, 0.3), True), (9, (0.9, 0.9), False),  # IoU 1, 0.6, 0.38
+    (0, (0.9, 0.2), False), (0, (0.2, 0.9), False)])
+def test_sure_boxes_of_two_classes_that_meet_are_one_object(shift, scores, is_pair):
+    left, right = square((0, 0), scores=scores[:1]), square((90, 0), scores=scores[1:], labels=[1])
+    pairs = match_at_middle(left, right, at_middle(left, 40), at_middle(right, 40 + shift))
+    assert pairs.tolist() == ([[0, 0]] if is_pair else [])
+
+
+def test_a_class_is_given_up_only_where_no_box_of_it_is_left():
+    """Left 0 meets right 0 of its class nearly, and right 1 of another class exactly."""
+    left, right = square((0, 0)), square((6, 0), (0, 0), labels=[0, 1])
+    assert match_at_middle(left, right, at_middle(left), at_middle(right)).tolist() == [[0, 0]]
+
+
+def test_two_flips_are_paired_where_they_overlap_most():
+    left, right = square((0, 0), (6, 0)), square((7, 0), (1, 0), labels=[1, 1])
+    assert match_at_middle(left, right, at_middle(left), at_middle(right)).tolist() == \
+        [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize('gate, is_pair', [(1.4, False), (1.6, True)])
+def test_the_second_round_has_a_gate_of_its_own(gate, is_pair):
+    left, right = square((0, 0)), square((30, 0))  # 1.5 sizes apart, and the way is not known
+    pairs = match_at_middle(left, right, at_middle(left, known=False),
+                            at_middle(right, known=False), max_rest_distance=gate)
+    assert pairs.tolist() == ([[0, 0]] if is_pair else [])
+
+
+def test_a_pair_of_two_classes_has_the_label_of_the_surer_keyframe():
+    for scores, label in (((0.9, 0.5), 0), ((0.5, 0.9), 1), ((0.5, 0.5), 0)):
+        linker = TrackLinker()
+        left = linker.start(square((0, 0), scores=scores[:1]))
+        rows, right = linker.link(left, square((0, 0), scores=scores[1:], labels=[1]),
+                                  np.array([[0, 0]]))
+        assert rows.labels.tolist() == [label] and right.labels.tolist() == [1]
+        assert right.track_ids.tolist() == rows.track_ids.tolist() == [1]
+
+
 def test_rows_are_left_boxes_then_newborn_right_ones():
     linker = TrackLinker()
     left = linker.start(square((0, 0), (50, 0)))

@@ -202,6 +202,22 @@ def test_an_executor_changes_nothing_and_is_waited_for(mode):
     assert_same(flat(steps), flat(expected))
 
 
+def test_a_detector_that_fails_beside_the_frames_costs_no_finished_frame():
+    class Failing(World):
+        def detect(self, image):
+            if image[0, 0, 0] == 16:
+                raise ValueError('out of memory')
+            return super().detect(image)
+
+    world, results = Failing(), []
+    with ThreadPoolExecutor(1) as executor:
+        engine = engine_of(world, executor=executor)
+        with pytest.raises(ValueError, match='out of memory'):
+            for t in range(30):
+                results += engine.push(world.image(t), t)
+    assert [r.frame_id for r in results] == list(range(9))
+
+
 def test_an_unknown_mode_lists_the_modes():
     with pytest.raises(VisionError, match='VIS-CONFIG-106') as caught:
         engine_of(World(), 'live')

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vision.common.core.boxes import batched_nms
+from vision.common.core.boxes import batched_nms, iou_matrix
 from vision.common.core.errors import VisionError
 from vision.lattice.core.class_names import COCO_CLASSES
 from vision.lattice.core.structures import FrameBoxes
@@ -331,7 +331,7 @@ def test_yolox_nano_equals_the_same_network_through_mmdet(shared_data, repositor
     converter.main([str(resolve('zoo:yolox-nano_coco')), str(tmp_path / 'nano.pth')])
     slow = MMDetDetector(repository / 'configs' / 'detectors' / 'yolox-nano_coco.py',
                          tmp_path / 'nano.pth', score_thr=0.02)
-    fast = OnnxDetector('zoo:yolox-nano_coco', score_thr=0.02)
+    fast = OnnxDetector('zoo:yolox-nano_coco', score_thr=0.02, fit_frame=False)
     for image in real_frames(shared_data):
         expected, actual = slow.detect(image), fast.detect(image)
         assert len(expected) == len(actual) > 20
@@ -341,3 +341,21 @@ def test_yolox_nano_equals_the_same_network_through_mmdet(shared_data, repositor
                                      strict=True):
             near = (actual.labels == label) & (np.abs(actual.scores - score) < 1e-3)
             assert (np.abs(actual.boxes_xyxy[near] - box).max(axis=1) < 0.1).sum() == 1
+
+
+def test_rows_that_a_wide_frame_does_not_fill_are_not_computed_and_hardly_missed(shared_data):
+    fitted = OnnxDetector('zoo:yolox-nano_coco', score_thr=0.02)
+    padded = OnnxDetector('zoo:yolox-nano_coco', score_thr=0.02, fit_frame=False)
+    assert fitted.input_size == padded.input_size == (416, 416)
+    for image in real_frames(shared_data):
+        few, all_rows = fitted.detect(image), padded.detect(image)
+        assert fitted._letterbox.size == (320, 416) and padded._letterbox.size == (416, 416)
+        sure = all_rows.select(all_rows.scores > 0.3)
+        assert len(sure) >= 3
+        for box, label in zip(sure.boxes_xyxy, sure.labels, strict=True):
+            overlap = iou_matrix(box[None], few.boxes_xyxy[few.labels == label])
+            assert overlap.max() > 0.9
+        same(fitted.detect(image[:280, :280]), padded.detect(image[:280, :280]))
+    tall = np.ascontiguousarray(real_frames(shared_data)[0].transpose(1, 0, 2))
+    fitted.detect(tall)
+    assert fitted._letterbox.size == (416, 320)

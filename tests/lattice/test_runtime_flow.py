@@ -224,6 +224,20 @@ def test_a_detector_beside_the_frames_and_revision_change_nothing(policy):
             assert one.is_keyframe == other.is_keyframe
 
 
+def test_a_carrier_as_it_was_is_one_that_never_went_further():
+    scene, filler = Scene([curve, other_curve], num_frames=9), FlowFiller()
+    left, prepared = scene.detect(scene.images[0]), [filler.prepare(i) for i in scene.images]
+    carriers = [filler.carry(left, prepared[0], (240, 320)) for _ in range(9)]
+    for num_steps, carrier in enumerate(carriers):
+        for frame in prepared[1:num_steps + 1]:
+            carrier.step(frame)
+    for num_steps, expected in enumerate(carriers):
+        earlier = carriers[-1].until(num_steps).tracked()
+        np.testing.assert_array_equal(earlier.paths.xy, expected.tracked().paths.xy)
+        np.testing.assert_array_equal(earlier.paths.is_good, expected.tracked().paths.is_good)
+    assert len(carriers[-1].tracked().paths.xy) == 9  # left as it was
+
+
 def test_more_boxes_than_are_followed_and_weak_ones():
     scene = Scene([lambda t: (4 * t, 20), lambda t: (4 * t, 80), lambda t: (4 * t, 140)],
                   num_frames=9)

@@ -292,3 +292,18 @@ def test_a_stop_while_the_writer_is_behind_writes_what_was_computed(play, tmp_pa
     monkeypatch.setattr(sinks.VideoSink, 'write', slow)
     played = play(num_frames=60, on_frame=lambda player, count: count == 31 and player.stop())
     assert [row['frame_id'] for row in rows_of(played.paths[1])] == list(range(31))
+
+
+def test_what_was_read_ahead_of_a_file_has_not_waited(tmp_path, write_video, detector):
+    class Slow:
+        classes = detector.classes
+
+        def detect(self, image_bgr):
+            time.sleep(0.05)
+            return detector.detect(image_bgr)
+
+    video = write_video(tmp_path / 'in.mp4', 20)
+    player = Player(open_source(str(video)), build_engine(Slow(), method='detect'), ('blob',),
+                    PlayOptions(tmp_path / 'x'))
+    stats = player.play().stats
+    assert 50 <= stats.p50_ms < 150  # four frames wait: 250 ms if that counted

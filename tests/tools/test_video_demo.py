@@ -155,8 +155,12 @@ def test_where_keyframes_are_is_an_option(job, tmp_path, options, keyframes):
 
 def test_a_budget_is_in_the_summary(job, tmp_path, capsys):
     main, (frames, _, _, *out), _ = job
-    assert main([frames, '--target-fps', '0.5', '--deadline-ms', '60000', *out]) == 0
+    assert main([frames, '--target-fps', '0.5', '--deadline-ms', '60000', '--stats',
+                 f'{tmp_path / "s.json"}', *out]) == 0
     text = capsys.readouterr().out
+    stats = json.loads((tmp_path / 's.json').read_text())
+    assert stats['num_finished'] == 14 and stats['deadline_misses'] == 0
+    assert stats['fps_end_to_end'] == pytest.approx(14 / stats['duration_s'])
     assert 'of 0.5 fps asked for' in text and 'later than 60000 ms' in text
 
 

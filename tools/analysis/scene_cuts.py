@@ -23,7 +23,7 @@ from vision.common.core.report import write_report
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import load_cocovid
 from vision.lattice.core.scene_cut import SceneCutDetector
-from vision.lattice.mm.grey import grey_frame
+from vision.lattice.runtime.flow import FlowFiller
 
 
 def false_alarms(detector: SceneCutDetector, greys: list[np.ndarray]) -> list[int]:
@@ -40,9 +40,11 @@ def is_found(detector: SceneCutDetector, before: np.ndarray, after: np.ndarray) 
 
 
 def measure_set(detector: SceneCutDetector, ann: Path, images: Path) -> dict:
+    filler = FlowFiller()  # cuts are looked for on the small frames that it makes
     ends, alarms, num_pairs = [], [], 0
     for video in load_cocovid(ann).videos:
-        greys = [grey_frame(read_image(images / frame.file_name)) for frame in video.frames]
+        greys = [filler.prepare(read_image(images / frame.file_name)).grey
+                 for frame in video.frames]
         alarms += [f'{video.name}:{i}' for i in false_alarms(detector, greys)]
         num_pairs += len(greys) - 1
         ends.append((greys[0], greys[-1]))

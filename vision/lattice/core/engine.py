@@ -223,7 +223,7 @@ class LatticeEngine:
         return is_cut
 
     def _detect(self, frame: _Frame) -> FrameBoxes:
-        with self._detecting:  # the middle of an interval is detected beside the executor
+        with self._detecting:  # an executor may have several workers
             boxes = self._detector.detect(frame.image)
         return inside_frame(boxes, frame.image.shape[:2])
 
@@ -246,6 +246,8 @@ class LatticeEngine:
         results = []
         while self._waiting and (len(self._waiting) > max_waiting
                                  or self._waiting[0].right.done()):
+            if results and max_waiting and self._waiting[0].right.exception():
+                return results  # what is done goes out first; the next call raises
             waiting = self._waiting.popleft()
             right = waiting.right.result()
             if len(waiting.frames) == 1:
@@ -291,8 +293,7 @@ class LatticeEngine:
         if self._wants_split(bridge, right, span, depth):
             mid = (len(frames) - 1) // 2
             middle = self._detection(frames[mid]).result()
-            # The way to the middle is walked again: the carrier has gone past it.
-            self._begin_at(frames[0], self._left)
+            self._carrier, self._num_carried = self._carrier.until(mid), mid
             return [*self._solve(frames[:mid + 1], middle, depth=depth + 1),
                     *self._solve(frames[mid:], right, depth=depth + 1)]
         filled = bridge.fill(self._linker)

@@ -35,6 +35,9 @@ class Carrier(Protocol):
     def step(self, prepared: Any) -> None:
         """The next frame."""
 
+    def until(self, num_steps: int) -> Carrier:
+        """A carrier as it was after so many steps; it makes no further ones."""
+
     def latest(self) -> FrameBoxes:
         """The boxes on the newest frame, with the scores and ids of the keyframe."""
 

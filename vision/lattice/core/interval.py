@@ -3,6 +3,7 @@ the Scale-Time Lattice paper (arXiv:1804.05472)."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -212,6 +213,11 @@ class NodeCarrier:
 
     def step(self, prepared: GreyFrame) -> None:
         self._greys.append(prepared.grey)
+
+    def until(self, num_steps: int) -> NodeCarrier:
+        earlier = copy(self)
+        earlier._greys = self._greys[:num_steps + 1]
+        return earlier
 
     def latest(self) -> FrameBoxes:
         is_wanted = self.left.scores >= self._filler.min_score

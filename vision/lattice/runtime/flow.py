@@ -6,6 +6,7 @@ What is followed are grids of points (``core/paths``); what becomes of them is d
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import cv2
@@ -107,6 +108,12 @@ class FlowCarrier:
         self._points.append(points)
         self._is_good.append(is_good)
         self._image = prepared.image
+
+    def until(self, num_steps: int) -> FlowCarrier:
+        earlier = copy(self)
+        earlier._points = self._points[:num_steps + 1]
+        earlier._is_good = self._is_good[:num_steps + 1]
+        return earlier
 
     def tracked(self) -> Tracked:
         num_frames = len(self._points)

@@ -14,7 +14,7 @@ from vision.lattice.runtime.flow import FlowFiller, FlowOptions, shrunk_grey
 
 METHODS = ('flow', 'linear', 'detect')
 # The lattice as shipped; measured in docs/results/lattice_tradeoff*.json.
-DEFAULT_KEYFRAMES = dict(type='AdaptiveKeyframes', gap_frames=8, threshold=0.8)
+DEFAULT_KEYFRAMES = dict(type='AdaptiveKeyframes', gap_frames=8, threshold=0.5)
 
 
 class GreyFrames:

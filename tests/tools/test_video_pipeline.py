@@ -1,0 +1,47 @@
+"""The benchmark of the whole pipeline on a short clip: rows, figures, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def frames(tmp_path):
+    folder = tmp_path / 'frames'
+    folder.mkdir()
+    for t in range(10):
+        image = np.full((64, 96, 3), 20, np.uint8)
+        image[10:22, 5 + 2 * t:17 + 2 * t] = 220
+        cv2.imwrite(str(folder / f'{t:03}.png'), image)
+    return folder
+
+
+def run(repository, *arguments):
+    return subprocess.run([sys.executable, 'tools/benchmarks/video_pipeline.py', *arguments],
+                          cwd=repository, capture_output=True, text=True, timeout=300,
+                          env=os.environ | dict(PYTHONPATH=str(repository)))
+
+
+@pytest.mark.slow
+def test_all_rows_have_their_figures(frames, tmp_path, repository):
+    report = tmp_path / 'r.json'
+    result = run(repository, str(frames), '--repeats', '2', '--max-frames', '8', '--json',
+                 str(report))
+    assert result.returncode == 0, result.stderr
+    rows = {row['method']: row for row in json.loads(report.read_text())['rows']}
+    assert list(rows) == ['serial', 'parallel', 'lattice', 'causal']
+    assert all(row['num_frames'] == 8 and row['fps_end_to_end'] > 0 for row in rows.values())
+    assert rows['serial']['keyframe_rate'] == rows['parallel']['keyframe_rate'] == 1
+    assert rows['lattice']['keyframe_rate'] < 0.5
+    assert all(row['fps_lowest'] <= row['fps_end_to_end'] <= row['fps_highest'] + 0.01
+               for row in rows.values())
+
+
+def test_rows_that_are_none_are_refused(frames, repository):
+    result = run(repository, str(frames), '--rows', 'fast')
+    assert result.returncode == 2 and 'VIS-CONFIG-513' in result.stderr
