@@ -274,6 +274,19 @@ def test_the_upper_bound_puts_boxes_on_their_objects(tool, squares):
     assert np.array_equal(moved.boxes_xyxy[2], lonely.boxes_xyxy[0])
 
 
+def test_a_detector_of_the_zoo_by_its_name(tool, squares, tmp_path):
+    (tmp_path / 'map.json').write_text('{"square": ["person", "car"]}')
+    assert tool.main([
+        '--ann', f'{squares / "ann" / "val.json"}', '--images', f'{squares}', '--json',
+        f'{tmp_path / "a.json"}', '--detector', 'zoo:yolox-nano_coco', '--input-size', '96',
+        '--input-sizes', '64', '--class-map', f'{tmp_path / "map.json"}', '--limit-videos', '1',
+        '--methods', 'detect,linear', '--time-frames', '4', '--repeats', '1']) == 0
+    content = json.loads((tmp_path / 'a.json').read_text())
+    assert [(row['setting'], row['runtime']) for row in content['rows']] == [
+        (setting, 'onnxruntime') for setting in ('t1', 't1-in64', 't8')]
+    assert content['judged_classes'] == ['square']
+
+
 def test_refusals(tool, squares, tmp_path):
     common = ['--ann', f'{squares / "ann" / "val.json"}', '--images', f'{squares}', '--json',
               f'{tmp_path / "a.json"}']

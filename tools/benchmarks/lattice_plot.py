@@ -70,9 +70,12 @@ def draw_panel(panel, rows: list[dict], axis: str, column: str) -> None:
     panel.set_xscale('log')
     for method, points in lines.items():  # in the order of the rows: by gap
         colour, marker = STYLES[method]
+        if method == 'detect':  # its points are sizes of the input, in no order
+            points.sort()
         is_ours = method in ('flow', 'shipped', 'adaptive')
         panel.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour,
-                   linewidth=2.2 if is_ours else 1.2, markersize=7 if is_ours else 5)
+                   linewidth=2.2 if is_ours else 1.2, markersize=7 if is_ours else 5,
+                   zorder=3 if is_ours else 2)
         if method in ('flow', 'detect') and len(points) > 1:
             for x, y, setting in points:
                 panel.annotate(setting, (x, y), (0, 6), textcoords='offset points', fontsize=6,

@@ -201,7 +201,10 @@ def open_models(args: argparse.Namespace) -> Models:
         from vision.lattice.core.interval import NodeFiller
         from vision.lattice.mm.loading import load_lattice
         torch.set_num_threads(args.threads)
-        model = load_lattice(args.config, args.checkpoint)
+        # A detector given by name stands in the config's place: that one's weights may be absent.
+        options = {'model.detector': dict(type='OnnxDetector', _delete_=True, **onnx_options(
+            args, args.input_size))} if args.detector else None
+        model = load_lattice(args.config, args.checkpoint, cfg_options=options)
 
         def make_paper():
             return NodeFiller(model.build_networks(), **model.node_options)
@@ -213,11 +216,15 @@ def open_models(args: argparse.Namespace) -> Models:
                                   where='--input-sizes', why='its size stands in the config',
                                   do='give --detector FILE.onnx')
             return model.detector
-        size = args.input_size if input_size is None else input_size
-        return as_detector(args.detector, threads=args.threads,
-                           **({} if size is None else dict(input_size=size)))
+        options = onnx_options(args, args.input_size if input_size is None else input_size)
+        return as_detector(options.pop('path'), **options)
 
     return Models(make_detector, make_paper)
+
+
+def onnx_options(args: argparse.Namespace, input_size: int | None) -> dict:
+    size = {} if input_size is None else dict(input_size=input_size)
+    return dict(path=args.detector, threads=args.threads, **size)
 
 
 def read_images(args: argparse.Namespace, video: CocoVideo,
