@@ -191,6 +191,8 @@ def test_checkpoints_of_the_stock_runner_are_read(tmp_path):
     torch.save(dict(state_dict=dict(w=torch.ones(1)), message_hub=dict(loss=buffer)),
                tmp_path / 'x.pth')
     assert io.load_checkpoint(tmp_path / 'x.pth')['state_dict']['w'] == 1
+    # What the file names as methods must not become those of all buffers.
+    assert buffer.statistics('mean') == buffer.statistics('current') == 3
 
 
 def test_a_file_that_is_no_checkpoint_says_so(tmp_path):

@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
     if path.suffix == '.safetensors':
         return _load_safetensors(path)
     try:
-        with torch.serialization.safe_globals(ALLOWED + _history_buffer()):
+        with _log_buffers() as buffers, torch.serialization.safe_globals(ALLOWED + buffers):
             content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise VisionError(
@@ -238,11 +240,24 @@ def _names(names: list[str]) -> str:
     return ', '.join(names[:NUM_NAMES]) + more
 
 
-def _history_buffer() -> list:
-    """The log buffer that MMEngine's own checkpoints hold, if its module is loaded anyway."""
-    import sys
+@contextmanager
+def _log_buffers() -> Iterator[list]:
+    """The log buffer that MMEngine's own checkpoints hold, if its module is loaded anyway.
+
+    Reading one writes what the file names as its methods into a registry of the whole class, and
+    here those are ``no_attribute``: every later log of the process would fail. It is put back.
+    """
     module = sys.modules.get('mmengine.logging.history_buffer')
-    return [module.HistoryBuffer] if module else []
+    if module is None:
+        yield []
+        return
+    methods = module.HistoryBuffer._statistics_methods
+    kept = dict(methods)
+    try:
+        yield [module.HistoryBuffer]
+    finally:
+        methods.clear()
+        methods.update(kept)
 
 
 def _disk_full(content: Mapping[str, Any], path: Path, why: str) -> VisionError:
