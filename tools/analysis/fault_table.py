@@ -1,8 +1,8 @@
 """Write docs/reliability.md: each fault, what happens then, and the tests that prove it.
 
 The rows are those of docs/faults.yml. A test proves the rows it is marked with:
-``@pytest.mark.fault('R1', 'R3')`` on a function, a class or a ``pytest.param``, or ``pytestmark`` of
-a module. The files are read, not imported.
+``@pytest.mark.fault('R1', 'R3')`` on a function, a class or a ``pytest.param``, or ``pytestmark``
+of a module. The files are read, not imported.
 
 Examples:
   python tools/analysis/fault_table.py
@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS, PAGE = ROOT / 'docs' / 'faults.yml', ROOT / 'docs' / 'reliability.md'
 HEAD = """# What can go wrong, and what happens then
 
-{tested} of {total} faults have a test; {untested}; {unbuilt}. R rows are accidents, S rows attacks.
+{tested} of {total} faults have a test; {untested}; {unbuilt}.
+
+R rows are accidents, S rows attacks; the last column counts tests, which are listed below.
 Made by `python tools/analysis/fault_table.py` from `docs/faults.yml` and the marks in `tests/`;
 `make test` fails when it is not current. Codes are explained in `docs/errors/`.
 
