@@ -11,7 +11,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +37,7 @@ Made by `python tools/analysis/fault_table.py` from `docs/faults.yml` and the ma
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--check', action='store_true',
                         help='write nothing; exit code 1 when the page is not current')
     args = parser.parse_args(argv)
