@@ -10,7 +10,8 @@ import torch
 from mmengine.config import Config
 
 from vision.common.core.errors import VisionError
-from vision.common.mm.runner import ExactRunner, newest_valid
+from vision.common.mm.checkpoints import newest_valid, only_run_here
+from vision.common.mm.runner import ExactRunner
 from vision.common.nn.checkpoint import load_checkpoint
 
 HERE = Path(__file__).parent
@@ -215,5 +216,6 @@ def test_cut_file_without_manifest_is_passed_over(tmp_path):
 
 def test_the_second_run_is_told_who_holds_the_folder(tmp_path):
     runner = ExactRunner.from_cfg(config(tmp_path / 'a'))
-    with runner._only_run_here(), pytest.raises(VisionError, match=f'process {os.getpid()} on'):
+    with only_run_here(runner.work_dir, 0), \
+            pytest.raises(VisionError, match=f'process {os.getpid()} on'):
         ExactRunner.from_cfg(config(tmp_path / 'a', crash=1)).train()

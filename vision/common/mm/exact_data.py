@@ -8,15 +8,45 @@ run was interrupted. Skipping what was consumed costs no loading.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_rank
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from vision.common.nn.seeds import seed_everything
 
+DEFAULT_SEED = 0
 ENDLESS = ('InfiniteSampler', 'MultiSourceSampler', 'GroupMultiSourceSampler')
+
+
+def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
+                     diff_rank_seed: bool = False) -> DataLoader:
+    """As MMEngine's; data set, sampler and batch sampler are wrapped by ``exact_data``."""
+    if isinstance(dataloader, DataLoader):
+        return dataloader
+    config = copy.deepcopy(dict(dataloader))
+    dataset = config['dataset']
+    if isinstance(dataset, dict):
+        dataset = DATASETS.build(dataset)
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+    seed = DEFAULT_SEED if seed is None else seed
+    sampler = config['sampler']
+    if isinstance(sampler, dict):
+        sampler = DATA_SAMPLERS.build(sampler, default_args=dict(
+            dataset=dataset, seed=None if diff_rank_seed else seed))
+    config['sampler'] = PlacedSampler(sampler)
+    if isinstance(config.get('batch_sampler'), dict):
+        config['batch_sampler'] = SkippableBatches(DATA_SAMPLERS.build(
+            config['batch_sampler'], default_args=dict(
+                sampler=config['sampler'], batch_size=config.pop('batch_size'))))
+    config['dataset'] = SeededDataset(dataset, seed, get_rank())
+    return Runner.build_dataloader(config, seed=seed, diff_rank_seed=diff_rank_seed)
 
 
 class PlacedInt(int):
@@ -179,3 +209,10 @@ def skip_batches(dataloader: DataLoader, num_batches: int) -> None:
         dataloader.batch_sampler.num_to_skip = num_batches
     else:
         placed_sampler(dataloader).num_to_skip = num_batches * dataloader.batch_size
+
+
+def go_to(train_loop, epoch: int, iteration: int) -> None:
+    """Place the data at the batch that follows; iteration-based loops do it themselves."""
+    if isinstance(train_loop, EpochBasedTrainLoop):
+        dataloader = train_loop.dataloader
+        skip_batches(dataloader, iteration - epoch * len(dataloader))
