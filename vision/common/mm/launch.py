@@ -27,6 +27,11 @@ from vision.common.core.config_keys import (
     check_top_level,
 )
 from vision.common.core.errors import VisionError
+from vision.common.mm.safe_files import (
+    is_data_config,
+    read_plain_files_everywhere,
+    read_safely,
+)
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.registry import RUNNERS
 
@@ -61,8 +66,9 @@ def read_config(args: argparse.Namespace) -> Config:
     if not path.is_file():
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
                           where=str(path.absolute()), do='configs/README.md lists them')
+    read_plain_files_everywhere()
     try:
-        config = Config.fromfile(path)
+        config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
     except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
             ImportError) as error:
         raise VisionError('VIS-CONFIG-314', f'the config {path} cannot be read', where=str(path),
