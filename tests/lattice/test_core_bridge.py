@@ -275,3 +275,23 @@ def test_short_intervals(num_frames):
 def test_nobody_at_all():
     filled = fill(nobody(), nobody())
     assert [len(boxes) for boxes in filled.inner] == [0] * 7 and len(filled.right) == 0
+
+
+def test_where_the_right_boxes_were_going():
+    way = parabola(EVEN)
+    drift = fill(*keyframes(BOX, way)).drift
+    np.testing.assert_allclose(drift, [way[-1] / 8], atol=1e-4)
+    assert np.isnan(fill(nobody(), keyframes(BOX, way)[1]).drift).all()
+
+
+def test_ids_alone_need_no_way_back():
+    """Two sizes from where it was, an object is known again by its way there."""
+    left, right = keyframes(BOX, parabola(EVEN))
+    linker, none = TrackLinker(), np.zeros(0, np.int64)
+    left = Tracked(linker.start(left.boxes), left.rows, left.paths)
+    right = Tracked(right.boxes, none, right.paths.take(none))
+    for settled in (NO_PAIRS, ONE_PAIR):
+        filled = PathBridge(left, right, EVEN, FRAME, settled=settled,
+                            is_filled=False).fill(linker)
+        assert filled.inner == [] and filled.right.track_ids.tolist() == [1]
+        np.testing.assert_allclose(filled.drift, [[15, 0]], atol=1e-4)

@@ -42,20 +42,32 @@ class Tracked:
         boxes: all boxes of the keyframe.
         rows: (K,) indices of the followed ones, growing.
         paths: of these, told from this keyframe to the other one.
+        drift: (N, 2) px a frame, where each box was going before, see ``paths.follow``.
     """
 
     boxes: FrameBoxes
     rows: np.ndarray
     paths: Paths
+    drift: np.ndarray | None = None
 
     def carried(self) -> tuple[np.ndarray, np.ndarray]:
         """(F, N, 4) boxes and (F, N) trust, from this keyframe on; others stand, with trust 0."""
         num_frames = len(self.paths.xy)
         boxes = np.repeat(self.boxes.boxes_xyxy[None].astype(np.float64), num_frames, axis=0)
         trust = np.zeros((num_frames, len(self.boxes)))
-        boxes[:, self.rows], trust[:, self.rows] = follow(
-            self.boxes.boxes_xyxy[self.rows].astype(np.float64), self.paths)
+        boxes[:, self.rows], trust[:, self.rows] = self._followed()
         return boxes, trust
+
+    def latest(self) -> np.ndarray:
+        """(N, 4) boxes on the last frame, as in ``carried``."""
+        boxes = self.boxes.boxes_xyxy.astype(np.float64)
+        boxes[self.rows] = self._followed(is_last_only=True)[0][0]
+        return boxes
+
+    def _followed(self, **options: bool) -> tuple[np.ndarray, np.ndarray]:
+        drift = None if self.drift is None else self.drift[self.rows]
+        return follow(self.boxes.boxes_xyxy[self.rows].astype(np.float64), self.paths, drift,
+                      **options)
 
 
 def settled_pairs(left: Tracked, right: FrameBoxes) -> np.ndarray:
@@ -88,16 +100,22 @@ class PathBridge:
         shares: (F,) times of the frames, 0 at the left keyframe and 1 at the right one.
         frame_size: (H, W) of the frames, px.
         settled: (P, 2) pairs that are known already; their right boxes need no paths.
+        is_filled: False where the inner frames are of no use any more: their boxes went out
+            without look-ahead. The right boxes need no paths then, and objects meet there.
     """
 
     def __init__(self, left: Tracked, right: Tracked, shares: np.ndarray,
-                 frame_size: tuple[int, int], *, settled: np.ndarray) -> None:
+                 frame_size: tuple[int, int], *, settled: np.ndarray,
+                 is_filled: bool = True) -> None:
         self.left, self.right, self.shares, self.frame_size = left, right, shares, frame_size
         self.from_left, self.trust_left = left.carried()
         self.from_right, self.trust_right = (values[::-1] for values in right.carried())
-        middle = len(shares) // 2
+        self.is_filled = is_filled
+        middle = len(shares) // 2 if is_filled else -1
         rest = [np.setdiff1d(np.arange(len(side.boxes)), settled[:, column])
                 for column, side in enumerate((left, right))]
+        if not is_filled:
+            self.trust_right = np.ones_like(self.trust_right)  # it is where it is
         sides = [Side(boxes[middle, rows], trust[middle, rows], trust[middle, rows] > 0)
                  for boxes, trust, rows in ((self.from_left, self.trust_left, rest[0]),
                                             (self.from_right, self.trust_right, rest[1]))]
@@ -121,12 +139,24 @@ class PathBridge:
 
     def fill(self, linker: TrackLinker) -> FilledInterval:
         rows, right = linker.link(self.left.boxes, self.right.boxes, self.pairs)
+        if not self.is_filled:
+            return FilledInterval([], [], right, self._drift())
         inner = slice(1, -1)
         boxes = self._boxes(rows)[inner]
         scores = self._scores(rows)[inner]
         is_known = np.ones(scores.shape, bool)
         return FilledInterval(inner_boxes(rows, boxes, scores, is_known, self.frame_size),
-                              [True] * len(boxes), right)
+                              [True] * len(boxes), right, self._drift())
+
+    def _drift(self) -> np.ndarray:
+        """(N, 2) mean movement of the right boxes so far, px a frame; NaN where it is unknown."""
+        left, right = (side.boxes.boxes_xyxy.astype(np.float64)
+                       for side in (self.left, self.right))
+        drift = np.full((len(right), 2), np.nan)
+        i, j = self.pairs.T
+        moved = right[j] - left[i]
+        drift[j] = (moved[:, :2] + moved[:, 2:]) / 2 / (len(self.shares) - 1)
+        return drift
 
     def _boxes(self, rows: IntervalRows) -> np.ndarray:
         """(F, R, 4) boxes of all rows."""

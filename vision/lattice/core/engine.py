@@ -269,9 +269,11 @@ class LatticeEngine:
         self._begin_at(frame, self._linker.start(boxes))
         return [FrameResult(frame.frame_id, self._left, 'detected', is_keyframe=True)]
 
-    def _begin_at(self, keyframe: _Frame, boxes: FrameBoxes) -> None:
+    def _begin_at(self, keyframe: _Frame, boxes: FrameBoxes,
+                  drift: np.ndarray | None = None) -> None:
         self._left, self._num_carried = boxes, 0
-        self._carrier = self._filler.carry(boxes, keyframe.prepared, keyframe.image.shape[:2])
+        self._carrier = self._filler.carry(boxes, keyframe.prepared, keyframe.image.shape[:2],
+                                           drift)
 
     def _carry_to(self, frames: list[_Frame]) -> Carrier:
         """The carrier at the last of these frames, which begin at its keyframe."""
@@ -288,7 +290,7 @@ class LatticeEngine:
     def _solve(self, frames: list[_Frame], right: FrameBoxes, *, depth: int) -> list[FrameResult]:
         """Results after the first of these frames; halves the interval where the policy asks."""
         span = Span([frame.image for frame in frames], [frame.prepared for frame in frames],
-                    np.array([frame.time_s for frame in frames]))
+                    np.array([frame.time_s for frame in frames]), is_filled=self._revises)
         bridge = self._filler.bridge(self._carry_to(frames), right, span)
         if self._wants_split(bridge, right, span, depth):
             mid = (len(frames) - 1) // 2
@@ -297,13 +299,13 @@ class LatticeEngine:
             return [*self._solve(frames[:mid + 1], middle, depth=depth + 1),
                     *self._solve(frames[mid:], right, depth=depth + 1)]
         filled = bridge.fill(self._linker)
-        self._begin_at(frames[-1], filled.right)
-        inner = [FrameResult(frame.frame_id, boxes,
-                             'propagated' if is_propagated else 'interpolated')
-                 for frame, boxes, is_propagated in
-                 zip(frames[1:-1], filled.inner, filled.is_propagated, strict=True)]
-        if not self._revises:
-            inner = []  # they went out as they came
+        self._begin_at(frames[-1], filled.right, filled.drift)
+        inner = []
+        if span.is_filled:
+            inner = [FrameResult(frame.frame_id, boxes,
+                                 'propagated' if is_propagated else 'interpolated')
+                     for frame, boxes, is_propagated in
+                     zip(frames[1:-1], filled.inner, filled.is_propagated, strict=True)]
         return [*inner, FrameResult(frames[-1].frame_id, self._left, 'detected',
                                     is_keyframe=True)]
 

@@ -130,8 +130,8 @@ class DenseFlowFiller:
     def prepare(self, image_bgr: np.ndarray) -> GreyFrame:
         return GreyFrame(shrunk_grey(image_bgr, LONG_SIDE)[0])
 
-    def carry(self, left: FrameBoxes, prepared: GreyFrame,
-              frame_size: tuple[int, int]) -> DenseFlowCarrier:
+    def carry(self, left: FrameBoxes, prepared: GreyFrame, frame_size: tuple[int, int],
+              drift: None = None) -> DenseFlowCarrier:
         return DenseFlowCarrier(left, prepared, frame_size)
 
     def bridge(self, carrier: DenseFlowCarrier, right: FrameBoxes, span: Span) -> BlendBridge:
