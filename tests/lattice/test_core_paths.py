@@ -9,6 +9,8 @@ from vision.lattice.core.paths import (
     END_SIGMA,
     GROWTH_NOISE,
     GROWTH_STRICTNESS,
+    LINE_DOUBT_POINTS,
+    LINE_POINTS,
     MAX_GROWTH,
     MIN_SHARE,
     STRAY_WEIGHT,
@@ -17,6 +19,7 @@ from vision.lattice.core.paths import (
     end_weights,
     follow,
     grid_points,
+    mean_bend,
 )
 
 SIDE = 4
@@ -195,9 +198,9 @@ def test_weights_and_bends_equal_loops_over_points(seed):
     weights = end_weights(paths, boxes, ends)
     times = np.sort(rng.uniform(0, 1, len(paths.xy)))
     times[[0, -1]] = 0, 1
-    found = bends(paths, weights, times)
+    found, found_squares = bends(paths, weights, times)
     for i in range(len(boxes)):
-        total = np.zeros((len(times), 2))
+        total, squares = np.zeros((len(times), 2)), np.zeros(len(times))
         for p in range(NUM_POINTS):
             xy = paths.xy[:, i, p].astype(float)
             expected = slow_weight(xy[0], xy[-1], boxes[i], ends[i], paths.is_good[-1, i, p])
@@ -205,7 +208,27 @@ def test_weights_and_bends_equal_loops_over_points(seed):
             for t, share in enumerate(times):
                 line = (1 - share) * xy[0] + share * xy[-1]
                 total[t] += weights[i, p] * (xy[t] - line)
+                squares[t] += weights[i, p] * ((xy[t] - line)**2).sum()
         np.testing.assert_allclose(found[:, i], total, atol=1e-3)
+        np.testing.assert_allclose(found_squares[:, i], squares, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('gap', [4, 8, 24])
+def test_the_line_counts_as_few_points_where_they_agree_and_more_where_they_do_not(gap):
+    way = np.sin(np.linspace(0, np.pi, gap + 1))[:, None] * [0, 40.0]
+    times = np.linspace(0, 1, gap + 1)
+    shares = []
+    for noise in (0, 0.3, 1, 3):
+        scale = 1 + np.random.default_rng(0).normal(0, noise, NUM_POINTS)
+        scale += 1 - scale.mean()  # they agree on the mean alone
+        xy = (way[:, None, None] * scale[:, None]).astype(np.float32)
+        paths = Paths(xy, np.ones(xy.shape[:3], bool))
+        bend = mean_bend(*bends(paths, np.ones((1, NUM_POINTS)), times), np.array([NUM_POINTS]))
+        shares.append(bend[gap // 2, 0, 1] / 40)
+    assert shares[0] == pytest.approx(NUM_POINTS / (NUM_POINTS + LINE_POINTS * 8 / gap))
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] > NUM_POINTS / (NUM_POINTS + (LINE_POINTS + LINE_DOUBT_POINTS) * 8 / gap)
+    assert mean_bend(np.zeros((gap + 1, 1, 2)), np.zeros((gap + 1, 1)), np.zeros(1)).max() == 0
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -222,11 +245,12 @@ def test_a_bend_is_nothing_at_both_ends_and_the_same_told_backwards(seed):
     boxes, paths = random_paths(seed)
     weights = np.random.default_rng(seed).uniform(0, 1, (len(boxes), NUM_POINTS))
     times = np.array([0, 0.1, 0.15, 0.5, 0.6, 0.9, 1])
-    there = bends(paths, weights, times)
+    there, squares = bends(paths, weights, times)
     np.testing.assert_allclose(there[[0, -1]], 0, atol=1e-4)
     assert np.abs(there[1:-1]).max() > 1
-    back = bends(paths.reversed(), weights, 1 - times[::-1])
+    back, squares_back = bends(paths.reversed(), weights, 1 - times[::-1])
     np.testing.assert_allclose(back[::-1], there, atol=1e-3)
+    np.testing.assert_allclose(squares_back[::-1], squares, rtol=1e-3, atol=1e-3)
 
 
 def test_even_movement_has_no_bend_whatever_the_times():
@@ -235,8 +259,8 @@ def test_even_movement_has_no_bend_whatever_the_times():
     speed = np.random.default_rng(0).normal(0, 30, (len(boxes), NUM_POINTS, 2))
     straight = Paths((paths.xy[:1] + times[:, None, None, None] * speed).astype(np.float32),
                      paths.is_good)
-    np.testing.assert_allclose(bends(straight, np.ones((len(boxes), NUM_POINTS)), times), 0,
-                               atol=1e-3)
+    for sums in bends(straight, np.ones((len(boxes), NUM_POINTS)), times):
+        np.testing.assert_allclose(sums, 0, atol=1e-3)
 
 
 @pytest.mark.parametrize('end', [[10, 10, 30, 30], [60, 25, 80, 45], [0, 0, 200, 7]])
@@ -276,4 +300,5 @@ def test_no_boxes():
     boxes, trust = follow(none, paths)
     assert boxes.shape == (5, 0, 4) and trust.shape == (5, 0)
     weights = end_weights(paths, none, none)
-    assert bends(paths, weights, np.linspace(0, 1, 5)).shape == (5, 0, 2)
+    sums = bends(paths, weights, np.linspace(0, 1, 5))
+    assert mean_bend(*sums, weights.sum(axis=1)).shape == (5, 0, 2)

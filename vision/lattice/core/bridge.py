@@ -10,7 +10,7 @@ from vision.lattice.core.filling import FilledInterval, inner_boxes
 from vision.lattice.core.linker import NO_ROW, IntervalRows, TrackLinker
 from vision.lattice.core.matching import CONFIDENT_SCORE, match_at_middle, match_boxes
 from vision.lattice.core.merge import Side
-from vision.lattice.core.paths import LINE_POINTS, Paths, bends, end_weights, follow
+from vision.lattice.core.paths import Paths, bends, end_weights, follow, mean_bend
 from vision.lattice.core.structures import FrameBoxes
 
 # What an object is worth that one keyframe alone saw: this share of its score beside it, half of
@@ -176,15 +176,18 @@ class PathBridge:
         # its box early (motocross-jump of DAVIS, T = 16: 79 mAP@.5 against 61).
         share = self.shares[:, None, None]
         boxes = (1 - share) * start + share * end
-        weight = np.full(len(pairs), LINE_POINTS)
+        weight = np.zeros(len(pairs))
         bend = np.zeros((len(self.shares), len(pairs), 2))
+        squares = np.zeros(bend.shape[:2])
         for side, weights, flip in zip((self.left, self.right), self._weights(pairs), (1, -1),
                                        strict=True):
             followed, places = _places(side.rows, pairs[:, 0 if flip == 1 else 1])
             times = self.shares if flip == 1 else 1 - self.shares[::-1]
-            bend[:, followed] += bends(side.paths.take(places), weights[followed], times)[::flip]
+            total, total_squares = bends(side.paths.take(places), weights[followed], times)
+            bend[:, followed] += total[::flip]
+            squares[:, followed] += total_squares[::flip]
             weight += weights.sum(axis=1)
-        return boxes + np.tile(bend / weight[:, None], 2)
+        return boxes + np.tile(mean_bend(bend, squares, weight), 2)
 
     def _certainty(self, pairs: np.ndarray) -> np.ndarray:
         """(P,) in [0, 1]: 1 where ``EASY_SHARE`` of the points of either keyframe end well."""
