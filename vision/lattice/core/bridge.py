@@ -10,7 +10,7 @@ from vision.lattice.core.filling import FilledInterval, inner_boxes
 from vision.lattice.core.linker import NO_ROW, IntervalRows, TrackLinker
 from vision.lattice.core.matching import CONFIDENT_SCORE, match_at_middle, match_boxes
 from vision.lattice.core.merge import Side
-from vision.lattice.core.paths import Paths, bends, end_weights, follow, mean_bend
+from vision.lattice.core.paths import Paths, agreement, bends, end_weights, follow, mean_bend
 from vision.lattice.core.structures import FrameBoxes
 
 # What an object is worth that one keyframe alone saw: this share of its score beside it, half of
@@ -63,6 +63,14 @@ class Tracked:
         boxes = self.boxes.boxes_xyxy.astype(np.float64)
         boxes[self.rows] = self._followed(is_last_only=True)[0][0]
         return boxes
+
+    def easiness(self) -> float:
+        """Mean over the objects that the keyframe is sure of: 1 where ``EASY_SHARE`` of the points
+        made one movement so far, less in proportion; 0 where none was followed."""
+        share = np.zeros(len(self.boxes))
+        share[self.rows] = agreement(self.boxes.boxes_xyxy[self.rows], self.paths)
+        share = share[self.boxes.scores >= CONFIDENT_SCORE]
+        return float(np.minimum(1, share / EASY_SHARE).mean()) if len(share) else 1.0
 
     def _followed(self, **options: bool) -> tuple[np.ndarray, np.ndarray]:
         drift = None if self.drift is None else self.drift[self.rows]

@@ -126,6 +126,9 @@ class FlowCarrier:
         return Tracked(self._boxes, self._rows, Paths(
             xy, np.stack(self._is_good).reshape(num_frames, *self._shape[:2])), self._drift)
 
+    def easiness(self) -> float:
+        return self.tracked().easiness()
+
     def latest(self) -> FrameBoxes:
         return self._boxes.replace(boxes_xyxy=self.tracked().latest())
 

@@ -165,6 +165,9 @@ class DenseFlowCarrier:
         self.path.append(small / self._scale)
         self._grey = prepared.grey
 
+    def easiness(self) -> float:
+        return 1.0
+
     def latest(self) -> FrameBoxes:
         return self.boxes.replace(boxes_xyxy=self.path[-1])
 
