@@ -302,8 +302,8 @@ def test_the_way_so_far_is_as_easy_as_the_points_of_sure_objects_agree():
     both = [BOX, [400, 100, 440, 160]]
     two = tracked(both, still)
     assert two.easiness() == 1 and nobody().easiness() == 1
-    assert tracked(both, still, rows=[0]).easiness() == 0.5  # the other was not followed
     gone = [(3, 1, p) for p in range(NUM_POINTS)]
+    assert tracked(both, still, lost=gone, rows=[0]).easiness() == 1  # the other: not followed
     assert tracked(both, still, lost=gone).easiness() == 0.5
     assert tracked(both, still, lost=gone, scores=[0.9, 0.1]).easiness() == 1
     assert tracked(both, still, lost=gone, scores=[0.1, 0.9]).easiness() == 0

@@ -50,32 +50,34 @@ class Tracked:
     paths: Paths
     drift: np.ndarray | None = None
 
-    def carried(self) -> tuple[np.ndarray, np.ndarray]:
-        """(F, N, 4) boxes and (F, N) trust, from this keyframe on; others stand, with trust 0."""
-        num_frames = len(self.paths.xy)
-        boxes = np.repeat(self.boxes.boxes_xyxy[None].astype(np.float64), num_frames, axis=0)
-        trust = np.zeros((num_frames, len(self.boxes)))
-        boxes[:, self.rows], trust[:, self.rows] = self._followed()
+    def carried(self, *, leave_out: np.ndarray | None = None,
+                is_last_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(F, N, 4) boxes and (F, N) trust, from this keyframe on; others stand, with trust 0.
+
+        Args:
+            leave_out: rows that nobody asks for; they stand, too.
+            is_last_only: F is 1: the last frame.
+        """
+        num_frames = 1 if is_last_only else len(self.paths.xy)
+        start = self.boxes.boxes_xyxy.astype(np.float64)
+        boxes, trust = np.repeat(start[None], num_frames, axis=0), np.zeros(
+            (num_frames, len(start)))
+        places = np.arange(len(self.rows))
+        if leave_out is not None:
+            places = np.flatnonzero(~np.isin(self.rows, leave_out))
+        rows = self.rows[places]
+        boxes[:, rows], trust[:, rows] = follow(
+            start[rows], self.paths.take(places),
+            None if self.drift is None else self.drift[rows], is_last_only=is_last_only)
         return boxes, trust
 
-    def latest(self) -> np.ndarray:
-        """(N, 4) boxes on the last frame, as in ``carried``."""
-        boxes = self.boxes.boxes_xyxy.astype(np.float64)
-        boxes[self.rows] = self._followed(is_last_only=True)[0][0]
-        return boxes
-
     def easiness(self) -> float:
-        """Mean over the objects that the keyframe is sure of: 1 where ``EASY_SHARE`` of the points
-        made one movement so far, less in proportion; 0 where none was followed."""
-        share = np.zeros(len(self.boxes))
-        share[self.rows] = agreement(self.boxes.boxes_xyxy[self.rows], self.paths)
-        share = share[self.boxes.scores >= CONFIDENT_SCORE]
+        """Mean over the followed objects that the keyframe is sure of: 1 where ``EASY_SHARE`` of
+        their points made one movement so far, less in proportion. In a crowd larger than what is
+        followed the others do not count: more keyframes would not follow them either."""
+        share = agreement(self.boxes.boxes_xyxy[self.rows], self.paths)
+        share = share[self.boxes.scores[self.rows] >= CONFIDENT_SCORE]
         return float(np.minimum(1, share / EASY_SHARE).mean()) if len(share) else 1.0
-
-    def _followed(self, **options: bool) -> tuple[np.ndarray, np.ndarray]:
-        drift = None if self.drift is None else self.drift[self.rows]
-        return follow(self.boxes.boxes_xyxy[self.rows].astype(np.float64), self.paths, drift,
-                      **options)
 
 
 def settled_pairs(left: Tracked, right: FrameBoxes) -> np.ndarray:
@@ -83,7 +85,7 @@ def settled_pairs(left: Tracked, right: FrameBoxes) -> np.ndarray:
 
     Our choice: they need no paths from the right, half of all on PETS09-S2L1, at equal accuracy.
     """
-    boxes, trust = left.carried()
+    boxes, trust = left.carried(is_last_only=True)
     rows = np.flatnonzero(trust[-1] > 0)
     met = match_boxes(left.boxes.replace(boxes_xyxy=boxes[-1]).select(rows), right,
                       max_distance=SETTLED_DISTANCE)
@@ -116,7 +118,7 @@ class PathBridge:
                  frame_size: tuple[int, int], *, settled: np.ndarray,
                  is_filled: bool = True) -> None:
         self.left, self.right, self.shares, self.frame_size = left, right, shares, frame_size
-        self.from_left, self.trust_left = left.carried()
+        self.from_left, self.trust_left = left.carried(leave_out=settled[:, 0])
         self.from_right, self.trust_right = (values[::-1] for values in right.carried())
         self.is_filled = is_filled
         middle = len(shares) // 2 if is_filled else -1

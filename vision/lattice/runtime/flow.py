@@ -130,7 +130,8 @@ class FlowCarrier:
         return self.tracked().easiness()
 
     def latest(self) -> FrameBoxes:
-        return self._boxes.replace(boxes_xyxy=self.tracked().latest())
+        boxes, _ = self.tracked().carried(is_last_only=True)
+        return self._boxes.replace(boxes_xyxy=boxes[0])
 
 
 def shrunk_grey(image_bgr: np.ndarray, long_side: int = CUT_LONG_SIDE) -> tuple[np.ndarray, int]:
