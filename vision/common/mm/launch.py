@@ -27,6 +27,11 @@ from vision.common.core.config_keys import (
     check_top_level,
 )
 from vision.common.core.errors import VisionError
+from vision.common.mm.safe_files import (
+    is_data_config,
+    read_plain_files_everywhere,
+    read_safely,
+)
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.registry import RUNNERS
 
@@ -59,8 +64,9 @@ def read_config(args: argparse.Namespace) -> Config:
     if not path.is_file():
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
                           where=str(path.absolute()), do='configs/README.md lists them')
+    read_plain_files_everywhere()
     try:
-        config = Config.fromfile(path)
+        config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
     except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
             ImportError) as error:
         raise VisionError('VIS-CONFIG-314', f'the config {path} cannot be read', where=str(path),
@@ -125,6 +131,11 @@ def build_runner(config: Config) -> Runner:
     if runner is None:
         raise VisionError('VIS-CONFIG-315', f'no runner is called {name!r}', where='runner_type',
                           do='use ExactRunner')
+    if not getattr(runner, 'is_exact', False):
+        raise VisionError('VIS-CONFIG-333', f'runner_type is {name}, which is not one of ours',
+                          where='runner_type', why='it unpickles checkpoints and runs the config '
+                          'text in them, resumes inexactly and writes over whole checkpoints',
+                          do='remove runner_type, or derive your class from ExactRunner')
     return runner.from_cfg(config)
 
 
