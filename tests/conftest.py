@@ -1,9 +1,11 @@
 """What every room's tests share."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,25 @@ def shared_data() -> Path:
 @pytest.fixture(scope='session')
 def repository() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope='module', autouse=True)
+def known_random_numbers():
+    """For fixtures of a module; the next one is for tests."""
+    seed_all()
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers_in_any_order(known_random_numbers):
+    """What a test draws does not depend on which tests its process ran before."""
+    seed_all()
+
+
+def seed_all() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    if 'torch' in sys.modules:
+        sys.modules['torch'].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
