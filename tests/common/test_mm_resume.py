@@ -468,6 +468,15 @@ def test_mixed_precision_on_a_cpu_is_bfloat16_alone(tmp_path):
             ExactRunner.from_cfg(cfg).train()
 
 
+def test_no_option_of_the_loop_loses_the_place(tmp_path):
+    straight = train(tmp_path / 'straight')
+    crashed(tmp_path / 'a', 9)
+    cfg = config(tmp_path / 'a')
+    cfg.resume, cfg.train_cfg.fast_forward_on_resume = True, True
+    cfg.experiment_name = 'fast'
+    assert_equal(straight, ExactRunner.from_cfg(cfg).train().state_dict())
+
+
 def test_nothing_is_said_of_lost_gradients(tmp_path, caplog):
     crashed(tmp_path / 'a', 8, accumulation=3)
     with caplog.at_level(logging.WARNING):

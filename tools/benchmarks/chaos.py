@@ -95,7 +95,7 @@ def kills(scale: float, generator: random.Random) -> Iterable[dict]:
 
 
 def kill_often(folder: Path, num_kills: int, save: Callable, read: Callable,
-               generator: random.Random, num_values: int = 2_000_000) -> dict[str, int]:
+               generator: random.Random, num_values: int = 5_000_000) -> dict[str, int]:
     """``torn``: kills that met a file half written, which is what the rest is worth. ``lost``:
     kills after which the last finished checkpoint was neither there nor replaced by a newer one.
     """
@@ -103,7 +103,7 @@ def kill_often(folder: Path, num_kills: int, save: Callable, read: Callable,
     start = time.perf_counter()
     save(folder, 2, num_values)
     duration = time.perf_counter() - start
-    counts = dict(tried=0, torn=0, lost=0, unreadable=0)
+    counts = dict(megabytes=num_values * 4 // 10**6, tried=0, torn=0, lost=0, unreadable=0)
     number = 2
     for _ in range(num_kills):
         finished = one_kill(folder, number, save, num_values,

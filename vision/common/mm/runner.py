@@ -107,6 +107,7 @@ class ExactRunner(Runner):
         loop = self._with_data_checked(super().build_train_loop(loop), 'train_dataloader')
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = EndlessBatches(loop.dataloader)
+            loop.fast_forward_on_resume = False  # it leaves the place, to save a cost we have not
         return loop
 
     def build_val_loop(self, loop):
