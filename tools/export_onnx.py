@@ -12,11 +12,10 @@ only if the largest difference of an embedding's entry is below the tolerance.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 # Embeddings are unit vectors. Float32 convolutions of the two libraries differ by about 1e-6
 # there; a wrong channel order or a missing flip by more than 1e-2.
@@ -25,8 +24,7 @@ OPSET = 17
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('config', type=Path, help='config of a FaceRecognizer')
     parser.add_argument('checkpoint', help='.pth, .safetensors or zoo:NAME')
     parser.add_argument('target', type=Path, help='.onnx file to write')
@@ -35,7 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--image-size', type=int, default=112, help='pixels (default 112)')
     parser.add_argument('--tolerance', type=float, default=TOLERANCE,
                         help=f'largest allowed difference (default {TOLERANCE})')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     from vision.faces.mm.loading import load_embedder
     embedder = load_embedder(args.config, args.checkpoint, with_flip=args.flip_fusion or None)

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_same_file
 from vision.common.mm.launch import read_config
 from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
@@ -45,8 +45,7 @@ from vision.zoo import resolve
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', help='preset or config of the trained network')
     parser.add_argument('checkpoint', help='its checkpoint, or zoo:NAME')
     parser.add_argument('target', help='preset or config of the larger network')
@@ -57,7 +56,6 @@ def main(argv: list[str] | None = None) -> int:
                         help='where new modules go (default %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the new tensors')
     parser.add_argument('--map', type=Path, help='write the map of all tensors as JSON')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     refuse_same_file(args.checkpoint, args.out)
     source, target = backbone_options(args.source), backbone_options(args.target)

@@ -9,18 +9,16 @@ The weights stay as they are, bit by bit; only the declared sizes of input and o
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_same_file
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', type=Path, help='.onnx file of YOLOX without decoding')
     parser.add_argument('target', type=Path, help='.onnx file to write')
     parser.add_argument('--size', type=int, default=416,
@@ -38,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def with_open_size(source: Path, size: int, note: str) -> bytes:
     import onnx
-    model = onnx.load(source)
+    model = onnx.load(source, load_external_data=False)
     (image,), output = model.graph.input, model.graph.output[0]
     for axis, name in ((2, 'height'), (3, 'width')):
         image.type.tensor_type.shape.dim[axis].dim_param = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import stays_inside, whole_number
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -47,8 +49,13 @@ def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
     if classes is not None:
         missing = [name for name in classes if name not in names]
         if missing:
+            near = [difflib.get_close_matches(name.strip().lower(), names, 1) or ['nothing near']
+                    for name in missing[:10]]
             raise VisionError('VIS-DATA-1204', f'{len(missing)} of {len(classes)} classes have no '
-                              f'folder, first {missing[0]!r}', where=str(root),
+                              'folder: ' + ', '.join(f'{name!r} -> {found[0]}' for name, found
+                                                     in zip(missing, near, strict=False)),
+                              where=str(root), why=f'the folders are {", ".join(names[:20])}'
+                              + (f' and {len(names) - 20} more' if len(names) > 20 else ''),
                               do='give classes as the folders are called, or complete the data')
         names = list(classes)
     endings = tuple(extensions)
@@ -92,20 +99,21 @@ def read_image_list(path: str | Path, *, num_classes: int) -> tuple[list[str], n
     path = Path(path)
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise VisionError('VIS-DATA-1205', f'the image list {path} cannot be read',
-                          where=str(path), why=error.strerror or str(error),
+                          where=str(path), why=str(error),
                           do='make it with datasets/imagenet/prepare.py') from error
     names, labels = [], []
     for number, line in enumerate(lines, start=1):
-        name, _, label = line.strip().rpartition(' ')
-        if not name or not label.isdecimal() or int(label) >= num_classes:
+        name, _, text = line.strip().rpartition(' ')
+        label = whole_number(text, most=num_classes - 1)
+        if label is None or not stays_inside(name):
             raise VisionError('VIS-DATA-1205', f'line {number} is not NAME LABEL: {line[:80]!r}',
                               where=f'{path}:{number}',
                               why=f'a label is a number from 0 to {num_classes - 1}',
                               do='make it with datasets/imagenet/prepare.py')
         names.append(name)
-        labels.append(int(label))
+        labels.append(label)
     if not names:
         raise VisionError('VIS-DATA-1205', f'the image list {path} is empty', where=str(path),
                           do='make it with datasets/imagenet/prepare.py')
