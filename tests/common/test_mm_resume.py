@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from vision.common.core.errors import VisionError
 from vision.common.mm.checkpoints import newest_valid
 from vision.common.mm.launch import build_runner
+from vision.common.mm.optim import AmpOptimWrapper
 from vision.common.mm.runner import ExactRunner
 from vision.common.nn import checkpoint as io
 
@@ -468,6 +469,21 @@ def test_mixed_precision_on_a_cpu_is_bfloat16_alone(tmp_path):
         cfg.experiment_name = str(options)
         with pytest.raises(VisionError, match='VIS-CONFIG-332'):
             ExactRunner.from_cfg(cfg).train()
+
+
+def test_a_loss_scale_that_falls_below_one_counts(tmp_path):
+    """As in float16, where the scaler leaves steps out: here its CPU form, on one parameter."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    wrapper = AmpOptimWrapper(optimizer=torch.optim.SGD([weight], lr=0.1), dtype='bfloat16')
+    wrapper.is_scaled = True
+    wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+    counts = []
+    for factor in (1., float('inf'), 1., *[float('inf')] * 4):
+        wrapper.update_params((weight * factor).sum())
+        counts.append((wrapper.num_skipped, wrapper.num_skipped_in_row))
+    # 4 -> 2, then 1, 1/2, 1/4, 1/8: only those below one count in a row.
+    assert counts == [(0, 0), (1, 0), (1, 0), (2, 0), (3, 1), (4, 2), (5, 3)]
+    torch.testing.assert_close(weight.data, torch.full((2,), 0.8))
 
 
 def test_no_option_of_the_loop_loses_the_place(tmp_path):
