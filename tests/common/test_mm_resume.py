@@ -486,6 +486,16 @@ def test_a_loss_scale_that_falls_below_one_counts(tmp_path):
     torch.testing.assert_close(weight.data, torch.full((2,), 0.8))
 
 
+def test_an_epoch_of_few_batches_has_these_alone(tmp_path):
+    """num_batch_per_epoch: the sampler must know too."""
+    cfg = config(tmp_path / 'a', loop='epoch')
+    cfg.train_dataloader.num_batch_per_epoch = 3
+    runner = ExactRunner.from_cfg(cfg)
+    runner.train()
+    assert len(runner.train_dataloader) == 3 and runner.iter == 9
+    assert len(runner.train_dataloader.dataset) == 12
+
+
 def test_no_option_of_the_loop_loses_the_place(tmp_path):
     straight = train(tmp_path / 'straight')
     crashed(tmp_path / 'a', 9)
