@@ -24,16 +24,17 @@ from runs import assert_equal, config, resumed, train  # noqa: E402
 @pytest.mark.fault('R8')
 def test_resumed_at_any_step_ends_with_the_same_weights(tmp_path, loop, endless, workers):
     options = dict(loop=loop, endless=endless, workers=workers)
-    straight = train(tmp_path / 'straight', **options)
+    straight = train(tmp_path / 'straight', interval=17, **options)
     for crash in ((1, 8, 9, 16) if workers == 0 else (9,)):
         work_dir = tmp_path / f'crash{crash}'
         with pytest.raises(RuntimeError, match='crash'):
-            train(work_dir, crash=crash, **options)
-        assert_equal(straight, resumed(work_dir, **options))
+            train(work_dir, crash=crash, interval=crash, **options)
+        assert_equal(straight, resumed(work_dir, interval=17, **options))
 
 
 def test_two_workers_see_what_no_worker_sees(tmp_path):
-    assert_equal(train(tmp_path / 'a', workers=0), train(tmp_path / 'b', workers=2))
+    assert_equal(train(tmp_path / 'a', workers=0, interval=17),
+                 train(tmp_path / 'b', workers=2, interval=17))
 
 
 def test_another_seed_is_another_run(tmp_path):
