@@ -84,7 +84,7 @@ def other_ways(marker: str) -> dict[str, bytes]:
     """Name -> pickle: other opcodes that call, attribute chains, and sizes out of proportion."""
     where = pickle.dumps((marker,), protocol=2)[2:-1]
     bytes_16 = b'U\x10' + bytes(16)
-    nested = b'K\x00' + b'2\x86' * 60  # DUP, TUPLE2: a tuple of twice itself, 2^60 when hashed
+    nested = b'K\x00' + b'q\x00h\x00\x86' * 60  # a tuple of twice the last one: 2^60 when hashed
     return {
         'INST': b'(X' + len(marker).to_bytes(4, 'little') + marker.encode() + b'ios\nmkdir\n.',
         'OBJ': b'(cos\nmkdir\n' + where + b'o.',

@@ -100,6 +100,21 @@ def test_names_are_refused_as_asked_for_and_damage_as_damage():
         read(pickle.dumps([1, 2])[:-2])
 
 
+@pytest.mark.fault('S33')
+def test_containers_in_many_places_are_measured_as_if_written_out():
+    twice = b'q\x00h\x00\x86'
+    assert read(b'\x80\x02)' + twice * 10 + b'.')[0][1] == read(b'\x80\x02)' + twice * 9 + b'.')[0]
+    with pytest.raises(BrokenPickle, match='many times as long'):
+        read(b'\x80\x02)' + twice * 60 + b'.')
+    with pytest.raises(BrokenPickle, match='as a key'):
+        read(b'\x80\x02})' + twice * 60 + b'K\x01s.')
+    with pytest.raises(BrokenPickle, match='nested'):  # each part is flat, the whole is deep
+        deep = b'\x80\x02]' + b'q\x00' + b'](K\x01h\x00eq\x00' * 90
+        read(deep + b'](h\x00eq\x00' * 90 + b'.')
+    with pytest.raises(BrokenPickle, match='holds itself'):
+        read(b'\x80\x02]q\x00h\x00a.')
+
+
 def test_bytes_that_many_arrays_share_are_not_copied_without_end():
     big = b'B' + (1 << 24).to_bytes(4, 'little') + bytes(1 << 24) + b'q\x010'
     one = hostile_pickles.array(b'J\x00\x00\x20\x00\x85', hostile_pickles.PLAIN_DTYPE, b'h\x01')

@@ -219,6 +219,7 @@ def test_limits_that_mean_nothing(tmp_path, change):
     refusal('VIS-CONFIG-801', OnnxDetector, path, classes=NAMES, **change)
 
 
+@pytest.mark.fault('S33')
 def test_files_that_are_no_detector(tmp_path):
     (tmp_path / 'text.onnx').write_text('no model')
     refusal('VIS-CKPT-807', OnnxDetector, tmp_path / 'text.onnx')
@@ -227,6 +228,7 @@ def test_files_that_are_no_detector(tmp_path):
     refusal('VIS-CKPT-807', OnnxDetector, grey)
 
 
+@pytest.mark.fault('S33')
 def test_tensors_are_read_beside_the_file_and_nowhere_else(tmp_path):
     output, folder = table('yolox'), tmp_path / 'folder'
     folder.mkdir()

@@ -202,7 +202,8 @@ def opcode(data: bytes, generator: random.Random) -> bytes | None:
 _OPCODES = (b'cos\nsystem\n', b'cbuiltins\ngetattr\n', b'cnumpy\nndarray\n', b'cnumpy\ndtype\n',
             b'cnumpy._core.multiarray\n_reconstruct\n', b'ccollections\nOrderedDict\n',
             b'ctorch._utils\n_rebuild_tensor_v2\n', b'ctorch\nFloatStorage\n', b'R', b'b', b'\x81',
-            b'(', b't', b'2', b'2\x86' * 40, b')', b']', b'}', b'K\x00', b'r\xff\xff\xff\x7f',
+            b'(', b't', b'2', b'q\x00h\x00\x86' * 40, b')', b']', b'}', b'K\x00',
+            b'r\xff\xff\xff\x7f',
             b'j\x00\x00\x00\x00', b'a', b's', b'u', b'e', b'Q', b'0', b'N',
             b'\x8a\x08' + b'\x7f' * 8, b'G\x7f\xf0\x00\x00\x00\x00\x00\x00',
             b'U\x02f8', b'X\x02\x00\x00\x00O8', b'.')

@@ -165,7 +165,7 @@ def damage(path: Path) -> str:
         expected = entry['size_bytes'], entry['sha256']
     except FileNotFoundError:
         return ''
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f'its manifest {manifest_path(path).name} cannot be read'
     size = path.stat().st_size
     if size != expected[0]:

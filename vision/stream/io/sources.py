@@ -15,7 +15,7 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.images import read_image
-from vision.stream.io.containers import open_address, open_file, why_closed
+from vision.stream.io.containers import holds_video, open_address, open_file, why_closed
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
 VIDEO_SUFFIXES = {'.mp4', '.avi', '.mkv', '.webm', '.mov'}
@@ -76,9 +76,9 @@ class VideoFile:
                 else open_file(self.path)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise self._unreadable(why_closed(error)) from error
-        if not container.streams.video:
+        if not holds_video(container):
             container.close()
-            raise self._unreadable('it holds no video stream')
+            raise self._unreadable('it holds no video stream that can be decoded')
         return container
 
     def _unreadable(self, why: str) -> VisionError:
