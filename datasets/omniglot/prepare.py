@@ -7,12 +7,11 @@ Writes OUT/ALPHABET.characterNN/*.png; OUT appears complete or not at all.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from vision.common.core.archives import unpack
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.new_folder import new_folder
 
 
@@ -42,8 +41,7 @@ def _other(archive: Path, why: str) -> VisionError:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('archive', type=Path, help='images_background*.zip or images_evaluation*')
     parser.add_argument('--out', type=Path, required=True, help='folder to make')
     args = parser.parse_args(argv)

@@ -363,11 +363,13 @@ def checkpoint_seeds(folder: Path) -> list[bytes]:
 
 def safetensors_seeds(folder: Path) -> list[bytes]:
     import torch
+    from safetensors.torch import save
 
     from vision.common.nn.checkpoint import save_weights
-    save_weights(dict(w=torch.arange(6.).reshape(2, 3), b=torch.ones(2).half()),
-                 folder / 'own.safetensors', classes=('a', 'b'))
-    return [(folder / 'own.safetensors').read_bytes()]
+    tensors = dict(w=torch.arange(6.).reshape(2, 3), b=torch.ones(2).half())
+    save_weights(tensors, folder / 'own.safetensors', classes=('a', 'b'))
+    unsealed = save(tensors, dict(classes='["a", "b"]'))  # changes are met by more than the seal
+    return [(folder / 'own.safetensors').read_bytes(), unsealed, unsealed]
 
 
 def bin_seeds(folder: Path) -> list[bytes]:
@@ -402,9 +404,10 @@ def font_seeds(folder: Path) -> list[bytes]:
 def gallery_seeds(folder: Path) -> list[bytes]:
     from vision.faces.core.gallery import Gallery
     rows = np.eye(4, dtype=np.float32)[:3]
-    Gallery(rows, np.array(['a', 'b', 'b']), np.array(['1.jpg', '2.jpg', '3.jpg']), 'abc').save(
-        folder / 'own.npz')
-    return [(folder / 'own.npz').read_bytes()]
+    gallery = Gallery(rows, np.array(['a', 'b', 'b']), np.array(['1', '2', '3']), 'abc')
+    gallery.save(folder / 'own.npz')
+    np.savez(folder / 'unsealed.npz', **vars(gallery))  # changes are met by more than the seal
+    return [(folder / name).read_bytes() for name in ('own.npz', 'unsealed.npz', 'unsealed.npz')]
 
 
 def yaml_seeds(folder: Path) -> list[bytes]:
