@@ -226,6 +226,9 @@ def test_files_that_are_no_detector(tmp_path):
     refusal('VIS-INPUT-611', OnnxDetector, tmp_path / 'missing.onnx')
     grey = write(tmp_path / 'a.onnx', table('yolox'), size=(SIDE,))
     refusal('VIS-CKPT-807', OnnxDetector, grey)
+    named = write(tmp_path / 'b.onnx', table('yolov8'), metadata={'names': 'XXXX'})
+    named.write_bytes(named.read_bytes().replace(b'XXXX', b'\xff\xfe\xff\xfe'))
+    refusal('VIS-CKPT-807', OnnxDetector, named)
 
 
 @pytest.mark.fault('S33')

@@ -9,7 +9,6 @@ version of torch.
 from __future__ import annotations
 
 import mmap
-import reprlib
 import struct
 import zipfile
 import zlib
@@ -250,7 +249,7 @@ def _tensor_of_dtype(storage: Any, offset: Any, size: Any, stride: Any, requires
         raise BrokenPickle('a tensor whose size and stride are no whole numbers')
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last + 1) * dtype.itemsize > storage.content.nbytes():
-        raise BrokenPickle(f'a tensor {reprlib.repr(tuple(size))} that reaches beyond its storage')
+        raise BrokenPickle(f'a tensor {tuple(size)} that reaches beyond its storage')
     tensor = torch.empty(0, dtype=dtype, device=storage.content.device)
     tensor.set_(storage.content, offset, tuple(size), tuple(stride))
     return tensor.requires_grad_(bool(requires_grad))

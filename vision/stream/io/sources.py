@@ -96,7 +96,11 @@ class VideoFile:
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
             for frame in tally.decoded(container, stream):
-                image = fit(upright(frame), size)
+                try:
+                    image = fit(upright(frame), size)
+                except (av.error.FFmpegError, OSError, ValueError, cv2.error):
+                    tally.num_bad += 1  # of a kind that cannot be turned into colours
+                    continue
                 size = image.shape[:2]
                 stamp = frame.time if frame.time is not None and frame.time > last \
                     else last + 1 / self.fps
