@@ -55,8 +55,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override config values, e.g. model.num_stages=1 '
                         'train_cfg.max_iters=100; a key that nobody reads is an error')
-    parser.add_argument('-v', '--verbose', action='store_true',
-                        help='show the traceback of an error too')
 
 
 def read_config(args: argparse.Namespace) -> Config:
