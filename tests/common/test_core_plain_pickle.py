@@ -1,7 +1,6 @@
 """Plain pickles are read as Python reads them; everything else is refused, whatever it is."""
 
 import pickle
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_pickles
+import peak_memory
 
 from vision.common.core.plain_pickle import (
     BrokenPickle,
@@ -21,8 +21,6 @@ from vision.common.core.plain_pickle import (
     plain_names,
     read_plain,
 )
-
-TWO_GB = 2 << 30
 
 
 def read(content: bytes):
@@ -80,7 +78,7 @@ def test_nothing_hostile_gets_its_way(tmp_path):
     marker = tmp_path / 'marker'
     cases = hostile_pickles.calls(str(marker)) | hostile_pickles.other_ways(str(marker))
     assert len(hostile_pickles.CALLS) >= 60
-    before, accepted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    before, accepted = peak_memory.reset(), []
     for name, content in cases.items():
         start = time.perf_counter()
         try:
@@ -90,7 +88,7 @@ def test_nothing_hostile_gets_its_way(tmp_path):
             pass
         assert time.perf_counter() - start < 2, name
     assert accepted == ['memo of 2^31'] and not marker.exists()  # there it is one entry of a dict
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    assert peak_memory.peak() - before < 200_000  # kB
 
 
 def test_names_are_refused_as_asked_for_and_damage_as_damage():
