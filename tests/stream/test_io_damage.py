@@ -56,6 +56,7 @@ def noisy_video(tmp_path, frame):
     return sink.close()
 
 
+@pytest.mark.fault('R22')
 def test_a_cut_mp4_at_many_points(noisy_video, tmp_path, repository):
     content, paths = noisy_video.read_bytes(), []
     for part in range(1, 20):
@@ -68,6 +69,7 @@ def test_a_cut_mp4_at_many_points(noisy_video, tmp_path, repository):
     assert counts == sorted(counts) and 35 < counts[9] < 65  # half the bytes, about half of it
 
 
+@pytest.mark.fault('R22')
 def test_flipped_bytes_never_crash_and_rarely_hide(noisy_video, tmp_path, repository):
     content, rng, paths = noisy_video.read_bytes(), np.random.default_rng(1), []
     for number in range(40):
@@ -81,6 +83,7 @@ def test_flipped_bytes_never_crash_and_rarely_hide(noisy_video, tmp_path, reposi
     assert codes.count('whole') < 10  # a flip inside a picture may still decode
 
 
+@pytest.mark.fault('R22')
 def test_a_cut_mkv_is_noticed_by_its_duration(tmp_path, frame):
     path = tmp_path / 'a.mkv'
     with av.open(str(path), 'w') as container:
