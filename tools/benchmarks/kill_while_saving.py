@@ -23,7 +23,7 @@ import torch
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import remove_unfinished
 from vision.common.core.report import write_report
-from vision.common.mm.runner import newest_valid
+from vision.common.mm.checkpoints import newest_valid
 from vision.common.nn.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 
 NUM_KEPT = 2
