@@ -13,9 +13,10 @@ from vision.stream.io.sinks import VideoSink
 
 @pytest.fixture
 def clip(tmp_path):
-    sink = VideoSink(tmp_path / 'clip.mp4', fps=25)
-    for t in range(12):
-        image = np.full((64, 96, 3), 20, np.uint8)
+    """Noise enough that a stream of it is larger than what a decoder looks at first."""
+    sink, rng = VideoSink(tmp_path / 'clip.mp4', fps=25), np.random.default_rng(0)
+    for t in range(30):
+        image = rng.integers(0, 80, (64, 96, 3), np.uint8)
         image[10:22, 5 + 2 * t:17 + 2 * t] = 220
         sink.write(image, t / 25)
     return sink.close()

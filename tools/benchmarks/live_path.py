@@ -198,8 +198,11 @@ class Bench:
         with BadServer(content) as server:
             reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=TIMEOUT_S),
                                 server.address, back_off_s=0.01, max_back_off_s=0.02)
-            return self.play(reader, on_frame=lambda player, _: player.stop()
-                             if reader.num_reconnects >= num_losses else None)
+            played = self.play(reader, on_frame=lambda player, _: player.stop()
+                               if reader.num_reconnects >= num_losses else None)
+        if reader.problem is not None:  # it gave up: no connection had a frame
+            raise reader.problem
+        return played
 
     def budget(self) -> Iterator[dict]:
         num_frames = self.args.budget_frames

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     runs: dict[str, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         if args.size:
-            args.source = scaled_clip(args, Path(folder))
+            args.source = scaled_clip(args, Path(folder, 'scaled'))  # apart from the outputs
         for turn in range(args.repeats):
             for name in names:
                 runs[name].append(measure(name, args, Path(folder)))
