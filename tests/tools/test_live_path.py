@@ -40,7 +40,7 @@ def test_lost_connections_leave_no_file_and_no_thread_open(clip, tmp_path, repos
 
 @pytest.mark.slow
 def test_all_parts_have_their_rows(clip, tmp_path, repository):
-    """Bars of time and memory are not judged here: this machine does other things too."""
+    """Bars are not judged here: so few frames hold no budget, and this machine does more."""
     report = tmp_path / 'r.json'
     result = run(repository, clip, '--latency-frames', 30, '--frames', 200, '--drops', 3,
                  '--budget-frames', 60, '--json', report)
@@ -50,7 +50,7 @@ def test_all_parts_have_their_rows(clip, tmp_path, repository):
         + ['budget'] * 3
     assert [row['num_frames'] + row['num_dropped'] for row in rows[:3]] == [30] * 3
     assert rows[3]['num_frames'] == 200
-    assert rows[-1]['is_met']  # keyframes are counted, not timed
+    assert rows[-1]['bar'] == 0.15 and 0.1 < rows[-1]['measured'] < 0.25
 
 
 def test_parts_that_are_none_are_refused(clip, repository):
