@@ -90,7 +90,7 @@ def add_detection(group) -> None:
     add('--threads', type=int, help=f'of the detector (default: {default_threads()} here)')
     add('--opencv-threads', type=int, default=1, help='of drawing, scaling and optical flow '
         '(default: %(default)s: these run beside the detector)')
-    add('--encoder-threads', type=int, default=1, help='of H.264; 0 lets the encoder decide '
+    add('--encoder-threads', type=int, default=0, help='of H.264; 0 lets the encoder decide '
         '(default: %(default)s)')
 
 

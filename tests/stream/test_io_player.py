@@ -111,6 +111,22 @@ def test_encoders_fall_back_in_order(monkeypatch):
         pick_encoder()
 
 
+@pytest.mark.parametrize('height', [64, 66, 65, 67])
+def test_the_picture_has_its_height_and_colours(tmp_path, height):
+    """PyAV reads planes of some heights wrongly where they are not copied."""
+    image = np.full((height, 96, 3), 30, np.uint8)
+    image[height // 2:, 32:] = (40, 220, 240)
+    sink = VideoSink(tmp_path / 'x.mp4', fps=25)
+    sink.write(image, 0.0)
+    with av.open(str(sink.close())) as container:
+        picture = next(container.decode(video=0)).to_ndarray(format='bgr24').astype(int)
+    assert picture.shape == (height + height % 2, 96, 3)
+    for rows, columns in ((np.s_[:height // 2 - 4], np.s_[:]),
+                          (np.s_[height // 2 + 4:height], np.s_[36:])):
+        difference = np.abs(picture[rows, columns] - image[rows, columns])
+        assert difference.max() < 20
+
+
 def test_a_video_without_frames_leaves_no_file(tmp_path):
     assert VideoSink(tmp_path / 'x.mp4', fps=25).close() is None
     assert os.listdir(tmp_path) == []
@@ -240,7 +256,8 @@ def test_an_error_while_writing_ends_all_and_is_the_one_that_is_raised(play, tmp
     with pytest.raises(sinks.VisionError) as raised:
         play(num_frames=200)
     assert raised.value is error and len(counts) == 6
-    assert [row['frame_id'] for row in rows_of(tmp_path / 'out' / 'x.jsonl')] == list(range(6))
+    ids = [row['frame_id'] for row in rows_of(tmp_path / 'out' / 'x.jsonl')]
+    assert 6 <= len(ids) < 40 and ids == list(range(len(ids)))  # the tables run ahead a little
     with av.open(str(tmp_path / 'out' / 'x.mp4')) as container:
         assert sum(1 for _ in container.decode(video=0)) == 5
     assert not [name for name in os.listdir(tmp_path / 'out') if name.startswith('.')]

@@ -42,6 +42,17 @@ def test_all_rows_have_their_figures(frames, tmp_path, repository):
                for row in rows.values())
 
 
-def test_rows_that_are_none_are_refused(frames, repository):
-    result = run(repository, str(frames), '--rows', 'fast')
+@pytest.mark.parametrize('options', [('--rows', 'fast'), ('--size', '1920'),
+                                     ('--size', '0x40')])
+def test_rows_and_sizes_that_are_none_are_refused(frames, repository, options):
+    result = run(repository, str(frames), *options)
     assert result.returncode == 2 and 'VIS-CONFIG-513' in result.stderr
+
+
+def test_another_size_is_measured_on_a_scaled_clip(frames, tmp_path, repository):
+    report = tmp_path / 'r.json'
+    result = run(repository, str(frames), '--repeats', '1', '--rows', 'lattice', '--size',
+                 '128x48', '--json', str(report))
+    assert result.returncode == 0, result.stderr
+    row, = json.loads(report.read_text())['rows']
+    assert (row['width'], row['height'], row['num_frames']) == (128, 48, 10)

@@ -340,8 +340,7 @@ def differences(judged: dict[Setting, Judged]) -> Iterator[dict]:
             if setting.method != ours:
                 continue
             for other, theirs in judged.items():
-                if (other.method not in rivals or other.input_size is not None
-                        or other.gap not in (0, setting.gap)
+                if (other.method not in rivals or other.gap not in (0, setting.gap)
                         or other.threshold not in (None, setting.threshold)):
                     continue
                 for measure in MEASURES:

@@ -2,6 +2,7 @@
 
   python tools/benchmarks/video_pipeline.py clip.mp4 --json docs/results/video_pipeline.json
   python tools/benchmarks/video_pipeline.py frames/ --max-frames 400 --repeats 7
+  python tools/benchmarks/video_pipeline.py clip.mp4 --size 1920x1080
 
 Rows, all with the same detector, overlay, tables and encoder:
   serial     read, detect, draw, encode, one after the other on every frame; OpenCV and the encoder
@@ -10,6 +11,7 @@ Rows, all with the same detector, overlay, tables and encoder:
   lattice    tools/video_demo.py as shipped (buffered)
   causal     the same without look-ahead
 
+--size makes such a clip of the source first (its middle, scaled) and runs on that.
 Each row runs in a process of its own, all rows in turn (A B C D A B C D ...); medians over
 --repeats. fps and latency are those of the whole run after the model is loaded, encoding included.
 Run it on a machine that does nothing else.
@@ -18,7 +20,9 @@ Run it on a machine that does nothing else.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import cv2
 from rich.console import Console
 from rich.table import Table
 
@@ -51,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--detector', default='zoo:yolox-nano_coco', help='default: %(default)s')
     parser.add_argument('--threads', type=int, default=2, help='of the detector (default: 2)')
     parser.add_argument('--max-frames', type=int, help='of each run')
+    parser.add_argument('--size', metavar='WxH', help='of the frames (default: as they are)')
     parser.add_argument('--repeats', type=int, default=5, help='turns (default: 5)')
     parser.add_argument('--rows', default=','.join(ROWS), help='default: %(default)s')
     parser.add_argument('--demo-options', default='', metavar='TEXT', help='more options of the '
@@ -68,17 +74,37 @@ def main(argv: list[str] | None = None) -> int:
                           do='see --help')
     runs: dict[str, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
+        if args.size:
+            args.source = scaled_clip(args, Path(folder, 'scaled'))  # apart from the outputs
         for turn in range(args.repeats):
             for name in names:
                 runs[name].append(measure(name, args, Path(folder)))
                 print(f'{turn + 1}/{args.repeats} {name}: '
                       f'{runs[name][-1]["fps_end_to_end"]:.1f} fps', file=sys.stderr)
-    rows = [row_of(name, found, args) for name, found in runs.items()]
+        rows = [row_of(name, found, args) for name, found in runs.items()]
     show(rows)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.json, rows, repeats=args.repeats)
     return 0
+
+
+def scaled_clip(args: argparse.Namespace, folder: Path) -> str:
+    """The source as a clip of --size: the middle of each frame that has its shape, scaled."""
+    if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', args.size):
+        raise VisionError('VIS-CONFIG-513', f'--size {args.size}', why='it is WIDTHxHEIGHT, px',
+                          do='for example --size 1920x1080')
+    width, height = map(int, args.size.split('x'))
+    source = open_source(args.source)
+    sink = VideoSink(folder / f'{Path(args.source).stem}-{args.size}.mp4', fps=source.fps)
+    for frame in itertools.islice(source, args.max_frames):
+        own_height, own_width = frame.image_bgr.shape[:2]
+        scale = max(width / own_width, height / own_height)
+        rows, columns = round(height / scale), round(width / scale)
+        top, left = (own_height - rows) // 2, (own_width - columns) // 2
+        sink.write(cv2.resize(frame.image_bgr[top:top + rows, left:left + columns],
+                              (width, height), interpolation=cv2.INTER_CUBIC), frame.timestamp_s)
+    return str(sink.close())
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> dict:

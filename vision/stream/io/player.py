@@ -1,8 +1,9 @@
 """A source through an engine into files, with an overlay and perhaps a window.
 
-Reading, computing, and drawing with writing have a thread each, the detector perhaps one more
-(the engine's executor): OpenCV, PyAV and onnxruntime let other threads run meanwhile. The queues
-between them are short, so memory is constant and the slowest one sets the pace.
+Reading, computing, drawing, and encoding have a thread each, the detector perhaps one more (the
+engine's executor): OpenCV, PyAV and onnxruntime let other threads run meanwhile. The queues
+between them are short, so memory is constant and the slowest one sets the pace: the encoder, which
+therefore does nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -32,9 +34,9 @@ from vision.stream.io.stages import ReadAhead, Stage
 
 Rescore = Callable[[list[FrameResult]], list[FrameResult]]
 WINDOW = 'vision: q closes'
-# Frames that may wait before and after the engine. A keyframe gap's worth of results comes at
-# once, and shall not hold the engine up.
-READ_AHEAD, WRITE_BEHIND = 4, 16
+# Frames that may wait before and after the engine, and drawn ones before the encoder. A keyframe
+# gap's worth of results comes at once, and shall not hold the engine up.
+READ_AHEAD, WRITE_BEHIND, ENCODE_BEHIND = 4, 16, 4
 # A thread that wants to go on in Python is let in after so long, s. Python's own 5 ms are as long
 # as a whole frame, for which the engine stood still while numbers were formatted (our choice: in
 # five of six pairs of runs on two busy cores the shorter interval was faster).
@@ -184,8 +186,13 @@ class Player:
             with ReadAhead(frames, READ_AHEAD, f'reader of {self._source.path}') as ahead:
                 yield ahead
 
-    def _writer(self) -> Stage:
-        return Stage(self._write, WRITE_BEHIND, f'writer of {self._options.stem.name}')
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[Stage]:
+        """Takes ``_Job``: tables and drawing; behind it, in a thread of its own, the encoder."""
+        name = self._options.stem.name
+        with (Stage(self._encode, ENCODE_BEHIND, f'encoder of {name}') as encoder,
+              Stage(partial(self._write, encoder), WRITE_BEHIND, f'writer of {name}') as writer):
+            yield writer
 
     def _until_stopped(self, frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
         for count, frame in enumerate(frames, 1):
@@ -243,8 +250,8 @@ class Player:
             is_free = self._mode == 'buffered' and not result.is_keyframe
             writer.put(_Job(result, frame, fps, is_first, is_free))
 
-    def _write(self, job: _Job) -> None:
-        """In the writing thread: tables, drawing, encoding."""
+    def _write(self, encoder: Stage, job: _Job) -> None:
+        """In the writing thread: tables and drawing."""
         result, frame = job.result, job.frame
         is_shown = result.boxes.scores >= self._options.score_threshold
         result = replace(result, boxes=result.boxes.select(is_shown))
@@ -255,8 +262,11 @@ class Player:
         canvas = frame.image_bgr if job.is_free else frame.image_bgr.copy()
         self._overlay.draw(canvas, result, job.fps, frame.status)
         if self._video is not None:
-            self._video.write(canvas, frame.timestamp_s)
+            encoder.put((canvas, frame.timestamp_s))
         self._newest = canvas
+
+    def _encode(self, drawn: tuple[np.ndarray, float]) -> None:
+        self._video.write(*drawn)
 
     def _show_newest(self) -> None:
         """Windows belong to the main thread; pictures that it has no time for are not shown."""

@@ -105,8 +105,10 @@ class VideoSink(_Renamed):
         if height % 2 or width % 2:
             image_bgr = np.pad(image_bgr, ((0, height % 2), (0, width % 2), (0, 0)), 'edge')
         # OpenCV turns the colours faster than PyAV's reformat, and by the same rule (BT.601).
-        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2YUV_I420),
-                                           format='yuv420p')
+        planes = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2YUV_I420)
+        # PyAV takes heights that are no multiple of 4 for less than they are, unless it copies.
+        wrap = av.VideoFrame.from_ndarray if len(planes) % 6 else av.VideoFrame.from_numpy_buffer
+        frame = wrap(planes, format='yuv420p')
         self._first = timestamp_s if self._first is None else self._first
         pts = round((timestamp_s - self._first) / TIME_BASE)
         if self._last_pts is not None:
