@@ -52,7 +52,7 @@ def test_every_cut_is_found(saved):
 @pytest.mark.fault('R4')
 def test_every_flipped_bit_is_found(saved):
     whole, generator = saved.read_bytes(), np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(1000):
         place = int(generator.integers(len(whole)))
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(generator.integers(8))
@@ -239,6 +239,7 @@ def test_everything_that_a_training_saves_comes_back_equal(tmp_path, new_form):
     assert found['turned'].T.flatten()[2] == 99
 
 
+@pytest.mark.fault('R12')
 def test_numpy_scalars_and_arrays_of_others_are_read(tmp_path):
     torch.save(dict(state_dict={}, a=np.arange(3.0), b=np.float64(2)), tmp_path / 'x.pth')
     content = io.load_checkpoint(tmp_path / 'x.pth')
@@ -404,6 +405,7 @@ def test_getattr_in_a_file_looks_nothing_up(tmp_path):
     assert io.load_checkpoint(tmp_path / 'x.pth')['method'] is None
 
 
+@pytest.mark.fault('R12')
 def test_checkpoints_of_the_stock_runner_are_read(tmp_path):
     from mmengine.logging import HistoryBuffer
     buffer = HistoryBuffer()
