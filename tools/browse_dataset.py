@@ -11,7 +11,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 import supervision as sv
 from rich.progress import track
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoFrame, CocoVid, load_cocovid
 
@@ -121,8 +120,7 @@ def write_mp4(data: CocoVid, images: Path, name: str, path: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('config', nargs='?', type=Path, help='config with data loaders')
     parser.add_argument('--split', default='val', choices=['train', 'val', 'test'],
                         help='which data loader of the config (default: %(default)s)')

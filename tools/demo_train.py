@@ -8,12 +8,11 @@ after an interruption, or with --fresh to start over.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from demo import Step, run_all  # the folder of a script is on its path
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 
 OUT = Path('demo_train_out')  # the configs of configs/demo name it too
 LATTICE = 'configs/demo/lattice.py'
@@ -48,8 +47,7 @@ def steps() -> list[Step]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--fresh', action='store_true', help=f'remove {OUT}/ first')
     todo = steps()
     run_all(todo, OUT, 'make demo-train', is_fresh=parser.parse_args(argv).fresh,

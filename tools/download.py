@@ -12,7 +12,6 @@ before the network; VISION_OFFLINE=1, or --offline, never opens a connection. Ex
 2 unknown name, 3 full disk, 5 wrong hash, 6 network.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -21,14 +20,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.zoo import Entry, Settings, fetch, find, load_index
 from vision.zoo.store import copy_to, names_folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('names', nargs='*', metavar='NAME', help='models to download')
     parser.add_argument('--dest', type=Path, help='copy the verified file to this folder (or, '
                         'for one model, to this file name)')

@@ -12,11 +12,10 @@ only if the largest difference of an embedding's entry is below the tolerance.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 # Embeddings are unit vectors. Float32 convolutions of the two libraries differ by about 1e-6
 # there; a wrong channel order or a missing flip by more than 1e-2.
@@ -25,8 +24,7 @@ OPSET = 17
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('config', type=Path, help='config of a FaceRecognizer')
     parser.add_argument('checkpoint', help='.pth, .safetensors or zoo:NAME')
     parser.add_argument('target', type=Path, help='.onnx file to write')

@@ -20,12 +20,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     actions = parser.add_subparsers(dest='action', required=True)
     for action, text in (('build', 'make a new gallery'), ('add', 'enrol more people')):
         add = actions.add_parser(action, help=text).add_argument
@@ -47,7 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
         if action == 'check':
             sub.add_argument('--threshold', type=float, default=0.5, help='cosine above which two '
                              'names look like one person (default: 0.5)')
-    parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback too')
     return parser
 
 

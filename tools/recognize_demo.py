@@ -22,15 +22,14 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 KNOWN_COLOUR, UNKNOWN_COLOUR = (80, 200, 60), (60, 60, 220)  # BGR
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('source', help='picture, video, folder of frames, camera number, rtsp:// or http://')
     add('config', help='config of a FaceRecognizer')
@@ -46,7 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--max-frames', type=int, help='stop after so many frames')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
     add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
     return parser
 
 

@@ -24,7 +24,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='auto|PATH',
                         help='go on: from the newest valid checkpoint of the work_dir, or PATH')
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, '
+                        'bfloat16 on a CPU')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate by batch size over base_batch_size')
     return parser.parse_args(argv)
@@ -33,7 +34,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def apply_options(config, args: argparse.Namespace) -> None:
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
-        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
             raise VisionError('VIS-CONFIG-316', '--auto-scale-lr has nothing to scale by',

@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('config', help='config of a FaceRecognizer')
     add('checkpoint', help='its weights: .pth, .safetensors or zoo:NAME')
@@ -34,7 +33,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--image-size', type=int, default=112, help='px of the aligned faces (default: 112)')
     add('--batch-size', type=int, default=64, help='pictures at once (default: 64)')
     add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
     return parser
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.zoo.index import INDEX, PACKAGE, PACKAGE_WEIGHTS, Entry
 from vision.zoo.store import sha256_of
 
@@ -28,8 +28,7 @@ MAX_BYTES = 20_000_000  # our choice: every clone carries these files for ever
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('file', type=Path, help='.safetensors file, or .pth of tools/train.py')
     parser.add_argument('--name', required=True, help='model_data, lower case')
     parser.add_argument('--config', required=True, help='config of this repository that uses it')

@@ -4,8 +4,12 @@
 below this file is imported before a registry is asked for a name.
 """
 
+from pathlib import Path
+
 from mmengine import registry as root
 from mmengine.registry import Registry
+
+from vision.common.core.references import register_finder
 
 # Only rooms that exist and register something: a missing one breaks every build.
 ROOMS = ('common', 'lattice', 'polynet', 'classify', 'faces')
@@ -35,3 +39,11 @@ WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS)
 VISUALIZERS = _child('visualizer', root.VISUALIZERS)
 LOG_PROCESSORS = _child('log_processor', root.LOG_PROCESSORS)
 VISBACKENDS = _child('vis_backend', root.VISBACKENDS)
+
+
+def _of_zoo(reference: str) -> Path:
+    from vision.zoo import resolve
+    return resolve(reference)
+
+
+register_finder('zoo:', _of_zoo)

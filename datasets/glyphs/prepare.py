@@ -11,12 +11,11 @@ Use the same numbers in the config: GlyphDataset(prepared='data/glyphs', num_cla
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.progress import track
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.new_folder import new_folder
 from vision.faces.core.glyphs import HELD_OUT
 from vision.faces.mm.glyph_data import glyph_plan
@@ -24,8 +23,7 @@ from vision.faces.nn.glyph_images import write_prepared
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('--out', type=Path, required=True, help='folder to make')
     add('--num-classes', type=int, default=20_000, help='characters to train on (default: 20000)')

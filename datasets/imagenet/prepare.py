@@ -10,7 +10,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from vision.classify.core.folders import (
@@ -19,7 +18,7 @@ from vision.classify.core.folders import (
     list_image_folder,
     read_image_list,
 )
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
 
 NUM_CLASSES = 1000
@@ -91,8 +90,7 @@ def prepare(root: Path, devkit: Path | None, labels: Path | None, *, is_subset: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--root', type=Path, default=Path('data/imagenet'),
                         help='folder with train/ and val/ (default: %(default)s)')
     parser.add_argument('--devkit', type=Path, help='unpacked ILSVRC2012_devkit_t12')

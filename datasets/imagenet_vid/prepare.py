@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.new_folder import new_folder
-from vision.lattice.core.conversion import plain_parser, run_converter
+from vision.lattice.core.conversion import run_converter
 
 CONVERTERS = Path(__file__).resolve().parents[2] / 'tools' / 'dataset_converters' / 'ilsvrc'
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = plain_parser(__doc__)
+    parser = command_parser(__doc__)
     parser.add_argument('--root', type=Path, default=Path('data/ILSVRC'),
                         help='folder with Annotations, Data, Lists (default: %(default)s)')
     parser.add_argument('--nproc', type=int, default=4, help='processes (default: %(default)s)')

@@ -10,14 +10,13 @@ Example: python datasets/moving_sprites/prepare.py --out data/moving_sprites
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
 import cv2
 from rich.progress import track
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.new_folder import new_folder
 from vision.common.core.workers import ordered_map
 from vision.lattice.core.cocovid import CocoVidWriter
@@ -72,8 +71,7 @@ def prepare(out: Path, *, num_train: int, num_val: int, num_frames: int, seed: i
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--out', type=Path, default=Path('data/moving_sprites'),
                         help='new folder (default: %(default)s)')
     parser.add_argument('--num-train', type=int, default=40, help='videos (default: %(default)s)')

@@ -7,11 +7,10 @@ Writes OUT/ALPHABET.characterNN/*.png; OUT appears complete or not at all.
 
 from __future__ import annotations
 
-import argparse
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.new_folder import new_folder
 
 
@@ -40,8 +39,7 @@ def _other(archive: Path, why: str) -> VisionError:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('archive', type=Path, help='images_background*.zip or images_evaluation*')
     parser.add_argument('--out', type=Path, required=True, help='folder to make')
     args = parser.parse_args(argv)

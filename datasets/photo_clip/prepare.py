@@ -15,7 +15,6 @@ Example: python datasets/photo_clip/prepare.py --out data/photo_clip
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ import numpy as np
 from rich.progress import track
 from scipy.interpolate import CubicSpline
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import sha256_of
 from vision.common.core.new_folder import new_folder
 from vision.lattice.core.cocovid import CocoVidWriter
@@ -283,8 +282,7 @@ def prepare(out: Path, *, num_frames: int = NUM_FRAMES, seed: int = 0) -> dict[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--out', type=Path, default=Path('data/photo_clip'),
                         help='new folder (default: %(default)s)')
     parser.add_argument('--num-frames', type=int, default=NUM_FRAMES,

@@ -27,10 +27,10 @@ def test_given_classes_fix_the_labels(tmp_path):
     assert images.paths == ('c/1.png', 'a/1.png') and images.labels.tolist() == [0, 1]
 
 
+@pytest.mark.fault('R21')
 @pytest.mark.parametrize(('names', 'classes', 'code', 'said'), [
     ([], None, 1202, 'no class folder'),
     (['a/1.png', 'empty/readme.txt'], None, 1203, "'empty'"),
-    (['a/1.png'], ['a', 'zebra'], 1204, "'zebra'"),
 ])
 def test_refusals_name_the_folder(tmp_path, names, classes, code, said):
     make(tmp_path, *names)
@@ -39,6 +39,19 @@ def test_refusals_name_the_folder(tmp_path, names, classes, code, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.fault('R20')
+@pytest.mark.parametrize(('classes', 'said'), [
+    (['cat', 'dgo'], "'dgo' -> dog"), (['Cat', 'dog'], "'Cat' -> cat"),
+    (['cat', 'zebra'], "'zebra' -> nothing near"), (['cat', 'dog '], "'dog ' -> dog"),
+])
+def test_a_class_without_a_folder_is_named_with_the_nearest(tmp_path, classes, said):
+    make(tmp_path, 'cat/1.png', 'dog/1.png')
+    with pytest.raises(VisionError, match='VIS-DATA-1204: 1 of 2') as caught:
+        list_image_folder(tmp_path, classes=classes)
+    assert said in caught.value.what and 'cat, dog' in caught.value.why
+
+
+@pytest.mark.fault('R21')
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(VisionError, match='VIS-DATA-1201.*nowhere'):
         list_image_folder(tmp_path / 'nowhere')

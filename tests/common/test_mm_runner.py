@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 
 from vision.common.core.errors import VisionError
 from vision.common.mm.checkpoints import newest_valid, only_run_here
@@ -16,46 +15,7 @@ from vision.common.nn.checkpoint import load_checkpoint
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-import toy  # noqa: E402, F401  registers the toy classes
-
-
-def config(work_dir: Path, *, loop: str = 'iter', workers: int = 0, crash: int | None = None,
-           steps: int = 17, interval: int = 1, endless: bool = False, **options) -> Config:
-    hooks = [dict(type='ExactnessHook'), dict(type='NonFiniteHook'), dict(type='SignalHook')]
-    if crash:
-        hooks.append(dict(type='CrashHook', step=crash, priority='LOWEST'))
-    sampler = dict(type='InfiniteSampler' if endless else 'DefaultSampler', shuffle=True)
-    loops = dict(iter=dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=1000),
-                 epoch=dict(type='EpochBasedTrainLoop', max_epochs=3))
-    return Config(dict(
-        default_scope='vision', work_dir=str(work_dir), model=dict(type='ToyModel'),
-        train_dataloader=dict(batch_size=4, num_workers=workers, sampler=sampler,
-                              persistent_workers=workers > 0,
-                              dataset=dict(type='ToyDataset', **options)),
-        train_cfg=loops[loop], custom_hooks=hooks, log_level='ERROR',
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.01)),
-        param_scheduler=[dict(type='CosineAnnealingLR', T_max=20, by_epoch=False)],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False,
-                                           interval=interval, max_keep_ckpts=3)),
-        experiment_name=f'toy-{work_dir.name}-{crash}'))
-
-
-def train(*args, **kwargs) -> dict[str, torch.Tensor]:
-    runner = ExactRunner.from_cfg(config(*args, **kwargs))
-    return {k: v.clone() for k, v in runner.train().state_dict().items()}
-
-
-def resumed(work_dir: Path, **kwargs) -> dict[str, torch.Tensor]:
-    cfg = config(work_dir, **kwargs)
-    cfg.resume = True
-    cfg.experiment_name += '-resumed'
-    return ExactRunner.from_cfg(cfg).train().state_dict()
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
+from runs import assert_equal, config, resumed, train  # noqa: E402
 
 
 @pytest.mark.parametrize(('loop', 'endless', 'workers'), [
@@ -88,7 +48,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     straight = train(tmp_path / 'straight', interval=4)
     code = textwrap.dedent(f'''
         import sys; sys.path.insert(0, {str(HERE)!r})
-        import test_mm_runner as t; from pathlib import Path
+        import runs as t; from pathlib import Path
         cfg = t.config(Path({str(tmp_path / 'killed')!r}), interval=4)
         cfg.custom_hooks.append(dict(type='CrashHook', step=11, kill=True))
         t.ExactRunner.from_cfg(cfg).train()

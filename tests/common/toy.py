@@ -19,15 +19,20 @@ from vision.registry import DATASETS, HOOKS, MODELS
 class ToyDataset(BaseDataset):
     METAINFO = dict(classes=('a', 'b'))
 
-    def __init__(self, nan_from=None, **kwargs):
-        self.nan_from = nan_from
+    def __init__(self, nan_from=None, is_plain=False, die=None, **kwargs):
+        self.nan_from, self.is_plain, self.die = nan_from, is_plain, die
         super().__init__(**kwargs)
 
     def load_data_list(self):
         return [dict(number=i) for i in range(30)]
 
     def prepare_data(self, idx):
+        if self.die and idx == 17:
+            end(self.die)
         generator = np.random.default_rng(idx)
+        if self.is_plain:
+            return dict(inputs=torch.tensor(generator.normal(size=6), dtype=torch.float32),
+                        data_samples=float(idx % 3))
         x = generator.normal(size=6) + np.random.normal(0, 0.3, 6) + random.gauss(0, 0.1)
         x = torch.tensor(x, dtype=torch.float32) + torch.randn(6) * 0.1
         if self.nan_from is not None and idx >= self.nan_from:
@@ -35,16 +40,48 @@ class ToyDataset(BaseDataset):
         return dict(inputs=x, data_samples=float(idx % 3))
 
 
+def end(how):
+    """As a process of the data loader may end."""
+    if how == 'memory':
+        raise MemoryError
+    if how == 'exit':
+        os._exit(7)
+    os.kill(os.getpid(), getattr(signal, how))
+
+
 @MODELS.register_module()
 class ToyModel(BaseModel):
-    def __init__(self, width=16):
+    factor = 1.0  # of the loss
+
+    def __init__(self, width=16, is_plain=False):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(),
-                                 nn.Dropout(0.4), nn.Linear(width, 1))
+        parts = [] if is_plain else [nn.BatchNorm1d(width), nn.Dropout(0.4)]
+        self.net = nn.Sequential(nn.Linear(6, width), *parts, nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, inputs, data_samples=None, mode='loss'):
         x, target = torch.stack(list(inputs)), torch.tensor(data_samples)
-        return dict(loss=(self.net(x)[:, 0] - target.to(x)).square().mean())
+        loss = (self.net(x)[:, 0] - target.to(x)).square().mean()
+        return dict(loss=loss * self.factor)
+
+
+@HOOKS.register_module()
+class PoisonHook(Hook):
+    """Makes data, loss or gradient of some steps (counted from 1) NaN, or the loss jump."""
+
+    def __init__(self, where, steps):
+        self.where, self.steps = where, steps
+
+    def before_train(self, runner):
+        if self.where == 'gradient':
+            next(runner.model.parameters()).register_hook(
+                lambda g: g * float('nan') if runner.iter + 1 in self.steps else g)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        is_bad = runner.iter + 1 in self.steps
+        if self.where == 'data' and is_bad:
+            data_batch['inputs'][0].mul_(float('nan'))
+        factors = dict(loss=float('nan'), spike=1000.0)
+        runner.model.factor = factors.get(self.where, 1.0) if is_bad else 1.0
 
 
 @HOOKS.register_module()

@@ -152,12 +152,23 @@ def test_boxes_of_other_classes_are_counted(tmp_path, data):
     assert set(np.concatenate([v.labels for v in loaded.videos]).tolist()) == {0}
 
 
+@pytest.mark.fault('R20')
 def test_unknown_class_names_stop_with_the_nearest_and_a_histogram(tmp_path, data):
     with pytest.raises(VisionError) as caught:
         load_cocovid(write(tmp_path, data), classes=('cat', 'dgo', 'aeroplane'))
     assert caught.value.code == 'VIS-DATA-206'
     assert "'dgo' -> ['dog']" in caught.value.what and '2 of 3' in caught.value.what
     assert 'cat 5, dog 5' in caught.value.why
+
+
+@pytest.mark.fault('R20')
+@pytest.mark.parametrize(('name', 'near'), [
+    ('dgo', "['dog']"), ('Dog', "['dog']"), ('CAT', "['cat']"), ('dog ', "['dog']"),
+    ('cats', "['cat']"), ('zebra', 'nothing near'), ('', 'nothing near')])
+def test_a_mistyped_class_is_answered_with_the_nearest(tmp_path, data, name, near):
+    with pytest.raises(VisionError, match='VIS-DATA-206') as caught:
+        load_cocovid(write(tmp_path, data), classes=('cat', name))
+    assert f'{name!r} -> {near}' in caught.value.what
 
 
 def test_classes_may_be_wordnet_ids():

@@ -1,6 +1,7 @@
 """CocoVideoDataset and the mix of frames and images, on generated files."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -121,6 +122,7 @@ def test_a_record_without_video_id_is_an_error(root):
         DATASETS.build(config(root))
 
 
+@pytest.mark.fault('R20')
 def test_classes_that_match_nothing_stop_with_advice(root):
     with pytest.raises(VisionError, match='29 of 30 class names') as caught:
         DATASETS.build(config(root, metainfo=None))
@@ -144,6 +146,32 @@ def test_missing_images_are_found_before_work_starts(root):
     with pytest.raises(VisionError, match='8 of 8 images'):
         DATASETS.build(config(root, data_prefix=dict(img='elsewhere')))
     assert len(DATASETS.build(config(root, check_files=False))) == 2
+
+
+EMPTY = dict(videos=[], images=[], annotations=[], categories=[])
+
+
+@pytest.mark.fault('R21')
+@pytest.mark.parametrize(('options', 'edit_files', 'code', 'tried'), [
+    (dict(data_root='elsewhere'), None, 'VIS-DATA-202', 'elsewhere/ann.json'),
+    (dict(ann_file='train.json'), None, 'VIS-DATA-202', 'train.json'),
+    (dict(ann_file=''), None, 'VIS-DATA-202', ''),
+    ({}, lambda root: (root / 'ann.json').write_text(json.dumps(EMPTY)), 'VIS-DATA-205',
+     'ann.json'),
+    (dict(data_prefix=dict(img='frames')), None, 'VIS-DATA-208', 'frames/v0/000000.png'),
+    (dict(data_prefix=dict(img='img/v0')), None, 'VIS-DATA-208', 'img/v0/v0/000000.png'),
+    ({}, lambda root: shutil.rmtree(root / 'img'), 'VIS-DATA-208', 'img/v0/000000.png'),
+    ({}, lambda root: shutil.rmtree(root / 'img' / 'v1'), 'VIS-DATA-208', 'img/v1/000000.png'),
+])
+def test_data_that_is_not_where_the_config_says(root, options, edit_files, code, tried):
+    """The path as it was tried, the key of the config, and where the set's command stands."""
+    if edit_files:
+        edit_files(root)
+    with pytest.raises(VisionError, match=code) as caught:
+        DATASETS.build(config(root, **options))
+    assert tried in caught.value.render() and caught.value.exit_code == 4
+    if code != 'VIS-DATA-205':
+        assert 'data_root' in caught.value.do and 'datasets/README.md' in caught.value.do
 
 
 def test_options_that_nobody_knows_are_refused(root):

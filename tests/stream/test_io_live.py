@@ -51,6 +51,7 @@ def opener(*captures):
     return open_capture
 
 
+@pytest.mark.fault('R26')
 def test_a_slow_consumer_drops_and_its_latency_stays_bounded(frame, engine):
     reader = LiveReader(opener(PacedCapture(frame, 60)), 'x', max_reconnect=0)
     session, num_consumed = StreamSession(engine), 0
@@ -74,6 +75,7 @@ def test_frames_after_a_reconnection_have_the_first_size(frame):
     assert reader.num_reconnects == 2 and reader.problem is not None
 
 
+@pytest.mark.fault('R24')
 def test_waits_double_up_to_the_longest_and_then_end(monkeypatch):
     reader, waits = LiveReader(opener(), 'x', max_reconnect=6), []
     monkeypatch.setattr(reader._stop, 'wait', waits.append)
@@ -82,6 +84,7 @@ def test_waits_double_up_to_the_longest_and_then_end(monkeypatch):
     assert 'could not be opened' in reader.problem.what
 
 
+@pytest.mark.fault('R24')
 def test_a_fault_that_is_no_loss_ends_the_stream_and_is_named(frame):
     captures = [BrokenCapture(frame, 5), PacedCapture(frame, 5)]
     reader = LiveReader(opener(*captures), 'x', max_reconnect=3, back_off_s=0.01)
@@ -98,6 +101,7 @@ def test_a_fault_while_opening_is_named_too():
     assert list(reader) == [] and reader.problem.code == 'VIS-VIDEO-510'
 
 
+@pytest.mark.fault('R26')
 def test_a_long_queue_is_refused():
     with pytest.raises(ValueError, match='longer queue is delay'):
         LiveReader(opener(), 'x', queue_size=30)
@@ -152,13 +156,15 @@ def open_files() -> int:
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='counts open files in /proc')
+@pytest.mark.fault('R24')
 def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(mpegts):
-    server = BadServer(mpegts(60))
+    content = mpegts(60)
+    num_files, num_threads = open_files(), threading.active_count()
+    server = BadServer(content)
     try:
-        num_files, num_threads = open_files(), threading.active_count()
         reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=0.4),
                             server.address, back_off_s=0.01, max_back_off_s=0.02)
-        stop = threading.Timer(30, reader.stop)
+        stop = threading.Timer(60, reader.stop)
         stop.start()
         shapes = []
         for item in reader:
@@ -167,15 +173,15 @@ def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(mpegts):
                 reader.stop()
         stop.cancel()
         stop.join()
-        assert reader.num_reconnects >= 6 and set(shapes) == {(64, 96, 3)}
-        assert len(shapes) + reader.num_dropped <= reader.num_read
-        time.sleep(0.1)
-        assert threading.active_count() == num_threads
-        assert open_files() <= num_files
     finally:
-        server.close()
+        server.close()  # before counting: its end of a connection is open for a while
+    assert reader.num_reconnects >= 6 and set(shapes) == {(64, 96, 3)}
+    assert len(shapes) + reader.num_dropped <= reader.num_read
+    assert threading.active_count() == num_threads
+    assert open_files() == num_files
 
 
+@pytest.mark.fault('R24')
 def test_timestamps_keep_the_gap_of_a_loss(frame):
     reader = LiveReader(opener(PacedCapture(frame, 5), PacedCapture(frame, 5)), 'x',
                         max_reconnect=1, back_off_s=0.5)

@@ -22,6 +22,7 @@ def server(mpegts):
     server.close()
 
 
+@pytest.mark.fault('R24')
 def test_a_camera_over_rtsp_that_restarts_is_read_again(server):
     reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=5), server.address,
                         back_off_s=0.05, max_back_off_s=0.1)
@@ -48,6 +49,7 @@ def test_an_address_where_nobody_listens_is_one_error():
     assert reader.problem.code == 'VIS-NET-511' and 'refused' in reader.problem.why
 
 
+@pytest.mark.fault('R25')
 def test_a_device_that_opens_without_a_picture_is_refused(write_video, tmp_path):
     path = str(write_video(tmp_path / 'x.mp4', num_frames=3))
 
@@ -62,3 +64,16 @@ def test_a_device_that_opens_without_a_picture_is_refused(write_video, tmp_path)
         require_camera(3, at_its_end)
     with pytest.raises(VisionError, match='VIS-VIDEO-510[^$]*there is no such device'):
         require_camera(97)
+
+
+@pytest.mark.fault('R25')
+@pytest.mark.parametrize(('is_readable', 'why'), [
+    (False, 'no permission to read it (group video)'), (True, 'another program uses it')])
+def test_a_camera_that_is_there_and_does_not_open_has_its_reason(monkeypatch, is_readable, why):
+    """Stands in for what a machine without cameras cannot have: a device and its rights."""
+    monkeypatch.setattr('glob.glob', lambda pattern: ['/dev/video96'])
+    monkeypatch.setattr('os.access', lambda path, mode: is_readable)
+    with pytest.raises(VisionError, match='VIS-VIDEO-510') as error:
+        require_camera(96)
+    assert why in error.value.why and 'devices found: /dev/video96' in error.value.where
+    assert 'a video file' in error.value.do

@@ -94,6 +94,7 @@ def num_rows(tmp_path) -> int:
     return len((tmp_path / 'out' / 'frames.jsonl').read_text().splitlines())
 
 
+@pytest.mark.fault('R26')
 @pytest.mark.parametrize('mode', ['buffered', 'causal', 'offline'])
 def test_a_folder_becomes_three_files(job, tmp_path, mode, capsys):
     main, arguments, _ = job
@@ -287,6 +288,7 @@ def test_the_source_is_never_overwritten(job, tmp_path):
     assert main([str(video), *arguments[1:-1], str(tmp_path / 'elsewhere')]) == 0
 
 
+@pytest.mark.fault('R25')
 def test_a_missing_camera_is_one_block_on_stderr(job, repository):
     _, arguments, environment = job
     result = subprocess.run([sys.executable, 'tools/video_demo.py', '99', *arguments[1:]],
@@ -316,6 +318,7 @@ class Webcam(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+@pytest.mark.fault('R24')
 def test_ctrl_c_ends_a_stream_that_reconnects(job, tmp_path, repository):
     _, arguments, environment = job
     server = HTTPServer(('127.0.0.1', 0), Webcam)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import write_report
 from vision.common.mm.launch import add_config_arguments, read_config
 from vision.common.nn.macs import PartCost, counted_macs, part_costs
@@ -38,8 +38,7 @@ NUM_CLASSES = 1000  # ImageNet: the published sizes include this classifier
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('network', help="a config with a model, or a PolyNet preset such as 'very-deep'")
     add('--shape', type=int, nargs=2, default=(331, 331), metavar=('HEIGHT', 'WIDTH'),

@@ -11,7 +11,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from torch import nn
 
 from vision.common.core.boxes import paired_iou
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.nn.checkpoint import load_checkpoint, load_state
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoFrame, load_cocovid
@@ -110,8 +109,7 @@ def summary(overlaps: dict[tuple[str, str], list[float]], gap: int) -> list[dict
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--ann', required=True, help='CocoVID file with track ids')
     parser.add_argument('--images', type=Path, required=True, help='folder of the file names')
     parser.add_argument('--checkpoint', required=True, help='path or zoo:NAME')

@@ -7,16 +7,14 @@ Reads what tools/benchmarks/active_class.py wrote.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import read_report
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('json', type=Path, help='results of active_class.py')
     parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)

@@ -7,12 +7,11 @@ Reads what tools/benchmarks/glyph_accuracy.py wrote. Thin lines are seeds, thick
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import read_report
 
 STYLES = {'full': ('full softmax', '#777777'),
@@ -22,8 +21,7 @@ PANELS = {'accuracy': 'verification accuracy (%)', 'rank1': 'rank-1 identificati
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('json', type=Path, help='results of glyph_accuracy.py')
     parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)

@@ -7,12 +7,11 @@ Reads what tools/benchmarks/polynet_training.py wrote. Thin lines are seeds, thi
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import read_report
 
 STYLES = {'twin': ('1-way twin, more epochs', '#d1730f'), 'poly': ('PolyNet', '#1769aa'),
@@ -23,8 +22,7 @@ RIGHT = ('epochs', 'train_loss', 'training loss', ('poly', 'inserted'))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('json', type=Path, help='results of polynet_training.py')
     parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)

@@ -11,14 +11,13 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 from itertools import permutations
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import write_report
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import load_cocovid
@@ -54,8 +53,7 @@ def measure_set(detector: SceneCutDetector, ann: Path, images: Path) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--set', type=Path, nargs=2, action='append', required=True,
                         metavar=('ANN', 'IMAGES'), dest='sets',
                         help='CocoVID file and the folder of its images; may be repeated')

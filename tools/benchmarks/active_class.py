@@ -41,7 +41,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 from vision.common.nn.checkpoint import load_checkpoint
@@ -136,8 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('--classes', type=int, nargs='+', default=[100_000, 1_000_000])
     add('--rows', type=Path, help='trained class rows instead of synthetic ones')

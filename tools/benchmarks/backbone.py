@@ -41,7 +41,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 from vision.common.nn.freed_memory import keep_freed_memory
@@ -84,8 +84,7 @@ def build_port(path: Path, ours: nn.Module) -> nn.Module:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('arch', nargs='?', default='very-deep', help='a preset of PolyNet (default: very-deep)')
     add('--size', type=int, default=331, help='image side, pixels (default: 331)')
@@ -100,7 +99,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--port', type=Path, metavar='FILE', help='the published port, as a rival (very-deep)')
     add('--json', type=Path, default=Path('docs/results/polynet_backbone.json'),
         help='rows; a table goes beside it as .md (default: %(default)s)')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
     return parser
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import commit, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +48,7 @@ METRICS = {'accuracy': 'verification/accuracy', 'tar@fpr0.001': 'verification/ta
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('--data', type=Path, default=Path('data/glyphs'), help='prepared glyphs (%(default)s)')
     add('--iters', type=int, default=5000, help='steps of full and active (default: 5000)')

@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision.classify.core.folders import list_image_folder
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import commit, write_report
 from vision.polynet.core.arch import Arch, uniform
@@ -233,8 +233,7 @@ def earlier_rows(args: argparse.Namespace) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--data', type=Path, help='folder with train/CLASS and val/CLASS '
                         '(default: imagenette160-mini in $VISION_SHARED_DATA)')
     parser.add_argument('--out', type=Path, default=Path('docs/results/polynet_training.json'))

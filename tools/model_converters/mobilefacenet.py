@@ -13,11 +13,10 @@ must fit.
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 # Part of the published network -> module of ours; in blocks, '.conv' layers in order.
 PARTS = (
@@ -37,8 +36,7 @@ PARTS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', help='published state dict (.pt), or zoo:NAME')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     parser.add_argument('-v', action='store_true', help='show the traceback of an error')

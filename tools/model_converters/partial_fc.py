@@ -12,15 +12,13 @@ folder has it. Nothing in the files is executed.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', type=Path, help='folder with one file for each rank')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     parser.add_argument('-v', action='store_true', help='show the traceback of an error')

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import refuse_same_file, sha256_of
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
 from vision.polynet.nn.cadene import check_shapes, convert, is_port_state, missing_counters
@@ -37,8 +37,7 @@ NUM_CLASSES = 1000  # ImageNet
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', metavar='IN', help='file to read, or zoo:NAME')
     parser.add_argument('target', metavar='OUT', type=Path, help='file to write (.pth)')
     parser.add_argument('--reverse', action='store_true', help='from our checkpoint to the port')

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_same_file
 from vision.common.mm.launch import read_config
 from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
@@ -45,8 +45,7 @@ from vision.zoo import resolve
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', help='preset or config of the trained network')
     parser.add_argument('checkpoint', help='its checkpoint, or zoo:NAME')
     parser.add_argument('target', help='preset or config of the larger network')

@@ -15,13 +15,12 @@ are run on one image and the raw outputs are compared.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.zoo import resolve
 from vision.zoo.store import sha256_of
 
@@ -35,8 +34,7 @@ HEAD_LEVELS = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', help='published .onnx file, or zoo:yolox-nano_coco')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     parser.add_argument('--config', type=Path, default=CONFIG, help='config of the model '

@@ -9,18 +9,16 @@ The weights stay as they are, bit by bit; only the declared sizes of input and o
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_same_file
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', type=Path, help='.onnx file of YOLOX without decoding')
     parser.add_argument('target', type=Path, help='.onnx file to write')
     parser.add_argument('--size', type=int, default=416,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,13 @@ def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
     if classes is not None:
         missing = [name for name in classes if name not in names]
         if missing:
+            near = [difflib.get_close_matches(name.strip().lower(), names, 1) or ['nothing near']
+                    for name in missing[:10]]
             raise VisionError('VIS-DATA-1204', f'{len(missing)} of {len(classes)} classes have no '
-                              f'folder, first {missing[0]!r}', where=str(root),
+                              'folder: ' + ', '.join(f'{name!r} -> {found[0]}' for name, found
+                                                     in zip(missing, near, strict=False)),
+                              where=str(root), why=f'the folders are {", ".join(names[:20])}'
+                              + (f' and {len(names) - 20} more' if len(names) > 20 else ''),
                               do='give classes as the folders are called, or complete the data')
         names = list(classes)
     endings = tuple(extensions)

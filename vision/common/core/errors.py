@@ -7,6 +7,7 @@ compares both lists.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -74,22 +75,33 @@ def find_rendered(text: str) -> VisionError | None:
                        **{name.lower(): value for name, value in rest.items()})
 
 
+def command_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the module's docstring, as it stands; -v is for ``run_cli``."""
+    parser = argparse.ArgumentParser(description=doc,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-v', '--verbose', action='store_true',
+                        help='show the traceback of an error too')
+    return parser
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process with the exit code of what happened.
 
-    Faults of the user print one block on stderr; ``-v`` among the arguments, or the environment
-    variable ``VISION_TRACEBACK=1``, adds the traceback. ``VISION_ERROR_JSON=1`` adds the same
-    block as one JSON line for machines.
+    Faults of the user print one block on stderr. ``-v`` or ``--verbose`` among the arguments, or
+    the environment variable ``VISION_TRACEBACK=1``, adds the traceback; they are taken out before
+    ``main`` sees the arguments, so that they may stand behind the name of an action too.
+    ``VISION_ERROR_JSON=1`` adds the same block as one JSON line for machines.
     """
+    is_verbose = _take_verbose() or os.environ.get('VISION_TRACEBACK') == '1'
     try:
         code = main() or 0
     except VisionError as error:
-        code = _tell(error)
+        code = _tell(error, is_verbose)
     except RuntimeError as error:
         found = find_rendered(str(error))
         if found is None:
             raise
-        code = _tell(found)
+        code = _tell(found, is_verbose)
     except OSError as error:
         # A file system that is full meets every command, wherever it writes.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -97,7 +109,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
         code = _tell(VisionError(
             'VIS-ENV-107', 'the disk is full', where=str(error.filename or 'standard output'),
             why=str(error), do='make room and run the same command again; what was finished is '
-            'whole, what was being written is removed at the next start'))
+            'whole, what was being written is removed at the next start'), is_verbose)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         code = 130
@@ -105,8 +117,16 @@ def run_cli(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-def _tell(error: VisionError) -> int:
-    if '-v' in sys.argv[1:] or os.environ.get('VISION_TRACEBACK') == '1':
+def _take_verbose() -> bool:
+    words = sys.argv[1:]
+    end = words.index('--') if '--' in words else len(words)
+    kept = [word for word in words[:end] if word not in ('-v', '--verbose')]
+    sys.argv = [*sys.argv[:1], *kept, *words[end:]]
+    return len(kept) < end
+
+
+def _tell(error: VisionError, is_verbose: bool) -> int:
+    if is_verbose:
         traceback.print_exc()
     print(error.render(), file=sys.stderr)
     if os.environ.get('VISION_ERROR_JSON') == '1':

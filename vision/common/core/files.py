@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -14,14 +15,22 @@ from typing import IO
 from vision.common.core.errors import VisionError
 
 TEMPORARY = '.writing-'  # prefix of unfinished files; they are of no use after a crash
+SEAL = b'sha256:' + b'0' * 64  # place of a digest inside the file that it is of
+# A flipped bit can hide the key or the beginning of the value, not both.
+_SEAL = re.compile(rb'"seal": ?"(.{71})"|"[^"]{4}": ?"(sha256:.{64})"', re.DOTALL)
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = 'wb') -> Iterator[IO]:
+def atomic_write(path: Path, mode: str = 'wb', *,
+                 before_rename: Callable[[Path], None] | None = None) -> Iterator[IO]:
     """Open a temporary file in the same folder; at the end it takes the place of ``path``.
 
     Whatever happens (error, kill, power loss), ``path`` holds either what it held before or the
     whole new content: the data reaches the disk before the name does.
+
+    Args:
+        before_rename: sees the temporary file, whole and on the disk; an error there leaves
+            ``path`` as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +40,8 @@ def atomic_write(path: Path, mode: str = 'wb') -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename(Path(name))
         os.chmod(name, 0o666 & ~_umask())  # mkstemp's own mode would hide it from the group
         os.replace(name, path)
     except BaseException:
@@ -66,6 +77,29 @@ def refuse_same_file(source: str | Path, target: str | Path) -> None:
         raise VisionError('VIS-INPUT-108', f'the result would replace {source}',
                           why='it is made of this file, which would be lost',
                           do='give the result another name')
+
+
+def sealed(content: bytes) -> bytes:
+    """Content whose entry ``"seal": SEAL`` holds the digest of all other bytes."""
+    assert content.count(SEAL) == 1
+    return content.replace(SEAL, b'sha256:' + hashlib.sha256(content).hexdigest().encode())
+
+
+def broken_seal(content: bytes | memoryview, num_bytes: int | None = None) -> str:
+    """What speaks against sealed content, or '' (also when it has no seal).
+
+    Args:
+        num_bytes: the seal is looked for in so many first bytes.
+    """
+    found = _SEAL.search(bytes(content[:num_bytes]))
+    if found is None:
+        return ''
+    start, end = found.span(1 if found[1] is not None else 2)
+    digest = hashlib.sha256(content[:start])
+    digest.update(SEAL)
+    digest.update(content[end:])
+    is_whole = bytes(content[start:end]) == b'sha256:' + digest.hexdigest().encode()
+    return '' if is_whole else 'its sha256 is not the one written inside it'
 
 
 def sha256_of(path: Path) -> str:

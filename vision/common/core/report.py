@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import atomic_write
+from vision.common.core.files import SEAL, atomic_write, broken_seal, sealed
 
 PACKAGES = ('torch', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'numpy',
             'opencv-python', 'av')
@@ -22,18 +22,18 @@ PACKAGES = ('torch', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'numpy
 
 def write_report(path: Path, rows: Sequence[dict[str, Any]], *, seed: int | None = None,
                  command: str | None = None, **extra: Any) -> None:
-    """Write rows with device, versions, seed, commit and the command that made them.
+    """Write rows with device, versions, seed, commit and the command that made them, and a seal:
+    the sha256 of all other bytes.
 
     Args:
         command: default: the running one.
         extra: further top-level entries.
     """
-    content = dict(command=command or shown_command(), commit=commit(), seed=seed,
-                   date=datetime.date.today().isoformat(), device=device(),
+    content = dict(seal=SEAL.decode(), command=command or shown_command(), commit=commit(),
+                   seed=seed, date=datetime.date.today().isoformat(), device=device(),
                    versions=versions(), **extra, rows=list(rows))
-    with atomic_write(Path(path), 'w') as file:
-        json.dump(content, file, indent=1)
-        file.write('\n')
+    with atomic_write(Path(path)) as file:
+        file.write(sealed(json.dumps(content, indent=1).encode() + b'\n'))
 
 
 def read_report(path: Path, *, code: str, maker: str, column: str | None = None
@@ -45,9 +45,16 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
         maker: the command that makes such a file.
         column: rows without this figure are left out.
     Raises:
-        VisionError: it has no rows.
+        VisionError: it has no rows, or is not as it was written.
     """
-    content = json.loads(Path(path).read_text())
+    raw = Path(path).read_bytes()
+    try:
+        if fault := broken_seal(raw):
+            raise ValueError(fault)
+        content = dict(json.loads(raw))
+    except (ValueError, TypeError) as error:
+        raise VisionError(code, f'{path} is damaged', where=str(path), why=str(error),
+                          do=f'make it again with {maker}') from error
     rows = [row for row in content.get('rows', [])
             if column is None or row.get(column) is not None]
     if not rows:

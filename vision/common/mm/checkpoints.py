@@ -6,18 +6,27 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather_object, gather, get_rank, get_world_size
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import CheckpointLoader
 
+from vision.common.core.config_changes import as_json, changes
 from vision.common.core.errors import VisionError
+from vision.common.core.files import TEMPORARY, sha256_of
+from vision.common.core.references import find_file
+from vision.common.mm.agreement import decided_by_first, one_for_all
 from vision.common.nn import checkpoint as io
+from vision.version import __version__
+
+WEIGHTS_ONLY = 'it holds weights only (save_optimizer or save_param_scheduler was False)'
 
 
 def only_run_here(work_dir: str | Path, rank: int):
@@ -42,40 +51,115 @@ def only_run_here(work_dir: str | Path, rank: int):
                           do='wait for it or end it, or give another --work-dir') from error
 
 
-def newest_valid(work_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The furthest undamaged checkpoint in a folder; says which ones it passes over and why."""
-    def iteration(path: Path) -> tuple[int, float]:
-        try:
-            position = json.loads(io.manifest_path(path).read_text())['iter']
-        except (OSError, ValueError, KeyError, TypeError):
-            named = re.search(r'iter_(\d+)', path.name)  # a whole file, killed before its manifest
-            position = int(named[1]) if named else -1
-        return position, path.stat().st_mtime
+def checkpoint_folders(runner) -> list[Path]:
+    """Where the run's checkpoints may lie; the last one is where they are written."""
+    folders = [Path(runner.work_dir), *(hook.folder(runner) for hook in runner.hooks
+                                        if hasattr(hook, 'folder'))]
+    return list(dict.fromkeys(folders))
 
-    candidates = [path for path in work_dir.glob('*.pth') if not path.name.startswith('best_')]
-    for path in sorted(candidates, key=iteration, reverse=True):
-        fault = io.damage(path)
-        if not fault and not io.manifest_path(path).exists():
-            fault = _unreadable(path)  # nothing to compare with: only reading it tells
-        if not fault:
+
+def newest_valid(folders: Path | Iterable[Path], warn: Callable[[str], None]) -> Path | None:
+    """The furthest checkpoint of the folders from which a run can go on; None where no run has
+    saved one. Says which ones it passes over and why.
+
+    Raises:
+        VisionError: VIS-CKPT-326, there are checkpoints of a run, and none can be used.
+    """
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    claims = [(_claimed_place(path), path) for path in _candidates(folders)]
+    faults = []
+    while claims:
+        claims.sort()
+        claimed, path = claims.pop()
+        entry = io.manifest_entry(path)
+        if entry is not None and (place := _place(entry, path)) < claimed:
+            claims.append((place, path))  # killed before the newer file took the older one's name
+            continue
+        if not (fault := _hindrance(path, entry)):
             return path
         warn(f'{path.name} is passed over: {fault}')
+        if io.manifest_path(path).exists() or _NAMED.fullmatch(path.name):
+            faults.append(f'{path.name}: {fault}')
+    if faults:
+        raise VisionError(
+            'VIS-CKPT-326', f'a run has saved {len(faults)} checkpoints here, and it cannot go on '
+            'from any of them', where=', '.join(map(str, folders)), why='; '.join(faults[:5]),
+            do='bring back a whole checkpoint; or begin anew: without --resume, in another '
+            '--work-dir')
     return None
 
 
-def _unreadable(path: Path) -> str:
+_NAMED = re.compile(r'(?:interrupted_)?(iter|epoch)_(\d+)\.pth')
+
+
+def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
+    """Checkpoints in the folders; no link (it is another one's second name, or leads nowhere)."""
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name.startswith(('best_', TEMPORARY)) or path.is_symlink():
+                continue
+            if path.is_file() and (path.suffix == '.pth' or io.manifest_path(path).exists()):
+                yield path
+
+
+def _place(entry: dict, path: Path) -> tuple[int, int, float]:
+    """How far a checkpoint is, to be compared: step, epoch, time of writing."""
+    named = _NAMED.fullmatch(path.name)
+    by_name = {named[1]: int(named[2])} if named else {}
     try:
-        io.load_checkpoint(path)
+        step, epoch = (int(entry.get(key, by_name.get(key, -1))) for key in ('iter', 'epoch'))
+    except (TypeError, ValueError):
+        step, epoch = -1, -1
+    return step, epoch, path.stat().st_mtime
+
+
+def _claimed_place(path: Path) -> tuple[int, int, float]:
+    """The place that the newest entry of the manifest claims, not yet compared with the file."""
+    try:
+        entry = dict(json.loads(io.manifest_path(path).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        entry = {}  # a file of others, or a whole one that was killed before its manifest
+    return _place(entry, path)
+
+
+def _hindrance(path: Path, entry: dict | None) -> str:
+    """What speaks against going on from this file, '' if nothing does."""
+    if entry is not None:
+        return '' if entry.get('is_resumable', True) else WEIGHTS_ONLY
+    if fault := io.damage(path):
+        return fault
+    try:  # nothing to compare with: only reading it tells
+        content = io.load_checkpoint(path)
     except VisionError as error:
         return error.why
-    return ''
+    return '' if 'optimizer' in content else WEIGHTS_ONLY
+
+
+def require_same_file(path: Path) -> None:
+    """After rank 0 chose: every rank must have this very file (call it on every rank).
+
+    Raises:
+        VisionError: VIS-DIST-325 on every rank, with the first that has not.
+    """
+    if get_world_size() == 1:
+        return
+    expected = decided_by_first(lambda: sha256_of(path) if path.is_file() else None)
+    if expected is None:  # loading it says so, on every rank
+        return
+    with one_for_all():
+        found = sha256_of(path) if path.is_file() else None
+        if found != expected:
+            raise VisionError(
+                'VIS-DIST-325', f'rank {get_rank()} has {"another" if found else "no"} '
+                f'{path.name}', where=f'{socket.gethostname()}:{path.parent}',
+                why='all ranks go on from the file that rank 0 chose', do='put the work_dir on a '
+                'folder that all machines share, or copy this file to each of them')
 
 
 def read_safely_everywhere() -> None:
     """Let MMEngine's own loading (init_cfg=Pretrained, EMA, ...) go through our reader too."""
     def load_file(filename: str, map_location=None) -> dict:
-        from vision.zoo import resolve
-        return io.load_checkpoint(resolve(filename), map_location)
+        return io.load_checkpoint(find_file(filename), map_location)
 
     def refuse(filename: str, map_location=None) -> dict:
         raise VisionError('VIS-NET-310', f'weights are not loaded from an address: {filename}',
@@ -166,3 +250,130 @@ def load_schedulers(schedulers: list | dict, states: list | dict) -> None:
         return
     for scheduler, state in zip(schedulers, states, strict=True):
         scheduler.load_state_dict(state)
+
+
+def require_resumable(runner, content: dict, filename: str) -> None:
+    """Refuse what a run cannot go on from exactly; print what has changed in the config.
+
+    Raises:
+        VisionError: VIS-CKPT-308 weights only, VIS-CONFIG-309 another seed, VIS-CONFIG-329
+            another optimizer or schedule, VIS-CONFIG-321 other steps.
+    """
+    meta = content.get('meta', {})
+    missing = [name for name in ('optimizer', 'param_schedulers') if name not in content and (
+        name == 'optimizer' or runner.param_schedulers is not None)]
+    if missing or 'iter' not in meta:
+        raise VisionError('VIS-CKPT-308', f'{filename} does not hold all of a run: '
+                          f'{" and ".join(missing) or "its position"} is missing',
+                          where=filename, why='a run is resumed from its optimizer, schedule and '
+                          'position too (save_optimizer and save_param_scheduler of '
+                          'CheckpointHook)',
+                          do='begin a new run from these weights: load_from=' + filename)
+    if meta.get('seed') != runner.base_seed:
+        raise VisionError('VIS-CONFIG-309', f'this run has seed {runner.base_seed}, the '
+                          f'checkpoint {meta.get("seed")}', where='randomness.seed',
+                          why='the order of the data would change in the middle of a run',
+                          do=f'set randomness.seed={meta.get("seed")}, or begin anew')
+    now = kinds_of(runner)
+    for name, before in (meta.get('kinds') or {}).items():
+        if before != now[name]:
+            raise VisionError('VIS-CONFIG-329', f'the run had {name} {before}, this config has '
+                              f'{now[name]}', where=filename, why='the state of one means nothing '
+                              'to the other', do='go on with the same, or begin a new run from '
+                              f'these weights: load_from={filename}')
+    require_same_steps(runner, meta.get('steps_of'), filename)
+    _tell_changes(runner, meta.get('config'))
+
+
+def _tell_changes(runner, config: Any) -> None:
+    """``config``: JSON; older checkpoints and those of others hold Python alone, not read."""
+    try:
+        lines = changes(dict(json.loads(config)), runner.cfg.to_dict())
+    except (TypeError, ValueError):
+        return
+    if lines:
+        runner.logger.warning('the config has changed since this checkpoint was written:\n  '
+                              + '\n  '.join(lines))
+
+
+def kinds_of(runner) -> dict[str, list[str]]:
+    """Class names of optimizers and schedulers."""
+    optimizers = [type(part.optimizer).__name__ for part in _parts(runner.optim_wrapper)]
+    return dict(optimizer=optimizers, schedulers=_scheduler_kinds(runner.param_schedulers or []))
+
+
+def _scheduler_kinds(schedulers: list | dict) -> list[str]:
+    if isinstance(schedulers, dict):
+        return [f'{name} {kind}' for name, part in sorted(schedulers.items())
+                for kind in _scheduler_kinds(part)]
+    return [type(scheduler).__name__ for scheduler in schedulers]
+
+
+def meta_of(runner, position: dict[str, int]) -> dict[str, Any]:
+    """What a checkpoint tells of its run beside tensors. Nothing of it is ever executed."""
+    meta = dict(position, cfg=runner.config_text, config=as_json(runner.cfg.to_dict()),
+                seed=runner.base_seed, experiment_name=runner.experiment_name,
+                version=__version__, steps_of=steps_of(runner), kinds=kinds_of(runner),
+                time=time.strftime('%Y%m%d_%H%M%S'))
+    if metainfo := getattr(runner.train_dataloader.dataset, 'metainfo', None):
+        meta['dataset_meta'] = plain(metainfo)
+    return meta
+
+
+def gathered_gradients(wrapper) -> list[list[torch.Tensor | None]]:
+    """Gradients that wait for their step (``accumulative_counts``), of each rank, on rank 0, in
+    host memory; [] when none wait. Call it on every rank."""
+    if all(part.should_update() for part in _parts(wrapper)):
+        return []
+    own = [parameter.grad for parameter in _parameters(wrapper)]
+    if get_world_size() == 1:
+        return [[gradient if gradient is None else gradient.cpu() for gradient in own]]
+    has_any = all_gather_object([gradient is not None for gradient in own])
+    ranks: list[list[torch.Tensor | None]] = [[] for _ in has_any]
+    for i, (parameter, gradient) in enumerate(zip(_parameters(wrapper), own, strict=True)):
+        flags = [flags[i] for flags in has_any]
+        # One after the other: the device holds one tensor of each rank at a time.
+        parts = any(flags) and gather(
+            torch.zeros_like(parameter) if gradient is None else gradient)
+        for rank, flag in enumerate(flags):
+            ranks[rank].append(parts[rank].cpu() if flag and parts else None)
+    return ranks if get_rank() == 0 else []
+
+
+def load_optimizer(wrapper, state: dict, filename: str) -> None:
+    """Raises VIS-CONFIG-329 when the state is of other parameters."""
+    try:
+        wrapper.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise VisionError('VIS-CONFIG-329', 'the optimizer of the checkpoint steps other '
+                          'parameters', where=filename, why=str(error), do='give the parameter '
+                          f'groups of that run, or begin a new one: load_from={filename}'
+                          ) from error
+
+
+def restore_gradients(wrapper, ranks: list[list[torch.Tensor | None]]) -> None:
+    """What ``gathered_gradients`` gave, to the parameters of this rank.
+
+    Raises:
+        VisionError: VIS-CONFIG-321, other ranks accumulated them.
+    """
+    if not ranks:
+        return
+    if len(ranks) != get_world_size():
+        raise VisionError('VIS-CONFIG-321', f'gradients of {len(ranks)} processes wait for their '
+                          f'step, there are {get_world_size()}', where='accumulative_counts',
+                          why='each process goes on with the sum that it had',
+                          do=f'resume with {len(ranks)} processes, or from a checkpoint at a '
+                          'multiple of accumulative_counts')
+    for parameter, gradient in zip(_parameters(wrapper), ranks[get_rank()], strict=True):
+        parameter.grad = None if gradient is None else gradient.to(parameter)
+
+
+def _parameters(wrapper) -> list[torch.Tensor]:
+    return [p for part in _parts(wrapper) for group in part.optimizer.param_groups
+            for p in group['params']]
+
+
+def _parts(wrapper) -> list:
+    """The optimizer wrappers of a run: one, or several by name."""
+    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]

@@ -9,44 +9,79 @@ run was interrupted. Skipping what was consumed costs no loading.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from vision.common.nn.seeds import seed_everything
+from vision.common.core.errors import VisionError
+from vision.common.nn.seeds import kept_random_states, seed_everything
 
 DEFAULT_SEED = 0
+_LOADER_OPTIONS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn',
+                   'multiprocessing_context', 'generator', 'prefetch_factor',
+                   'persistent_workers')
+_DEAD_WORKER = re.compile(
+    r'DataLoader worker \(pid(?:\(s\))? [\d, ]+\) '
+    r'(?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)'
+    r'|Caught (?P<memory>MemoryError) in DataLoader worker process \d+')
+_WHY_DEAD = {
+    'Killed': 'most often the system had no memory left and ended it (see dmesg)',
+    'MemoryError': 'there was no memory left for the sample that it was loading',
+    'Bus error': '/dev/shm, over which samples come to the main process, is full or too small'}
 ENDLESS = ('InfiniteSampler', 'MultiSourceSampler', 'GroupMultiSourceSampler')
 
 
 def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
                      diff_rank_seed: bool = False) -> DataLoader:
-    """As MMEngine's; data set, sampler and batch sampler are wrapped by ``exact_data``."""
+    """As MMEngine's; data set, sampler and batch sampler are wrapped, also ready-made ones.
+
+    Args:
+        seed: of this rank; with ``diff_rank_seed`` it is that of the run plus the rank.
+    """
+    seed = DEFAULT_SEED if seed is None else seed
+    if diff_rank_seed:
+        seed -= get_rank()  # samplers share theirs, and samples are seeded by rank anyway
     if isinstance(dataloader, DataLoader):
-        return dataloader
+        return _rebuilt(dataloader, seed)
     config = copy.deepcopy(dict(dataloader))
     dataset = config['dataset']
     if isinstance(dataset, dict):
         dataset = DATASETS.build(dataset)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
-    seed = DEFAULT_SEED if seed is None else seed
     sampler = config['sampler']
     if isinstance(sampler, dict):
-        sampler = DATA_SAMPLERS.build(sampler, default_args=dict(
-            dataset=dataset, seed=None if diff_rank_seed else seed))
-    config['sampler'] = PlacedSampler(sampler)
-    if isinstance(config.get('batch_sampler'), dict):
-        config['batch_sampler'] = SkippableBatches(DATA_SAMPLERS.build(
-            config['batch_sampler'], default_args=dict(
-                sampler=config['sampler'], batch_size=config.pop('batch_size'))))
+        sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+    config['sampler'] = PlacedSampler(sampler, seed)
+    batches = config.get('batch_sampler')
+    if isinstance(batches, dict):
+        batches = DATA_SAMPLERS.build(batches, default_args=dict(
+            sampler=config['sampler'], batch_size=config.pop('batch_size')))
+    if batches is not None:
+        config['batch_sampler'] = SkippableBatches(batches, seed)
+        config.pop('batch_size', None)
     config['dataset'] = SeededDataset(dataset, seed, get_rank())
-    return Runner.build_dataloader(config, seed=seed, diff_rank_seed=diff_rank_seed)
+    return Runner.build_dataloader(config, seed=seed)
+
+
+def _rebuilt(dataloader: DataLoader, seed: int) -> DataLoader:
+    """A ready-made loader of the same options over the wrapped data set and batches."""
+    if isinstance(dataloader.dataset, SeededDataset | IterableDataset):
+        return dataloader
+    options = {name: getattr(dataloader, name) for name in _LOADER_OPTIONS}
+    if dataloader.batch_sampler is None:
+        options.update(batch_size=None, sampler=PlacedSampler(dataloader.sampler, seed))
+    else:
+        options['batch_sampler'] = SkippableBatches(dataloader.batch_sampler, seed)
+    return DataLoader(SeededDataset(dataloader.dataset, seed, get_rank()), **options)
 
 
 class PlacedInt(int):
@@ -61,14 +96,21 @@ class PlacedTuple(tuple):
     key: tuple[int, int]
 
 
+def _placed(index: Any, epoch: int, place: int) -> PlacedInt | PlacedTuple:
+    placed = PlacedTuple(index) if isinstance(index, tuple) else PlacedInt(index)
+    placed.key = (epoch, place)
+    return placed
+
+
 class PlacedSampler:
     """A sampler whose indices carry their place, and which can begin later in its stream.
 
-    Everything else (``set_epoch``, ``dataset``, ...) is the inner sampler's.
+    Everything else (``set_epoch``, ``dataset``, ...) is the inner sampler's. One of torch, which
+    draws its order from the process's random state, draws it from (seed, epoch) here.
     """
 
-    def __init__(self, sampler) -> None:
-        self.inner = sampler
+    def __init__(self, sampler, seed: int) -> None:
+        self.inner, self.seed = sampler, seed
         self.epoch = 0
         self.num_to_skip = 0
 
@@ -77,12 +119,9 @@ class PlacedSampler:
 
     def __iter__(self) -> Iterator[Any]:
         skipped, self.num_to_skip = self.num_to_skip, 0
-        for place, index in enumerate(self.inner):
-            if place < skipped:
-                continue
-            placed = PlacedTuple(index) if isinstance(index, tuple) else PlacedInt(index)
-            placed.key = (self.epoch, place)
-            yield placed
+        for place, index in enumerate(_in_order_of(self.inner, self.seed, self.epoch)):
+            if place >= skipped:
+                yield _placed(index, self.epoch, place)
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -103,20 +142,30 @@ class PlacedSampler:
 
 
 class SkippableBatches:
-    """A batch sampler of a config (for example by aspect ratio) that can begin later."""
+    """A batch sampler (for example by aspect ratio) that can begin later.
 
-    def __init__(self, batches) -> None:
-        self.inner = batches
+    Its indices carry their place: that of the sampler inside, where there is one, else their
+    number in the epoch.
+    """
+
+    def __init__(self, batches, seed: int) -> None:
+        self.inner, self.seed = batches, seed
+        self.epoch = 0
         self.num_to_skip = 0
+        if hasattr(batches, 'sampler') and not isinstance(batches.sampler, PlacedSampler):
+            batches.sampler = PlacedSampler(batches.sampler, seed)
 
     def __deepcopy__(self, memo: dict) -> SkippableBatches:
         return self  # MMEngine copies the dataloader's config, which holds this object
 
     def __iter__(self) -> Iterator[list]:
         skipped, self.num_to_skip = self.num_to_skip, 0
-        for number, batch in enumerate(self.inner):
+        place = 0
+        for number, batch in enumerate(_in_order_of(self.inner, self.seed, self.epoch)):
             if number >= skipped:
-                yield batch
+                yield [index if hasattr(index, 'key') else _placed(index, self.epoch, place + i)
+                       for i, index in enumerate(batch)]
+            place += len(batch)
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -124,7 +173,36 @@ class SkippableBatches:
     def __getattr__(self, name: str) -> Any:
         if name == 'inner':
             raise AttributeError(name)
+        if name == 'sampler' and not hasattr(self.inner, name):
+            return self  # where MMEngine's hook and ours look for set_epoch
         return getattr(self.inner, name)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        for part in (getattr(self.inner, 'sampler', None), self.inner):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+
+    @property
+    def is_endless(self) -> bool:
+        return getattr(getattr(self.inner, 'sampler', None), 'is_endless', False)
+
+
+def _in_order_of(sampler, seed: int, epoch: int) -> Iterator[Any]:
+    """What a sampler gives. One without ``set_epoch`` may draw its order when it gives the first
+    index, from its own generator or the process's: that one draw is made from (seed, epoch)."""
+    if hasattr(sampler, 'set_epoch') or isinstance(sampler, list | tuple | PlacedSampler):
+        yield from sampler
+        return
+    if isinstance(generator := getattr(sampler, 'generator', None), torch.Generator):
+        generator.manual_seed(seed * 1_000_003 + epoch)
+    with kept_random_states():
+        seed_everything(seed, epoch, 0x5A17)
+        indices = iter(sampler)
+        first = next(indices, None)
+    if first is not None:
+        yield first
+        yield from indices
 
 
 class SeededDataset:
@@ -197,18 +275,26 @@ class EndlessBatches:
         self.batches = None
 
 
-def placed_sampler(dataloader: DataLoader) -> PlacedSampler:
-    if isinstance(dataloader.sampler, PlacedSampler):
-        return dataloader.sampler
-    return dataloader.batch_sampler.sampler
+def placed_sampler(dataloader: DataLoader) -> PlacedSampler | SkippableBatches:
+    """What holds the loader's place.
+
+    Raises:
+        VisionError: VIS-CONFIG-327, a loader over a stream, which has no places.
+    """
+    for part in (dataloader.batch_sampler, dataloader.sampler):
+        if isinstance(part, PlacedSampler | SkippableBatches):
+            return part
+    raise VisionError('VIS-CONFIG-327', 'the training data cannot be entered at a given place',
+                      where='train_dataloader', why='a data set that is only iterated has no '
+                      'indices', do='give a data set with __getitem__ and __len__, or train '
+                      'without --resume')
 
 
 def skip_batches(dataloader: DataLoader, num_batches: int) -> None:
     """Let the next pass over the data begin behind ``num_batches``, without loading them."""
-    if isinstance(dataloader.batch_sampler, SkippableBatches):
-        dataloader.batch_sampler.num_to_skip = num_batches
-    else:
-        placed_sampler(dataloader).num_to_skip = num_batches * dataloader.batch_size
+    size = 1 if isinstance(dataloader.batch_sampler, SkippableBatches) else \
+        dataloader.batch_size or 1
+    placed_sampler(dataloader).num_to_skip = num_batches * size
 
 
 def go_to(train_loop, epoch: int, iteration: int) -> None:
@@ -216,3 +302,33 @@ def go_to(train_loop, epoch: int, iteration: int) -> None:
     if isinstance(train_loop, EpochBasedTrainLoop):
         dataloader = train_loop.dataloader
         skip_batches(dataloader, iteration - epoch * len(dataloader))
+
+
+@contextmanager
+def dead_workers_explained() -> Iterator[None]:
+    """Say why a process of the data loader is gone: torch names its number only.
+
+    Torch raises that from a signal handler, in the middle of whatever is being done; what was
+    being done may have made another error of it.
+
+    Raises:
+        VisionError: VIS-DATA-330.
+    """
+    try:
+        yield
+    except Exception as error:
+        found, cause = None, error
+        while cause is not None and found is None:
+            found = _DEAD_WORKER.search(str(cause))
+            cause = cause.__cause__ or cause.__context__
+        if found is None:
+            raise
+        how = found['signal'] or found['memory'] or 'ended without a word'
+        raise VisionError(
+            'VIS-DATA-330', f'a process of the data loader is gone: {found[0].strip()}',
+            where='train_dataloader.num_workers', why=next(
+                (why for name, why in _WHY_DEAD.items() if name in how),
+                'something ended it from outside, or a library crashed while it read a sample'),
+            do='run python tools/doctor.py, which looks at memory and /dev/shm; lower '
+            'num_workers or batch_size; num_workers=0 shows a crash where it happens. Then go on '
+            'with --resume') from error

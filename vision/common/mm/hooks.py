@@ -6,6 +6,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import CheckpointHook as _CheckpointHook
@@ -13,6 +14,7 @@ from mmengine.hooks import Hook
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
+from vision.common.mm.checkpoints import checkpoint_folders
 from vision.common.nn.checkpoint import remove_checkpoint
 from vision.common.nn.seeds import seed_everything
 from vision.registry import HOOKS
@@ -27,6 +29,22 @@ class CheckpointHook(_CheckpointHook):
     folder may be moved. Written by ``ExactRunner.save_checkpoint``, whole or not at all.
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.root = self.out_dir  # as the config gives it; MMEngine changes out_dir
+
+    def folder(self, runner) -> Path:
+        """Where the checkpoints of this run lie: MMEngine puts a folder of the name of the
+        work_dir into ``out_dir``."""
+        if self.root is None or Path(self.root) == Path(runner.work_dir):
+            return Path(runner.work_dir)
+        return Path(self.root) / Path(runner.work_dir).name
+
+    def before_train(self, runner) -> None:
+        self.out_dir = self.root
+        super().before_train(runner)
+        self.out_dir = str(self.folder(runner))
+
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)
         self.last_ckpt = str(Path(self.out_dir) / name)
@@ -35,7 +53,7 @@ class CheckpointHook(_CheckpointHook):
             self.out_dir, name, save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
             **self.args)
-        if not is_saved:  # another rank than the first, or a full disk, which is in the log
+        if not is_saved or runner.rank != 0:  # a full disk is in the log
             return
         try:  # a name, not a path of this machine; only people read it
             with atomic_write(Path(runner.work_dir) / 'last_checkpoint', 'w') as file:
@@ -102,8 +120,9 @@ class ExactnessHook(Hook):
 class NonFiniteHook(Hook):
     """Stops a run whose gradients are not finite ``patience`` steps in a row.
 
-    The steps themselves are left out by the optimizer wrapper, so that the weights, and every
-    checkpoint, stay finite.
+    The steps themselves are left out by the optimizer wrapper, and buffers such as BatchNorm's
+    averages, which the forward pass has changed, are put back: a step that is left out leaves
+    nothing behind, and the weights, and every checkpoint, stay finite.
     """
 
     priority = 'HIGH'
@@ -113,12 +132,22 @@ class NonFiniteHook(Hook):
             raise ValueError(f'patience must be >= 1 step, got {patience}')
         self.patience = patience
         self.num_seen = 0
+        self.kept: list[torch.Tensor] = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        wrapper = runner.optim_wrapper
+        # With accumulated gradients a step has several forward passes.
+        if not self.kept or not getattr(wrapper, 'is_step_begun', False):
+            self.kept = [buffer.detach().clone() for buffer in runner.model.buffers()]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         wrapper = runner.optim_wrapper
         if getattr(wrapper, 'num_skipped', 0) == self.num_seen:
             return
         self.num_seen = wrapper.num_skipped
+        with torch.no_grad():
+            for buffer, kept in zip(runner.model.buffers(), self.kept, strict=True):
+                buffer.copy_(kept)
         names = _sample_names(data_batch)
         runner.logger.warning(f'step {runner.iter + 1}: loss or gradient is not finite, left out '
                               f'({wrapper.num_skipped_in_row} in a row); samples: {names}')
@@ -129,6 +158,44 @@ class NonFiniteHook(Hook):
                 why='a broken sample, or a learning rate that is too high',
                 do='look at these samples, lower the learning rate, and resume: the weights '
                 'and the checkpoints are still finite')
+
+
+@HOOKS.register_module()
+class LossSpikeHook(Hook):
+    """Warns, with step and learning rate, of a loss far above the recent ones.
+
+    Far: above ``factor`` times their median, and further from it than ten times their median
+    distance. The recent losses are those of the log buffer, which a checkpoint holds.
+
+    Args:
+        window: losses that are looked at; half as many must be there before anything is said.
+        factor: > 1.
+    """
+
+    priority = 'BELOW_NORMAL'  # after the losses of the step are in the buffer
+
+    def __init__(self, window: int = 50, factor: float = 3.0) -> None:
+        if window < 4 or factor <= 1:
+            raise ValueError(f'window must be >= 4 steps and factor > 1, got {window}, {factor}')
+        self.window, self.factor = window, factor
+        self.num_quiet = 0  # steps without another warning
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        buffer = runner.message_hub.log_scalars.get('train/loss')
+        losses = buffer.data[0][-self.window - 1:] if buffer is not None else ()
+        self.num_quiet -= 1
+        if len(losses) <= self.window // 2 or self.num_quiet > 0:
+            return
+        recent, loss = losses[:-1], losses[-1]
+        median = np.median(recent)
+        distance = np.median(np.abs(recent - median))
+        if loss > self.factor * abs(median) and loss - median > 10 * distance:
+            self.num_quiet = self.window
+            rate = runner.optim_wrapper.param_groups[0]['lr'] \
+                if hasattr(runner.optim_wrapper, 'param_groups') else float('nan')
+            runner.logger.warning(
+                f'step {runner.iter + 1}: the loss jumped to {loss:.4g}, the median of the last '
+                f'{len(recent)} steps is {median:.4g}; learning rate {rate:.4g}')
 
 
 @HOOKS.register_module()
@@ -167,12 +234,47 @@ class SignalHook(Hook):
             self.received = int(flag)
         if self.received:
             name = f'interrupted_iter_{runner.iter + 1}.pth'
-            is_saved = runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
-            # Ranks other than the first get None: saving is not their job.
-            what = 'not saved' if is_saved is False else f'saved {name}'
+            is_saved = runner.save_checkpoint(str(checkpoint_folders(runner)[-1]), name,
+                                              by_epoch=False)
+            what = f'saved {name}' if is_saved else 'not saved'
             runner.logger.info(f'stopped by a signal after step {runner.iter + 1}; {what}; '
                                'go on with --resume')
             raise SystemExit(128 + self.received)
+
+
+# What makes a run exact and its end orderly; a config may name them to give options.
+REQUIRED_HOOKS = (ExactnessHook, NonFiniteHook, LossSpikeHook, SignalHook)
+# Names that mean our class whatever the config's default scope is, with MMEngine's options.
+OUR_NAMES = ('CheckpointHook', 'LoggerHook', 'OptimWrapper', 'AmpOptimWrapper')
+
+
+def of_ours(config):
+    """A dict of a config, with our class in place of MMEngine's of the same name."""
+    is_ours = isinstance(config, dict) and config.get('type') in OUR_NAMES
+    return dict(config, type=f'vision.{config["type"]}') if is_ours else config
+
+
+def default_hooks_of_ours(config: dict | None) -> dict:
+    hooks = dict(logger=dict(type='LoggerHook'),
+                 checkpoint=dict(type='CheckpointHook', interval=1)) | dict(config or {})
+    return {name: of_ours(hook) for name, hook in hooks.items()}
+
+
+def complete_hooks(runner) -> None:
+    """Add what ``REQUIRED_HOOKS`` the config does not name.
+
+    Raises:
+        VisionError: VIS-CONFIG-331, a checkpoint hook that is not ours.
+    """
+    for cls in REQUIRED_HOOKS:
+        if not any(isinstance(hook, cls) for hook in runner.hooks):
+            runner.register_hook(cls())
+    for hook in runner.hooks:
+        if isinstance(hook, _CheckpointHook) and not isinstance(hook, CheckpointHook):
+            raise VisionError('VIS-CONFIG-331', f'{type(hook).__name__} of '
+                              f'{type(hook).__module__} writes checkpoints',
+                              where='default_hooks.checkpoint', why='it removes the old one '
+                              'before the new one is on the disk', do="type='CheckpointHook'")
 
 
 def _sample_names(data_batch) -> list[str]:
@@ -180,5 +282,3 @@ def _sample_names(data_batch) -> list[str]:
     samples = data_batch.get('data_samples', []) if isinstance(data_batch, dict) else []
     return [str(getattr(sample, 'img_path', getattr(sample, 'img_id', '?')))
             for sample in samples][:8]
-
-

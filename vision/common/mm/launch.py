@@ -127,6 +127,11 @@ def build_runner(config: Config) -> Runner:
     if runner is None:
         raise VisionError('VIS-CONFIG-315', f'no runner is called {name!r}', where='runner_type',
                           do='use ExactRunner')
+    if not getattr(runner, 'is_exact', False):
+        raise VisionError('VIS-CONFIG-333', f'runner_type is {name}, which is not one of ours',
+                          where='runner_type', why='it unpickles checkpoints and runs the config '
+                          'text in them, resumes inexactly and writes over whole checkpoints',
+                          do='remove runner_type, or derive your class from ExactRunner')
     return runner.from_cfg(config)
 
 

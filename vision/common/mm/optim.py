@@ -1,19 +1,20 @@
-"""Optimizers of ours, and a wrapper that never steps on numbers that are not finite."""
+"""Optimizers of ours, and wrappers that never step on numbers that are not finite."""
 
 from __future__ import annotations
 
 import torch
+from mmengine.optim import AmpOptimWrapper as _AmpOptimWrapper
 from mmengine.optim import OptimWrapper as _OptimWrapper
 
+from vision.common.core.errors import VisionError
 from vision.common.nn.rmsprop_tf import RMSpropTF
 from vision.registry import OPTIM_WRAPPERS, OPTIMIZERS
 
 OPTIMIZERS.register_module(module=RMSpropTF)
 
 
-@OPTIM_WRAPPERS.register_module()
-class OptimWrapper(_OptimWrapper):
-    """MMEngine's wrapper; a step with a NaN or infinite gradient is left out and counted.
+class _FiniteSteps:
+    """A step with a NaN or infinite gradient is left out and counted.
 
     After the gradients of all ranks are summed, every rank sees the same numbers: all leave the
     step out or none does. ``NonFiniteHook`` decides when it is too often.
@@ -25,19 +26,35 @@ class OptimWrapper(_OptimWrapper):
     num_skipped = 0
     num_skipped_in_row = 0
 
+    def initialize_count_status(self, model: torch.nn.Module, init_counts: int,
+                                max_counts: int) -> None:
+        """As MMEngine's, without its warning: a checkpoint of ours holds gradients that wait."""
+        super().initialize_count_status(model, 0, max_counts)
+        self._inner_count = init_counts
+
+    @property
+    def is_step_begun(self) -> bool:
+        """Do gradients wait for their step?"""
+        return self._inner_count % self._accumulative_counts != 0
+
     def update_params(self, loss: torch.Tensor, step_kwargs: dict | None = None,
                       zero_kwargs: dict | None = None) -> None:
         loss = self.scale_loss(loss)
         self.backward(loss)
         if not self.should_update():
             return
-        if self._are_gradients_finite():
-            self.num_skipped_in_row = 0
-            self.step(**(step_kwargs or {}))
+        if self.is_scaled or self._are_gradients_finite():
+            self._step(step_kwargs or {})
         else:
             self.num_skipped += 1
             self.num_skipped_in_row += 1
         self.zero_grad(**(zero_kwargs or {}))
+
+    is_scaled = False
+
+    def _step(self, step_kwargs: dict) -> None:
+        self.num_skipped_in_row = 0
+        self.step(**step_kwargs)
 
     def _are_gradients_finite(self) -> bool:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group['params']
@@ -46,3 +63,54 @@ class OptimWrapper(_OptimWrapper):
             return True
         # A NaN or infinity anywhere makes the norm so.
         return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+
+@OPTIM_WRAPPERS.register_module()
+class OptimWrapper(_FiniteSteps, _OptimWrapper):
+    """MMEngine's wrapper and options; steps that are not finite are left out and counted."""
+
+
+@OPTIM_WRAPPERS.register_module()
+class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
+    """MMEngine's mixed precision and options, on a CPU too; a step that is not finite counts.
+
+    In bfloat16, which has the range of float32, the loss is not scaled. In float16 the scale
+    falls whenever a step overflowed, which is usual; such a step counts in a row only when the
+    scale has fallen below one.
+
+    Args:
+        dtype: 'bfloat16' or 'float16'; default: float16 on a GPU, bfloat16 on a CPU, which has
+            no other.
+        loss_scale: as MMEngine's, for float16.
+    Raises:
+        VisionError: VIS-CONFIG-332, float16 on a CPU, or a scale for bfloat16.
+    """
+
+    def __init__(self, loss_scale: str | float | dict = 'dynamic',
+                 dtype: str | torch.dtype | None = None, use_fsdp: bool = False, **kwargs) -> None:
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
+        is_on_gpu = torch.cuda.is_available()
+        dtype = dtype or (torch.float16 if is_on_gpu else torch.bfloat16)
+        if dtype == torch.float16 and not is_on_gpu:
+            raise VisionError('VIS-CONFIG-332', 'mixed precision in float16 on a CPU',
+                              where='optim_wrapper.dtype', why='a CPU computes in bfloat16 or '
+                              'float32', do="dtype='bfloat16', or leave it out")
+        self.is_scaled = dtype == torch.float16
+        if not self.is_scaled and loss_scale != 'dynamic':
+            raise VisionError('VIS-CONFIG-332', f'loss_scale={loss_scale} with {dtype}',
+                              where='optim_wrapper.loss_scale', why='only losses in float16 are '
+                              'scaled', do='remove loss_scale')
+        if self.is_scaled:
+            super().__init__(loss_scale=loss_scale, dtype=dtype, use_fsdp=use_fsdp, **kwargs)
+        else:  # MMEngine's __init__ asks for a GPU, for the scaler that bfloat16 does not need
+            _OptimWrapper.__init__(self, **kwargs)
+            self.loss_scaler = torch.amp.GradScaler(enabled=False)
+            self._scale_update_param, self.cast_dtype = None, dtype
+
+    def _step(self, step_kwargs: dict) -> None:
+        before = self.loss_scaler.get_scale()
+        self.step(**step_kwargs)
+        scale = self.loss_scaler.get_scale()
+        self.num_skipped += scale < before
+        self.num_skipped_in_row = self.num_skipped_in_row + 1 if scale < min(before, 1) else 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import is_distributed
 from mmengine.model import (
     MMDistributedDataParallel,
     is_model_wrapper,
@@ -20,23 +20,35 @@ from torch.utils.data import DataLoader
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import remove_unfinished
+from vision.common.core.references import find_file
+from vision.common.mm.agreement import decided_by_first, one_for_all
 from vision.common.mm.checkpoints import (
+    checkpoint_folders,
+    gathered_gradients,
+    load_optimizer,
     load_schedulers,
+    meta_of,
     newest_valid,
     only_run_here,
-    plain,
     read_safely_everywhere,
-    require_same_steps,
+    require_resumable,
+    require_same_file,
+    restore_gradients,
     restored_hub,
     scheduler_states,
-    steps_of,
     stored_hub,
 )
-from vision.common.mm.exact_data import DEFAULT_SEED, EndlessBatches, build_dataloader, go_to
+from vision.common.mm.exact_data import (
+    DEFAULT_SEED,
+    EndlessBatches,
+    build_dataloader,
+    dead_workers_explained,
+    go_to,
+)
+from vision.common.mm.hooks import complete_hooks, default_hooks_of_ours, of_ours
 from vision.common.mm.logs import survive_full_disk
 from vision.common.nn import checkpoint as io
 from vision.registry import RUNNERS
-from vision.version import __version__
 
 
 @RUNNERS.register_module()
@@ -49,23 +61,36 @@ class ExactRunner(Runner):
     per work_dir. Without ``randomness.seed`` the seed is 0, so that a run can be repeated.
     """
 
+    is_exact = True
+
     def __init__(self, *args, **kwargs) -> None:
-        randomness = dict(kwargs.get('randomness') or {})
-        randomness.setdefault('seed', DEFAULT_SEED)
-        if randomness['seed'] is None:
-            randomness['seed'] = DEFAULT_SEED
-        kwargs['randomness'] = randomness
+        kwargs['randomness'] = _seeded(kwargs.get('randomness'))
         read_safely_everywhere()
         self._unsaved: VisionError | None = None
         super().__init__(*args, **kwargs)
+        self.config_text = self.cfg.pretty_text  # a tenth of a second, so not at every save
         survive_full_disk(self.logger)
 
     @classmethod
     def from_cfg(cls, cfg) -> ExactRunner:
         cfg = copy.deepcopy(cfg)
-        cfg['randomness'] = dict(cfg.get('randomness') or {})
-        cfg['randomness'].setdefault('seed', DEFAULT_SEED)
+        cfg['randomness'] = _seeded(cfg.get('randomness'))
         return super().from_cfg(cfg)
+
+    def set_randomness(self, seed: int, diff_rank_seed: bool = False,
+                       deterministic: bool = False) -> None:
+        """As MMEngine's; ``base_seed`` is that of the run, without the rank."""
+        self.base_seed = seed
+        super().set_randomness(seed, diff_rank_seed, deterministic)
+
+    def register_hooks(self, default_hooks: dict | None = None,
+                       custom_hooks: list | None = None) -> None:
+        """As MMEngine's, then those of ``REQUIRED_HOOKS`` that the config does not name."""
+        super().register_hooks(default_hooks_of_ours(default_hooks), custom_hooks)
+        complete_hooks(self)
+
+    def build_optim_wrapper(self, optim_wrapper):
+        return super().build_optim_wrapper(of_ours(optim_wrapper))
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
@@ -73,6 +98,10 @@ class ExactRunner(Runner):
         return build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop):
+        if isinstance(self._train_dataloader, DataLoader):  # a loop takes it as it is
+            self._train_dataloader = build_dataloader(
+                self._train_dataloader, self.seed, self._randomness_cfg.get('diff_rank_seed',
+                                                                            False))
         loop = self._with_data_checked(super().build_train_loop(loop), 'train_dataloader')
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = EndlessBatches(loop.dataloader)
@@ -121,38 +150,50 @@ class ExactRunner(Runner):
         """As MMEngine's.
 
         Raises:
-            VisionError: VIS-CKPT-301 at the end, when the last checkpoint found no room.
+            VisionError: VIS-CKPT-301 at the end, when the last checkpoint found no room;
+                VIS-DATA-330, a process of the data loader was killed.
         """
-        with only_run_here(self.work_dir, self.rank):
-            if self.rank == 0:
-                remove_unfinished(Path(self.work_dir))
+        with ExitStack() as stack:
+            with one_for_all():
+                stack.enter_context(only_run_here(self.work_dir, self.rank))
+                if self.rank == 0:
+                    for folder in checkpoint_folders(self):
+                        remove_unfinished(folder)
+            stack.enter_context(dead_workers_explained())
             model = super().train()
-            if self._unsaved is not None:
-                raise VisionError(
-                    'VIS-CKPT-301', f'the run has ended, but {self._unsaved.what}',
-                    where=self._unsaved.where, why=self._unsaved.why,
-                    do='make room, then run the same command with --resume: it goes on from the '
-                    'last checkpoint that is there')
-            return model
+        if self._unsaved is not None:
+            raise VisionError(
+                'VIS-CKPT-301', f'the run has ended, but {self._unsaved.what}',
+                where=self._unsaved.where, why=self._unsaved.why,
+                do='make room, then run the same command with --resume: it goes on from the '
+                'last checkpoint that is there')
+        return model
 
     def load_or_resume(self) -> None:
+        """As MMEngine's; rank 0 chooses the checkpoint, and all go on from it or none does."""
         if self._has_loaded:
             return
-        if self._resume:
-            source = self._load_from or newest_valid(Path(self.work_dir), self.logger.warning)
+        source = self._load_from
+        if self._resume and source is None:
+            source = decided_by_first(
+                lambda: newest_valid(checkpoint_folders(self), self.logger.warning))
             if source is None:
                 self.logger.info(f'nothing to resume in {self.work_dir}: starting from the '
                                  'beginning')
-            else:
+        if source is None:
+            return
+        if self._resume:
+            require_same_file(find_file(source))
+        with one_for_all():
+            if self._resume:
                 self.resume(str(source))
-        elif self._load_from is not None:
-            self.load_checkpoint(self._load_from)
+            else:
+                self.load_checkpoint(source)
 
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu',
                         strict: bool = True, revise_keys: list | None = None) -> dict[str, Any]:
         """Weights of ``filename`` (path or zoo:NAME) into the model, all of them or an error."""
-        from vision.zoo import resolve
-        content = io.load_checkpoint(resolve(filename), map_location)
+        content = io.load_checkpoint(find_file(filename), map_location)
         self.call_hook('after_load_checkpoint', checkpoint=content)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         io.load_model(model, content, where=str(filename))
@@ -164,67 +205,64 @@ class ExactRunner(Runner):
                resume_param_scheduler: bool = True,
                map_location: str | Callable = 'cpu') -> None:
         """Everything that a step depends on, from a checkpoint of ``save_checkpoint``."""
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
         content = self.load_checkpoint(filename, map_location=map_location)
-        meta = content.get('meta', {})
-        if 'optimizer' not in content or 'iter' not in meta:
-            raise VisionError('VIS-CKPT-308', f'{filename} holds weights only', where=filename,
-                              why='a run is resumed from its optimizer and position too',
-                              do='begin a new run from these weights: load_from=' + filename)
-        if meta.get('seed') != self.seed:
-            raise VisionError('VIS-CONFIG-309', f'this run has seed {self.seed}, the checkpoint '
-                              f'{meta.get("seed")}', where='randomness.seed',
-                              why='the order of the data would change in the middle of a run',
-                              do=f'set randomness.seed={meta.get("seed")}, or begin anew')
-        require_same_steps(self, meta.get('steps_of'), filename)
+        require_resumable(self, content, filename)
+        meta = content['meta']
         self.train_loop._epoch, self.train_loop._iter = meta['epoch'], meta['iter']
         go_to(self.train_loop, meta['epoch'], meta['iter'])
         self.message_hub.load_state_dict(restored_hub(content['message_hub']))
         if resume_optimizer:
-            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-            self.optim_wrapper.load_state_dict(content['optimizer'])
+            load_optimizer(self.optim_wrapper, content['optimizer'], filename)
+            restore_gradients(self.optim_wrapper, content.get('gradients', []))
         if resume_param_scheduler and self.param_schedulers is not None:
-            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
             load_schedulers(self.param_schedulers, content['param_schedulers'])
         self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}')
 
-    def save_checkpoint(self, *args, **kwargs) -> bool:
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> bool:
         """Write a checkpoint that holds tensors and plain values only; True when it is there.
 
         Every rank comes here: hooks with a ``gather_checkpoint`` bring together what is spread
         over ranks, then rank 0 writes. A full disk is an error in the log, not the end of the
-        run: the next interval tries again.
+        run: the next interval tries again. Any other error of rank 0 is raised on every rank.
         """
         self.call_hook('gather_checkpoint')
-        return bool(self._write_checkpoint(*args, **kwargs))
+        gradients = gathered_gradients(self.optim_wrapper) \
+            if kwargs.get('save_optimizer', True) else []
+        self._unsaved = decided_by_first(
+            lambda: self._write_checkpoint(Path(out_dir) / filename, gradients, *args, **kwargs))
+        return self._unsaved is None
 
-    @master_only
-    def _write_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
+    def _write_checkpoint(self, path: Path, gradients: list, file_client_args: dict | None = None,
                           save_optimizer: bool = True, save_param_scheduler: bool = True,
                           meta: dict | None = None, by_epoch: bool = True,
-                          backend_args: dict | None = None) -> bool:
+                          backend_args: dict | None = None) -> VisionError | None:
+        """The error, when the disk is full."""
         position = dict(epoch=self.epoch + 1, iter=self.iter) if by_epoch else \
             dict(epoch=self.epoch, iter=self.iter + 1)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        meta = dict(meta or {}, **position, cfg=self.cfg.pretty_text, seed=self.seed,
-                    experiment_name=self.experiment_name, version=__version__,
-                    steps_of=steps_of(self),
-                    time=time.strftime('%Y%m%d_%H%M%S'))
-        if metainfo := getattr(self.train_dataloader.dataset, 'metainfo', None):
-            meta['dataset_meta'] = plain(metainfo)
-        content = dict(meta=meta, state_dict=model.state_dict(),
+        content = dict(meta=dict(meta or {}, **meta_of(self, position)),
+                       state_dict=model.state_dict(),
                        message_hub=stored_hub(self.message_hub.state_dict()))
         if save_optimizer:
             content['optimizer'] = self.optim_wrapper.state_dict()
+            content['gradients'] = gradients
         if save_param_scheduler and self.param_schedulers is not None:
             content['param_schedulers'] = scheduler_states(self.param_schedulers)
         self.call_hook('before_save_checkpoint', checkpoint=content)
+        is_resumable = save_optimizer and (save_param_scheduler or self.param_schedulers is None)
         try:
-            io.save_checkpoint(content, Path(out_dir) / filename, **position)
+            io.save_checkpoint(content, path, **position, is_resumable=is_resumable)
         except VisionError as error:
-            self._unsaved = error
             self.logger.error(f'{error.render()}\nThe run goes on and tries again later.')
-            return False
-        self._unsaved = None
-        return True
+            return error
+        return None
 
 
+def _seeded(randomness: dict | None) -> dict:
+    randomness = dict(randomness or {})
+    if randomness.get('seed') is None:
+        randomness['seed'] = DEFAULT_SEED
+    return randomness

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pickle
 import re
@@ -19,7 +20,14 @@ import torch
 from torch import nn
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import atomic_write, is_disk_full, sha256_of
+from vision.common.core.files import (
+    SEAL,
+    atomic_write,
+    broken_seal,
+    is_disk_full,
+    sealed,
+    sha256_of,
+)
 
 # Beside the tensors: the archive's own entries, the manifest, and logs written meanwhile.
 SPARE_BYTES = 1 << 20
@@ -45,8 +53,11 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(f'{path.name}.json')
 
 
-def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: int | str) -> None:
+def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: Any) -> None:
     """Write a checkpoint and beside it ``NAME.json`` with size, sha256 and ``manifest``.
+
+    The manifest takes its name first and describes both files, the new one and the one that it
+    replaces: killed at any moment, what lies under ``path`` agrees with it.
 
     Raises:
         VisionError: VIS-CKPT-301, the disk is full, or has less room than the content needs:
@@ -56,12 +67,17 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: int | st
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < _num_bytes(content) + SPARE_BYTES:
         raise _disk_full(content, path, 'looked at before writing')
+
+    def announce(written: Path) -> None:
+        entry = dict(manifest, size_bytes=written.stat().st_size, sha256=sha256_of(written))
+        if before := manifest_entry(path):
+            entry['before'] = before
+        with atomic_write(manifest_path(path)) as file:
+            file.write(sealed(json.dumps(dict(seal=SEAL.decode(), **entry)).encode()))
+
     try:
-        with atomic_write(path) as file:
+        with atomic_write(path, before_rename=announce) as file:
             torch.save(dict(content), file)
-        entry = dict(manifest, size_bytes=path.stat().st_size, sha256=sha256_of(path))
-        with atomic_write(manifest_path(path), 'w') as file:
-            json.dump(entry, file)
     except (OSError, RuntimeError) as error:
         # torch's writer reports a full disk as RuntimeError, caused by or beside an OSError.
         if not (is_disk_full(error) or shutil.disk_usage(path.parent).free < SPARE_BYTES):
@@ -113,14 +129,19 @@ def save_weights(state: Mapping[str, torch.Tensor], path: Path, *,
                  classes: Iterable[str] | None = None) -> None:
     """Write tensors, and the names of the classes they were trained on, as ``.safetensors``.
 
-    The names are the JSON list ``classes`` of the file's metadata. The same content gives the
-    same bytes.
+    The names are the JSON list ``classes`` of the file's metadata; its ``seal`` is the sha256 of
+    all other bytes. The same content gives the same bytes.
     """
     from safetensors.torch import save
+    content = save({name: tensor.contiguous() for name, tensor in state.items()})
+    start = 8 + int.from_bytes(content[:8], 'little')
     metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
+    # The library writes metadata in any order.
+    header = json.dumps(dict(__metadata__=dict(metadata, seal=SEAL.decode()),
+                             **json.loads(content[8:start]))).encode()
+    header += b' ' * (-len(header) % 8)
     with atomic_write(Path(path)) as file:
-        file.write(save({name: tensor.contiguous() for name, tensor in state.items()},
-                        metadata or None))
+        file.write(sealed(len(header).to_bytes(8, 'little') + header + content[start:]))
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
@@ -161,18 +182,55 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """How a file differs from its manifest, or '' (also when it has none)."""
+    """How a file differs from its manifest, or from the seal inside weights; '' when it does not,
+    and when it has neither."""
+    if path.suffix == '.safetensors' and (fault := _broken_weights(path)):
+        return fault
     try:
-        entry = json.loads(manifest_path(path).read_text())
-        expected = entry['size_bytes'], entry['sha256']
+        entries = _entries(path)
     except FileNotFoundError:
         return ''
     except (ValueError, KeyError, TypeError):
         return f'its manifest {manifest_path(path).name} cannot be read'
     size = path.stat().st_size
-    if size != expected[0]:
-        return f'it has {size} bytes, its manifest says {expected[0]}'
-    return '' if sha256_of(path) == expected[1] else 'its sha256 is not that of its manifest'
+    if size not in [entry['size_bytes'] for entry in entries]:
+        return f'it has {size} bytes, its manifest says {entries[0]["size_bytes"]}'
+    return '' if manifest_entry(path) else 'its sha256 is not that of its manifest'
+
+
+def manifest_entry(path: Path) -> dict[str, Any] | None:
+    """What the manifest says of exactly this file; None when there is none or it says nothing."""
+    try:
+        entries = _entries(path)
+        size = path.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    digest = sha256_of(path) if any(entry['size_bytes'] == size for entry in entries) else ''
+    return next((entry for entry in entries if entry['sha256'] == digest), None)
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The entry of the file last written under this name, then that of the one it replaced."""
+    raw = manifest_path(path).read_bytes()
+    if fault := broken_seal(raw):
+        raise ValueError(fault)
+    content = dict(json.loads(raw))
+    content.pop('seal', None)
+    before = content.pop('before', None)
+    entries = [content] if before is None else [content, before]
+    for entry in entries:
+        entry['size_bytes'], entry['sha256']  # what is missing is a KeyError
+    return entries
+
+
+def _broken_weights(path: Path) -> str:
+    with path.open('rb') as file:
+        start = 8 + int.from_bytes(file.read(8), 'little')
+        if not 8 < start <= path.stat().st_size:
+            return ''  # no such file at all, which reading it tells
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, \
+                memoryview(content) as view:
+            return broken_seal(view, start)
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,

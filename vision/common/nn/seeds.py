@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,3 +25,13 @@ def seed_everything(*key: int) -> None:
     seed = torch.manual_seed if torch.accelerator.is_available() else \
         torch.default_generator.manual_seed
     seed(value)
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """What is drawn inside leaves python's, numpy's and torch's random states as they were."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])

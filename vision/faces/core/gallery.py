@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import atomic_write
+from vision.common.core.files import SEAL, atomic_write, sealed
 
 UNKNOWN = 'unknown'
 
@@ -31,9 +33,13 @@ class Gallery:
     embedder: str
 
     def save(self, path: Path) -> None:
+        content = io.BytesIO()
+        np.savez(content, embeddings=self.embeddings, names=np.asarray(self.names, dtype='U'),
+                 sources=np.asarray(self.sources, dtype='U'), embedder=np.array(self.embedder))
+        with zipfile.ZipFile(content, 'a') as archive:
+            archive.comment = SEAL
         with atomic_write(Path(path)) as file:
-            np.savez(file, embeddings=self.embeddings, names=np.asarray(self.names, dtype='U'),
-                     sources=np.asarray(self.sources, dtype='U'), embedder=np.array(self.embedder))
+            file.write(sealed(content.getvalue()))
 
     def joined(self, other: Gallery) -> Gallery:
         """Rows of both; a picture enrolled again under its name takes its old row's place.
@@ -75,7 +81,10 @@ class Gallery:
 def load_gallery(path: Path) -> Gallery:
     """Read and check a gallery; VIS-DATA-1101 says what is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        raw = Path(path).read_bytes()
+        if fault := _broken_seal(raw):
+            raise ValueError(fault)
+        with np.load(io.BytesIO(raw), allow_pickle=False) as content:
             gallery = Gallery(content['embeddings'], content['names'], content['sources'],
                               str(content['embedder']))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -90,6 +99,18 @@ def load_gallery(path: Path) -> Gallery:
     if len(bad):
         raise _broken(path, f'row {bad[0]} ({gallery.names[bad[0]]}) is not of length one')
     return gallery
+
+
+def _broken_seal(raw: bytes) -> str:
+    """What speaks against the sha256 in the archive's comment; '' also when it has none."""
+    end = raw.rfind(b'PK\5\6')
+    num_bytes = int.from_bytes(raw[end + 20:end + 22], 'little')
+    if end < 0 or (not num_bytes and end + 22 == len(raw)):
+        return ''
+    rest = raw[:-len(SEAL)]
+    digest = hashlib.sha256(rest + SEAL).hexdigest().encode()
+    is_whole = end + 22 + num_bytes == len(raw) and raw == rest + b'sha256:' + digest
+    return '' if is_whole else 'its sha256 is not the one written inside it'
 
 
 def suspicious_rows(gallery: Gallery, threshold: float) -> list[str]:

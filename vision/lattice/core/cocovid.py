@@ -111,7 +111,8 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise VisionError('VIS-DATA-202', f'annotation file {path} is not there',
                           why='tried ' + str(path.absolute()),
-                          do='datasets/README.md has the command that makes each data set')
+                          do='look at data_root and ann_file of the data set; '
+                             'datasets/README.md has the command that makes each')
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except UnicodeDecodeError as error:
@@ -192,8 +193,10 @@ def match_classes(data: dict, classes: Sequence[str] | None, *,
     known = {row['encode_name']: row['id'] for row in categories if 'encode_name' in row} | known
     unknown = [name for name in classes if name not in known]
     if unknown:
-        near = [f'{name!r} -> {difflib.get_close_matches(name, known, 1, 0.6) or "nothing near"}'
-                for name in unknown[:10]]
+        close = (difflib.get_close_matches(name.strip().lower(), known, 1)
+                 for name in unknown[:10])
+        near = [f'{name!r} -> {names or "nothing near"}'
+                for name, names in zip(unknown, close, strict=False)]
         count = Counter(row['category_id'] for row in data['annotations'])
         histogram = ', '.join(f'{row["name"]} {count[row["id"]]}' for row in categories)
         raise VisionError(

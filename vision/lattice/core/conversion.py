@@ -8,19 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vision.common.core.errors import command_parser
 from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
 from vision.lattice.core.cocovid_stats import print_statistics
-
-
-def plain_parser(doc: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=doc,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def converter_parser(doc: str, source: str, *, splits: Sequence[str],
                      default: Sequence[str]) -> argparse.ArgumentParser:
     """-i, -o, --splits and --stats, as mmtracking's users know them."""
-    parser = plain_parser(doc)
+    parser = command_parser(doc)
     parser.add_argument('-i', '--input', type=Path, required=True, help=source)
     parser.add_argument('-o', '--output', type=Path, required=True,
                         help='folder of the json files')
@@ -58,7 +54,7 @@ def convert_splits(args: argparse.Namespace, convert: Callable[[str], Path]) -> 
 
 
 def prepare_parser(doc: str, source: str, out: str) -> argparse.ArgumentParser:
-    parser = plain_parser(doc)
+    parser = command_parser(doc)
     parser.add_argument('--source', type=Path, required=True, help=source)
     parser.add_argument('--out', type=Path, default=Path(out),
                         help='new folder (default: %(default)s)')

@@ -1,0 +1,67 @@
+"""Several processes act as one: the first decides for all, and a fault of one is a fault of all.
+
+A rank that raised alone, or went another way, would leave the others in a collective for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
+
+from vision.common.core.errors import VisionError
+
+Answer = TypeVar('Answer')
+
+
+def decided_by_first(decide: Callable[[], Answer]) -> Answer:
+    """What ``decide`` gives on rank 0, on every rank; so is what it raises there.
+
+    The answer is pickled.
+    """
+    if get_world_size() == 1:
+        return decide()
+    box: list = [None, None]
+    error = None
+    if get_rank() == 0:
+        try:
+            box[0] = decide()
+        except Exception as caught:
+            error, box[1] = caught, _told(0, caught)
+    broadcast_object_list(box)
+    if box[1] is not None:
+        raise error or box[1]
+    return box[0]
+
+
+@contextmanager
+def one_for_all() -> Iterator[None]:
+    """What one rank raises inside, every rank raises at the end. All must come here, and nothing
+    inside may wait for other ranks.
+
+    Raises:
+        VisionError: of the first rank that has one; VIS-DIST-328 where it was another exception.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        if get_world_size() == 1:
+            raise
+        error = caught
+    if get_world_size() == 1:
+        return
+    told = next(filter(None, all_gather_object(error and _told(get_rank(), error))), None)
+    if told is not None:
+        raise error or told
+
+
+def _told(rank: int, error: Exception) -> VisionError:
+    """The error as the other ranks see it."""
+    if isinstance(error, VisionError):
+        return error
+    return VisionError('VIS-DIST-328', f'rank {rank} failed: {type(error).__name__}: {error}',
+                       where=f'rank {rank}', why='no rank goes on without the others',
+                       do='see the traceback of this rank')
