@@ -23,12 +23,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import TEMPORARY, atomic_write, is_disk_full, sha256_of
+from vision.common.core.files import (
+    SEAL,
+    TEMPORARY,
+    atomic_write,
+    broken_seal,
+    is_disk_full,
+    sealed,
+    sha256_of,
+)
 
 MANIFEST = 'manifest.json'
 REPLACED = '.replaced-'  # prefix of a folder whose name is being written again
@@ -38,13 +44,14 @@ SHARD_OF = '__sharded__'  # in run.pth, in place of a sharded tensor
 
 def save_folder(content: Mapping[str, Any], path: Path, *,
                 parts: Mapping[str, Mapping[str, Any]] | None = None,
-                **manifest: int | str) -> None:
+                **manifest: Any) -> None:
     """Write a checkpoint of all ranks; every rank must come here, with contents of one shape.
 
     Args:
         content: nested dicts and lists. Sharded tensors (DTensor) are written by the ranks that
             hold them, everything else by rank 0 as it is there.
-        parts: what this rank writes for itself, by name; ``load_folder`` gives lists of all.
+        parts: what this rank writes for itself, by name. Lists in them are joined over the ranks
+            by ``load_folder``, in rank order; of other entries it gives those of rank 0.
         manifest: more entries of the manifest, such as the position of the run.
     Raises:
         VisionError: VIS-CKPT-301, the disk of a rank is full; VIS-DIST-342, a rank could not
@@ -60,46 +67,53 @@ def save_folder(content: Mapping[str, Any], path: Path, *,
             with atomic_write(folder / f'{name}-{rank}-of-{world}.pt') as file:
                 torch.save(dict(part), file)
         if sharded:
+            import torch.distributed.checkpoint as dcp
             writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
             dcp.save(sharded, storage_writer=writer)
 
 
-def load_folder(path: Path, *, place: Callable[[tuple, Tensor], Tensor] | None = None,
+def load_folder(path: Path, *, place: Callable[[tuple, Tensor], Tensor | None] | None = None,
                 map_location: Any = 'cpu') -> dict[str, Any]:
-    """Read a checkpoint that ``save_folder`` wrote, with any number of ranks.
+    """Read a checkpoint that ``save_folder`` wrote, with any number of ranks. What it holds is
+    compared with nothing here: ask ``folder_damage`` before.
 
     Args:
         place: called with the key path and a tensor without memory (device meta) for each that
             was sharded; gives the tensor to be filled, a DTensor of this run, say, or None for
-            a whole one. Without it all tensors are whole, and other ranks are not needed.
-            With it, every rank must come here.
+            a whole one. With it, every rank must come here. Without it all tensors are whole,
+            and other ranks are not needed.
     Returns:
-        The content, and each part's name with the list of what the ranks wrote, in their order,
-        memory-mapped: only what is used is read.
+        The content, and the joined parts by name; their tensors are memory-mapped: only what is
+        used is read, while the file is there.
     Raises:
         VisionError: VIS-CKPT-303, damaged.
     """
-    from vision.common.nn.checkpoint import load_checkpoint, read_weights_only
+    from vision.common.nn.checkpoint import read_plain
     path = Path(path)
-    manifest = _manifest(path)
-    content = load_checkpoint(path / RUN, map_location)
+    manifest = folder_manifest(path)
+    content = read_plain(path / RUN, map_location)
     filled = {}
     if any(name.endswith('.safetensors') for name in manifest['files']):
         filled = _read_shards(path, place)
     content = _joined(content, filled)
     for name, files in _parts(manifest).items():
-        content[name] = [read_weights_only(path / file, mmap=True) for file in files]
+        first, *others = (read_plain(path / file, mmap=True) for file in files)
+        for key, value in first.items():
+            if isinstance(value, list):
+                first[key] = sum((other[key] for other in others), value)
+        content[name] = first
     return content
 
 
-def folder_damage(path: Path, files: Callable[[list[str]], list[str]] = list) -> str:
+def folder_damage(path: Path, part: tuple[int, int] = (0, 1)) -> str:
     """How a folder differs from its manifest, or ''.
 
     Args:
-        files: chooses the files whose content is read; the names of all are compared.
+        part: (i, n): of the files, every n-th from the i-th on is read; the names of all are
+            compared.
     """
     try:
-        manifest = _manifest(path)
+        manifest = folder_manifest(path)
     except VisionError as error:
         return error.why
     there = {entry.name for entry in path.iterdir()} - {MANIFEST}
@@ -107,7 +121,7 @@ def folder_damage(path: Path, files: Callable[[list[str]], list[str]] = list) ->
         return f'{missing[0]} is missing'
     if strange := sorted(there - set(manifest['files'])):
         return f'{strange[0]} is not in its manifest'
-    for name in files(sorted(manifest['files'])):
+    for name in sorted(manifest['files'])[part[0]::part[1]]:
         expected, file = manifest['files'][name], path / name
         if file.is_symlink() or not file.is_file():
             return f'{name} is no file'
@@ -117,14 +131,6 @@ def folder_damage(path: Path, files: Callable[[list[str]], list[str]] = list) ->
         if sha256_of(file) != expected['sha256']:
             return f'the sha256 of {name} is not that of the manifest'
     return ''
-
-
-def folder_position(path: Path) -> int:
-    """Iteration that a folder's manifest tells, -1 where it does not."""
-    try:
-        return int(_manifest(path)['iter'])
-    except (VisionError, KeyError, TypeError, ValueError):
-        return -1
 
 
 def remove_folder(path: Path) -> None:
@@ -140,7 +146,7 @@ def recover_folders(folder: Path) -> None:
     for replaced in folder.glob(f'{REPLACED}*'):
         path = folder / replaced.name.removeprefix(REPLACED)
         if path.exists():
-            shutil.rmtree(replaced)
+            _remove(replaced)
         else:
             os.rename(replaced, path)
     for unfinished in folder.glob(f'{TEMPORARY}*'):
@@ -178,28 +184,47 @@ def _whole(path: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         files |= found
     if rank == 0:
         try:
-            with atomic_write(folder / MANIFEST, 'w') as file:
-                json.dump(dict(manifest, ranks=world, files=files), file)
+            text = json.dumps(dict(seal=SEAL.decode(), **manifest, ranks=world, files=files))
+            with atomic_write(folder / MANIFEST) as file:
+                file.write(sealed(text.encode()))
             _put_in_place(folder, path)
         except OSError as error:
             fault = _fault(error)
     _raise_together(fault, path, folder)
 
 
-def _put_in_place(folder: Path, path: Path) -> None:
+def set_aside(path: Path) -> Path | None:
+    """Move what has this name away, to be deleted (``remove_set_aside``) when it has been taken
+    again. Killed meanwhile, the next run gives it back (``recover_folders``)."""
+    if not path.exists():
+        return None
     replaced = path.with_name(f'{REPLACED}{path.name}')
-    if path.is_dir():
-        os.rename(path, replaced)
-    elif path.exists():
-        path.unlink()  # a file of this name: of a run that was not spread over ranks
+    os.rename(path, replaced)
+    return replaced
+
+
+def remove_set_aside(replaced: Path | None) -> None:
+    if replaced is not None:
+        _remove(replaced)
+
+
+def _put_in_place(folder: Path, path: Path) -> None:
+    replaced = set_aside(path)
     os.rename(folder, path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    remove_set_aside(replaced)
+    path.with_name(f'{path.name}.json').unlink(missing_ok=True)  # of a file of this name
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _raise_together(fault: str, path: Path, folder: Path) -> None:
@@ -225,9 +250,9 @@ def _fault(error: Exception) -> str:
     return f'{prefix}{type(error).__name__}: {str(error)[:500]}'
 
 
-def _split(content: Any, key: str = '') -> tuple[Any, dict[str, DTensor]]:
+def _split(content: Any, key: str = '') -> tuple[Any, dict[str, Tensor]]:
     """(the content with marks in place of sharded tensors, those tensors by key)."""
-    if isinstance(content, DTensor):
+    if isinstance(content, Tensor) and hasattr(content, 'placements'):  # a DTensor
         return {SHARD_OF: key}, {key: content}
     if isinstance(content, Mapping):
         pairs = {name: _split(value, f'{key}/{name}') for name, value in content.items()}
@@ -255,6 +280,7 @@ def _joined(content: Any, filled: Mapping[str, Tensor]) -> Any:
 def _read_shards(path: Path, place: Callable[[tuple, Tensor], Tensor] | None
                  ) -> dict[str, Tensor]:
     """Every sharded tensor by key, filled."""
+    import torch.distributed.checkpoint as dcp
     try:
         reader = dcp.HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata().state_dict_metadata
@@ -269,13 +295,17 @@ def _read_shards(path: Path, place: Callable[[tuple, Tensor], Tensor] | None
     return targets
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def folder_manifest(path: Path) -> dict[str, Any]:
+    """Entries of the manifest; raises VIS-CKPT-303."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        raw = (path / MANIFEST).read_bytes()
+        if fault := broken_seal(raw):
+            raise ValueError(fault)
+        manifest = json.loads(raw)
         for name, entry in manifest['files'].items():
             if name in ('.', '..', MANIFEST) or '/' in name or '\0' in name:
                 raise ValueError(f'it names {name!r}')
-            int(entry['size_bytes']), str(entry['sha256'])
+            entry['size_bytes'], entry['sha256']  # what is missing is a KeyError
         if RUN not in manifest['files'] or int(manifest['ranks']) < 1:
             raise ValueError('it is that of no checkpoint')
     except FileNotFoundError as error:
