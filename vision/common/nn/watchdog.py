@@ -8,6 +8,7 @@ grace every process ends with exit code 7, so that torchrun or Slurm can start t
 
 from __future__ import annotations
 
+import datetime
 import faulthandler
 import json
 import os
@@ -82,6 +83,7 @@ class Watchdog:
         self._others: dict[int, tuple[int, str]] = {}
         self._has_failed = False
         self._failure: BaseException | None = None
+        self._connecting = threading.Lock()
 
     def start(self) -> None:
         self._thread.start()
@@ -96,8 +98,11 @@ class Watchdog:
 
     def failed(self, error: BaseException) -> None:
         """Post what ended this rank. Does not come back if another rank is the cause."""
-        if self.store is None or self._is_over.is_set():
-            return
+        try:
+            if self._is_over.is_set() or not self._connect():  # it may be the very first step
+                return
+        except dist.DistError:
+            return  # rank 0 is gone already; the error of the collective says so
         self._has_failed, self._failure = True, error
         if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
             # Whoever is the cause may need a moment to say so, or to be found dead.
@@ -112,11 +117,16 @@ class Watchdog:
         if not is_first:
             self._is_over.set()
             self._thread.join()
+        # Rank 0 may hold the store, and takes it along: the others must have read this before.
+        end = time.monotonic() + REPORTS_S
+        while time.monotonic() < end and not all(
+                self._is_there(f'report/{rank}') for rank in range(self.world)):
+            time.sleep(POLL_S / 5)
 
     def _run(self) -> None:
         while not self._is_over.wait(POLL_S) or self._has_failed:
             try:
-                if self.store is None and not self._connect():
+                if not self._connect():
                     continue
                 if self._find_fault():
                     break
@@ -129,12 +139,17 @@ class Watchdog:
 
     def _connect(self) -> bool:
         """Has the group come into being? Then meet the others in its store."""
+        with self._connecting:
+            return self.store is not None or self._has_met()
+
+    def _has_met(self) -> bool:
         if not dist.is_initialized() or dist.get_world_size() == 1 or \
                 'MASTER_ADDR' not in os.environ:  # the group met in a file: torch's time-out alone
             return False
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']),
-                              is_master=False, wait_for_workers=False)
+                              is_master=False, wait_for_workers=False,
+                              timeout=datetime.timedelta(seconds=10))
         restart = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
         store = dist.PrefixStore(f'vision-watchdog/{restart}', store)
         store.set(f'who/{self.rank}', json.dumps([os.getpid(), socket.gethostname()]))

@@ -1,0 +1,80 @@
+"""What several forked ranks do together for the tests; each case writes a JSON file.
+
+Run as: rank_cases.py CASE FOLDER
+"""
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+sys.path[:0] = [str(Path(__file__).parent),
+                str(Path(__file__).parents[2] / 'tools' / 'benchmarks')]
+import resume_points
+import runs
+from rank_faults import fork_ranks
+
+from vision.common.mm.flexible import ExactFlexibleRunner
+from vision.common.nn.watchdog import ends_together
+
+
+def build(strategy, **options):
+    """From a config to a runner of this strategy."""
+    def built(cfg):
+        cfg.strategy = dict(type=strategy, **options)
+        cfg.launcher = 'pytorch'
+        cfg.env_cfg = dict(dist_cfg=dict(backend='gloo', timeout=60))
+        # MMEngine asks compilers and drivers for their versions at every start: two seconds.
+        with mock.patch('mmengine._strategy.base.collect_env', dict):
+            return ExactFlexibleRunner.from_cfg(cfg)
+    return built
+
+
+def local(outcome):
+    """Shards as they lie on this rank. The losses of the steps before are those of rank 0 on every
+    rank that has resumed."""
+    if os.environ['RANK'] != '0':
+        outcome['/losses'] = outcome['/losses'][-1:]
+    return {name: value.to_local() if hasattr(value, 'to_local') else value
+            for name, value in outcome.items()}
+
+
+def points(folder, strategy, numbers):
+    """Rows of ``resume_points`` on this rank."""
+    resume_points.outcome = lambda runner: local(runs.outcome(runner))
+    chosen = [resume_points.POINTS[number] for number in numbers]
+    with ends_together(60):
+        rows = list(resume_points.check(chosen, folder / strategy, build(strategy)))
+    (folder / f'{strategy}-{os.environ["RANK"]}.json').write_text(json.dumps(rows))
+
+
+def play(folder, ranks, work, *args):
+    """Fork ranks that do ``work``; what they print and raise stands in the test's report."""
+    ended = fork_ranks(work, ranks, folder, *args, wait_s=300)
+    for rank, end in enumerate(ended):
+        if end.code != 0:
+            print(f'--- rank {rank} ended with {end.code}:\n{end.text[-4000:]}', file=sys.stderr)
+    assert all(end.code == 0 for end in ended)
+
+
+def rows_of(folder, strategy, numbers, num_ranks=2):
+    """A row for each resume point; ``differs`` has the names that differ on any rank."""
+    play(folder, num_ranks, points, strategy, numbers)
+    found = [json.loads((folder / f'{strategy}-{rank}.json').read_text())
+             for rank in range(num_ranks)]
+    return [dict(rows[0], strategy=strategy, ranks=num_ranks,
+                 differs=sorted(set().union(*(row['differs'] for row in rows))))
+            for rows in zip(*found, strict=True)]
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    strategy = sys.argv[3]
+    for row in rows_of(folder, strategy, [int(n) for n in sys.argv[4:]]):
+        print(row['kind'], row['workers'], row['step'], len(row['differs']), row['differs'][:5])
