@@ -5,7 +5,6 @@ Run as: rank_cases.py CASE FOLDER
 
 import json
 import os
-import random
 import sys
 from pathlib import Path
 from unittest import mock
@@ -13,8 +12,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-sys.path[:0] = [str(Path(__file__).parent),
-                str(Path(__file__).parents[2] / 'tools' / 'benchmarks')]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
 import resume_points
 import runs
 from rank_faults import fork_ranks
@@ -72,9 +71,47 @@ def rows_of(folder, strategy, numbers, num_ranks=2):
             for rows in zip(*found, strict=True)]
 
 
+def leg(folder, strategy, name, end, options):
+    """Train a run of 6 steps up to step ``end`` with these ranks; leave what it has then."""
+    world = int(os.environ['WORLD_SIZE'])
+    cfg = runs.config(folder / name, steps=6, interval=2, is_plain=True,
+                      crash=None if end == 6 else end, **options)
+    cfg.model.is_plain = True  # nothing is drawn by rank, so that the number may change
+    cfg.train_dataloader.batch_size = 4 // world
+    cfg.resume, cfg.experiment_name = True, f'{name}-{end}'
+    with ends_together(60):
+        runner = build(strategy, wrap=['Sequential'])(cfg) if strategy == 'FSDP2Strategy' else \
+            build(strategy)(cfg)
+        try:
+            runner.train()
+        except RuntimeError as error:
+            assert str(error) == 'crash', error
+        found = {key: value.full_tensor() if hasattr(value, 'full_tensor') else value
+                 for key, value in runs.outcome(runner).items()}
+        if dist.get_rank() == 0:
+            torch.save(found, folder / f'{name}-{end}.pt')
+        dist.barrier()
+
+
+def other_ranks(folder):
+    """Runs of 1, 2, 4 ranks in turn, of 4 throughout, and from FSDP2 to DDP and back.
+
+    All within the first epoch: its last step is filled up when ranks do not divide the samples.
+    """
+    options = dict(accumulation=2, ema=True)
+    for world, end in ((1, 2), (2, 4), (4, 6)):
+        play(folder, world, leg, 'FSDP2Strategy', 'mixed', end, options)
+    play(folder, 4, leg, 'FSDP2Strategy', 'four', 6, options)
+    for strategy, end in (('FSDP2Strategy', 2), ('DDPStrategy', 4), ('FSDP2Strategy', 6)):
+        play(folder, 2, leg, strategy, 'kinds', end, options)
+
+
+def rows(folder, *numbers):
+    found = rows_of(folder, 'DDPStrategy', [int(n) for n in numbers]) + \
+        rows_of(folder, 'FSDP2Strategy', [int(n) for n in numbers])
+    (folder / 'rows.json').write_text(json.dumps(found))
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    strategy = sys.argv[3]
-    for row in rows_of(folder, strategy, [int(n) for n in sys.argv[4:]]):
-        print(row['kind'], row['workers'], row['step'], len(row['differs']), row['differs'][:5])
+    globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
