@@ -5,12 +5,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	&& echo $$p && break; done)
 RUN = .venv/bin/python
 
-.PHONY: help python env env-light demo demo-train test lint
+.PHONY: help python env env-light demo demo-train test lint fuzz
 help:
 	@echo 'make demo        annotated video, table and curve of a small clip; no training (3 minutes)'
 	@echo 'make demo-train  generate video, train detector and lattice, measure, render (9 to 11 minutes)'
 	@echo 'make test        run the tests (7 minutes)'
 	@echo 'make lint        ruff'
+	@echo 'make fuzz        1,100,000 spoiled files for all readers (half an hour; goes on where it was ended)'
 	@echo 'make env         make or check the full environment in .venv (first time 15 to 40 minutes)'
 	@echo 'make env-light   the same without training: no compiler, no torch (first time a minute)'
 
@@ -34,3 +35,7 @@ test: env
 
 lint: env
 	@$(RUN) -m ruff check .
+
+fuzz: env
+	@OMP_NUM_THREADS=1 $(RUN) tools/benchmarks/fuzz_readers.py --inputs 100000 \
+		--annotations 1000000 --state build/fuzz.json --json docs/results/fuzz_readers.json

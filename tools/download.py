@@ -33,7 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--list', action='store_true', help='list the models and stop')
     parser.add_argument('--offline', action='store_true', help='take files from package, cache '
                         'and mirror only')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     if args.list:
         print_list(load_index())

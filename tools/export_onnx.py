@@ -33,7 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--image-size', type=int, default=112, help='pixels (default 112)')
     parser.add_argument('--tolerance', type=float, default=TOLERANCE,
                         help=f'largest allowed difference (default {TOLERANCE})')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     from vision.faces.mm.loading import load_embedder
     embedder = load_embedder(args.config, args.checkpoint, with_flip=args.flip_fusion or None)

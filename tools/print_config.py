@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
     from vision.common.mm.launch import add_common_arguments, read_config
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_parser(__doc__)
     parser.add_argument('config', help='config file')
     add_common_arguments(parser)
     print(read_config(parser.parse_args(argv)).pretty_text)

@@ -9,11 +9,10 @@ A model without parameters (``LatticeDetector`` with ``method='flow'``) takes no
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,8 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         read_config,
     )
     from vision.common.nn.checkpoint import require_no_weights
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', nargs='?', help='.pth, .safetensors or zoo:NAME; none for '
                         'a model without parameters')

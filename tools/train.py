@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     from vision.common.mm.launch import add_common_arguments
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('config', help='config file, e.g. under configs/')
     add_common_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='auto|PATH',

@@ -11,9 +11,9 @@ Example: python datasets/mot/prepare.py --source MOT17.zip --out data/MOT17
 from __future__ import annotations
 
 import shutil
-import zipfile
 from pathlib import Path
 
+from vision.common.core.archives import unpack as unpack_archive
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.new_folder import new_folder
 from vision.lattice.core.conversion import prepare_parser, run_converter
@@ -27,9 +27,8 @@ def unpack(source: Path, target: Path) -> None:
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
         else:
-            with zipfile.ZipFile(source) as archive:
-                archive.extractall(target)
-    except (OSError, zipfile.BadZipFile) as error:
+            unpack_archive(source, target)
+    except OSError as error:
         raise VisionError('VIS-DATA-217', f'{source} cannot be unpacked: {error}', why='a zip '
                           'file or a folder is wanted; was the download cut short?',
                           do='get it again') from error

@@ -7,9 +7,10 @@ Writes OUT/ALPHABET.characterNN/*.png; OUT appears complete or not at all.
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path, PurePosixPath
+import tempfile
+from pathlib import Path
 
+from vision.common.core.archives import unpack
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.new_folder import new_folder
 
@@ -17,19 +18,20 @@ from vision.common.core.new_folder import new_folder
 def prepare(archive: Path, out: Path) -> tuple[int, int]:
     """(classes, pictures) that were written."""
     try:
-        with zipfile.ZipFile(archive) as content, new_folder(out) as folder:
-            pictures = [name for name in content.namelist() if name.endswith('.png')]
-            for name in pictures:
-                parts = PurePosixPath(name).parts
+        with new_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+            unpack(archive, Path(scratch))
+            pictures = sorted(Path(scratch).rglob('*.png'))
+            for path in pictures:
+                parts = path.relative_to(scratch).parts
                 if len(parts) < 3:
-                    raise _other(archive, f'{name} is not ALPHABET/CHARACTER/*.png')
+                    raise _other(archive, f'{"/".join(parts)} is not ALPHABET/CHARACTER/*.png')
                 target = folder / f'{parts[-3]}.{parts[-2]}' / parts[-1]
                 target.parent.mkdir(exist_ok=True)
-                target.write_bytes(content.read(name))
+                path.rename(target)
             if not pictures:
                 raise _other(archive, 'there is no png in it')
             return len(list(folder.iterdir())), len(pictures)
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise _other(archive, str(error)) from error
 
 

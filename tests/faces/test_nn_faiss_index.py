@@ -103,6 +103,24 @@ def test_a_restored_index_answers_as_the_one_saved(rows):
         restore_index(IndexSpec('ivf', 16), index.state_dict(), rows[:, :16])
 
 
+@pytest.mark.fault('R32')
+@pytest.mark.parametrize('change', [
+    lambda state: state.pop('dim'), lambda state: state.update(centroids=[1.0]),
+    lambda state: state.update(centroids=state['centroids'][0]),
+    lambda state: state.update(centroids=state['centroids'][:, :9]),
+    lambda state: state.update(centroids=state['centroids'].double()),
+    lambda state: state.update(centroids=state['centroids'] * torch.nan),
+    lambda state: state.update(centroids=state['centroids'][:0]),
+    lambda state: state.update(centroids=state['centroids'].repeat(999, 1))])
+def test_centroids_of_a_damaged_checkpoint_are_refused(change, rows):
+    spec = IndexSpec('ivf', DIM, nprobe=4)
+    state = build_index(spec, rows).state_dict()
+    restore_index(spec, state, rows)
+    change(state)
+    with pytest.raises(VisionError, match='VIS-CKPT-1054'):
+        restore_index(spec, state, rows)
+
+
 def test_near_assignment_over_all_cells_is_the_full_one(rows):
     start = torch.zeros(len(rows), dtype=torch.int64)
     centroids = rows[::50]

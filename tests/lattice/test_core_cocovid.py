@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.common.core.errors import VisionError
-from vision.common.core.image_bytes import what_is_cut
+from vision.common.core.image_bytes import what_is_wrong
 from vision.lattice.core.cocovid import (
     CocoVidWriter,
     check_cocovid,
@@ -87,6 +87,20 @@ def breakages():
         ('key-type', change('images', 0, id=True)),
         ('key-type', change('annotations', 0, id=2**70)),
         ('key-type', change('images', 0, width=0)),
+        ('key-type', change('images', 0, width=10**9)),
+        ('key-type', change('images', 0, frame_id=-1)),
+        ('key-type', change('categories', 0, name=['cat'])),
+        ('key-type', change('categories', 0, encode_name={})),
+        ('key-type', change('videos', 0, name=7)),
+        ('key-type', change('annotations', 0, iscrowd=[1])),
+        ('key-type', change('annotations', 0, iscrowd='yes')),
+        ('file-name', change('images', 0, file_name='/etc/passwd')),
+        ('file-name', change('images', 0, file_name='a/../../b.jpg')),
+        ('file-name', change('images', 0, file_name='C:\\b.jpg')),
+        ('file-name', change('images', 0, file_name='http://host/b.jpg')),
+        ('file-name', change('images', 0, file_name='b\0.jpg')),
+        ('file-name', change('images', 0, file_name=None)),
+        ('frame-gap', change('images', 2, frame_id=10**18)),
         ('duplicate-id', change('annotations', 1, id=1)),
         ('duplicate-id', change('images', 1, id=1)),
         ('duplicate-name', change('categories', 1, name='cat')),
@@ -248,11 +262,21 @@ def test_cut_images_are_noticed_wherever_they_are_cut():
     image = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     for ending in ('.jpg', '.png', '.webp'):
         data = cv2.imencode(ending, image)[1].tobytes()
-        assert what_is_cut(data) == ''
-        assert ending == '.webp' or what_is_cut(data + b'\0' * 20) == ''
+        assert what_is_wrong(data) == ''
+        assert ending == '.webp' or what_is_wrong(data + b'\0' * 20) == ''
         for length in range(12, len(data) - 12, 37):
-            assert what_is_cut(data[:length]), (ending, length)
-    assert what_is_cut(b'') == 'the file is empty'
+            assert what_is_wrong(data[:length]), (ending, length)
+    assert what_is_wrong(b'') == 'the file is empty'
+
+
+@pytest.mark.fault('R19')
+@pytest.mark.parametrize('text', [
+    '{"images": ' + '9' * 5000 + '}', '[' * 100_000, '{"a": ' * 100_000, '', '\0', '{"a": 1',
+    '\ufeff{}', '{"a": 1e999}', 'NaN'], ids=lambda text: ascii(text[:20]))
+def test_json_out_of_proportion_is_refused(tmp_path, text):
+    (tmp_path / 'x.json').write_text(text)
+    with pytest.raises(VisionError, match='VIS-DATA-20[34]'):
+        load_cocovid(tmp_path / 'x.json')
 
 
 def test_a_thumbnail_does_not_hide_that_the_picture_is_cut():
@@ -260,5 +284,5 @@ def test_a_thumbnail_does_not_hide_that_the_picture_is_cut():
     image = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     data = cv2.imencode('.jpg', image)[1].tobytes()
     with_thumbnail = data[:2] + b'\xff\xe1' + (len(data) + 2).to_bytes(2, 'big') + data + data[2:]
-    assert what_is_cut(with_thumbnail) == ''
-    assert what_is_cut(with_thumbnail[:-30])
+    assert what_is_wrong(with_thumbnail) == ''
+    assert what_is_wrong(with_thumbnail[:-30])

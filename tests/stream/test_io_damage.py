@@ -8,6 +8,9 @@ import struct
 import subprocess
 import sys
 from fractions import Fraction
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+from threading import Thread
 
 import av
 import cv2
@@ -192,8 +195,6 @@ def test_a_display_that_does_not_answer_is_said(tmp_path, engine, noisy_video, m
 
 def test_a_server_of_pictures_is_a_stream(frame):
     """Motion JPEG over HTTP, what cheap cameras speak."""
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
 
     class Camera(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -237,8 +238,16 @@ def test_sound_without_pictures_is_no_stream(tmp_path):
     path = tmp_path / 'sound.ts'
     path.write_bytes(buffer.getvalue())
     num_files = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0
-    with pytest.raises(CaptureError, match='holds no video'):
-        NetworkCapture(str(path))
+    server = HTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(CaptureError, match='holds no video'):
+            NetworkCapture(f'http://127.0.0.1:{server.server_port}/sound.ts')
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
     with pytest.raises(VisionError, match='VIS-VIDEO-503'):
         open_source(str(path))
     if num_files:

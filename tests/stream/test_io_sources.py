@@ -10,7 +10,7 @@ import pytest
 
 from vision.common.core.errors import VisionError
 from vision.stream.io.opening import open_source, output_stem
-from vision.stream.io.sources import missing_numbers
+from vision.stream.io.sources import FrameFolder, missing_numbers
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_no_camera_lists_what_was_tried():
 
 
 def test_missing_numbers_and_stems(tmp_path):
-    assert missing_numbers(['a001', 'a002', 'a005']) == [3, 4]
-    assert missing_numbers(['left', 'right']) == []
+    assert missing_numbers(['a001', 'a002', 'a005']) == (2, [3, 4])
+    assert missing_numbers(['left', 'right']) == (0, [])
     (tmp_path / 'clip.v2').mkdir()
     assert output_stem(str(tmp_path / 'clip.v2')) == 'clip.v2'
     assert output_stem('0') == 'camera0'
@@ -123,3 +123,24 @@ def test_a_real_clip_cut_short(shared_data, tmp_path):
     source = open_source(str(path))
     count = sum(1 for _ in source)
     assert 0 < count < 200 and f'{count} of 795' in source.problem.what
+
+
+@pytest.mark.fault('R18')
+def test_frames_that_are_numbered_by_nanoseconds_have_no_list_of_every_gap(tmp_path):
+    """A gap of 10^18 numbers is counted, and its first ones are named."""
+    for number in (1, 3, 10**18):
+        (tmp_path / f'{number}.png').write_bytes(b'x')
+    with pytest.raises(VisionError) as caught:
+        FrameFolder(tmp_path)
+    assert caught.value.what == f'{10**18 - 3} frames are missing: 2, 4, 5, 6, 7, 8, 9, 10, ' \
+        '11, 12, ...'
+
+
+@pytest.mark.fault('R17')
+def test_a_frame_that_promises_a_giant_picture_is_not_decoded(tmp_path):
+    picture = bytearray(cv2.imencode('.png', np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+    picture[16:24] = (60_000).to_bytes(4, 'big') * 2
+    (tmp_path / '1.png').write_bytes(picture)
+    source = FrameFolder(tmp_path)
+    assert not list(source) and source.problem.code == 'VIS-DATA-507'
+    assert '60000 x 60000 pixels' in source.problem.why

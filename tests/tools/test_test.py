@@ -126,6 +126,17 @@ def test_every_frame_is_judged_exactly_once(job, main, tmp_path, batch_size):
     assert metrics['vid/map50'] == pytest.approx(1)
 
 
+@pytest.mark.fault('S34')
+def test_python_inside_of_the_checkpoint_stays_text(job, main, tmp_path):
+    from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
+    config, weights = job()
+    code = f'import os; os.mkdir({str(tmp_path / "marker")!r})'
+    save_checkpoint(dict(load_checkpoint(weights), config=code, meta=dict(cfg=code, config=code),
+                         message_hub=dict(runtime_info=dict(cfg=code))), tmp_path / 'weights.pth')
+    assert main([config, weights, '--work-dir', str(tmp_path / 'w')]) == 0
+    assert not (tmp_path / 'marker').exists()
+
+
 def test_validation_judges_them_as_well(job, tmp_path):
     from mmengine.config import Config
 

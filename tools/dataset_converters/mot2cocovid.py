@@ -20,9 +20,10 @@ import numpy as np
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.plain_values import stays_inside, whole_number
 from vision.lattice.core.cocovid import CocoVidWriter
 from vision.lattice.core.conversion import convert_splits, converter_parser, write_split
-from vision.lattice.core.track_files import numbered_frames, read_mot_text
+from vision.lattice.core.track_files import MAX_SIDE, numbered_frames, read_mot_text
 
 CLASSES = ('pedestrian', 'person_on_vehicle', 'car', 'bicycle', 'motorbike', 'non_mot_vehicle',
            'static_person')
@@ -40,7 +41,12 @@ def read_seqinfo(folder: Path) -> dict[str, str]:
         info.read_string((folder / 'seqinfo.ini').read_text())
         values = dict(info['Sequence'])
         for key in ('imwidth', 'imheight', 'framerate'):
-            float(values[key])
+            if not 0 < float(values[key]) < MAX_SIDE:
+                raise ValueError(f'{key} = {values[key]:.40}')
+        for key in ('imdir', 'seqlength'):
+            is_good = stays_inside if key == 'imdir' else whole_number
+            if key in values and is_good(values[key]) in (False, None):
+                raise ValueError(f'{key} = {values[key]:.40}')
         return values
     except (OSError, configparser.Error, KeyError, ValueError) as error:
         raise VisionError('VIS-DATA-217', f'{folder}/seqinfo.ini cannot be read: {error!r}',
@@ -80,7 +86,8 @@ def add_sequence(writer: CocoVidWriter, root: Path, folder: Path, split: str,
     middle = len(frames) // 2
     first, last = {'half-train': (0, middle), 'half-val': (middle, len(frames))}.get(
         split, (0, len(frames)))
-    writer.add_video(folder.name, width=int(info['imwidth']), height=int(info['imheight']),
+    writer.add_video(folder.name, width=int(float(info['imwidth'])),
+                     height=int(float(info['imheight'])),
                      fps=float(info['framerate']))
     for number in range(first, last):
         here = kept[kept[:, 0] == number + 1]

@@ -34,6 +34,7 @@ from vision.lattice.core.track_files import (
     read_cvat_xml,
     read_mot_text,
 )
+from vision.stream.io.containers import open_file, why_closed
 
 JPEG_QUALITY = 95
 
@@ -46,7 +47,7 @@ def extract_frames(video: Path, folder: Path) -> tuple[list[Path], float | None]
     """
     files = []
     try:
-        with av.open(str(video)) as container:
+        with open_file(video) as container:
             stream = container.streams.video[0]
             promised = stream.frames
             fps = float(stream.average_rate) if stream.average_rate else None
@@ -55,7 +56,8 @@ def extract_frames(video: Path, folder: Path) -> tuple[list[Path], float | None]
                 cv2.imwrite(str(files[-1]), frame.to_ndarray(format='bgr24'),
                             [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     except (av.error.FFmpegError, IndexError, OSError) as error:
-        raise _broken_video(video, f'stops after {len(files)} frames: {error}') from error
+        raise _broken_video(video, f'stops after {len(files)} frames: {why_closed(error)}'
+                            ) from error
     if not files or len(files) < promised:
         raise _broken_video(video, f'gives {len(files)} of {promised} frames')
     return files, fps

@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('source', help='published state dict (.pt), or zoo:NAME')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
     from vision.faces.nn.mobilefacenet import MobileFaceNetTrunk

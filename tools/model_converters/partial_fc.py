@@ -21,7 +21,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('source', type=Path, help='folder with one file for each rank')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     from vision.common.nn.checkpoint import save_checkpoint
     from vision.faces.nn.partial_fc import read_partial_fc

@@ -48,7 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--in-channels', type=int, default=3, metavar='N', help='channels of your '
                         'images (default 3): adapts the first convolution, so that an image of '
                         'equal channels gets the same answer')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     refuse_useless(args)
     refuse_same_file(args.source, args.target)

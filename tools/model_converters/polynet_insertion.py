@@ -56,7 +56,6 @@ def main(argv: list[str] | None = None) -> int:
                         help='where new modules go (default %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the new tensors')
     parser.add_argument('--map', type=Path, help='write the map of all tensors as JSON')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     refuse_same_file(args.checkpoint, args.out)
     source, target = backbone_options(args.source), backbone_options(args.target)

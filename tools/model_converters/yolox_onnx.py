@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     parser.add_argument('--config', type=Path, default=CONFIG, help='config of the model '
                         '(default: configs/detectors/yolox-nano_coco.py)')
-    parser.add_argument('-v', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     source = resolve(args.source)
     model, classes = build_model(args.config)

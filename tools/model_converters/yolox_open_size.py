@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def with_open_size(source: Path, size: int, note: str) -> bytes:
     import onnx
-    model = onnx.load(source)
+    model = onnx.load(source, load_external_data=False)
     (image,), output = model.graph.input, model.graph.output[0]
     for axis, name in ((2, 'height'), (3, 'width')):
         image.type.tensor_type.shape.dim[axis].dim_param = name

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from vision.common.core.addresses import names_public_host
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import stays_inside
 
 INDEX = Path(__file__).with_name('index.yml')
 PACKAGE_WEIGHTS = Path(__file__).with_name('weights')
@@ -60,6 +62,14 @@ class Entry:
     note: str = ''
 
     def __post_init__(self) -> None:
+        texts = dict(name=self.name, sha256=self.sha256, licence=self.licence, source=self.source,
+                     config=self.config, metrics_from=self.metrics_from, note=self.note)
+        odd = [key for key, value in texts.items() if not isinstance(value, str)]
+        if odd or not isinstance(self.metrics, dict) or type(self.verified) is not bool \
+                or not all(isinstance(address, str) for address in self.addresses):
+            raise VisionError('VIS-CONFIG-601', f'zoo entry {self.name!r:.60}: a field of another '
+                              f'type than Entry says ({", ".join(odd) or "addresses, metrics"}).',
+                              where='vision/zoo/index.yml', do='correct the entry')
         problems = [text for is_bad, text in (
             (not _NAME.fullmatch(self.name), 'name is not lower-case letters, digits, . _ -'),
             (not self.addresses, 'no address'),
@@ -76,6 +86,7 @@ class Entry:
             (bool(self.metrics) and not self.metrics_from, 'metrics without metrics_from'),
             (not (self.licence and self.source and self.config),
              'licence, source and config must be given'),
+            (not stays_inside(self.config), 'config leads out of the repository'),
         ) if is_bad]
         if problems:
             raise VisionError('VIS-CONFIG-601', f'zoo entry {self.name!r}: {"; ".join(problems)}.',
@@ -106,8 +117,20 @@ def load_index(path: Path = INDEX) -> dict[str, Entry]:
     """
     known = {f.name for f in fields(Entry)}
     entries: dict[str, Entry] = {}
-    for row in yaml.safe_load(path.read_text())['entries']:
-        name = row.get('name')
+    try:
+        rows = yaml.safe_load(path.read_text())['entries']
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError,
+            AttributeError) as error:
+        raise VisionError('VIS-CONFIG-601', 'the zoo index cannot be read.', where=str(path),
+                          why=f'{type(error).__name__}: {str(error)[:200]}',
+                          do='install the package again') from error
+    for row in rows if isinstance(rows, list) else [None]:
+        if not isinstance(row, dict) or not isinstance(row.get('name'), str) \
+                or not all(isinstance(key, str) for key in row) \
+                or not isinstance(row.get('addresses', []), list):
+            raise VisionError('VIS-CONFIG-601', f'zoo entry {row!r:.60}: entries are a list of '
+                              'fields, addresses a list.', where=str(path), do='correct the entry')
+        name = row['name']
         fault = f'does not know {sorted(set(row) - known)}' if set(row) - known else ''
         fault = 'comes twice' if name in entries else fault
         if not fault:
@@ -139,11 +162,17 @@ def find(name: str, path: Path = INDEX) -> Entry:
 
 
 def _is_allowed(address: str, is_by_hand: bool) -> bool:
-    parts = urlsplit(address)
-    is_web = parts.scheme in ('https', *['http'] * is_by_hand) and bool(parts.hostname)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    is_web = parts.scheme in ('https', *['http'] * is_by_hand) and names_public_host(address)
     is_file = address.startswith(PACKAGE) and '/' not in address and '..' not in address
     return (is_web or is_file) and bool(PurePosixPath(_path(address)).name)
 
 
 def _path(address: str) -> str:
-    return urlsplit(address).path
+    try:
+        return urlsplit(address).path
+    except ValueError:
+        return ''

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from vision.common.core.addresses import names_public_host
 from vision.common.core.errors import VisionError
 from vision.version import __version__
 
@@ -103,12 +104,17 @@ def _continue(opener, address: str, part: Path, size_bytes: int,
 
 
 def require_https(address: str, http_hosts: Collection[str]) -> None:
-    parts = urlsplit(address)
-    if parts.scheme == 'https' or (parts.scheme == 'http' and parts.hostname in http_hosts):
-        return
-    raise VisionError('VIS-NET-604', f'refused to read {address}: it is not https.',
-                      why='on the way of an unencrypted transfer anybody may change it',
-                      do='use an https address')
+    try:
+        parts = urlsplit(address)
+        if parts.scheme == 'http' and parts.hostname in http_hosts:
+            return
+    except ValueError:
+        parts = urlsplit('')
+    if parts.scheme != 'https' or not names_public_host(address):
+        raise VisionError('VIS-NET-604', f'refused to read {address!r:.200}: it is not https, or '
+                          'names no public host.', why='on the way of an unencrypted transfer '
+                          'anybody may change it, and a file of the zoo is no reason to ask '
+                          'machines of this network', do='use an https address')
 
 
 def require_space(part: Path, size_bytes: int) -> None:

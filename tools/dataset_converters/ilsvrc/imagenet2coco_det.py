@@ -21,6 +21,7 @@ from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import atomic_write
+from vision.common.core.plain_values import stays_inside
 from vision.common.core.workers import ordered_map
 from vision.lattice.core.conversion import ilsvrc_parser
 from vision.lattice.core.imagenet_vid import WORDNET_IDS
@@ -38,6 +39,10 @@ def find_images(root: Path, split: str, lists: Path) -> tuple[list[str], bool]:
     file = lists / 'DET_train_30classes.txt'
     if split == 'train' and file.is_file():
         lines = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+        out = next((line for line in lines if not stays_inside(line)), None)
+        if out is not None:
+            raise VisionError('VIS-DATA-217', f'{file} names {out[:80]!r}', where=str(file),
+                              why='a name stays inside of the folder', do='get the list again')
         return list(dict.fromkeys(lines)), True
     names = sorted(path.relative_to(folder).with_suffix('').as_posix()
                    for path in (folder / split).rglob('*.xml'))

@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.plain_values import stays_inside, whole_number
 from vision.common.core.workers import ordered_map
 from vision.lattice.core.cocovid import CocoVidWriter
 from vision.lattice.core.conversion import convert_splits, ilsvrc_parser, write_split
@@ -58,11 +59,12 @@ def read_list(path: Path, split: str) -> dict[str, list[tuple[int, int]]]:
         parts = line.split()
         if not parts:
             continue
-        if len(parts) != 4 or not all(part.isdigit() for part in parts[1:]):
+        numbers = [whole_number(part) for part in parts[1:]]
+        if len(parts) != 4 or None in numbers or not stays_inside(parts[0]):
             raise VisionError('VIS-DATA-217', f'{path} line {i}: {line!r:.80}', where=str(path),
                               why='"path number number number" is wanted',
                               do='get the list again')
-        rows[parts[0].removeprefix(f'{split}/')].append((int(parts[2]), int(parts[3])))
+        rows[parts[0].removeprefix(f'{split}/')].append(tuple(numbers[1:]))
     return dict(rows)
 
 

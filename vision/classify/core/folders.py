@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import stays_inside, whole_number
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -98,20 +99,21 @@ def read_image_list(path: str | Path, *, num_classes: int) -> tuple[list[str], n
     path = Path(path)
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise VisionError('VIS-DATA-1205', f'the image list {path} cannot be read',
-                          where=str(path), why=error.strerror or str(error),
+                          where=str(path), why=str(error),
                           do='make it with datasets/imagenet/prepare.py') from error
     names, labels = [], []
     for number, line in enumerate(lines, start=1):
-        name, _, label = line.strip().rpartition(' ')
-        if not name or not label.isdecimal() or int(label) >= num_classes:
+        name, _, text = line.strip().rpartition(' ')
+        label = whole_number(text, most=num_classes - 1)
+        if label is None or not stays_inside(name):
             raise VisionError('VIS-DATA-1205', f'line {number} is not NAME LABEL: {line[:80]!r}',
                               where=f'{path}:{number}',
                               why=f'a label is a number from 0 to {num_classes - 1}',
                               do='make it with datasets/imagenet/prepare.py')
         names.append(name)
-        labels.append(int(label))
+        labels.append(label)
     if not names:
         raise VisionError('VIS-DATA-1205', f'the image list {path} is empty', where=str(path),
                           do='make it with datasets/imagenet/prepare.py')

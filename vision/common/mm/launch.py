@@ -27,6 +27,11 @@ from vision.common.core.config_keys import (
     check_top_level,
 )
 from vision.common.core.errors import VisionError
+from vision.common.mm.safe_files import (
+    is_data_config,
+    read_plain_files_everywhere,
+    read_safely,
+)
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.registry import RUNNERS
 
@@ -50,8 +55,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override config values, e.g. model.num_stages=1 '
                         'train_cfg.max_iters=100; a key that nobody reads is an error')
-    parser.add_argument('-v', '--verbose', action='store_true',
-                        help='show the traceback of an error too')
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -61,8 +64,9 @@ def read_config(args: argparse.Namespace) -> Config:
     if not path.is_file():
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
                           where=str(path.absolute()), do='configs/README.md lists them')
+    read_plain_files_everywhere()
     try:
-        config = Config.fromfile(path)
+        config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
     except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
             ImportError) as error:
         raise VisionError('VIS-CONFIG-314', f'the config {path} cannot be read', where=str(path),

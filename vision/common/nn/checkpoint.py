@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import pickle
-import re
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,26 +23,13 @@ from vision.common.core.files import (
     sealed,
     sha256_of,
 )
+from vision.common.core.plain_pickle import BrokenPickle, NotPlain
 from vision.common.nn import checkpoint_folder as folders
+from vision.common.nn.torch_files import MapLocation, read_torch_file
 
 # Beside the tensors: the archive's own entries, the manifest, and logs written meanwhile.
 SPARE_BYTES = 1 << 20
 NUM_NAMES = 5  # names printed of what does not fit
-
-
-def no_attribute(*_: Any) -> None:
-    """Stands for ``getattr`` in MMEngine's own checkpoints, whose log buffers name methods of
-    theirs. Looks nothing up: an attribute is how a hostile file would reach other functions."""
-
-
-# What checkpoints of others hold besides tensors and plain values: numpy arrays and scalars.
-ALLOWED = [
-    np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
-    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    (no_attribute, 'builtins.getattr'), (no_attribute, '__builtin__.getattr'),
-    *(getattr(np.dtypes, name) for name in
-      ('Float32DType', 'Float64DType', 'Int32DType', 'Int64DType', 'BoolDType'))]
 
 
 def manifest_path(path: Path) -> Path:
@@ -92,7 +74,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: Any) -> 
         raise _disk_full(content, path, str(error)) from error
 
 
-def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
+def load_checkpoint(path: Path, map_location: MapLocation = 'cpu') -> dict[str, Any]:
     """Read a checkpoint (``.pth``) or weights (``.safetensors``: gives {'state_dict': ...}, and
     the class names that ``save_weights`` wrote under ``meta``, where a checkpoint has them).
 
@@ -107,43 +89,61 @@ def load_checkpoint(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
         raise VisionError('VIS-CKPT-302', f'there is no checkpoint {path}',
                           where=str(path.absolute()), do='give an existing file, or zoo:NAME')
     if fault := damage(path):
-        raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
-                          why=fault, do='use an earlier checkpoint, or fetch the file again')
+        raise _damaged(path, fault)
     if path.is_dir():
         return folders.load_folder(path, map_location=map_location)
     if path.suffix == '.safetensors':
         return _load_safetensors(path)
     content = read_plain(path, map_location)
-    return content if 'state_dict' in content else dict(state_dict=content)
+    content = content if 'state_dict' in content else dict(state_dict=content)
+    _require_state(content['state_dict'], path)
+    return content
 
 
-def read_plain(path: Path, map_location: Any = 'cpu', *, mmap: bool = False) -> dict[str, Any]:
+def read_plain(path: Path, map_location: MapLocation = 'cpu', *,
+               is_mapped: bool = False) -> dict[str, Any]:
     """A dict of tensors and plain values that torch.save wrote; nothing in it is executed.
 
     Args:
-        mmap: read from the file only what is used, while the file is there.
+        is_mapped: read from the file only what is used, while the file is there.
     Raises:
         VisionError: VIS-CKPT-303, VIS-CKPT-304.
     """
     try:
-        with _log_buffers() as buffers, torch.serialization.safe_globals(ALLOWED + buffers):
-            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
+        content = read_torch_file(path, map_location, is_mapped=is_mapped)
+    except NotPlain as error:
         raise VisionError(
             'VIS-CKPT-304', f'checkpoint {path.name} asks for more than tensors and plain values',
-            where=str(path), why=_what_it_asks_for(error),
+            where=str(path), why=f'it asks for {error}',
             do='do not use it if you do not know its author; if you do, write its state_dict '
             'alone into a new file on a machine that holds nothing of value') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
-                          why=_first_line(error) if isinstance(error, RuntimeError | OSError) else
-                          f'it is no file that torch.save wrote ({type(error).__name__})',
-                          do='use an earlier checkpoint, or fetch the file again') from error
+    except (BrokenPickle, OSError) as error:
+        raise _damaged(path, f'it is no file that torch.save wrote, or no whole one ({error})'
+                       ) from error
     if not isinstance(content, dict):
-        raise VisionError('VIS-CKPT-303', f'{path.name} is no checkpoint', where=str(path),
-                          why=f'it holds a {type(content).__name__}, not a dict of tensors',
-                          do='save model.state_dict()')
+        raise _no_state(path, f'it holds a {type(content).__name__}, not a dict of tensors')
     return content
+
+
+def _require_state(state: Any, path: Path) -> None:
+    """Names and tensors; what a module adds of its own (``get_extra_state``) may be anything."""
+    if not isinstance(state, dict):
+        raise _no_state(path, f'its state_dict is a {type(state).__name__}')
+    for name, value in state.items():
+        if not isinstance(name, str) or not (isinstance(value, torch.Tensor)
+                                             or name.endswith('_extra_state')):
+            raise _no_state(path, f'its state_dict holds a {type(value).__name__} under '
+                            f'{name!r:.60}')
+
+
+def _damaged(path: Path, why: str) -> VisionError:
+    return VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
+                       why=why, do='use an earlier checkpoint, or fetch the file again')
+
+
+def _no_state(path: Path, why: str) -> VisionError:
+    return VisionError('VIS-CKPT-303', f'{path.name} is no checkpoint', where=str(path), why=why,
+                       do='save model.state_dict()')
 
 
 def save_weights(state: Mapping[str, torch.Tensor], path: Path, *,
@@ -171,10 +171,11 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, 'pt') as file:
             content = dict(state_dict={name: file.get_tensor(name) for name in file.keys()})
             names = json.loads((file.metadata() or {}).get('classes', 'null'))
-    except (SafetensorError, ValueError) as error:
-        raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
-                          why=_first_line(error),
-                          do='use an earlier checkpoint, or fetch the file again') from error
+            if not isinstance(names, list | None) or not all(isinstance(name, str)
+                                                             for name in names or ()):
+                raise ValueError('its class names are no list of names')
+    except (SafetensorError, ValueError, RuntimeError, OSError, RecursionError) as error:
+        raise _damaged(path, _first_line(error)) from error
     if names is not None:
         content['meta'] = dict(dataset_meta=dict(classes=tuple(names)))
     return content
@@ -185,15 +186,13 @@ def class_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
 
     MMEngine's form, which ``ExactRunner`` writes too, and its older one with capital letters.
     """
-    meta = (content.get('meta') or {}).get('dataset_meta') or {}
+    meta = content.get('meta')
+    meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    if not isinstance(meta, dict):
+        return None
     names = meta.get('classes') or meta.get('CLASSES')
-    return tuple(names) if names else None
-
-
-def _what_it_asks_for(error: pickle.UnpicklingError) -> str:
-    """Torch's reason alone: its first lines advise to load the file unsafely."""
-    found = re.search(r'^.*\b(unsupported|GLOBAL)\b.*$', str(error), re.M | re.I)
-    return found[0].strip() if found else 'it is no file of tensors'
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if names and is_list else None
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -325,26 +324,6 @@ def _names(names: list[str]) -> str:
     more = '; most under ' + ', '.join(f'{top} ({count})' for top, count in tops) \
         if len(names) > NUM_NAMES else ''
     return ', '.join(names[:NUM_NAMES]) + more
-
-
-@contextmanager
-def _log_buffers() -> Iterator[list]:
-    """The log buffer that MMEngine's own checkpoints hold, if its module is loaded anyway.
-
-    Reading one writes what the file names as its methods into a registry of the whole class, and
-    here those are ``no_attribute``: every later log of the process would fail. It is put back.
-    """
-    module = sys.modules.get('mmengine.logging.history_buffer')
-    if module is None:
-        yield []
-        return
-    methods = module.HistoryBuffer._statistics_methods
-    kept = dict(methods)
-    try:
-        yield [module.HistoryBuffer]
-    finally:
-        methods.clear()
-        methods.update(kept)
 
 
 def _disk_full(content: Mapping[str, Any], path: Path, why: str) -> VisionError:

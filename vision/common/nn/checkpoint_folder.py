@@ -6,8 +6,8 @@
                manifest.json                 size and sha256 of every file, number of ranks
 
 Ranks write into a folder of a temporary name; once all files are on the disk, rank 0 writes the
-manifest and renames. Shards are safetensors and the rest is read by ``torch.load`` with weights
-only: as with files, nothing in a checkpoint is executed.
+manifest and renames. Shards are safetensors, and the rest is read as data by ``torch_files``: as
+with files, nothing in a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,7 @@ def load_folder(path: Path, *, place: Callable[[tuple, Tensor], Tensor | None] |
         filled = _read_shards(path, place)
     content = _joined(content, filled)
     for name, files in _parts(manifest).items():
-        first, *others = (read_plain(path / file, mmap=True) for file in files)
+        first, *others = (read_plain(path / file, is_mapped=True) for file in files)
         for key, value in first.items():
             if isinstance(value, list):
                 first[key] = sum((other[key] for other in others), value)
@@ -291,7 +292,9 @@ def _read_shards(path: Path, place: Callable[[tuple, Tensor], Tensor] | None
         like = torch.empty(entry.size, dtype=entry.properties.dtype, device='meta')
         target = None if place is None else place(tuple(key.split('/')[1:]), like)
         targets[key] = torch.empty(like.shape, dtype=like.dtype) if target is None else target
-    dcp.load(targets, storage_reader=reader, no_dist=place is None)
+    with warnings.catch_warnings():  # without a group it is said that there is none
+        warnings.simplefilter('ignore', UserWarning)
+        dcp.load(targets, storage_reader=reader, no_dist=place is None)
     return targets
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.common.core.image_bytes import what_is_cut
+from vision.common.core.image_bytes import what_is_wrong
 
 BAD_IMAGE = 'VIS-DATA-210'
 
@@ -24,16 +24,20 @@ def read_image(path: str | Path, *, code: str = BAD_IMAGE,
     """
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise _bad_image(str(path), error.strerror or str(error), code, do) from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise _bad_image(str(path), str(getattr(error, 'strerror', '') or error), code, do
+                         ) from error
     return decode_image(data, str(path), code=code, do=do)
 
 
 def decode_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
                  do: str = 'get this file again') -> np.ndarray:
     """``read_image`` of bytes; ``where`` names them in the error."""
-    reason = what_is_cut(data)
-    image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    reason = what_is_wrong(data)
+    try:
+        image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        image, reason = None, str(error).split('error: ')[-1].strip()
     if image is None:
         reason = reason or f'{len(data)} bytes that cannot be decoded'
         raise _bad_image(where, reason, code, do)

@@ -18,6 +18,9 @@ import numpy as np
 from vision.common.core.errors import VisionError
 
 FOLDERS = ('/usr/share/fonts', '/usr/local/share/fonts', '~/.local/share/fonts', '~/.fonts')
+MAX_FONT_BYTES = 1 << 28  # the largest in use, Noto's collections, have 20 MB
+# Character maps name each code point once. Some old fonts repeat segments of the small map.
+MAX_POINTS, MAX_REPEATED = 0x110000, 4 * 0x10000
 FOLDERS_VARIABLE = 'VISION_FONT_DIR'  # more folders, divided as in PATH; searched first
 
 
@@ -87,14 +90,16 @@ def read_characters(path: Path, face: int = 0) -> np.ndarray:
     Raises:
         VisionError: VIS-DATA-1076 when the file is no font, or has no table that can be read.
     """
-    data = Path(path).read_bytes()
     try:
+        data = Path(path).read_bytes()
+        if len(data) > MAX_FONT_BYTES:
+            raise ValueError(f'{len(data)} bytes')
         start = _face_start(data, face)
         points, glyphs = _best_map(data, _table_start(data, start, b'cmap'))
         has_ink = glyphs != 0
         if _table_start(data, start, b'loca', default=0):
             has_ink &= _has_outline(data, start)[glyphs]
-    except (struct.error, ValueError, IndexError) as error:
+    except (OSError, struct.error, ValueError, IndexError) as error:
         raise VisionError('VIS-DATA-1076', f'cannot read the characters of face {face}: {error}',
                           where=str(path), why='not an OpenType font, or a damaged one',
                           do='install the font package again') from error
@@ -153,6 +158,8 @@ def _map_of_ranges(data: bytes, start: int) -> tuple[np.ndarray, np.ndarray]:
     if (groups[:, 1] < groups[:, 0]).any() or (groups[:, 1] > 0x10FFFF).any():
         raise ValueError('a range of the character map is turned round or outside of Unicode')
     lengths = groups[:, 1] + 1 - groups[:, 0]
+    if lengths.sum() > MAX_POINTS:
+        raise ValueError(f'{len(groups)} ranges of the character map hold {lengths.sum()} points')
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(groups[:, 0], lengths) + within, np.repeat(groups[:, 2], lengths) + within
 
@@ -162,6 +169,8 @@ def _map_of_segments(data: bytes, start: int) -> tuple[np.ndarray, np.ndarray]:
     ends, starts, deltas, places = (
         np.frombuffer(data, '>u2', count, start + 14 + 2 * (row * count) + 2 * (row > 0))
         .astype(np.int64) for row in range(4))
+    if (num_points := np.maximum(ends + 1 - starts, 0).sum()) > MAX_REPEATED:
+        raise ValueError(f'{count} segments of the character map hold {num_points} points')
     all_points, all_glyphs = [], []
     for segment in range(count):
         points = np.arange(starts[segment], ends[segment] + 1)

@@ -12,6 +12,7 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import SEAL, atomic_write, sealed
+from vision.common.core.plain_values import read_npz
 
 UNKNOWN = 'unknown'
 
@@ -81,15 +82,18 @@ class Gallery:
 def load_gallery(path: Path) -> Gallery:
     """Read and check a gallery; VIS-DATA-1101 says what is wrong with it."""
     try:
-        raw = Path(path).read_bytes()
-        if fault := _broken_seal(raw):
+        if fault := _broken_seal(Path(path).read_bytes()):
             raise ValueError(fault)
-        with np.load(io.BytesIO(raw), allow_pickle=False) as content:
-            gallery = Gallery(content['embeddings'], content['names'], content['sources'],
-                              str(content['embedder']))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        content = read_npz(path, ('embeddings', 'names', 'sources', 'embedder'))
+        gallery = Gallery(content['embeddings'], content['names'], content['sources'],
+                          str(content['embedder']))
+    except (OSError, ValueError) as error:
         raise _broken(path, f'it cannot be read: {error}') from error
     rows = gallery.embeddings
+    if rows.dtype != np.float32 or gallery.names.dtype.kind != 'U' or gallery.names.ndim != 1 \
+            or gallery.sources.dtype.kind != 'U' or gallery.sources.ndim != 1:
+        raise _broken(path, f'rows of {rows.dtype}, names of {gallery.names.dtype}, files of '
+                      f'{gallery.sources.dtype}')
     if rows.ndim != 2 or not len(rows) or not len(rows) == len(gallery.names) == len(
             gallery.sources):
         raise _broken(path, f'rows {rows.shape}, {len(gallery.names)} names, '

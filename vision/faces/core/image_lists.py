@@ -9,6 +9,7 @@ import numpy as np
 
 from vision.classify.core.folders import list_image_folder
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import stays_inside, whole_number
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.pgm', '.webp')
 
@@ -47,12 +48,14 @@ def read_label_list(path: Path, root: Path) -> LabelledPaths:
         if not line.strip():
             continue
         fields = line.split('\t') if '\t' in line else line.split()
-        if len(fields) != 2 or not fields[1].strip().isdigit():
+        label = whole_number(fields[1]) if len(fields) == 2 else None
+        if label is None or not stays_inside(fields[0]):
             raise VisionError('VIS-DATA-1075', f'{line[:80]!r} is not: path label',
                               where=f'{path}, line {number}', why='a label is a whole number '
-                              'from 0', do='correct the line; use a tab when paths hold spaces')
+                              'from 0, a path stays inside of the image folder',
+                              do='correct the line; use a tab when paths hold spaces')
         paths.append(fields[0])
-        labels.append(int(fields[1]))
+        labels.append(label)
     found = np.array(labels, dtype=np.int64)
     used = np.unique(found)
     gap = next((label for label, seen in enumerate(used) if label != seen), None)

@@ -1,12 +1,11 @@
 """InsightFace's ``.bin`` verification sets: a pickle of 2 n images and n booleans.
 
-A pickle can call any function, so it is read by an unpickler that knows lists, bytes, numbers,
-booleans and NumPy arrays of numbers, and refuses every other name before anything is called.
+A pickle can call any function, so it is read as data (``plain_pickle``): lists, bytes, numbers,
+booleans and NumPy arrays of numbers; every other name is refused before anything is called.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,14 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
+from vision.common.core.plain_pickle import (
+    BrokenPickle,
+    NotPlain,
+    numpy_names,
+    plain_names,
+    read_plain,
+)
 from vision.faces.core.pairs import PairList, make_pairs, stratified_folds
-
-PLAIN_KINDS = 'biuf'  # dtypes an array may have: booleans, integers, floats
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ def read_bin(path: Path) -> BinSet:
     except OSError as error:
         raise _broken(path, f'cannot be read: {error}') from error
     try:
-        # Files written by Python 2 hold their images as str: bytes keep them as they are.
-        loaded = _Unpickler(io.BytesIO(content), str(path)).load()
-    except VisionError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way
+        loaded = read_plain(content, plain_names() | numpy_names(len(content)))
+    except NotPlain as error:
+        raise VisionError('VIS-DATA-1070', f'the pickle asks for {error}', where=str(path),
+                          why='a verification set holds images and booleans; a pickle that asks '
+                          'for anything else may be an attack',
+                          do='do not open it; get the file from its publisher') from error
+    except BrokenPickle as error:
         raise _broken(path, f'not a pickle that can be read: {error}') from error
     return _checked(path, loaded)
 
@@ -64,77 +70,31 @@ def write_bin(path: Path, images: Sequence[bytes], same: Sequence[bool]) -> None
         pickle.dump((list(images), [bool(value) for value in same]), file, protocol=4)
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, where: str) -> None:
-        super().__init__(file, encoding='bytes')
-        self.where = where
-
-    def find_class(self, module: str, name: str):
-        allowed = _allowed().get((module, name))
-        if allowed is None:
-            raise VisionError('VIS-DATA-1070', f'the pickle asks for {module}.{name}',
-                              where=self.where, why='a verification set holds images and '
-                              'booleans; a pickle that calls anything else may be an attack',
-                              do='do not open it; get the file from its publisher')
-        return allowed
-
-
-def _allowed() -> dict:
-    functions = {}
-    for package in ('numpy.core', 'numpy._core'):  # the name before and since NumPy 2
-        functions[f'{package}.multiarray', '_reconstruct'] = _empty_array
-        functions[f'{package}.multiarray', 'scalar'] = _scalar
-        functions[f'{package}.numeric', '_frombuffer'] = _array
-    return {**functions, ('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): _plain_dtype,
-            ('_codecs', 'encode'): _latin1}
-
-
-def _empty_array(kind, shape, _dtype) -> np.ndarray:
-    if kind is not np.ndarray or tuple(shape) != (0,):
-        raise pickle.UnpicklingError('an array of an unusual kind')
-    return np.ndarray((0,), dtype=np.int8)
-
-
-def _plain_dtype(text, *_flags) -> np.dtype:
-    # A copy, because the pickle sets its state next.
-    dtype = np.dtype(text.decode('ascii') if isinstance(text, bytes) else text, copy=True)
-    if dtype.kind not in PLAIN_KINDS:
-        raise pickle.UnpicklingError(f'an array of {dtype}')
-    return dtype
-
-
-def _array(content, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    return np.frombuffer(content, dtype=dtype).reshape(shape, order=order)
-
-
-def _scalar(dtype: np.dtype, content: bytes):
-    return np.frombuffer(content, dtype=dtype, count=1)[0]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in old pickle protocols."""
-    if encoding not in ('latin1', b'latin1'):
-        raise pickle.UnpicklingError(f'bytes encoded as {encoding}')
-    return text.encode('latin1')
-
-
 def _checked(path: Path, loaded) -> BinSet:
     if not isinstance(loaded, tuple | list) or len(loaded) != 2:
         raise _broken(path, 'it does not hold two things: images and booleans')
     images, same = loaded
-    if not all(isinstance(part, list | tuple | np.ndarray) for part in loaded):
+    if not all(isinstance(part, list | tuple) or isinstance(part, np.ndarray) and part.ndim
+               for part in loaded):
         raise _broken(path, 'images and booleans are not lists')
-    images, same = list(images), np.asarray(same)
-    if same.ndim != 1 or not np.isin(same, (0, 1)).all():
+    images, same = list(images), list(same)
+    if not all(isinstance(value, int | np.bool_ | np.integer) and value in (0, 1)
+               for value in same):
         raise _broken(path, 'the second part is not a list of booleans')
-    if len(images) != 2 * len(same) or not len(same):
+    if len(images) != 2 * len(same) or not same:
         raise _broken(path, f'{len(images)} images for {len(same)} pairs')
     images = [image.tobytes() if isinstance(image, np.ndarray) and image.ndim == 1 else image
               for image in images]
     for position, image in enumerate(images):
-        if not isinstance(image, bytes | np.ndarray) or not len(image):
+        if not _is_image(image):
             raise _broken(path, f'image {position} is a {type(image).__name__}')
-    return BinSet(images, same.astype(bool))
+    return BinSet(images, np.array(same, dtype=bool))
+
+
+def _is_image(value) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 1 and value.size > 0 and value.dtype.kind in 'biuf'
+    return isinstance(value, bytes) and len(value) > 0
 
 
 def _broken(path: Path, what: str) -> VisionError:

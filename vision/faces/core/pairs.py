@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import stays_inside, whole_number
 
 NUM_FOLDS = 10
 LFW_NAME = '{name}/{name}_{number:04d}.jpg'  # how LFW and its aligned copies name a picture
@@ -70,9 +71,9 @@ def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
     rows = [(number, _fields(line)) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise _bad_counts(path, 'the pairs file is empty')
-    header = rows[0][1]
-    if len(header) <= 2 and all(field.isdigit() for field in header):
-        return _read_lfw(path, [int(field) for field in header], rows[1:])
+    header = [whole_number(field) for field in rows[0][1]]
+    if len(header) <= 2 and None not in header:
+        return _read_lfw(path, header, rows[1:])
     pairs = [_listed_pair(path, number, fields) for number, fields in rows]
     same = np.array([pair[2] for pair in pairs])
     return make_pairs(pairs, stratified_folds(same, num_folds, where=str(path)))
@@ -147,6 +148,8 @@ def _fields(line: str) -> list[str]:
 def _listed_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
     if len(fields) != 3 or fields[2] not in ('0', '1'):
         raise _bad_line(path, number, fields, 'a line of a list is: path path 0-or-1')
+    if not all(map(stays_inside, fields[:2])):
+        raise _bad_line(path, number, fields, 'a path stays inside of the image folder')
     return fields[0], fields[1], fields[2] == '1'
 
 
@@ -170,10 +173,11 @@ def _lfw_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, boo
         same = True
     else:
         same = False
-    if len(fields) != 4 or not (fields[1].isdigit() and fields[3].isdigit()):
+    pictures = [whole_number(field) for field in fields[1::2]]
+    if len(fields) != 4 or None in pictures or not all(map(stays_inside, fields[::2])):
         raise _bad_line(path, number, fields, 'a line is: name i j, or name i name j')
-    return (LFW_NAME.format(name=fields[0], number=int(fields[1])),
-            LFW_NAME.format(name=fields[2], number=int(fields[3])), same)
+    return (LFW_NAME.format(name=fields[0], number=pictures[0]),
+            LFW_NAME.format(name=fields[2], number=pictures[1]), same)
 
 
 def _bad_line(path: Path, number: int, fields: list[str], rule: str) -> VisionError:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import MOST, stays_inside, whole_number
 from vision.faces.core.pairs import PairList, make_pairs
 from vision.faces.core.verification import unit_rows
 
@@ -65,9 +66,10 @@ def read_agedb(folder: Path) -> list[AgeRecord]:
     records = []
     for path in sorted(Path(folder).glob('*.jpg')):
         fields = path.stem.split('_')
-        if len(fields) < 4 or not fields[-2].isdigit() or fields[-1] not in ('m', 'f'):
+        age = whole_number(fields[-2], most=999) if len(fields) >= 4 else None
+        if age is None or fields[-1] not in ('m', 'f'):
             raise _bad(str(path), 'its name is not number_Name_age_gender')
-        records.append(AgeRecord(path.name, '_'.join(fields[1:-2]), int(fields[-2]), fields[-1]))
+        records.append(AgeRecord(path.name, '_'.join(fields[1:-2]), age, fields[-1]))
     if not records:
         raise _bad(str(folder), 'no jpg there')
     return records
@@ -115,6 +117,8 @@ def read_ijb(meta: Path, name: str) -> Templates:
         raise _bad(str(meta), f'{len(unknown)} templates of the pairs have no picture, first: '
                    f'{unknown[0]}')
     numbers = np.stack([_column(points, place, float, meta) for place in range(1, 12)], axis=1)
+    if not np.isfinite(numbers).all():
+        raise _bad(str(meta), 'landmarks or scores that are not finite')
     return Templates(tuple(row[0] for row in faces), templates, media,
                      numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10], first, second, same == 1)
 
@@ -125,9 +129,11 @@ def read_ijb_subjects(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with Path(path).open(newline='', encoding='utf-8') as file:
             rows = [(int(row['TEMPLATE_ID']), int(row['SUBJECT_ID']))
                     for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise _bad(str(path), 'not a table with TEMPLATE_ID and SUBJECT_ID in every row'
                    ) from error
+    if any(abs(number) > MOST for row in rows for number in row):
+        raise _bad(str(path), f'an id is larger than {MOST}')
     subjects: dict[int, int] = {}
     for template, subject in rows:
         if subjects.setdefault(template, subject) != subject:
@@ -174,8 +180,9 @@ def _numbered_paths(path: Path) -> dict[str, str]:
     paths = {}
     for number, line in _lines(path):
         fields = line.split()
-        if len(fields) != 2:
-            raise _bad(f'{path}, line {number}', f'{line!r} is not: number path')
+        # CFP's own lists name pictures from the folder of the lists: ../Data/Images/...
+        if len(fields) != 2 or not stays_inside(fields[1], levels_up=1):
+            raise _bad(f'{path}, line {number}', f'{line[:80]!r} is not: number path')
         paths[fields[0]] = fields[1]
     return paths
 
@@ -186,6 +193,8 @@ def _table(path: Path, width: int) -> list[list[str]]:
         fields = line.split()
         if len(fields) != width:
             raise _bad(f'{path}, line {number}', f'{len(fields)} fields where {width} belong')
+        if not stays_inside(fields[0]):
+            raise _bad(f'{path}, line {number}', f'{fields[0][:80]!r} leads out of its folder')
         rows.append(fields)
     return rows
 
@@ -193,7 +202,7 @@ def _table(path: Path, width: int) -> list[list[str]]:
 def _column(rows: list[list[str]], place: int, kind: type, where: Path) -> np.ndarray:
     try:
         return np.array([row[place] for row in rows]).astype(kind)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _bad(str(where), f'column {place + 1}: {error}') from error
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
+from vision.common.core.plain_values import whole_number
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack('<I', MAGIC)
@@ -149,10 +150,10 @@ def read_index(path: Path, num_bytes: int) -> dict[int, int]:
     except UnicodeDecodeError as error:
         raise _bad_index(f'{path}', 'not a text file') from error
     for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split('\t')
-        if len(fields) != 2 or not all(field.strip().isdigit() for field in fields):
+        fields = [whole_number(field) for field in line.split('\t')]
+        if len(fields) != 2 or None in fields:
             raise _bad_index(f'{path}, line {number}', f'{line[:60]!r} is not key TAB offset')
-        key, offset = int(fields[0]), int(fields[1])
+        key, offset = fields
         if key in offsets:
             raise _bad_index(f'{path}, line {number}', f'key {key} stands there twice')
         if offset % 4 or offset + 8 > num_bytes:

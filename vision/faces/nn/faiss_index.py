@@ -262,13 +262,23 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor) -> ClassIndex:
     """The index of a checkpoint over today's rows; kinds without centroids are built anew.
 
     Raises:
-        VisionError: VIS-INPUT-1045, the checkpoint's index has another dimension.
+        VisionError: VIS-INPUT-1045, the checkpoint's index has another dimension;
+            VIS-CKPT-1054, its centroids are none.
     """
+    centroids = state.get('centroids')
+    if not {'kind', 'dim', 'centroids'} <= set(state) or centroids is not None and (
+            not isinstance(centroids, Tensor) or centroids.dtype != torch.float32
+            or centroids.ndim != 2 or centroids.shape[1] != state['dim']
+            or not 1 <= len(centroids) <= max(1, len(rows)) or not centroids.isfinite().all()):
+        raise VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
+                          where='selector', why='its centroids are not at most as many finite '
+                          'float32 rows as there are class rows',
+                          do='use an earlier checkpoint; or remove the index from it, then it is '
+                          'built anew')
     if state['dim'] != spec.dim:
         raise VisionError('VIS-INPUT-1045', f'the checkpoint\'s index has dimension '
                           f'{state["dim"]}, this head {spec.dim}', where='selector',
                           do='resume with the config that wrote the checkpoint')
-    centroids = state['centroids']
     if centroids is None or state['kind'] != spec.kind:
         return build_index(spec, rows)
     return _inverted(spec, _checked(spec, rows), centroids)

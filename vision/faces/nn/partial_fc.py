@@ -8,7 +8,6 @@ hold the same contiguous ranges of classes as ours.
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_pickle import BrokenPickle, NotPlain
+from vision.common.nn.torch_files import read_torch_file
 from vision.faces.nn.class_store import row_range
 from vision.faces.nn.lazy_optim import MissedSteps, build_optimizer
 
@@ -115,9 +116,8 @@ def _backbone(folder: Path) -> dict[str, Tensor]:
 
 def _load(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError,
-            KeyError) as fault:
+        content = read_torch_file(path)
+    except (NotPlain, BrokenPickle, OSError) as fault:
         raise _fault(path, str(fault).strip().split('\n')[0]) from fault
     if not isinstance(content, Tensor | dict):
         raise _fault(path, f'it holds a {type(content).__name__}')

@@ -121,6 +121,10 @@ def read_json(path: Path) -> dict:
         where, text = f'line {error.lineno}, column {error.colno}', error.msg
     except RecursionError:
         where, text = 'anywhere', 'nested too deeply'
+    except ValueError:  # the only other one: Python reads no number of more than 4,300 digits
+        where, text = 'anywhere', 'a number of thousands of digits'
+    except OSError as error:
+        where, text = 'anywhere', str(error)
     raise VisionError('VIS-DATA-203', f'{path} is not a JSON file: {text}',
                       where=f'{path}, {where}', do='make the file again; was it cut short?')
 

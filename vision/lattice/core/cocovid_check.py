@@ -8,16 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vision.common.core.plain_values import stays_inside
+
 TABLES = ('categories', 'videos', 'images', 'annotations')
 INTEGER_KEYS = dict(categories=('id',), videos=('id',),
                     images=('id', 'height', 'width', 'video_id', 'frame_id'),
                     annotations=('id', 'image_id', 'category_id', 'instance_id'))
 OTHER_KEYS = dict(categories=('name',), videos=('name',), images=('file_name',),
                   annotations=('bbox',))
+TEXT_KEYS = dict(categories=('name', 'encode_name'), videos=('name',), images=(), annotations=())
 # Broken by one box alone: a reader may leave that box out and keep the rest.
 BOX_RULES = ('box-form', 'box-nan', 'box-empty', 'box-outside', 'unknown-category',
              'duplicate-instance')
 LARGEST_ID = 2**63 - 2
+MAX_SIDE = 1 << 17  # of an image, px: larger ones cannot be decoded
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,18 @@ def _check_keys(table: str, rows: list) -> Iterator[Problem]:
             values = ', '.join(f'{key}={row[key]!r:.40}' for key in wrong)
             yield Problem('key-type', table, f'#{i}',
                           f'integers >= 0 are wanted, got {values}{name}')
-        elif table == 'images' and min(row['height'], row['width']) < 1:
+        elif table == 'images' and not 1 <= min(row['height'], row['width']) \
+                <= max(row['height'], row['width']) <= MAX_SIDE:
             yield Problem('key-type', table, f'#{i}', f'size {row["width"]}x{row["height"]}{name}')
+        elif table == 'images' and not stays_inside(row['file_name']):
+            yield Problem('file-name', table, f'#{i}', 'a path inside of the image folder is '
+                          f'wanted, got {row["file_name"]!r:.80}{name}')
+        elif bad := [key for key in TEXT_KEYS[table] if not isinstance(row.get(key, ''), str)]:
+            yield Problem('key-type', table, f'#{i}', f'text is wanted, got '
+                          f'{bad[0]}={row[bad[0]]!r:.40}{name}')
+        elif table == 'annotations' and row.get('iscrowd') not in (None, 0, 1):
+            yield Problem('key-type', table, f'#{i}', f'0 or 1 is wanted, got '
+                          f'iscrowd={row["iscrowd"]!r:.40}{name}')
 
 
 def _duplicates(table: str, rows: list[dict]) -> list[Problem]:

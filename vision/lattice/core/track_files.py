@@ -6,15 +6,21 @@ Each gives plain rows; nothing is dropped here. Boxes are xyxy in pixels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
+from operator import itemgetter
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import MOST
+
+# A day at 60 frames a second; and boxes of a file whose tracks are written out frame by frame.
+MAX_FRAMES, MAX_BOXES = 5_184_000, 1_000_000
+MAX_SIDE = 1 << 17  # of an image, px
 
 
 @dataclass
@@ -48,7 +54,7 @@ def _named(read: Callable) -> Callable:
             raise VisionError('VIS-DATA-216', f'{path} is not there', why='it is named by a list '
                               'or on the command line', do='look at the path') from error
         except (ElementTree.ParseError, UnicodeDecodeError, ValueError, AttributeError,
-                KeyError, TypeError) as error:
+                LookupError, TypeError, OverflowError, OSError) as error:
             if isinstance(error, VisionError):
                 raise
             raise VisionError('VIS-DATA-217', f'{path} cannot be read: {error}', where=str(path),
@@ -61,16 +67,17 @@ def _named(read: Callable) -> Callable:
 @_named
 def read_voc_xml(path: Path) -> XmlFrame:
     """ImageNet VID/DET or Pascal VOC xml of one image. w = xmax - xmin, as mmtracking."""
-    root = ElementTree.parse(path).getroot()
+    root = _xml_root(path)
     rows = []
     for item in root.iter('object'):
-        box = tuple(float(item.find('bndbox').find(key).text)
-                    for key in ('xmin', 'ymin', 'xmax', 'ymax'))
-        flags = [int(item.findtext(key, '0')) for key in ('occluded', 'generated')]
-        rows.append((item.find('name').text.strip(), int(item.findtext('trackid', '-1')), box,
-                     *flags))
+        box = _finite(item.find('bndbox').find(key).text
+                      for key in ('xmin', 'ymin', 'xmax', 'ymax'))
+        flags = [_whole(item.findtext(key, '0'), 0, 1) for key in ('occluded', 'generated')]
+        rows.append((item.find('name').text.strip(), _whole(item.findtext('trackid', '-1'), -1),
+                     box, *flags))
     size = root.find('size')
-    return XmlFrame(path, int(size.find('width').text), int(size.find('height').text), rows)
+    width, height = (_whole(size.find(key).text, 1, MAX_SIDE) for key in ('width', 'height'))
+    return XmlFrame(path, width, height, rows)
 
 
 def read_video_xmls(paths: list[Path]) -> list[XmlFrame]:
@@ -92,7 +99,8 @@ def read_mot_text(path: Path) -> np.ndarray:
         values = [float(value) for value in line.replace(';', ',').split(',')]
         if not 6 <= len(values) <= 10 or not np.isfinite(values[:6]).all():
             raise ValueError(f'row {i + 1}: 6 to 10 numbers are wanted, got {line!r:.80}')
-        if values[0] < 1 or values[0] % 1 or values[1] % 1:
+        if not 1 <= values[0] <= MAX_FRAMES or abs(values[1]) > MOST \
+                or values[0] % 1 or values[1] % 1 or not np.isfinite(values).all():
             raise ValueError(f'row {i + 1}: frame (from 1) and id are whole numbers: {line!r:.80}')
         columns = 7 if len(values) == 10 else min(len(values), 9)
         table[i, :columns] = values[:columns]
@@ -103,10 +111,13 @@ def read_mot_text(path: Path) -> np.ndarray:
 def read_cvat_xml(path: Path) -> list[Track]:
     """CVAT for video 1.1. Between two boxes of a track that are not in the file for each frame
     the box moves linearly, as CVAT shows it; ``outside`` ends a stretch."""
-    tracks = []
-    for item in ElementTree.parse(path).getroot().iter('track'):
-        shapes = sorted((int(box.get('frame')), box) for box in item.iter('box'))
-        track = Track(item.get('label'), int(item.get('id')), {}, set())
+    tracks, num_boxes = [], 0
+    for item in _xml_root(path).iter('track'):
+        shapes = sorted(((_whole(box.get('frame'), 0, MAX_FRAMES), box)
+                         for box in item.iter('box')), key=itemgetter(0))
+        track = Track(str(item.get('label')), _whole(item.get('id'), 0), {}, set())
+        if len({frame for frame, _ in shapes}) != len(shapes):
+            raise ValueError(f'track {track.track_id} has two boxes in one frame')
         for (frame, box), following in zip(shapes, [*shapes[1:], None], strict=True):
             if box.get('outside') == '1':
                 continue
@@ -115,6 +126,9 @@ def read_cvat_xml(path: Path) -> list[Track]:
             if following is not None:
                 last = following[0]
                 there = here if following[1].get('outside') == '1' else _corners(following[1])
+            num_boxes += last - frame
+            if num_boxes > MAX_BOXES:
+                raise ValueError(f'its tracks have more than {MAX_BOXES} boxes')
             for step in range(frame, last):
                 part = (step - frame) / (last - frame)
                 track.boxes[step] = tuple(a + (b - a) * part
@@ -126,7 +140,27 @@ def read_cvat_xml(path: Path) -> list[Track]:
 
 
 def _corners(box: ElementTree.Element) -> tuple[float, ...]:
-    return tuple(float(box.get(key)) for key in ('xtl', 'ytl', 'xbr', 'ybr'))
+    return _finite(box.get(key) for key in ('xtl', 'ytl', 'xbr', 'ybr'))
+
+
+def _xml_root(path: Path) -> ElementTree.Element:
+    data = path.read_bytes()
+    if b'<!DOCTYPE' in data or b'\0' in data:  # entities may stand for each other, and for files
+        raise ValueError('it declares a document type, which annotations do not need')
+    return ElementTree.fromstring(data)
+
+
+def _finite(texts: Iterable[str]) -> tuple[float, ...]:
+    values = tuple(map(float, texts))
+    if not np.isfinite(values).all():
+        raise ValueError(f'a box of {values}')
+    return values
+
+
+def _whole(text: str, least: int, most: int = MOST) -> int:
+    if len(text) > 20 or not least <= int(text) <= most:
+        raise ValueError(f'{text[:40]!r} is no whole number from {least} to {most}')
+    return int(text)
 
 
 def numbered_frames(folder: Path) -> list[Path]:

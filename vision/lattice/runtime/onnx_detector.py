@@ -26,6 +26,8 @@ FILL = 114  # both families pad with this grey
 # The centres of trained boxes lie within a few strides of their anchors. Read the wrong way they
 # seem to lie tens of strides away, on small inputs some: this much nearer the one than the other.
 NEAR_STRIDES, TIMES_NEARER = 8, 3
+MAX_SIDE = 8192  # of the network's input, px: an array of three such planes has 800 MB
+MAX_NAMES_LETTERS = 1_000_000  # of the list of class names in a file
 # exp() of wild outputs: a box of more than e^8 strides is larger than any frame.
 MAX_LOG_SIDE = 8.0
 
@@ -329,13 +331,14 @@ def _input_size(shape: Sequence, wanted: int | tuple[int, int] | None,
     elif size is not None and any(isinstance(side, int) and side != given
                                   for side, given in zip(fixed, size, strict=True)):
         problem = f'input_size={wanted}, but the graph takes {list(shape)}'
-    elif any(side < max(STRIDES) or side % max(STRIDES) for side in size or fixed):
+    elif any(not max(STRIDES) <= side <= MAX_SIDE or side % max(STRIDES)
+             for side in size or fixed):
         problem = f'an input of {size or fixed} px'
     if problem:
         raise VisionError('VIS-CONFIG-809', problem, where=str(path), why='height and width are '
-                          f'multiples of {max(STRIDES)}; a graph made for one size runs at it '
-                          'alone', do='give input_size=416, 640, ... or (height, width), or '
-                          'export the file for another size')
+                          f'multiples of {max(STRIDES)} up to {MAX_SIDE}; a graph made for one '
+                          'size runs at it alone', do='give input_size=416, 640, ... or (height, '
+                          'width), or export the file for another size')
     return size or fixed
 
 
@@ -355,9 +358,9 @@ def _class_names(given: Sequence[str] | None, session: onnxruntime.InferenceSess
         names = tuple(given)
     elif text:
         try:
-            stored = ast.literal_eval(text)
-            names = tuple(stored[i] for i in range(len(stored)))
-        except (ValueError, SyntaxError, TypeError, KeyError):
+            stored = ast.literal_eval(text[:MAX_NAMES_LETTERS])
+            names = tuple(str(stored[i]) for i in range(len(stored)))
+        except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
             names = ()
     if len(names) != number:
         raise VisionError('VIS-CONFIG-804', f'the detector knows {number} classes but '

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.stream.io.containers import open_address, why_closed
 from vision.stream.io.sources import LIVE, SourceFrame, fit
 
 BACK_OFF_S, MAX_BACK_OFF_S = 0.5, 10.0
@@ -41,10 +42,9 @@ class NetworkCapture:
     def __init__(self, address: str, timeout_s: float = 5.0) -> None:
         options = {'rtsp_transport': 'tcp'} if address.lower().startswith('rtsp') else {}
         try:
-            self._container = av.open(address, options=options | {'fflags': 'nobuffer'},
-                                      timeout=timeout_s)
+            self._container = open_address(address, timeout_s, fflags='nobuffer', **options)
         except (av.error.FFmpegError, OSError) as error:
-            raise CaptureError(str(error)) from error
+            raise CaptureError(why_closed(error)) from error
         if not self._container.streams.video:
             self._container.close()
             raise CaptureError('what the server sends holds no video')

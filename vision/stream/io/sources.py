@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterator
@@ -13,12 +14,15 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.images import read_image
+from vision.stream.io.containers import open_address, open_file, why_closed
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
 VIDEO_SUFFIXES = {'.mp4', '.avi', '.mkv', '.webm', '.mov'}
 ADDRESS = re.compile(r'^(rtsp|rtsps|http|https)://', re.I)
 NETWORK_TIMEOUT_S = 10.0
 LIVE = 'live'
+NUM_NAMED = 10  # missing frames that are named
 # Containers without a frame count tell a duration only, that of their longest stream; a video
 # stream may end so much earlier before the file counts as cut short.
 END_TOLERANCE_S, END_TOLERANCE_SHARE = 1.0, 0.05
@@ -68,9 +72,10 @@ class VideoFile:
                               do='check the path; a folder, a camera number or an rtsp:// or '
                                  'http:// address are possible too')
         try:
-            container = av.open(self.path, timeout=NETWORK_TIMEOUT_S if is_address else None)
-        except (av.error.FFmpegError, OSError) as error:
-            raise self._unreadable(f'{error}') from error
+            container = open_address(self.path, NETWORK_TIMEOUT_S) if is_address \
+                else open_file(self.path)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise self._unreadable(why_closed(error)) from error
         if not container.streams.video:
             container.close()
             raise self._unreadable('it holds no video stream')
@@ -176,11 +181,11 @@ class FrameFolder:
             raise VisionError('VIS-DATA-505', f'no image in the folder {path}',
                               why=f'frames end in {", ".join(sorted(IMAGE_SUFFIXES))}',
                               do='name the folder that holds the frames themselves')
-        missing = missing_numbers([file.stem for file in self.files])
-        if missing:
-            shown = ', '.join(map(str, missing[:10])) + (', ...' if len(missing) > 10 else '')
+        num_missing, first = missing_numbers([file.stem for file in self.files])
+        if num_missing:
+            shown = ', '.join(map(str, first)) + (', ...' if num_missing > len(first) else '')
             self.problem = VisionError(
-                'VIS-DATA-506', f'{len(missing)} frames are missing: {shown}', where=self.path,
+                'VIS-DATA-506', f'{num_missing} frames are missing: {shown}', where=self.path,
                 why='the numbers of the file names have a gap, so time would jump',
                 do='put the frames back, or accept the gap with --keep-going')
             if not keep_going:
@@ -189,13 +194,12 @@ class FrameFolder:
     def __iter__(self) -> Iterator[SourceFrame]:
         size = None
         for index, file in enumerate(self.files):
-            image = cv2.imdecode(np.frombuffer(file.read_bytes() or b'\0', np.uint8),
-                                 cv2.IMREAD_COLOR)
-            if image is None:
+            try:
+                image = read_image(file)
+            except VisionError as error:
                 self.problem = VisionError(
                     'VIS-DATA-507', f'the frame {file.name} cannot be decoded', where=str(file),
-                    why='the image is empty or damaged',
-                    do='replace it, or leave it out with --keep-going')
+                    why=error.what, do='replace it, or leave it out with --keep-going')
                 if not self.keep_going:
                     return
                 continue
@@ -206,14 +210,18 @@ class FrameFolder:
 
 def natural_key(path: Path) -> list:
     """Key under which frame2 comes before frame10."""
-    return [(0, int(part), '') if part.isdigit() else (1, 0, part)
-            for part in re.split(r'(\d+)', path.name) if part]
+    return [(0, int(part), '') if part.isdecimal() else (1, 0, part)
+            for part in re.split(r'([0-9]+)', path.name) if part]
 
 
-def missing_numbers(stems: list[str]) -> list[int]:
-    """Numbers absent between the first and the last; [] when names are no numbered series."""
-    matches = [re.search(r'(\d+)$', stem) for stem in stems]
+def missing_numbers(stems: list[str]) -> tuple[int, list[int]]:
+    """How many numbers are absent between the first and the last, and the first ten of them;
+    (0, []) when names are no numbered series. Frames may be numbered by nanoseconds."""
+    matches = [re.search(r'([0-9]+)$', stem) for stem in stems]
     if not all(matches):
-        return []
-    numbers = {int(match[1]) for match in matches}
-    return [number for number in range(min(numbers), max(numbers)) if number not in numbers]
+        return 0, []
+    numbers = sorted({int(match[1]) for match in matches})
+    first: list[int] = []
+    for before, after in itertools.pairwise(numbers):
+        first += range(before + 1, min(after, before + 1 + NUM_NAMED - len(first)))
+    return numbers[-1] - numbers[0] + 1 - len(numbers), first

@@ -1,0 +1,655 @@
+"""Readers, whole files of each kind, and ways to spoil them, for ``fuzz_readers.py``."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import pickle
+import pickletools
+import random
+import re
+import shutil
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+BOUNDS = (0, 1, -1, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
+          2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**12, 10**30)
+TEXT_NUMBERS = (*(str(number) for number in BOUNDS), '9' * 5000, '1e400', '-1e400', 'NaN', 'nan',
+                'inf', '-0', '1.5', '0x10', '1_0', '', '²', '٣')
+VALUES = (None, True, False, 0, 1, -1, 0.5, float('nan'), float('inf'), 2**31, 2**53, 2**63, 2**64,
+          10**30, '', 'x', '..', '../../etc/passwd', '/etc/passwd', 'C:\\x', 'a\0b', 'ü' * 50, [],
+          {}, [[]], [None], {'id': 1}, [1, 2, 3, 4], [0.0, 0.0, float('nan'), 1.0])
+MAX_CHANGES = 4
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``seeds(folder)``: whole files; ``read(path)``: raises VisionError or nothing else;
+    ``structured``: mutators that know the form, bytes -> bytes (None: not this file)."""
+
+    seeds: Callable[[Path], list[bytes]]
+    read: Callable[[Path], object]
+    suffix: str
+    is_annotation: bool = False
+    structured: tuple[Callable[[bytes, random.Random], bytes | None], ...] = ()
+    words: tuple[bytes, ...] = ()
+
+
+def mutated(reader: Reader, seeds: Sequence[bytes], generator: random.Random) -> bytes:
+    """One of the seeds with one to four changes."""
+    data = generator.choice(seeds)
+    for _ in range(generator.randint(1, MAX_CHANGES)):
+        if reader.structured and generator.random() < 0.6:
+            data = generator.choice(reader.structured)(data, generator) or data
+        else:
+            data = generator.choice(PLAIN)(data, generator, seeds, reader.words)
+    return data
+
+
+# Mutators of any bytes --------------------------------------------------------------------------
+def flip(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    changed = bytearray(data or b'\0')
+    for _ in range(generator.choice((1, 1, 2, 8))):
+        changed[generator.randrange(len(changed))] ^= 1 << generator.randrange(8)
+    return bytes(changed)
+
+
+def cut(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    return data[:generator.randrange(len(data) + 1)]
+
+
+def take_out(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    start = generator.randrange(len(data) + 1)
+    return data[:start] + data[start + generator.choice((1, 2, 4, 8, 64, 1024)):]
+
+
+def repeat(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    start = generator.randrange(len(data) + 1)
+    part = data[start:start + generator.choice((1, 4, 16, 256))]
+    return data[:start] + part * generator.choice((2, 3, 50)) + data[start:]
+
+
+def splice(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    other = generator.choice(seeds)
+    return data[:generator.randrange(len(data) + 1)] + other[generator.randrange(len(other) + 1):]
+
+
+def number(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    """A whole number in 1, 2, 4 or 8 bytes becomes one at a boundary."""
+    width = generator.choice((1, 2, 4, 8))
+    value = generator.choice(BOUNDS) & (1 << 8 * width) - 1
+    start = generator.randrange(max(1, len(data) - width + 1))
+    return data[:start] + value.to_bytes(width, generator.choice(('little', 'big'))) \
+        + data[start + width:]
+
+
+def text_number(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    """A number that stands there in digits becomes another."""
+    found = list(re.finditer(rb'-?\d+(\.\d+)?', data[:100_000]))
+    if not found:
+        return number(data, generator, seeds, words)
+    match = generator.choice(found)
+    return data[:match.start()] + generator.choice(TEXT_NUMBERS).encode() + data[match.end():]
+
+
+def word(data: bytes, generator: random.Random, seeds, words) -> bytes:
+    """A word of the format, or a hostile name, is put in."""
+    place = generator.randrange(len(data) + 1)
+    more = generator.choice((*words, b'../' * 8 + b'etc/passwd', b'/dev/zero', b'\0', b'\n', b' ',
+                             b'\xff\xfe', b'[' * 2000, b'(' * 2000, b'"'))
+    return data[:place] + more + data[place:]
+
+
+PLAIN = (flip, flip, cut, take_out, repeat, splice, number, text_number, word)
+
+
+# Mutators that know a form ----------------------------------------------------------------------
+def json_node(data: bytes, generator: random.Random) -> bytes | None:
+    """Some value of a JSON file becomes another, goes, or comes twice."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    places = []
+
+    def walk(node) -> None:
+        items = node.items() if isinstance(node, dict) else \
+            enumerate(node) if isinstance(node, list) else ()
+        for key, value in items:
+            places.append((node, key))
+            walk(value)
+
+    walk(content)
+    if not places:
+        return None
+    node, key = generator.choice(places)
+    what = generator.randrange(4)
+    if what == 0:
+        del node[key]
+    elif what == 1 and isinstance(node, list):
+        node.insert(key, node[key])
+    elif what == 2:
+        other, place = generator.choice(places)
+        node[key] = json.loads(json.dumps(other[place])) if place in other or isinstance(
+            other, list) and place < len(other) else None
+    else:
+        node[key] = generator.choice(VALUES)
+    return json.dumps(content).encode()
+
+
+def line(data: bytes, generator: random.Random) -> bytes:
+    """A line of a text goes, comes twice, changes its place or loses a field."""
+    lines = data.split(b'\n')
+    at = generator.randrange(len(lines))
+    what = generator.randrange(4)
+    if what == 0:
+        del lines[at]
+    elif what == 1:
+        lines.insert(at, lines[at])
+    elif what == 2:
+        generator.shuffle(lines)
+    else:
+        fields = re.split(rb'([\s,])', lines[at])
+        del fields[generator.randrange(len(fields))]
+        lines[at] = b''.join(fields)
+    return b'\n'.join(lines)
+
+
+def element(data: bytes, generator: random.Random) -> bytes | None:
+    """An element of an XML file changes its value, goes, or comes many times."""
+    found = list(re.finditer(rb'>([^<>]+)<|="([^"]*)"|<(\w+)[^<>]*>[^<>]*</\3>', data))
+    if not found:
+        return None
+    match = generator.choice(found)
+    group = next(i for i in (1, 2, 3) if match[i] is not None)
+    if group < 3:
+        value = str(generator.choice((*TEXT_NUMBERS, *VALUES))).encode('utf-8', 'replace')
+        return data[:match.start(group)] + value + data[match.end(group):]
+    return data[:match.start()] + match[0] * generator.choice((0, 2, 500)) + data[match.end():]
+
+
+def opcode(data: bytes, generator: random.Random) -> bytes | None:
+    """An opcode of a pickle goes, comes twice, changes its place or its argument."""
+    parts = _opcodes(data)
+    if parts is None or len(parts) < 2:
+        return None
+    at = generator.randrange(len(parts))
+    what = generator.randrange(5)
+    if what == 0:
+        del parts[at]
+    elif what == 1:
+        parts.insert(at, parts[at] * generator.choice((1, 3, 200)))
+    elif what == 2:
+        other = generator.randrange(len(parts))
+        parts[at], parts[other] = parts[other], parts[at]
+    elif what == 3:
+        parts.insert(at, generator.choice(_OPCODES))
+    else:
+        code = parts[at][:1]
+        parts[at] = code + bytes(generator.choice((0, 1, 127, 255))
+                                 for _ in range(len(parts[at]) - 1))
+    return b''.join(parts)
+
+
+# Opcodes with what they take, some of them hostile.
+_OPCODES = (b'cos\nsystem\n', b'cbuiltins\ngetattr\n', b'cnumpy\nndarray\n', b'cnumpy\ndtype\n',
+            b'cnumpy._core.multiarray\n_reconstruct\n', b'ccollections\nOrderedDict\n',
+            b'ctorch._utils\n_rebuild_tensor_v2\n', b'ctorch\nFloatStorage\n', b'R', b'b', b'\x81',
+            b'(', b't', b'2', b'2\x86' * 40, b')', b']', b'}', b'K\x00', b'r\xff\xff\xff\x7f',
+            b'j\x00\x00\x00\x00', b'a', b's', b'u', b'e', b'Q', b'0', b'N',
+            b'\x8a\x08' + b'\x7f' * 8, b'G\x7f\xf0\x00\x00\x00\x00\x00\x00',
+            b'U\x02f8', b'X\x02\x00\x00\x00O8', b'.')
+
+
+@functools.lru_cache(maxsize=64)
+def _cut_to_opcodes(data: bytes) -> tuple[bytes, ...] | None:
+    try:
+        starts = [place for _, _, place in pickletools.genops(data)]
+    except Exception:  # an input of its own making, spoiled before
+        return None
+    return tuple(data[start:end] for start, end in
+                 zip(starts, [*starts[1:], len(data)], strict=True))
+
+
+def _opcodes(data: bytes) -> list[bytes] | None:
+    parts = _cut_to_opcodes(data)
+    return None if parts is None else list(parts)
+
+
+def inside_zip(mutate: Callable, name_end: str) -> Callable:
+    """``mutate`` one entry of a zip file; the archive around it is whole again."""
+    def changed(data: bytes, generator: random.Random) -> bytes | None:
+        target = io.BytesIO()
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(target, 'w') as new:
+                names = [name for name in old.namelist() if name.endswith(name_end)]
+                chosen = generator.choice(names) if names else None
+                for name in old.namelist():
+                    content = old.read(name)
+                    if name == chosen:
+                        content = mutate(content, generator) or content
+                    new.writestr(name, content)
+        except Exception:  # the archive was spoiled before
+            return None
+        return target.getvalue()
+    return changed
+
+
+def plain_inside(data: bytes, generator: random.Random) -> bytes:
+    return generator.choice((flip, cut, repeat, number, text_number))(data, generator, [data], ())
+
+
+def header(data: bytes, generator: random.Random) -> bytes | None:
+    """The JSON header of a safetensors file, with its length."""
+    length = int.from_bytes(data[:8], 'little')
+    text = json_node(data[8:8 + length], generator) if length < 1 << 20 else None
+    return None if text is None else len(text).to_bytes(8, 'little') + text + data[8 + length:]
+
+
+def archive_name(data: bytes, generator: random.Random) -> bytes | None:
+    """A name of a zip file leads elsewhere, or an entry becomes a link."""
+    target = io.BytesIO()
+    names = ('../x', '/tmp/x', 'a/../../x', 'C:\\x', 'a\\..\\x', '.', '', 'a' * 300,
+             'x/' * 50 + 'y')
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(target, 'w') as new:
+            for info in old.infolist():
+                other = zipfile.ZipInfo(generator.choice((info.filename, *names)))
+                other.external_attr = generator.choice((0, 0o120777, 0o60666, 0o40755)) << 16
+                new.writestr(other, old.read(info))
+    except Exception:  # the archive was spoiled before
+        return None
+    return target.getvalue()
+
+
+# Whole files of each kind -----------------------------------------------------------------------
+def cocovid_seeds(folder: Path) -> list[bytes]:
+    from vision.lattice.core.cocovid import CocoVidWriter
+    writer = CocoVidWriter(('cat', 'dog'), encode_names=('n1', 'n2'))
+    for video in range(2):
+        writer.add_video(f'v{video}', width=64, height=48, fps=25)
+        for t in range(3):
+            writer.add_frame(f'v{video}/{t:06d}.jpg', boxes_xyxy=[[1 + t, 2, 20, 30]] * (t < 2),
+                             labels=[video] * (t < 2), instance_ids=[1] * (t < 2))
+    return [json.dumps(writer.to_dict()).encode()]
+
+
+def voc_seeds(folder: Path) -> list[bytes]:
+    box = ''.join(f'<{key}>{value}</{key}>' for key, value in
+                  dict(xmin=1, ymin=2, xmax=30, ymax=40).items())
+    item = f'<object><trackid>1</trackid><name>n02084071</name><bndbox>{box}</bndbox>' \
+           '<occluded>1</occluded><generated>0</generated></object>'
+    return [f'<annotation><folder>f</folder><size><width>64</width><height>48</height></size>'
+            f'{item * 2}</annotation>'.encode()]
+
+
+def cvat_seeds(folder: Path) -> list[bytes]:
+    boxes = ''.join(f'<box frame="{t}" outside="{int(t == 9)}" occluded="0" xtl="{t}" ytl="2" '
+                    'xbr="30.5" ybr="40"></box>' for t in (0, 4, 9))
+    return [f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>'
+            f'<track id="0" label="cat">{boxes}</track></annotations>'.encode()]
+
+
+def mot_seeds(folder: Path) -> list[bytes]:
+    return [b'1,1,10,20,30,40,1,1,1\n2,1,11,20,30,40,1,1,0.5\n2,2,1.5,2,3,4,0,7,1\n',
+            b'1,-1,10,20,30,40,0.9,-1,-1,-1\n']
+
+
+def seqinfo_seeds(folder: Path) -> list[bytes]:
+    return [b'[Sequence]\nname=a\nimDir=img1\nframeRate=25\nseqLength=3\nimWidth=64\n'
+            b'imHeight=48\nimExt=.jpg\n']
+
+
+def label_seeds(folder: Path) -> list[bytes]:
+    return [b'a/1.jpg 0\na/2.jpg 0\nb/1.jpg 1\n', b'a b/1.jpg\t0\nc/2.jpg\t1\n']
+
+
+def class_seeds(folder: Path) -> list[bytes]:
+    return [b'a/1.jpg 0\na 2.jpg 0\nb/1.jpg 1\n']
+
+
+def pair_seeds(folder: Path) -> list[bytes]:
+    lines = ''.join(f'a/{i}.jpg b/{i}.jpg {i % 2}\n' for i in range(24))
+    lfw = '2\t2\n' + ('Ann\t1\t2\nBob\t1\t3\nAnn\t1\tBob\t2\nBob\t1\tAnn\t4\n') * 2
+    return [lines.encode(), lfw.encode()]
+
+
+def subject_seeds(folder: Path) -> list[bytes]:
+    return [b'TEMPLATE_ID,SUBJECT_ID,FILENAME\n1,10,a.jpg\n2,11,"b, c.jpg"\n1,10,d.jpg\n']
+
+
+def index_seeds(folder: Path) -> list[bytes]:
+    _records(folder)
+    return [(folder / 'own.idx').read_bytes()]
+
+
+def record_seeds(folder: Path) -> list[bytes]:
+    _records(folder)
+    return [(folder / 'own.rec').read_bytes()]
+
+
+def _records(folder: Path) -> None:
+    from vision.faces.core.recordio import write_face_records
+    write_face_records(folder / 'own.rec', [[b'picture' * 3, b'\x0a\x23\xd7\xce' * 2], [b'xyz']])
+
+
+def checkpoint_seeds(folder: Path) -> list[bytes]:
+    import torch
+
+    from vision.common.nn.checkpoint import save_checkpoint
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    content = dict(state_dict=model.state_dict(), optimizer=optimizer.state_dict(),
+                   meta=dict(iter=3, dataset_meta=dict(classes=('a', 'b'))), t={(1, 2): 3},
+                   numbers=[np.arange(6.).reshape(2, 3), np.float32(2), 2**70, b'ab', {1}],
+                   index=dict(kind='ivf', dim=4, centroids=torch.randn(2, 4)))
+    seeds = []
+    for is_new in (True, False):
+        torch.save(content, folder / 'own.pth', _use_new_zipfile_serialization=is_new)
+        seeds.append((folder / 'own.pth').read_bytes())
+    save_checkpoint(content, folder / 'saved.pth')
+    return seeds
+
+
+def safetensors_seeds(folder: Path) -> list[bytes]:
+    import torch
+
+    from vision.common.nn.checkpoint import save_weights
+    save_weights(dict(w=torch.arange(6.).reshape(2, 3), b=torch.ones(2).half()),
+                 folder / 'own.safetensors', classes=('a', 'b'))
+    return [(folder / 'own.safetensors').read_bytes()]
+
+
+def bin_seeds(folder: Path) -> list[bytes]:
+    images = [b'\xff\xd8' + bytes([i]) * 9 for i in range(8)]
+    arrays = [np.frombuffer(image, np.uint8) for image in images]
+    pixels = [np.full((2, 2, 3), i, np.uint8) for i in range(8)]
+    same = [True, False] * 2
+    return [pickle.dumps((images, same), protocol=4), pickle.dumps((arrays, same), protocol=2),
+            pickle.dumps((pixels, np.array(same)), protocol=4),
+            pickle.dumps((images, same), protocol=0)]
+
+
+def font_seeds(folder: Path) -> list[bytes]:
+    ranges = struct.pack('>HHIIIIII', 12, 0, 28, 0, 1, 65, 70, 1)
+    segments = struct.pack('>HHHHHHH2HH2H2H2H', 4, 32, 0, 4, 4, 1, 0, 70, 0xFFFF, 0, 65, 0xFFFF,
+                           0xFFC0, 1, 0, 0)
+    seeds = []
+    for kind in (ranges, segments):
+        tables = {b'cmap': struct.pack('>HHHHI', 0, 1, 3, 10 if kind is ranges else 1, 12) + kind,
+                  b'head': bytes(50) + struct.pack('>hh', 0, 0),
+                  b'loca': struct.pack('>9H', *range(9)),
+                  b'maxp': struct.pack('>IH', 0x10000, 8)}
+        place, directory, body = 12 + 16 * len(tables), b'', b''
+        for name, content in sorted(tables.items()):
+            directory += struct.pack('>4sIII', name, 0, place + len(body), len(content))
+            body += content + bytes(-len(content) % 4)
+        font = struct.pack('>IHHHH', 0x10000, len(tables), 0, 0, 0) + directory + body
+        seeds.append(font)
+    return seeds
+
+
+def gallery_seeds(folder: Path) -> list[bytes]:
+    from vision.faces.core.gallery import Gallery
+    rows = np.eye(4, dtype=np.float32)[:3]
+    Gallery(rows, np.array(['a', 'b', 'b']), np.array(['1.jpg', '2.jpg', '3.jpg']), 'abc').save(
+        folder / 'own.npz')
+    return [(folder / 'own.npz').read_bytes()]
+
+
+def yaml_seeds(folder: Path) -> list[bytes]:
+    return [b'model: {type: LatticeDetector, num_stages: 2, detector: &d {type: X, a: [1, 2.5]}}\n'
+            b'work_dir: x\ntrain_dataloader:\n  batch_size: 2\n  dataset: {<<: *d, b: null}\n'
+            b'log_level: "INFO"\n']
+
+
+def json_config_seeds(folder: Path) -> list[bytes]:
+    return [json.dumps(dict(model=dict(type='A', x=[1, 2.5, None, dict(y=True)]), work_dir='w',
+                            default_scope='vision')).encode()]
+
+
+def zoo_seeds(folder: Path) -> list[bytes]:
+    from vision.zoo.index import INDEX
+    return [INDEX.read_bytes()]
+
+
+def image_seeds(folder: Path) -> list[bytes]:
+    import cv2
+    picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    picture = cv2.GaussianBlur(picture, (0, 0), 3)
+    kinds = [('.jpg', []), ('.jpg', [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), ('.png', []),
+             ('.webp', [cv2.IMWRITE_WEBP_QUALITY, 50]), ('.webp', [cv2.IMWRITE_WEBP_QUALITY, 101]),
+             ('.bmp', []), ('.tiff', []), ('.ppm', [])]
+    return [cv2.imencode(ending, picture, options)[1].tobytes() for ending, options in kinds]
+
+
+def video_seeds(folder: Path) -> list[bytes]:
+    import av
+    seeds = []
+    for ending, codec in (('mp4', 'libx264'), ('avi', 'mjpeg'), ('mkv', 'mpeg4'),
+                          ('ts', 'mpeg2video')):
+        path = folder / f'own.{ending}'
+        with av.open(str(path), 'w') as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
+            for t in range(5 if ending != 'ts' else 25):  # FFmpeg looks at some before it tells
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 9 * t, np.uint8), 'bgr24')
+                container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+            container.mux(stream.encode(None))
+        seeds.append(path.read_bytes())
+    return seeds
+
+
+def onnx_seeds(folder: Path) -> list[bytes]:
+    """A network of one constant output, made by hand: protobuf of a few fields."""
+    import onnx
+    h, kind = onnx.helper, onnx.TensorProto.FLOAT
+    output = np.random.default_rng(0).uniform(0, 1, (1, 7, 84)).astype(np.float32)
+    graph = h.make_graph(
+        [h.make_node('Add', ['values', 'zero'], ['output'])], 'g',
+        [h.make_tensor_value_info('images', kind, [1, 3, 64, 64])],
+        [h.make_tensor_value_info('output', kind, [1, 7, 84])],
+        [onnx.numpy_helper.from_array(output, 'values'),
+         onnx.numpy_helper.from_array(np.zeros(1, np.float32), 'zero')])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid('', 17)], ir_version=8)
+    h.set_model_props(model, dict(names="{0: 'a', 1: 'b', 2: 'c'}"))
+    return [model.SerializeToString()]
+
+
+def zip_seeds(folder: Path) -> list[bytes]:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name in ('train/a/1.txt', 'train/a/2.txt', 'b/3.txt'):
+            archive.writestr(name, name * 20)
+    return [target.getvalue()]
+
+
+def tar_seeds(folder: Path) -> list[bytes]:
+    seeds = []
+    for mode in ('w', 'w:gz'):
+        target = io.BytesIO()
+        with tarfile.open(fileobj=target, mode=mode) as archive:
+            for name in ('a/1.txt', 'a/2.txt'):
+                entry = tarfile.TarInfo(name)
+                entry.size = 200
+                archive.addfile(entry, io.BytesIO(b'x' * 200))
+        seeds.append(target.getvalue())
+    return seeds
+
+
+# Readers ----------------------------------------------------------------------------------------
+def read_cocovid(path: Path) -> None:
+    from vision.lattice.core.cocovid import load_cocovid
+    from vision.lattice.core.cocovid_stats import statistics
+    statistics(load_cocovid(path, bad_boxes='drop'))
+
+
+def read_voc(path: Path) -> None:
+    from vision.lattice.core.track_files import read_voc_xml
+    read_voc_xml(path)
+
+
+def read_cvat(path: Path) -> None:
+    from vision.lattice.core.track_files import read_cvat_xml
+    read_cvat_xml(path)
+
+
+def read_mot(path: Path) -> None:
+    from vision.lattice.core.track_files import read_mot_text
+    read_mot_text(path)
+
+
+def read_seqinfo(path: Path) -> None:
+    import sys
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'dataset_converters'))
+    from mot2cocovid import read_seqinfo
+    folder = path.with_suffix('')
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(path, folder / 'seqinfo.ini')
+    read_seqinfo(folder)
+
+
+def read_labels(path: Path) -> None:
+    from vision.faces.core.image_lists import read_label_list
+    read_label_list(path, path.parent)
+
+
+def read_classes(path: Path) -> None:
+    from vision.classify.core.folders import read_image_list
+    read_image_list(path, num_classes=2)
+
+
+def read_pairs(path: Path) -> None:
+    from vision.faces.core.pairs import read_pairs
+    read_pairs(path)
+
+
+def read_subjects(path: Path) -> None:
+    from vision.faces.core.protocols import read_ijb_subjects
+    read_ijb_subjects(path)
+
+
+def read_index(path: Path) -> None:
+    from vision.faces.core.recordio import FaceRecords
+    _read_records(FaceRecords(path.parent / 'own.rec', path))
+
+
+def read_records(path: Path) -> None:
+    from vision.faces.core.recordio import FaceRecords
+    _read_records(FaceRecords(path, path.parent / 'own.idx'))
+
+
+def _read_records(records) -> None:
+    records.labels()
+    for position in range(len(records)):
+        records.read(position)
+
+
+def read_checkpoint(path: Path) -> None:
+    from vision.common.nn.checkpoint import class_names, load_checkpoint
+    class_names(load_checkpoint(path))
+
+
+def read_class_index(path: Path) -> None:
+    import torch
+
+    from vision.common.nn.checkpoint import load_checkpoint
+    from vision.faces.nn.faiss_index import make_spec, restore_index
+    state = load_checkpoint(path).get('index')
+    if isinstance(state, dict):
+        restore_index(make_spec('ivf', 4, num_lists=2), state,
+                      torch.arange(40.).reshape(10, 4).cos())
+
+
+def read_bin(path: Path) -> None:
+    from vision.faces.core.insightface_bin import read_bin
+    read_bin(path).pairs() if path.stat().st_size > 2000 else read_bin(path)
+
+
+def read_font(path: Path) -> None:
+    from vision.faces.core.font_files import read_characters
+    read_characters(path)
+
+
+def read_gallery(path: Path) -> None:
+    from vision.faces.core.gallery import load_gallery
+    load_gallery(path)
+
+
+def read_config(path: Path) -> None:
+    from vision.common.core.data_configs import read_data_config
+    read_data_config(path)
+
+
+def read_zoo(path: Path) -> None:
+    from vision.zoo.index import load_index
+    load_index(path)
+
+
+def read_image(path: Path) -> None:
+    from vision.common.nn.images import read_image
+    read_image(path)
+
+
+def read_video(path: Path) -> None:
+    from vision.stream.io.sources import VideoFile
+    for count, _ in enumerate(VideoFile(path)):
+        if count > 200:  # a spoiled clock may repeat frames for hours
+            break
+
+
+def read_onnx(path: Path) -> None:
+    from vision.lattice.runtime.onnx_detector import OnnxDetector
+    OnnxDetector(path, decoding='yolov8', threads=1).detect(np.zeros((48, 64, 3), np.uint8))
+
+
+def read_archive(path: Path) -> None:
+    from vision.common.core.archives import unpack
+    out = path.parent / 'unpacked'
+    shutil.rmtree(out, ignore_errors=True)
+    unpack(path, out)
+
+
+_LINES = (line,)
+_PICKLES = (inside_zip(opcode, '.pkl'), opcode, inside_zip(plain_inside, ''))
+READERS = {
+    'cocovid': Reader(cocovid_seeds, read_cocovid, '.json', True, (json_node,)),
+    'voc': Reader(voc_seeds, read_voc, '.xml', True, (element,)),
+    'cvat': Reader(cvat_seeds, read_cvat, '.xml', True, (element,)),
+    'mot': Reader(mot_seeds, read_mot, '.txt', True, _LINES),
+    'seqinfo': Reader(seqinfo_seeds, read_seqinfo, '.ini', True, _LINES, (b'%(imdir)s', b'[x]')),
+    'labels': Reader(label_seeds, read_labels, '.txt', True, _LINES),
+    'classes': Reader(class_seeds, read_classes, '.txt', True, _LINES),
+    'pairs': Reader(pair_seeds, read_pairs, '.txt', True, _LINES),
+    'subjects': Reader(subject_seeds, read_subjects, '.csv', True, _LINES),
+    'record-index': Reader(index_seeds, read_index, '.idx', True, _LINES),
+    'records': Reader(record_seeds, read_records, '.rec', words=(b'\x0a\x23\xd7\xce',)),
+    'checkpoint': Reader(checkpoint_seeds, read_checkpoint, '.pth', structured=_PICKLES,
+                         words=_OPCODES),
+    'class-index': Reader(checkpoint_seeds, read_class_index, '.pth', structured=_PICKLES[:1]),
+    'safetensors': Reader(safetensors_seeds, read_checkpoint, '.safetensors',
+                          structured=(header,)),
+    'insightface-bin': Reader(bin_seeds, read_bin, '.bin', structured=(opcode,), words=_OPCODES),
+    'font': Reader(font_seeds, read_font, '.ttf', words=(b'ttcf', b'cmap', b'loca')),
+    'gallery': Reader(gallery_seeds, read_gallery, '.npz',
+                      structured=(inside_zip(plain_inside, '.npy'),)),
+    'config-yaml': Reader(yaml_seeds, read_config, '.yaml', structured=_LINES, words=(
+        b'!!python/object/apply:os.system [x]', b'&a [*a]', b'_base_: x.yaml', b'<<: ', b'!!set',
+        b'custom_imports: {}', b'? ', b': ', b'2001-01-01')),
+    'config-json': Reader(json_config_seeds, read_config, '.json', structured=(json_node,)),
+    'zoo-index': Reader(zoo_seeds, read_zoo, '.yml', structured=_LINES),
+    'image': Reader(image_seeds, read_image, '.img'),
+    'video': Reader(video_seeds, read_video, '.video', words=(b'ffconcat version 1.0\n',)),
+    'onnx': Reader(onnx_seeds, read_onnx, '.onnx'),
+    'zip': Reader(zip_seeds, read_archive, '.zip', structured=(archive_name,)),
+    'tar': Reader(tar_seeds, read_archive, '.tar', words=(b'2', b'../x'))}
