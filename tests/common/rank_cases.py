@@ -1,8 +1,10 @@
 """What several forked ranks do together for the tests; each case writes a JSON file.
 
-Run as: rank_cases.py CASE FOLDER
+  python tests/common/rank_cases.py CASE FOLDER
+  python tests/common/rank_cases.py report FOLDER docs/results/resume_points_ranks.json
 """
 
+import datetime
 import json
 import os
 import sys
@@ -16,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
 import resume_points
 import runs
-from rank_faults import fork_ranks
+from rank_faults import TIMEOUT_S, fork_ranks, work_until
 
+from vision.common.core.report import write_report
 from vision.common.mm.flexible import ExactFlexibleRunner
 from vision.common.nn.watchdog import ends_together
 
@@ -54,11 +57,11 @@ def points(folder, strategy, numbers):
 
 def play(folder, ranks, work, *args):
     """Fork ranks that do ``work``; what they print and raise stands in the test's report."""
-    ended = fork_ranks(work, ranks, folder, *args, wait_s=300)
+    ended = fork_ranks(work, ranks, folder, *args, wait_s=900)
     for rank, end in enumerate(ended):
         if end.code != 0:
             print(f'--- rank {rank} ended with {end.code}:\n{end.text[-4000:]}', file=sys.stderr)
-    assert all(end.code == 0 for end in ended)
+    assert all(end.code == 0 for end in ended), work.__name__
 
 
 def rows_of(folder, strategy, numbers, num_ranks=2):
@@ -106,10 +109,49 @@ def other_ranks(folder):
         play(folder, 2, leg, strategy, 'kinds', end, options)
 
 
+def stages(kind, rank):
+    """A chain that passes tensors on, as the stages of a pipeline do."""
+    with ends_together(TIMEOUT_S):
+        dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=TIMEOUT_S))
+        own, world, box = dist.get_rank(), dist.get_world_size(), torch.ones(3)
+        for number in range(20):
+            if own > 0:
+                dist.recv(box, own - 1)
+            if own == rank and number == 10:
+                if kind == 'stage-raises':
+                    raise ValueError(f'stage {own}')
+                dist.recv(box, own + 1)
+            if own < world - 1:
+                dist.send(box, own + 1)
+        dist.barrier()
+
+
+def faults(folder):
+    """What the ranks of each fault ended with: code, seconds, text."""
+    found = []
+    for kind, world, rank in json.loads((folder / 'faults.json').read_text()):
+        work, *args = (stages, kind, rank) if kind.startswith('stage') else \
+            (work_until, kind, rank, 10, True)
+        ended = fork_ranks(work, world, *args, wait_s=TIMEOUT_S + 11)
+        found.append([(end.code, end.after_s, end.text) for end in ended])
+    (folder / 'played.json').write_text(json.dumps(found))
+
+
 def rows(folder, *numbers):
     found = rows_of(folder, 'DDPStrategy', [int(n) for n in numbers]) + \
         rows_of(folder, 'FSDP2Strategy', [int(n) for n in numbers])
     (folder / 'rows.json').write_text(json.dumps(found))
+
+
+def report(folder, path):
+    """24 resume points by DDP and by FSDP2, on two ranks."""
+    numbers = [number for number, point in enumerate(resume_points.POINTS)
+               if point.workers == 0 or point.kind == 'all']
+    found = [row for strategy in ('DDPStrategy', 'FSDP2Strategy')
+             for row in rows_of(folder, strategy, numbers)]
+    num_equal = sum(not row['differs'] for row in found)
+    print(f'{num_equal} of {len(found)} resume points end bit-identical')
+    write_report(Path(path), found, seed=0)
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ def case(repository, folder, *arguments):
 @pytest.mark.slow
 @pytest.mark.fault('R8')
 def test_runs_resumed_by_ddp_and_fsdp2_end_bit_identical(repository, tmp_path):
-    """Five of the 80 points of docs/results/resume_points_ranks.json, the whole kinds first."""
+    """Two of the 24 points by each strategy of docs/results/resume_points_ranks.json."""
     case(repository, tmp_path, 'rows', '34', '16')
     rows = json.loads((tmp_path / 'rows.json').read_text())
     assert {(row['strategy'], row['kind']) for row in rows} == {

@@ -28,6 +28,7 @@ from vision.common.core.errors import EXIT_CODES, VisionError
 
 TIMEOUT_S = 1800.0  # torch's own for a collective
 POLL_S = 0.25
+CONNECT_S = 2.0
 REPORTS_S = 2.0  # the wait for stacks of the other ranks
 # Beside the time-out this is all that passes until a rank has ended: a rank that failed prints
 # its traceback meanwhile.
@@ -99,10 +100,15 @@ class Watchdog:
     def failed(self, error: BaseException) -> None:
         """Post what ended this rank. Does not come back if another rank is the cause."""
         try:
-            if self._is_over.is_set() or not self._connect():  # it may be the very first step
-                return
-        except dist.DistError:
-            return  # rank 0 is gone already; the error of the collective says so
+            self._post(error)
+        except dist.DistError as caught:  # the store is gone, with rank 0
+            if self.store is not None:
+                self._thread.join(GRACE_S)  # it may be ending the process for that
+            self._end_without_store(caught)
+
+    def _post(self, error: BaseException) -> None:
+        if self._is_over.is_set() or not self._connect():  # it may be the very first step
+            return
         self._has_failed, self._failure = True, error
         if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
             # Whoever is the cause may need a moment to say so, or to be found dead.
@@ -124,9 +130,10 @@ class Watchdog:
             time.sleep(POLL_S / 5)
 
     def _run(self) -> None:
-        while not self._is_over.wait(POLL_S) or self._has_failed:
+        # Until the store is found it looks often: rank 0 may take it along soon.
+        while not self._is_over.wait(POLL_S if self.store else POLL_S / 20) or self._has_failed:
             try:
-                if not self._connect():
+                if not self._is_connected():
                     continue
                 if self._find_fault():
                     break
@@ -142,6 +149,12 @@ class Watchdog:
         with self._connecting:
             return self.store is not None or self._has_met()
 
+    def _is_connected(self) -> bool:
+        try:
+            return self._connect()
+        except dist.DistError:
+            return False  # in a large group the store may be busy: again at the next look
+
     def _has_met(self) -> bool:
         if not dist.is_initialized() or dist.get_world_size() == 1 or \
                 'MASTER_ADDR' not in os.environ:  # the group met in a file: torch's time-out alone
@@ -149,7 +162,7 @@ class Watchdog:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']),
                               is_master=False, wait_for_workers=False,
-                              timeout=datetime.timedelta(seconds=10))
+                              timeout=datetime.timedelta(seconds=CONNECT_S))
         restart = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
         store = dist.PrefixStore(f'vision-watchdog/{restart}', store)
         store.set(f'who/{self.rank}', json.dumps([os.getpid(), socket.gethostname()]))
@@ -278,7 +291,7 @@ class Watchdog:
 
     def _is_there(self, key: str) -> bool:
         try:
-            return self.store.check([key])
+            return self.store is not None and self.store.check([key])
         except dist.DistError:
             return False
 
