@@ -22,9 +22,11 @@ def main(argv: list[str] | None = None) -> int:
         build_runner,
         explained,
         leave_ranks,
+        rank_timeout_s,
         read_config,
     )
     from vision.common.nn.checkpoint import require_no_weights
+    from vision.common.nn.watchdog import ends_together
     parser = command_parser(__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', nargs='?', help='.pth, .safetensors or zoo:NAME; none for '
@@ -47,17 +49,18 @@ def main(argv: list[str] | None = None) -> int:
         config.default_hooks.visualization = dict(
             type='mmdet.DetVisualizationHook', draw=True, test_out_dir=str(args.show_dir))
         config.visualizer.type = 'mmdet.DetLocalVisualizer'
-    with explained(config):
-        runner = build_runner(config)
-        if args.checkpoint is None:
-            require_no_weights(runner.model)
-        metrics = runner.test()
-    if args.out and runner.rank == 0:
-        with atomic_write(args.out, 'w') as file:
-            json.dump({name: float(value) for name, value in metrics.items()}, file, indent=1)
-        print(f'metrics: {args.out}')
-    del runner
-    leave_ranks()
+    with ends_together(rank_timeout_s(config)):
+        with explained(config):
+            runner = build_runner(config)
+            if args.checkpoint is None:
+                require_no_weights(runner.model)
+            metrics = runner.test()
+        if args.out and runner.rank == 0:
+            with atomic_write(args.out, 'w') as file:
+                json.dump({name: float(value) for name, value in metrics.items()}, file, indent=1)
+            print(f'metrics: {args.out}')
+        del runner
+        leave_ranks()
     return 0
 
 

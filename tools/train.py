@@ -7,6 +7,7 @@ Writes checkpoints, logs and the full config into the work_dir. An interrupted r
   python tools/train.py CONFIG --resume                    # go on from the newest checkpoint
   python tools/train.py CONFIG --cfg-options train_cfg.max_iters=100
   bash tools/dist_train.sh CONFIG 2                        # two processes (GPUs, or gloo on CPU)
+  bash tools/dist_train.sh CONFIG 8 --max-restarts 3       # goes on by itself when a rank dies
 """
 
 from __future__ import annotations
@@ -47,12 +48,22 @@ def apply_options(config, args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from vision.common.mm.launch import build_runner, explained, leave_ranks, read_config
+    from vision.common.mm.launch import (
+        build_runner,
+        explained,
+        leave_ranks,
+        rank_timeout_s,
+        read_config,
+        resume_after_restart,
+    )
+    from vision.common.nn.watchdog import ends_together
     config = read_config(args)
     apply_options(config, args)
-    with explained(config):
-        build_runner(config).train()
-    leave_ranks()
+    resume_after_restart(config)
+    with ends_together(rank_timeout_s(config)):
+        with explained(config):
+            build_runner(config).train()
+        leave_ranks()
     return 0
 
 

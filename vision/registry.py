@@ -21,6 +21,7 @@ def _child(name: str, parent: Registry) -> Registry:
 
 
 RUNNERS = _child('runner', root.RUNNERS)
+STRATEGIES = _child('strategy', root.STRATEGIES)
 LOOPS = _child('loop', root.LOOPS)
 HOOKS = _child('hook', root.HOOKS)
 DATASETS = _child('dataset', root.DATASETS)

@@ -41,7 +41,7 @@ NUMBERS = ('127.0.0.1', '10.1.2.3', '192.168.0.9', '172.31.0.1', '169.254.169.25
 @pytest.mark.parametrize('address', HOSTILE, ids=lambda text: ascii(text[:40]))
 def test_hostile_addresses_are_refused_before_a_name_is_looked_up(address):
     assert len(HOSTILE) >= 60
-    with pytest.raises(VisionError, match='VIS-NET-343'):
+    with pytest.raises(VisionError, match='VIS-NET-353'):
         require_public_address(address, ('https', 'rtsps'), lambda host: pytest.fail(host))
 
 
@@ -56,7 +56,7 @@ def test_public_ones_pass_and_give_their_numbers(address):
 @pytest.mark.parametrize('number', NUMBERS)
 def test_a_public_name_of_a_private_machine_is_refused(number):
     for found in ([number], ['93.184.216.34', number]):
-        with pytest.raises(VisionError, match='VIS-NET-343'):
+        with pytest.raises(VisionError, match='VIS-NET-353'):
             require_public_address('https://example.org/x', ('https',),
                                    lambda host, found=found: found)
 
@@ -67,5 +67,5 @@ def test_a_name_that_nobody_knows_is_refused():
         raise OSError('no such host')
 
     for resolve in (fail, lambda host: []):
-        with pytest.raises(VisionError, match='VIS-NET-343'):
+        with pytest.raises(VisionError, match='VIS-NET-353'):
             require_public_address('https://example.org/x', ('https',), resolve)

@@ -46,7 +46,11 @@ class Recorder(Hook):
 
     def before_train(self, runner):
         model = getattr(runner.model, 'module', runner.model)
-        self.start = copy.deepcopy(model.head.rows_state(renews_selector=False))
+        self.start = copy.deepcopy(model.head.rows_state(renews_selector=False)['stores'])
+        if dist.is_initialized():
+            stores = [None] * dist.get_world_size()
+            dist.all_gather_object(stores, self.start)
+            self.start = sum(stores, [])
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.losses.append(outputs['loss'].item())
@@ -115,7 +119,7 @@ def main(rank, folder):
             if recorder:
                 mixed += recorder.losses
                 if rank == 0:
-                    torch.save(recorder.start['stores'], f'{folder}/{selector}-start{end}.pt')
+                    torch.save(recorder.start, f'{folder}/{selector}-start{end}.pt')
     Path(folder, f'{rank}.json').write_text(json.dumps(result))
     meetings.hold(4, dist.barrier)
     os._exit(0)  # torch's gloo now and then aborts while Python shuts down, all work done

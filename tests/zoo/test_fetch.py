@@ -111,7 +111,7 @@ def test_a_redirect_to_a_public_name_of_this_network_is_refused(server, settings
         (0, 0, 0, '', (number, 0))] if host == 'example.org' else real(host, *rest, **options))
     monkeypatch.setattr('urllib.request.getproxies', dict)
     server.redirect_to = 'https://example.org/weights.bin'
-    refuses('VIS-NET-343', entry_of(server.address), settings)
+    refuses('VIS-NET-353', entry_of(server.address), settings)
     assert leftovers(settings) == [] and server.requests == [None]
 
 

@@ -47,7 +47,7 @@ def download(address: str, part: Path, size_bytes: int, *, progress: Progress | 
     Raises:
         TransferError: the address did not give these bytes.
         VisionError: VIS-ENV-603 the disk is full, VIS-NET-604 an address that is not https,
-            VIS-NET-343 a redirect to a machine of this network.
+            VIS-NET-353 a redirect to a machine of this network.
     """
     require_https(address, http_hosts)
     opener = urllib.request.build_opener(_HttpsRedirects(http_hosts))

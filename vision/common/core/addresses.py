@@ -56,7 +56,7 @@ def require_public_address(address: str, schemes: Collection[str],
         schemes: allowed ones, e.g. ('https', 'rtsps').
         resolve: name -> numbers; the system's resolver when None.
     Raises:
-        VisionError: VIS-NET-343.
+        VisionError: VIS-NET-353.
     """
     scheme = address.partition(':')[0].lower() if isinstance(address, str) else ''
     if scheme not in schemes or not address[len(scheme):].startswith('://'):
@@ -88,6 +88,6 @@ def _resolve(host: str) -> list[str]:
 
 
 def _refused(address: str, why: str) -> VisionError:
-    return VisionError('VIS-NET-343', f'the address {address!r:.120} is not opened: {why}',
+    return VisionError('VIS-NET-353', f'the address {address!r:.120} is not opened: {why}',
                        why='an address of somebody else may point at this machine, or at the '
                        'network behind it', do='upload the file itself')

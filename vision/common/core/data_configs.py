@@ -33,7 +33,7 @@ def read_data_config(path: Path) -> list[dict[str, Any]]:
     """The file and what it inherits from (``_base_``, data files too), nearest last.
 
     Raises:
-        VisionError: VIS-CONFIG-314 it cannot be read, VIS-CONFIG-341 it asks for code.
+        VisionError: VIS-CONFIG-314 it cannot be read, VIS-CONFIG-351 it asks for code.
     """
     return _with_bases(Path(path), [])
 
@@ -101,7 +101,7 @@ def _require_plain(value: Any) -> None:
 
 
 def _asks_for_code(path: Path, what: str) -> VisionError:
-    return VisionError('VIS-CONFIG-341', f'the config {path} asks for code: {what}',
+    return VisionError('VIS-CONFIG-351', f'the config {path} asks for code: {what}',
                        where=str(path), why='YAML and JSON configs are data: they can be read '
                        'from anybody, because nothing in them runs',
                        do='leave it out; a config that needs code is a .py file, which you must '

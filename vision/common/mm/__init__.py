@@ -1,5 +1,5 @@
 """What every room's configs use: the runner, its hooks and optimizer wrapper."""
 
-from vision.common.mm import hooks, optim, runner
+from vision.common.mm import flexible, hooks, optim, runner, strategies
 
-__all__ = ['hooks', 'optim', 'runner']
+__all__ = ['flexible', 'hooks', 'optim', 'runner', 'strategies']

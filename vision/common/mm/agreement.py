@@ -5,15 +5,44 @@ A rank that raised alone, or went another way, would leave the others in a colle
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
+import torch
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+    init_dist,
+)
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.watchdog import TIMEOUT_S
 
 Answer = TypeVar('Answer')
+
+
+def join_ranks(launcher: str, backend: str = 'nccl', timeout: float = TIMEOUT_S,
+               **options: Any) -> None:
+    """Make the process group, as MMEngine does; it asks for CUDA in every process, here processes
+    also run on CPUs.
+
+    Args:
+        timeout: of a collective, in seconds.
+    Raises:
+        VisionError: VIS-DIST-318, a launcher that only works with GPUs.
+    """
+    if torch.cuda.is_available():
+        init_dist(launcher, backend, timeout=timeout, **options)
+        return
+    if launcher != 'pytorch':
+        raise VisionError('VIS-DIST-318', f'--launcher {launcher} found no GPU',
+                          why='only torchrun starts processes on CPUs',
+                          do='bash tools/dist_train.sh CONFIG NUM_PROCESSES')
+    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
 
 
 def decided_by_first(decide: Callable[[], Answer]) -> Answer:

@@ -111,7 +111,8 @@ def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name.startswith(('best_', TEMPORARY)) or path.is_symlink():
                 continue
-            if path.is_file() and (path.suffix == '.pth' or io.manifest_path(path).exists()):
+            if path.is_file() and (path.suffix == '.pth' or io.manifest_path(path).exists()) or \
+                    path.is_dir() and path.suffix == '.pth':
                 yield path
 
 
@@ -156,11 +157,16 @@ def require_same_file(path: Path) -> None:
     """
     if get_world_size() == 1:
         return
-    expected = decided_by_first(lambda: sha256_of(path) if path.is_file() else None)
+
+    def digest() -> str | None:
+        file = io.manifest_path(path) if path.is_dir() else path
+        return sha256_of(file) if file.is_file() else None
+
+    expected = decided_by_first(digest)
     if expected is None:  # loading it says so, on every rank
         return
     with one_for_all():
-        found = sha256_of(path) if path.is_file() else None
+        found = digest()
         if found != expected:
             raise VisionError(
                 'VIS-DIST-325', f'rank {get_rank()} has {"another" if found else "no"} '
@@ -338,12 +344,12 @@ def gathered_gradients(wrapper) -> list[list[torch.Tensor | None]]:
     host memory; [] when none wait. Call it on every rank."""
     if all(part.should_update() for part in _parts(wrapper)):
         return []
-    own = [parameter.grad for parameter in _parameters(wrapper)]
+    own = [parameter.grad for parameter in parameters_of(wrapper)]
     if get_world_size() == 1:
         return [[gradient if gradient is None else gradient.cpu() for gradient in own]]
     has_any = all_gather_object([gradient is not None for gradient in own])
     ranks: list[list[torch.Tensor | None]] = [[] for _ in has_any]
-    for i, (parameter, gradient) in enumerate(zip(_parameters(wrapper), own, strict=True)):
+    for i, (parameter, gradient) in enumerate(zip(parameters_of(wrapper), own, strict=True)):
         flags = [flags[i] for flags in has_any]
         # One after the other: the device holds one tensor of each rank at a time.
         parts = any(flags) and gather(
@@ -401,11 +407,11 @@ def restore_gradients(wrapper, ranks: list[list[torch.Tensor | None]]) -> None:
                           why='each process goes on with the sum that it had',
                           do=f'resume with {len(ranks)} processes, or from a checkpoint at a '
                           'multiple of accumulative_counts')
-    for parameter, gradient in zip(_parameters(wrapper), ranks[get_rank()], strict=True):
+    for parameter, gradient in zip(parameters_of(wrapper), ranks[get_rank()], strict=True):
         parameter.grad = None if gradient is None else gradient.to(parameter)
 
 
-def _parameters(wrapper) -> list[torch.Tensor]:
+def parameters_of(wrapper) -> list[torch.Tensor]:
     return [p for part in _parts(wrapper) for group in part.optimizer.param_groups
             for p in group['params']]
 

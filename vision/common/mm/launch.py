@@ -33,6 +33,7 @@ from vision.common.mm.safe_files import (
     read_safely,
 )
 from vision.common.nn.freed_memory import keep_freed_memory
+from vision.common.nn.watchdog import TIMEOUT_S
 from vision.registry import RUNNERS
 
 _UNKNOWN_ARGUMENT = re.compile(
@@ -105,6 +106,22 @@ def find_classes(name: Any, scope: str | None = None) -> list[Any]:
         if cls is not None and cls not in found:
             found.append(cls)
     return found
+
+
+def rank_timeout_s(config: Config) -> float:
+    """The time-out of a collective, ``env_cfg.dist_cfg.timeout``: a rank that waits for longer is
+    said to hang (``vision.common.nn.watchdog``)."""
+    env = config.get('env_cfg') or {}
+    return float((env.get('dist_cfg') or {}).get('timeout', TIMEOUT_S))
+
+
+def resume_after_restart(config: Config) -> None:
+    """When torchrun has started all ranks again, let them go on from what the run has saved."""
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
+        return
+    # A run that has saved nothing yet begins as it was told to, from load_from for example.
+    if any(Path(config.work_dir).glob('*.pth')) or config.get('load_from') is None:
+        config.resume, config.load_from = True, None
 
 
 def leave_ranks() -> None:

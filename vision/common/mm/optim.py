@@ -61,8 +61,9 @@ class _FiniteSteps:
                      if p.grad is not None]
         if not gradients:
             return True
-        # A NaN or infinity anywhere makes the norm so.
-        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        # A NaN or infinity anywhere makes the norm so; of shards it is brought together.
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return bool(getattr(norm, 'full_tensor', lambda: norm)().isfinite())
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed
+from mmengine.dist import get_world_size, is_distributed
 from mmengine.model import (
     MMDistributedDataParallel,
     is_model_wrapper,
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 from vision.common.core.errors import VisionError
 from vision.common.core.files import remove_unfinished
 from vision.common.core.references import find_file
-from vision.common.mm.agreement import decided_by_first, one_for_all
+from vision.common.mm.agreement import decided_by_first, join_ranks, one_for_all
 from vision.common.mm.checkpoints import (
     checkpoint_folders,
     chosen_checkpoint,
@@ -50,20 +51,26 @@ from vision.common.mm.exact_data import (
 from vision.common.mm.hooks import complete_hooks, default_hooks_of_ours, of_ours
 from vision.common.mm.logs import survive_full_disk
 from vision.common.nn import checkpoint as io
+from vision.common.nn.checkpoint_folder import recover_folders, save_folder
 from vision.registry import RUNNERS
 
 
-@RUNNERS.register_module()
-class ExactRunner(Runner):
-    """Runner of this project; everything that MMEngine's runner takes, it takes.
+class ExactRuns:
+    """What both runners of this project add to those of MMEngine.
 
-    What it adds: samples and steps are seeded by their place (``exact_data``, ``ExactnessHook``);
-    a resumed run begins at the next batch, also inside an epoch; checkpoints are written whole
-    and verified (``vision.common.nn.checkpoint``); nothing in a checkpoint is executed; one run
-    per work_dir. Without ``randomness.seed`` the seed is 0, so that a run can be repeated.
+    Samples and steps are seeded by their place (``exact_data``, ``ExactnessHook``); a resumed run
+    begins at the next batch, also inside an epoch; checkpoints are written whole and verified
+    (``vision.common.nn.checkpoint``); nothing in a checkpoint is executed; one run per work_dir.
+    Without ``randomness.seed`` the seed is 0, so that a run can be repeated.
+
+    A checkpoint is a file that rank 0 writes; where ranks hold something that the others do not
+    (sharded parameters, class rows), it is a folder that all write
+    (``vision.common.nn.checkpoint_folder``). A hook with ``checkpoint_part(runner)``, called on
+    every rank, gives such a part and its name, or None.
     """
 
     is_exact = True
+    is_sharded = False  # do the ranks hold different parts of the parameters?
 
     def __init__(self, *args, **kwargs) -> None:
         kwargs['randomness'] = _seeded(kwargs.get('randomness'))
@@ -74,25 +81,16 @@ class ExactRunner(Runner):
         survive_full_disk(self.logger)
 
     @classmethod
-    def from_cfg(cls, cfg) -> ExactRunner:
+    def from_cfg(cls, cfg):
         cfg = copy.deepcopy(cfg)
         cfg['randomness'] = _seeded(cfg.get('randomness'))
         return super().from_cfg(cfg)
-
-    def set_randomness(self, seed: int, diff_rank_seed: bool = False,
-                       deterministic: bool = False) -> None:
-        """As MMEngine's; ``base_seed`` is that of the run, without the rank."""
-        self.base_seed = seed
-        super().set_randomness(seed, diff_rank_seed, deterministic)
 
     def register_hooks(self, default_hooks: dict | None = None,
                        custom_hooks: list | None = None) -> None:
         """As MMEngine's, then those of ``REQUIRED_HOOKS`` that the config does not name."""
         super().register_hooks(default_hooks_of_ours(default_hooks), custom_hooks)
         complete_hooks(self)
-
-    def build_optim_wrapper(self, optim_wrapper):
-        return super().build_optim_wrapper(of_ours(optim_wrapper))
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
@@ -129,29 +127,6 @@ class ExactRunner(Runner):
     def _bare_model(self) -> torch.nn.Module:
         return self.model.module if is_model_wrapper(self.model) else self.model
 
-    def setup_env(self, env_cfg: dict) -> None:
-        """As MMEngine's, which asks for CUDA in every process; here processes also run on CPUs.
-
-        Raises:
-            VisionError: VIS-DIST-318, a launcher that only works with GPUs.
-        """
-        if self.distributed and not is_distributed() and not torch.cuda.is_available():
-            if self._launcher != 'pytorch':
-                raise VisionError('VIS-DIST-318', f'--launcher {self._launcher} found no GPU',
-                                  why='only torchrun starts processes on CPUs',
-                                  do='bash tools/dist_train.sh CONFIG NUM_PROCESSES')
-            torch.distributed.init_process_group('gloo')
-        super().setup_env(env_cfg)
-
-    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module):
-        if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
-            # MMEngine names a GPU for each process; without one none may be named. Its other
-            # choices are kept; SyncBN has no CPU form.
-            return MMDistributedDataParallel(
-                module=revert_sync_batchnorm(model), broadcast_buffers=False,
-                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
-        return super().wrap_model(model_wrapper_cfg, model)
-
     def train(self):
         """As MMEngine's.
 
@@ -164,6 +139,7 @@ class ExactRunner(Runner):
                 stack.enter_context(only_run_here(self.work_dir, self.rank))
                 if self.rank == 0:
                     for folder in checkpoint_folders(self):
+                        recover_folders(folder)
                         remove_unfinished(folder)
             stack.enter_context(dead_workers_explained())
             model = super().train()
@@ -187,7 +163,7 @@ class ExactRunner(Runner):
                                  'beginning')
         if source is None:
             return
-        if self._resume:
+        if self._resume or Path(source).is_dir():
             require_same_file(find_file(source))
         with one_for_all():
             if self._resume:
@@ -198,12 +174,15 @@ class ExactRunner(Runner):
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu',
                         strict: bool = True, revise_keys: list | None = None) -> dict[str, Any]:
         """Weights of ``filename`` (path or zoo:NAME) into the model, all of them or an error."""
-        content = io.load_checkpoint(find_file(filename), map_location)
+        content = self.read_checkpoint(find_file(filename), map_location)
         self.call_hook('after_load_checkpoint', checkpoint=content)
         io.load_model(self._bare_model(), content, where=str(filename))
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return content
+
+    def read_checkpoint(self, path: Path, map_location: str | Callable = 'cpu') -> dict[str, Any]:
+        return io.load_checkpoint(path, map_location)
 
     def resume(self, filename: str, resume_optimizer: bool = True,
                resume_param_scheduler: bool = True,
@@ -221,7 +200,7 @@ class ExactRunner(Runner):
         self.message_hub.load_state_dict(restored_hub(content['message_hub']))
         if resume_optimizer:
             load_optimizer(self.optim_wrapper, content['optimizer'], filename)
-            restore_gradients(self.optim_wrapper, content.get('gradients', []))
+            self.restore_gradients(content.get('gradients', []))
         if resume_param_scheduler and self.param_schedulers is not None:
             load_schedulers(self.param_schedulers, content['param_schedulers'])
         self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}')
@@ -229,23 +208,34 @@ class ExactRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> bool:
         """Write a checkpoint that holds tensors and plain values only; True when it is there.
 
-        Every rank comes here: hooks with a ``gather_checkpoint`` bring together what is spread
-        over ranks, then rank 0 writes. A full disk is an error in the log, not the end of the
-        run: the next interval tries again. Any other error of rank 0 is raised on every rank.
+        Every rank comes here, also where rank 0 alone writes. A full disk is an error in the log,
+        not the end of the run: the next interval tries again. Any other error of rank 0 is raised
+        on every rank.
         """
-        self.call_hook('gather_checkpoint')
-        gradients = gathered_gradients(self.optim_wrapper) \
-            if kwargs.get('save_optimizer', True) else []
+        gradients = self.waiting_gradients() if kwargs.get('save_optimizer', True) else []
         spread = dict(gradients=gradients, buffers=gathered_buffers(self._bare_model()))
-        self._unsaved = decided_by_first(
-            lambda: self._write_checkpoint(Path(out_dir) / filename, spread, *args, **kwargs))
+        parts = dict(filter(None, (hook.checkpoint_part(self) for hook in self.hooks
+                                   if hasattr(hook, 'checkpoint_part'))))
+        write = partial(self._write_checkpoint, Path(out_dir) / filename, spread, parts,
+                        *args, **kwargs)
+        self._unsaved = write() if self._is_folder(parts) else decided_by_first(write)
         return self._unsaved is None
 
-    def _write_checkpoint(self, path: Path, spread: dict, file_client_args: dict | None = None,
+    def _is_folder(self, parts: dict) -> bool:
+        return self.is_sharded or bool(parts) and get_world_size() > 1
+
+    def waiting_gradients(self) -> list:
+        return gathered_gradients(self.optim_wrapper)
+
+    def restore_gradients(self, ranks: list) -> None:
+        restore_gradients(self.optim_wrapper, ranks)
+
+    def _write_checkpoint(self, path: Path, spread: dict, parts: dict,
+                          file_client_args: dict | None = None,
                           save_optimizer: bool = True, save_param_scheduler: bool = True,
                           meta: dict | None = None, by_epoch: bool = True,
                           backend_args: dict | None = None) -> VisionError | None:
-        """The error, when the disk is full."""
+        """The error, when the disk is full, or a rank cannot write."""
         position = dict(epoch=self.epoch + 1, iter=self.iter) if by_epoch else \
             dict(epoch=self.epoch, iter=self.iter + 1)
         content = dict(meta=dict(meta or {}, **meta_of(self, position)),
@@ -259,11 +249,47 @@ class ExactRunner(Runner):
         self.call_hook('before_save_checkpoint', checkpoint=content)
         is_resumable = save_optimizer and (save_param_scheduler or self.param_schedulers is None)
         try:
-            io.save_checkpoint(content, path, **position, is_resumable=is_resumable)
+            if self._is_folder(parts):
+                save_folder(content, path, parts=parts, **position, is_resumable=is_resumable)
+            else:
+                io.save_checkpoint(content | parts, path, **position, is_resumable=is_resumable)
         except VisionError as error:
             self.logger.error(f'{error.render()}\nThe run goes on and tries again later.')
             return error
         return None
+
+
+@RUNNERS.register_module()
+class ExactRunner(ExactRuns, Runner):
+    """Runner of this project; everything that MMEngine's runner takes, it takes."""
+
+    def set_randomness(self, seed: int, diff_rank_seed: bool = False,
+                       deterministic: bool = False) -> None:
+        """As MMEngine's; ``base_seed`` is that of the run, without the rank."""
+        self.base_seed = seed
+        super().set_randomness(seed, diff_rank_seed, deterministic)
+
+    def build_optim_wrapper(self, optim_wrapper):
+        return super().build_optim_wrapper(of_ours(optim_wrapper))
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """As MMEngine's, which asks for CUDA in every process; here processes also run on CPUs.
+
+        Raises:
+            VisionError: VIS-DIST-318, a launcher that only works with GPUs.
+        """
+        if self.distributed and not is_distributed() and not torch.cuda.is_available():
+            join_ranks(self._launcher, **(env_cfg.get('dist_cfg') or {}))
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module):
+        if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
+            # MMEngine names a GPU for each process; without one none may be named. Its other
+            # choices are kept; SyncBN has no CPU form.
+            return MMDistributedDataParallel(
+                module=revert_sync_batchnorm(model), broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+        return super().wrap_model(model_wrapper_cfg, model)
 
 
 def _seeded(randomness: dict | None) -> dict:

@@ -24,6 +24,7 @@ from vision.common.core.files import (
     sha256_of,
 )
 from vision.common.core.plain_pickle import BrokenPickle, NotPlain
+from vision.common.nn import checkpoint_folder as folders
 from vision.common.nn.torch_files import MapLocation, read_torch_file
 
 # Beside the tensors: the archive's own entries, the manifest, and logs written meanwhile.
@@ -32,7 +33,7 @@ NUM_NAMES = 5  # names printed of what does not fit
 
 
 def manifest_path(path: Path) -> Path:
-    return path.with_name(f'{path.name}.json')
+    return path / folders.MANIFEST if path.is_dir() else path.with_name(f'{path.name}.json')
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: Any) -> None:
@@ -50,7 +51,12 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: Any) -> 
     if shutil.disk_usage(path.parent).free < _num_bytes(content) + SPARE_BYTES:
         raise _disk_full(content, path, 'looked at before writing')
 
+    replaced = None
+
     def announce(written: Path) -> None:
+        nonlocal replaced
+        if path.is_dir():  # of a run whose ranks each wrote their part
+            replaced = folders.set_aside(path)
         entry = dict(manifest, size_bytes=written.stat().st_size, sha256=sha256_of(written))
         if before := manifest_entry(path):
             entry['before'] = before
@@ -60,6 +66,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: Any) -> 
     try:
         with atomic_write(path, before_rename=announce) as file:
             torch.save(dict(content), file)
+        folders.remove_set_aside(replaced)
     except (OSError, RuntimeError) as error:
         # torch's writer reports a full disk as RuntimeError, caused by or beside an OSError.
         if not (is_disk_full(error) or shutil.disk_usage(path.parent).free < SPARE_BYTES):
@@ -78,15 +85,32 @@ def load_checkpoint(path: Path, map_location: MapLocation = 'cpu') -> dict[str, 
             objects other than tensors and plain values.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise VisionError('VIS-CKPT-302', f'there is no checkpoint {path}',
                           where=str(path.absolute()), do='give an existing file, or zoo:NAME')
     if fault := damage(path):
         raise _damaged(path, fault)
+    if path.is_dir():
+        return folders.load_folder(path, map_location=map_location)
     if path.suffix == '.safetensors':
         return _load_safetensors(path)
+    content = read_plain(path, map_location)
+    content = content if 'state_dict' in content else dict(state_dict=content)
+    _require_state(content['state_dict'], path)
+    return content
+
+
+def read_plain(path: Path, map_location: MapLocation = 'cpu', *,
+               is_mapped: bool = False) -> dict[str, Any]:
+    """A dict of tensors and plain values that torch.save wrote; nothing in it is executed.
+
+    Args:
+        is_mapped: read from the file only what is used, while the file is there.
+    Raises:
+        VisionError: VIS-CKPT-303, VIS-CKPT-304.
+    """
     try:
-        content = read_torch_file(path, map_location)
+        content = read_torch_file(path, map_location, is_mapped=is_mapped)
     except NotPlain as error:
         raise VisionError(
             'VIS-CKPT-304', f'checkpoint {path.name} asks for more than tensors and plain values',
@@ -98,8 +122,6 @@ def load_checkpoint(path: Path, map_location: MapLocation = 'cpu') -> dict[str, 
                        ) from error
     if not isinstance(content, dict):
         raise _no_state(path, f'it holds a {type(content).__name__}, not a dict of tensors')
-    content = content if 'state_dict' in content else dict(state_dict=content)
-    _require_state(content['state_dict'], path)
     return content
 
 
@@ -175,13 +197,18 @@ def class_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint and its manifest; the manifest last, it says nothing alone."""
+    if path.is_dir():
+        folders.remove_folder(path)
+        return
     path.unlink(missing_ok=True)
     manifest_path(path).unlink(missing_ok=True)
 
 
 def damage(path: Path) -> str:
-    """How a file differs from its manifest, or from the seal inside weights; '' when it does not,
-    and when it has neither."""
+    """How a file or folder differs from its manifest, or from the seal inside weights; '' when it
+    does not, and when it has neither."""
+    if path.is_dir():
+        return folders.folder_damage(path)
     if path.suffix == '.safetensors' and (fault := _broken_weights(path)):
         return fault
     try:
@@ -197,7 +224,10 @@ def damage(path: Path) -> str:
 
 
 def manifest_entry(path: Path) -> dict[str, Any] | None:
-    """What the manifest says of exactly this file; None when there is none or it says nothing."""
+    """What the manifest says of exactly this file or folder; None when there is none or it says
+    nothing."""
+    if path.is_dir():
+        return None if folders.folder_damage(path) else folders.folder_manifest(path)
     try:
         entries = _entries(path)
         size = path.stat().st_size

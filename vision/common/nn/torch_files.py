@@ -69,11 +69,14 @@ class _LogBuffer(Unfinished):
         return dict(values=values, counts=counts, max_length=int(state['max_length']))
 
 
-def read_torch_file(path: Path, map_location: MapLocation = None) -> Any:
+def read_torch_file(path: Path, map_location: MapLocation = None, *,
+                    is_mapped: bool = False) -> Any:
     """The content of a file of ``torch.save``.
 
     Args:
         map_location: as for ``torch.load``; None: the CPU.
+        is_mapped: tensors are read from the file when they are used, which must stay there. Their
+            check sums are then not compared: for files whose hash was. Not of the old form.
     Raises:
         NotPlain: it asks for other things than tensors and plain values.
         BrokenPickle: damaged, or no such file. OSError: it cannot be read.
@@ -85,15 +88,17 @@ def read_torch_file(path: Path, map_location: MapLocation = None) -> Any:
             try:
                 if content[:4] == b'PK\x03\x04':
                     with zipfile.ZipFile(file) as archive:
-                        return _read_archive(archive, content, map_location)
+                        mapped = torch.UntypedStorage.from_file(str(path), False, len(content)) \
+                            if is_mapped else None
+                        return _read_archive(archive, content, map_location, mapped)
                 return _read_legacy(content, map_location)
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, KeyError,
                     TypeError, EOFError, struct.error) as error:
                 raise BrokenPickle(f'{type(error).__name__}: {error}'[:200]) from error
 
 
-def _read_archive(archive: zipfile.ZipFile, content: mmap.mmap,
-                  map_location: MapLocation) -> Any:
+def _read_archive(archive: zipfile.ZipFile, content: mmap.mmap, map_location: MapLocation,
+                  mapped: torch.UntypedStorage | None) -> Any:
     entries = {info.filename: info for info in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise BrokenPickle('the archive has two entries of one name')
@@ -114,7 +119,10 @@ def _read_archive(archive: zipfile.ZipFile, content: mmap.mmap,
     def storage(identity: Any) -> _Storage:
         kind, key, location, number = _identity(identity, 5)
         if key not in storages:
-            data = _as_storage(_stored(content, entries[f'{root}/data/{key}']))
+            entry = entries[f'{root}/data/{key}']
+            start, end = _span(content, entry)
+            data = _as_storage(_stored(content, entry)) if mapped is None or start == end \
+                else mapped[start:end]
             storages[key] = _Storage(_moved(data, location, map_location), kind.dtype)
         found = storages[key]
         if found.dtype != kind.dtype or found.content.nbytes() != number * kind.dtype.itemsize:
@@ -128,13 +136,21 @@ def _read_archive(archive: zipfile.ZipFile, content: mmap.mmap,
 
 def _stored(content: mmap.mmap, info: zipfile.ZipInfo) -> bytearray:
     """The bytes of an entry, compared with its check sum; ``ZipFile.read`` copies them twice."""
-    lengths = struct.unpack_from('<HH', content, info.header_offset + 26)  # of name and extras
-    start = info.header_offset + 30 + sum(lengths)
-    with memoryview(content) as whole, whole[start:start + info.file_size] as part:
+    start, end = _span(content, info)
+    with memoryview(content) as whole, whole[start:end] as part:
         data = bytearray(part)
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
         raise BrokenPickle(f'the bytes of {info.filename[:60]} are not those of its check sum')
     return data
+
+
+def _span(content: mmap.mmap, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where the bytes of an entry begin and end."""
+    lengths = struct.unpack_from('<HH', content, info.header_offset + 26)  # of name and extras
+    start = info.header_offset + 30 + sum(lengths)
+    if start + info.file_size > len(content):
+        raise BrokenPickle(f'{info.filename[:60]} reaches beyond the end of the file')
+    return start, start + info.file_size
 
 
 def _read_legacy(content: mmap.mmap, map_location: MapLocation) -> Any:

@@ -171,8 +171,10 @@ class ActiveClassHead(BaseModule):
         """Leave the rows of the last loss as they are: its gradients were not finite."""
         self.pending = None
 
-    def rows_state(self, *, renews_selector: bool = True) -> dict[str, Any] | None:
-        """Rows, optimizer and selector of all ranks, on rank 0; None elsewhere. Collective.
+    def rows_state(self, *, renews_selector: bool = True) -> dict[str, Any]:
+        """Rows, optimizer and selector of this rank.
+
+        States of several ranks are joined by joining their lists, ``stores`` and ``selectors``.
 
         Args:
             renews_selector: let the running selector go on from its own state, too. An index
@@ -181,19 +183,14 @@ class ActiveClassHead(BaseModule):
         state = dict(store=self.store.state_dict(), selector=self.selector.state_dict())
         if renews_selector:
             self.selector.load_state_dict(state['selector'])
-        states = [state]
-        if self.group is not None:
-            states = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-            dist.gather_object(state, states, group=self.group)
-            if states is None:
-                return None
         return dict(num_classes=self.num_classes, dim=self.dim,
                     num_subcentres=self.num_subcentres, selector_kind=self._selector_kind,
-                    stores=[state['store'] for state in states],
-                    selectors=[state['selector'] for state in states])
+                    stores=[state['store']], selectors=[state['selector']])
 
     def load_rows_state(self, state: dict[str, Any], *, with_selector: bool = True) -> None:
-        """Take what ``rows_state`` gave, also of another number of ranks.
+        """Take what ``rows_state`` gave on all ranks, joined; also on another number of them.
+
+        Of memory-mapped stores only the rows of this rank are read.
 
         Args:
             with_selector: go on with its index and decisions, too: their steps are those of the

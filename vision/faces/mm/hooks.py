@@ -20,8 +20,9 @@ class ActiveClassHook(Hook):
     The learning rate is the current one of the model's first parameter group times
     ``head.lr_mult``. A step that the optimizer wrapper leaves out (gradients not finite, or a
     too large loss scale) is left out here too. Checkpoints get an entry ``active_class`` with the
-    rows of all ranks, in one file, so that a run goes on with any number of ranks; for that, rank
-    0 needs host memory for all rows and their optimizer state.
+    rows: of several ranks, each writes its own into a file, and reads of all files, which are
+    memory-mapped, what it needs. So a run goes on with any number of ranks, and no rank ever
+    holds the rows of another.
 
     Args:
         is_exact: a run resumed by as many ranks equals the run that wrote the checkpoint and went
@@ -35,7 +36,6 @@ class ActiveClassHook(Hook):
     def __init__(self, is_exact: bool = True) -> None:
         self.is_exact = is_exact
         self._loaded: dict[str, Any] | None = None
-        self._to_save: dict[str, Any] | None = None
         self._scale, self._num_skipped = 1.0, 0
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -80,12 +80,9 @@ class ActiveClassHook(Hook):
         else:
             head.step_rows(wrapper.param_groups[0]['lr'], self._scale)
 
-    def gather_checkpoint(self, runner) -> None:
-        """Called by ExactRunner on every rank, before rank 0 writes a checkpoint."""
-        self._to_save = self._head(runner).rows_state(renews_selector=self.is_exact)
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        checkpoint['active_class'], self._to_save = self._to_save, None
+    def checkpoint_part(self, runner) -> tuple[str, dict[str, Any]]:
+        """Called by ExactRunner on every rank, for what this rank has for itself."""
+        return 'active_class', self._head(runner).rows_state(renews_selector=self.is_exact)
 
     @staticmethod
     def _head(runner) -> ActiveClassHead:

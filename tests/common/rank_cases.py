@@ -1,0 +1,159 @@
+"""What several forked ranks do together for the tests; each case writes a JSON file.
+
+  python tests/common/rank_cases.py CASE FOLDER
+  python tests/common/rank_cases.py report FOLDER docs/results/resume_points_ranks.json
+"""
+
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
+import resume_points
+import runs
+from rank_faults import TIMEOUT_S, fork_ranks, work_until
+
+from vision.common.core.report import write_report
+from vision.common.mm.flexible import ExactFlexibleRunner
+from vision.common.nn.watchdog import ends_together
+
+
+def build(strategy, **options):
+    """From a config to a runner of this strategy."""
+    def built(cfg):
+        cfg.strategy = dict(type=strategy, **options)
+        cfg.launcher = 'pytorch'
+        cfg.env_cfg = dict(dist_cfg=dict(backend='gloo', timeout=60))
+        # MMEngine asks compilers and drivers for their versions at every start: two seconds.
+        with mock.patch('mmengine._strategy.base.collect_env', dict):
+            return ExactFlexibleRunner.from_cfg(cfg)
+    return built
+
+
+def local(outcome):
+    """Shards as they lie on this rank. The losses of the steps before are those of rank 0 on every
+    rank that has resumed."""
+    if os.environ['RANK'] != '0':
+        outcome['/losses'] = outcome['/losses'][-1:]
+    return {name: value.to_local() if hasattr(value, 'to_local') else value
+            for name, value in outcome.items()}
+
+
+def points(folder, strategy, numbers):
+    """Rows of ``resume_points`` on this rank."""
+    resume_points.outcome = lambda runner: local(runs.outcome(runner))
+    chosen = [resume_points.POINTS[number] for number in numbers]
+    with ends_together(60):
+        rows = list(resume_points.check(chosen, folder / strategy, build(strategy)))
+    (folder / f'{strategy}-{os.environ["RANK"]}.json').write_text(json.dumps(rows))
+
+
+def play(folder, ranks, work, *args):
+    """Fork ranks that do ``work``; what they print and raise stands in the test's report."""
+    ended = fork_ranks(work, ranks, folder, *args, wait_s=900)
+    for rank, end in enumerate(ended):
+        if end.code != 0:
+            print(f'--- rank {rank} ended with {end.code}:\n{end.text[-4000:]}', file=sys.stderr)
+    assert all(end.code == 0 for end in ended), work.__name__
+
+
+def rows_of(folder, strategy, numbers, num_ranks=2):
+    """A row for each resume point; ``differs`` has the names that differ on any rank."""
+    play(folder, num_ranks, points, strategy, numbers)
+    found = [json.loads((folder / f'{strategy}-{rank}.json').read_text())
+             for rank in range(num_ranks)]
+    return [dict(rows[0], strategy=strategy, ranks=num_ranks,
+                 differs=sorted(set().union(*(row['differs'] for row in rows))))
+            for rows in zip(*found, strict=True)]
+
+
+def leg(folder, strategy, name, end, options):
+    """Train a run of 6 steps up to step ``end`` with these ranks; leave what it has then."""
+    world = int(os.environ['WORLD_SIZE'])
+    cfg = runs.config(folder / name, steps=6, interval=2, is_plain=True,
+                      crash=None if end == 6 else end, **options)
+    cfg.model.is_plain = True  # nothing is drawn by rank, so that the number may change
+    cfg.train_dataloader.batch_size = 4 // world
+    cfg.resume, cfg.experiment_name = True, f'{name}-{end}'
+    with ends_together(60):
+        runner = build(strategy, wrap=['Sequential'])(cfg) if strategy == 'FSDP2Strategy' else \
+            build(strategy)(cfg)
+        try:
+            runner.train()
+        except RuntimeError as error:
+            assert str(error) == 'crash', error
+        found = {key: value.full_tensor() if hasattr(value, 'full_tensor') else value
+                 for key, value in runs.outcome(runner).items()}
+        if dist.get_rank() == 0:
+            torch.save(found, folder / f'{name}-{end}.pt')
+        dist.barrier()
+
+
+def other_ranks(folder):
+    """Runs of 1, 2, 4 ranks in turn, of 4 throughout, and from FSDP2 to DDP and back.
+
+    All within the first epoch: its last step is filled up when ranks do not divide the samples.
+    """
+    options = dict(accumulation=2, ema=True)
+    for world, end in ((1, 2), (2, 4), (4, 6)):
+        play(folder, world, leg, 'FSDP2Strategy', 'mixed', end, options)
+    play(folder, 4, leg, 'FSDP2Strategy', 'four', 6, options)
+    for strategy, end in (('FSDP2Strategy', 2), ('DDPStrategy', 4), ('FSDP2Strategy', 6)):
+        play(folder, 2, leg, strategy, 'kinds', end, options)
+
+
+def stages(kind, rank):
+    """A chain that passes tensors on, as the stages of a pipeline do."""
+    with ends_together(TIMEOUT_S):
+        dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=TIMEOUT_S))
+        own, world, box = dist.get_rank(), dist.get_world_size(), torch.ones(3)
+        for number in range(20):
+            if own > 0:
+                dist.recv(box, own - 1)
+            if own == rank and number == 10:
+                if kind == 'stage-raises':
+                    raise ValueError(f'stage {own}')
+                dist.recv(box, own + 1)
+            if own < world - 1:
+                dist.send(box, own + 1)
+        dist.barrier()
+
+
+def faults(folder):
+    """What the ranks of each fault ended with: code, seconds, text."""
+    found = []
+    for kind, world, rank in json.loads((folder / 'faults.json').read_text()):
+        work, *args = (stages, kind, rank) if kind.startswith('stage') else \
+            (work_until, kind, rank, 10, True)
+        ended = fork_ranks(work, world, *args, wait_s=TIMEOUT_S + 11)
+        found.append([(end.code, end.after_s, end.text) for end in ended])
+    (folder / 'played.json').write_text(json.dumps(found))
+
+
+def rows(folder, *numbers):
+    found = rows_of(folder, 'DDPStrategy', [int(n) for n in numbers]) + \
+        rows_of(folder, 'FSDP2Strategy', [int(n) for n in numbers])
+    (folder / 'rows.json').write_text(json.dumps(found))
+
+
+def report(folder, path):
+    """24 resume points by DDP and by FSDP2, on two ranks."""
+    numbers = [number for number, point in enumerate(resume_points.POINTS)
+               if point.workers == 0 or point.kind == 'all']
+    found = [row for strategy in ('DDPStrategy', 'FSDP2Strategy')
+             for row in rows_of(folder, strategy, numbers)]
+    num_equal = sum(not row['differs'] for row in found)
+    print(f'{num_equal} of {len(found)} resume points end bit-identical')
+    write_report(Path(path), found, seed=0)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

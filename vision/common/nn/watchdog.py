@@ -1,0 +1,367 @@
+"""No rank waits for ever: one that dies, raises or hangs ends all of them and is named first.
+
+Each rank runs a thread beside its work. Through the store of the process group the threads tell
+each other the first fault; for a hang, they bring together the stacks of all ranks and the last
+collective of each (from torch's flight recorder), and say which rank does not fit. After a short
+grace every process ends with exit code 7, so that torchrun or Slurm can start the run again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import faulthandler
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from vision.common.core.errors import EXIT_CODES, VisionError
+
+TIMEOUT_S = 1800.0  # torch's own for a collective
+POLL_S = 0.25
+CONNECT_S = 2.0
+REPORTS_S = 2.0  # the wait for stacks of the other ranks
+# Beside the time-out this is all that passes until a rank has ended: a rank that failed prints
+# its traceback meanwhile.
+GRACE_S = 4.0
+# Texts of gloo and NCCL when the other side is no longer there, or never came: not the cause.
+LOST = ('closed by peer', 'reset by peer', 'Connection refused', 'Broken pipe', 'Timed out',
+        'timed out', 'Socket Timeout', 'Socket closed', 'remote process exited', 'NCCL',
+        'Connection was likely closed', 'failed to connect')
+
+
+@contextmanager
+def ends_together(timeout_s: float = TIMEOUT_S) -> Iterator[None]:
+    """Context of the whole work of a rank, from before its process group is made.
+
+    Without a group of several processes it does nothing. An exception inside is posted for the
+    other ranks and raised on; one that only says that another rank is gone ends this process
+    here, after that rank was named.
+
+    Args:
+        timeout_s: how long a rank may stand at one place without any collective beginning.
+    """
+    # Read once by torch, when the first collective of the process begins.
+    os.environ.setdefault('TORCH_FR_BUFFER_SIZE', '64')
+    watchdog = Watchdog(timeout_s)
+    watchdog.start()
+    try:
+        yield
+    except SystemExit:
+        raise  # all ranks stop after the same step (SignalHook)
+    except BaseException as error:
+        watchdog.failed(error)
+        raise
+    finally:
+        watchdog.stop()
+
+
+class Watchdog:
+    """The thread of one rank; it waits until the default process group is there.
+
+    Args:
+        timeout_s: as for ``ends_together``.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.store: dist.Store | None = None
+        self.rank, self.world = 0, 1
+        self._main = threading.main_thread()
+        self._thread = threading.Thread(target=self._run, name='watchdog', daemon=True)
+        self._is_over = threading.Event()
+        self._place: tuple = ()
+        self._since = time.monotonic()
+        self._others: dict[int, tuple[int, str]] = {}
+        self._has_failed = False
+        self._failure: BaseException | None = None
+        self._connecting = threading.Lock()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The work of this rank has ended, well or not."""
+        if not self._has_failed:
+            if self.store is not None:
+                self._set(f'done/{self.rank}', '1')
+            self._is_over.set()
+            self._thread.join(2 * POLL_S)
+
+    def failed(self, error: BaseException) -> None:
+        """Post what ended this rank. Does not come back if another rank is the cause."""
+        try:
+            self._post(error)
+        except dist.DistError as caught:  # the store is gone, with rank 0
+            if self.store is not None:
+                self._thread.join(GRACE_S)  # it may be ending the process for that
+            self._end_without_store(caught)
+
+    def _post(self, error: BaseException) -> None:
+        if self._is_over.is_set() or not self._connect():  # it may be the very first step
+            return
+        self._has_failed, self._failure = True, error
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
+            # Whoever is the cause may need a moment to say so, or to be found dead.
+            self._wait_for_cause(REPORTS_S)
+            self._blame(dict(kind='lost'))
+            self._is_over.set()
+            self._thread.join()  # it prints and ends the process
+        is_first = self._blame(dict(kind='raised'))
+        # Torch's gloo, or a worker of a data loader, may hold up Python's own way out. The C
+        # thread of faulthandler ends the process also then.
+        faulthandler.dump_traceback_later(GRACE_S, exit=True)
+        if not is_first:
+            self._is_over.set()
+            self._thread.join()
+        # Rank 0 may hold the store, and takes it along: the others must have read this before.
+        end = time.monotonic() + REPORTS_S
+        while time.monotonic() < end and not all(
+                self._is_there(f'report/{rank}') for rank in range(self.world)):
+            time.sleep(POLL_S / 5)
+
+    def _run(self) -> None:
+        # Until the store is found it looks often: rank 0 may take it along soon.
+        while not self._is_over.wait(POLL_S if self.store else POLL_S / 20) or self._has_failed:
+            try:
+                if not self._is_connected():
+                    continue
+                if self._find_fault():
+                    break
+            except dist.DistError as error:  # the store is gone with the process that held it
+                if self._is_over.is_set() and not self._has_failed:
+                    return
+                self._end_without_store(error)
+        if self._has_failed or not self._is_over.is_set():
+            self._end()
+
+    def _connect(self) -> bool:
+        """Has the group come into being? Then meet the others in its store."""
+        with self._connecting:
+            return self.store is not None or self._has_met()
+
+    def _is_connected(self) -> bool:
+        try:
+            return self._connect()
+        except dist.DistError:
+            return False  # in a large group the store may be busy: again at the next look
+
+    def _has_met(self) -> bool:
+        if not dist.is_initialized() or dist.get_world_size() == 1 or \
+                'MASTER_ADDR' not in os.environ:  # the group met in a file: torch's time-out alone
+            return False
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']),
+                              is_master=False, wait_for_workers=False,
+                              timeout=datetime.timedelta(seconds=CONNECT_S))
+        restart = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+        store = dist.PrefixStore(f'vision-watchdog/{restart}', store)
+        store.set(f'who/{self.rank}', json.dumps([os.getpid(), socket.gethostname()]))
+        self.store = store
+        return True
+
+    def _find_fault(self) -> bool:
+        """Look around once; True when a rank has posted a cause, this one included."""
+        if self.store.check(['cause']):
+            return True
+        for rank in self._unknown():
+            if self.store.check([f'who/{rank}']):
+                self._others[rank] = tuple(json.loads(self.store.get(f'who/{rank}')))
+        here = socket.gethostname()
+        for rank, (process, host) in self._others.items():
+            if host == here and not is_alive(process) and not self.store.check([f'done/{rank}']):
+                self._blame(dict(kind='gone', of=rank))
+                return True
+        place = self._where_it_stands(), last_collective()['begun']
+        if place != self._place:
+            self._place, self._since = place, time.monotonic()
+        elif time.monotonic() - self._since >= self.timeout_s:
+            self._blame(dict(kind='hang'))
+            return True
+        return False
+
+    def _unknown(self) -> list[int]:
+        return [rank for rank in range(self.world)
+                if rank != self.rank and rank not in self._others]
+
+    def _where_it_stands(self) -> tuple:
+        frame = sys._current_frames().get(self._main.ident)
+        return (frame.f_code, frame.f_lasti) if frame else ()
+
+    def _blame(self, cause: dict[str, Any]) -> bool:
+        """Post a cause; False if another rank did before."""
+        mine = json.dumps(dict(cause, by=self.rank))
+        return self.store.compare_set('cause', '', mine).decode() == mine
+
+    def _wait_for_cause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.store.check(['cause']):
+            time.sleep(POLL_S / 5)
+
+    def _end(self) -> None:
+        """Report, let the rank that posted the cause print, end the process."""
+        cause = json.loads(self.store.get('cause'))
+        self._set(f'report/{self.rank}', json.dumps(self._report()))
+        if cause['by'] == self.rank:
+            if cause['kind'] == 'raised':
+                # The main thread is on its way out with the traceback; so is faulthandler's.
+                return
+            _print(self._explained(cause))
+            self._set('printed', '1')
+        else:
+            end = time.monotonic() + GRACE_S
+            while time.monotonic() < end and not self._is_there('printed') and \
+                    cause['kind'] != 'raised':
+                time.sleep(POLL_S / 5)
+            of = cause.get('of', cause['by'])
+            _print(f'rank {self.rank} ends: see the message of rank {cause["by"]} about ' +
+                   ('a hang' if cause['kind'] in ('hang', 'lost') else f'rank {of}'))
+            if cause['kind'] == 'raised' and not self._is_over.is_set():
+                time.sleep(GRACE_S / 4)  # its traceback comes first on a shared terminal
+        _leave()
+
+    def _explained(self, cause: dict[str, Any]) -> str:
+        """The message about a rank that is gone or hangs, with the stacks of all."""
+        reports: dict[int, dict] = {}
+        end = time.monotonic() + REPORTS_S
+        while time.monotonic() < end and len(reports) < self.world:
+            for rank in set(range(self.world)) - set(reports):
+                if self._is_there(f'report/{rank}'):
+                    reports[rank] = json.loads(self.store.get(f'report/{rank}'))
+            time.sleep(POLL_S / 5)
+        silent = sorted(set(range(self.world)) - set(reports))
+        if cause['kind'] == 'gone' or silent:
+            error = self._gone(cause.get('of', (silent or [None])[0]), reports)
+        else:
+            error = VisionError(
+                'VIS-DIST-340', f'a rank hangs: {suspect(reports)}',
+                where='; '.join(f'rank {rank}: {report["place"]}'
+                                for rank, report in sorted(reports.items())),
+                why=f'no collective began within {self.timeout_s:g} s',
+                do='the stacks of all ranks follow; ranks must call the same collectives in the '
+                'same order. Slow work of one rank needs a larger env_cfg.dist_cfg.timeout')
+        parts = [error.render()]
+        parts += [f'--- stack of rank {rank} (process {report["process"]} on {report["host"]})\n'
+                  f'{report["stack"]}' for rank, report in sorted(reports.items())]
+        return '\n'.join(parts)
+
+    def _gone(self, rank: int, reports: dict[int, dict]) -> VisionError:
+        process, host = self._others.get(rank, ('unknown', 'unknown'))
+        return VisionError(
+            'VIS-DIST-341', f'rank {rank} of {self.world} is gone', where=f'process {process} on '
+            f'host {host}; the others are at ' + '; '.join(
+                f'{report["place"]} (rank {other})' for other, report in sorted(reports.items())),
+            why='it left early while the others wait for it' if self._is_there(f'done/{rank}') else
+            'it was killed, ran out of memory, was stopped, or its machine is unreachable',
+            do='look at its last lines and at dmesg of that host; --resume goes on from the '
+            'newest checkpoint (tools/dist_train.sh --max-restarts N does so by itself)')
+
+    def _report(self) -> dict[str, Any]:
+        last = last_collective()
+        with tempfile.TemporaryFile('w+') as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            stack = file.read()
+        if self._failure is not None:  # the main thread is waiting for this one meanwhile
+            entries = traceback.extract_tb(self._failure.__traceback__)
+            stack = f'{stack}\n{"".join(traceback.format_exception(self._failure))}'
+        else:
+            entries = traceback.extract_stack(sys._current_frames().get(self._main.ident))
+        place = f'{entries[-1].name} ({os.path.basename(entries[-1].filename)}:' \
+                f'{entries[-1].lineno})' if entries else 'no Python code'
+        is_waiting = any(
+            os.sep + os.path.join('torch', 'distributed') + os.sep in entry.filename
+            or entry.name == '_engine_run_backward' for entry in entries)
+        return dict(last, stack=stack, place=place, is_waiting=is_waiting, process=os.getpid(),
+                    host=socket.gethostname())
+
+    def _end_without_store(self, error: Exception) -> None:
+        _print(self._gone(0, {self.rank: self._report()}).render() + '\nThe store of all ranks '
+               f'was there: {error}')
+        _leave()
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            return self.store is not None and self.store.check([key])
+        except dist.DistError:
+            return False
+
+    def _set(self, key: str, value: str) -> None:
+        try:
+            self.store.set(key, value)
+        except dist.DistError:
+            pass  # the process that held the store has ended; so does this one
+
+
+def last_collective() -> dict[str, Any]:
+    """What torch's flight recorder knows: collectives ``begun``, and ``name`` of the last one."""
+    try:
+        from torch._C._distributed_c10d import _dump_fr_trace_json
+        trace = json.loads(_dump_fr_trace_json())
+    except (ImportError, ValueError, RuntimeError):
+        return dict(begun=0, name='')
+    entries = trace.get('entries', [])
+    begun = sum(int(status['last_enqueued_collective'])
+                for status in trace.get('pg_status', {}).values())
+    if not entries:
+        return dict(begun=begun, name='')
+    last = max(entries, key=lambda entry: entry['record_id'])
+    sizes = ', '.join(str(tuple(size)) for size in last['input_sizes'])
+    name = last['profiling_name'].split(':')[-1]
+    return dict(begun=begun, name=f'{name} of {sizes}' if sizes else name)
+
+
+def suspect(reports: dict[int, dict[str, Any]]) -> str:
+    """Which rank does not fit, from ``begun``, ``name``, ``is_waiting``, ``place`` of each."""
+    begun = {rank: report['begun'] for rank, report in reports.items()}
+    names = {rank: report['name'] for rank, report in reports.items()}
+    furthest = max(begun.values())
+    outside = [rank for rank, report in sorted(reports.items()) if not report['is_waiting']]
+    if outside and len(outside) < len(reports):
+        rank = outside[0]
+        waiting = next(other for other in sorted(reports) if reports[other]['is_waiting'])
+        return (f'rank {rank} is in {reports[rank]["place"]} after its collective {begun[rank]} '
+                f'({names[rank]}), while rank {waiting} waits in collective {begun[waiting]} '
+                f'({names[waiting]})')
+    if len(set(begun.values())) > 1:
+        rank = min(begun, key=begun.get)
+        return (f'rank {rank} has begun {begun[rank]} collectives, the last {names[rank]}; '
+                f'others {furthest}')
+    if len(set(names.values())) > 1:
+        return f'collective {furthest} is ' + ', '.join(
+            f'{names[rank]} on rank {rank}' for rank in sorted(names))
+    return f'all ranks stand at collective {furthest} ({names[min(names)]})'
+
+
+def is_alive(process: int) -> bool:
+    """Does a process of this machine run? One that ended and was not yet waited for does not."""
+    try:
+        with open(f'/proc/{process}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] not in 'ZX'
+    except OSError:
+        if os.path.isdir('/proc/self'):
+            return False
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(text + '\n')
+    sys.stderr.flush()
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    os._exit(EXIT_CODES['DIST'])
