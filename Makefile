@@ -5,11 +5,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	&& echo $$p && break; done)
 RUN = .venv/bin/python
 
-.PHONY: help python env env-light demo demo-train test lint fuzz
+.PHONY: help python env env-light demo demo-train test chaos fuzz lint
 help:
 	@echo 'make demo        annotated video, table and curve of a small clip; no training (3 minutes)'
 	@echo 'make demo-train  generate video, train detector and lattice, measure, render (9 to 11 minutes)'
 	@echo 'make test        run the tests (7 minutes)'
+	@echo 'make chaos       kill, cut, flip, fill the disk: nothing is lost (10 minutes)'
 	@echo 'make lint        ruff'
 	@echo 'make fuzz        1,100,000 spoiled files for all readers (half an hour; goes on where it was ended)'
 	@echo 'make env         make or check the full environment in .venv (first time 15 to 40 minutes)'
@@ -32,6 +33,9 @@ demo-train: env
 
 test: env
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+chaos: env
+	@OMP_NUM_THREADS=1 $(RUN) tools/benchmarks/chaos.py --json docs/results/chaos.json
 
 lint: env
 	@$(RUN) -m ruff check .

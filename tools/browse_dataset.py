@@ -21,6 +21,7 @@ import supervision as sv
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoFrame, CocoVid, load_cocovid
 
@@ -136,16 +137,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('give a config, or --ann FILE with --images DIR')
     if not (args.sheet or args.mp4) or min(args.rows, args.columns) < 1:
         parser.error('give --sheet and/or --mp4; --rows and --columns are at least 1')
+    if args.sheet and not cv2.haveImageWriter(str(args.sheet)):
+        raise VisionError('VIS-INPUT-226', f'cannot write {args.sheet}', why='the ending names '
+                          'the format', do='use .jpg or .png')
+    refuse_unwritable(args.sheet, args.mp4)
     ann, images, classes = from_config(args.config, args.split) if args.config else (
         args.ann, args.images, None)
     data = load_cocovid(ann, classes=classes)
-    for path in filter(None, (args.sheet, args.mp4)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     if args.sheet:
         sheet = draw_sheet(data, images, rows=args.rows, columns=args.columns)
-        if not cv2.imwrite(str(args.sheet), sheet):
-            raise VisionError('VIS-INPUT-226', f'cannot write {args.sheet}', why='the ending '
-                              'names the format', do='use .jpg or .png')
+        with atomic_write(args.sheet) as file:
+            file.write(cv2.imencode(args.sheet.suffix, sheet)[1].tobytes())
         print(f'{args.sheet}: {sheet.shape[1]}x{sheet.shape[0]}')
     if args.mp4:
         count = write_mp4(data, images, args.video or data.videos[0].name, args.mp4)

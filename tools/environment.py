@@ -3,28 +3,38 @@
 Needs Python 3.11 or 3.12, and a C++ compiler unless --light is given.
 --light: what runs detection, lattice and video, without torch: about a minute, mostly download.
 A full environment is a light one too, and a light one is completed in place.
-Full, in this order: torch, then mmcv, then everything else under constraints.txt. mmcv compiles
-its operators against the torch that is installed, which no published wheel does for us: about 23
-CPU-minutes, once. The wheel is kept in ~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE),
-keyed by Python, torch and device, so that the next clone takes it from there.
+Full, in this order: what is locked, torch, mmcv, this package. Locked is, for Linux on x86_64,
+everything but torch: constraints/ has each version with its SHA-256, and pip takes no other file.
+Elsewhere the versions are those of constraints.txt, without hashes. torch comes from the index
+that you name; its builds for processors and for each CUDA have other hashes, so it is held to its
+version alone. mmcv compiles its operators, from a source of known hash, against the torch that is
+installed, which no published wheel does for us: about 23 CPU-minutes, once. The wheel is kept in
+~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE), keyed by Python, torch and device, so that
+the next clone takes it from there, if it is yours, nobody else may write it, and its hash is as it
+was.
 Run: python3.11 tools/environment.py [--light]
 """
 
 import argparse
 import hashlib
 import os
+import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
 CONSTRAINTS = ROOT / 'constraints.txt'
+LOCKS = ROOT / 'constraints'  # made by tools/lock.py
 STAMP, LIGHT_STAMP = VENV / 'ready', VENV / 'ready-light'
 # What mmcv's setup.py imports: it is built without isolation, against the torch that is there.
 BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy')
@@ -85,15 +95,20 @@ def missing_on_this_machine(*, needs_compiler: bool) -> str:
 def inputs_hash() -> str:
     """What the environment depends on: a change of any of it makes the stamp stale."""
     digest = hashlib.sha256(f'{sys.version_info[:2]} {ROOT}'.encode())
-    for name in ('constraints.txt', 'setup.cfg', 'pyproject.toml', 'tools/environment.py'):
-        digest.update((ROOT / name).read_bytes())
+    for path in (*sorted(LOCKS.glob('*.txt')), *(ROOT / name for name in (
+            'constraints.txt', 'setup.cfg', 'pyproject.toml', 'tools/environment.py'))):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def make_light() -> None:
     say('.venv and the packages that run the lattice: about a minute, mostly download')
     make_venv()
-    pip('install', '-c', CONSTRAINTS, '-e', f'{ROOT}[demo]')
+    if lock := locked('-light'):
+        install_locked(lock)
+        install_this('--no-deps')
+    else:
+        pip('install', '-c', CONSTRAINTS, '-e', f'{ROOT}[demo]')
 
 
 def make_venv() -> None:
@@ -102,35 +117,112 @@ def make_venv() -> None:
 
 
 def make(torch_index: str | None, jobs: int) -> None:
-    say('1/4 .venv and torch: one to five minutes, mostly download')
+    say('1/4 .venv, the packages, torch: two to six minutes, mostly download')
     make_venv()
-    pip('install', '--upgrade', 'pip')
+    lock = locked()
+    if lock:
+        install_locked(lock)
+    else:
+        pip('install', '--upgrade', 'pip')
+        pip('install', '-c', CONSTRAINTS, *BUILD_TOOLS)
     index = ['--index-url', torch_index] if torch_index else []
     pip('install', '-c', CONSTRAINTS, *index, 'torch')
-    pip('install', '-c', CONSTRAINTS, *BUILD_TOOLS)
     wheel = mmcv_wheel(jobs)
-    say('3/4 the other packages: one to three minutes')
-    pip('install', '-c', CONSTRAINTS, wheel)
-    pip('install', '-c', CONSTRAINTS, '-e', f'{ROOT}[train,faces,onnx,demo,dev]')
+    say('3/4 mmcv and this package')
+    if lock:
+        pip('install', '--no-deps', wheel)
+        install_this('--no-deps')
+    else:
+        pip('install', '-c', CONSTRAINTS, wheel)
+        pip('install', '-c', CONSTRAINTS, '-e', f'{ROOT}[train,faces,onnx,demo,dev]')
     say('4/4 do the packages agree?')
     pip('check')
+
+
+def locked(kind: str = '') -> Path | None:
+    """The lock for this Python and machine; None where there is none."""
+    path = LOCKS / f'py{sys.version_info[0]}{sys.version_info[1]}{kind}.txt'
+    if (platform.system(), platform.machine()) == ('Linux', 'x86_64') and path.is_file():
+        return path
+    say('no lock for this platform: versions as in constraints.txt, hashes are not compared')
+    return None
+
+
+def install_locked(lock: Path) -> None:
+    pip('install', '--no-deps', '--require-hashes', '-r', lock)
+
+
+def install_this(*options: str) -> None:
+    """This checkout, built by the setuptools that is installed."""
+    pip('install', *options, '--no-build-isolation', '-e', ROOT)
 
 
 def mmcv_wheel(jobs: int) -> Path:
     """The mmcv wheel for this Python, torch and device, built when the cache has none."""
     cache = Path(os.environ.get('FRUGAL_VISION_CACHE', '~/.cache/frugal-vision')).expanduser()
-    folder = cache / 'wheels' / build_key()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    folder = cache.resolve() / 'wheels' / build_key()
     wanted = re.search(r'^onedl-mmcv==(\S+)$', CONSTRAINTS.read_text(), re.M)[1]
-    if found := list(folder.glob(f'onedl_mmcv-{wanted}-*.whl')):
-        say(f'2/4 mmcv: {found[0]}')
-        return found[0]
+    # Whoever may write a folder may put another file in it, so the folders count as well.
+    folders = (folder.parents[1], folder.parent, folder)
+    for path in folders:
+        path.mkdir(mode=0o755, exist_ok=True)
+    if fault := fault_of(folders):
+        say(f'2/4 the cache of wheels is left alone: {fault}')
+        folder = VENV / 'wheels'
+        folder.mkdir(exist_ok=True)
+    for found in folder.glob(f'onedl_mmcv-{wanted}-*.whl'):
+        fault = fault_of([found]) or fault_of_content(found)
+        if not fault:
+            say(f'2/4 mmcv: {found}')
+            return found
+        say(f'2/4 a wheel is thrown away: {fault}')
+        found.unlink()
     say(f'2/4 mmcv {wanted}: compiling, about 23 CPU-minutes (12 minutes on two free cores), once '
         'for this machine')
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        build_wheel(f'onedl-mmcv=={wanted}', Path(scratch), jobs)
+        build_wheel(Path(scratch), jobs)
         built, = Path(scratch).glob('*.whl')
+        built.chmod(0o644)
+        recorded(folder / built.name).write_text(sha256_of(built))
         return built.rename(folder / built.name)  # nobody ever sees half a wheel
+
+
+def fault_of(paths: Iterable[Path]) -> str:
+    """Why these are not to be trusted: of somebody else, or others may write them; or ''."""
+    for path in paths:
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            return f'{path} is a link'
+        if status.st_uid != os.getuid():
+            return f'{path} belongs to user {status.st_uid}, not to you'
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f'others may write {path}'
+    return ''
+
+
+def fault_of_content(wheel: Path) -> str:
+    """Its hash is that which was recorded when it was built.
+
+    A wheel of before hashes were recorded is taken once its archive is whole: it is the user's.
+    """
+    if not recorded(wheel).is_file():
+        with zipfile.ZipFile(wheel) as archive:
+            if broken := archive.testzip():
+                return f'{broken} in {wheel} is damaged'
+        recorded(wheel).write_text(sha256_of(wheel))
+        return ''
+    return '' if recorded(wheel).read_text() == sha256_of(wheel) else \
+        f'{wheel} is not the file that was built'
+
+
+def recorded(wheel: Path) -> Path:
+    return wheel.with_name(f'{wheel.name}.sha256')
+
+
+def sha256_of(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def build_key() -> str:
@@ -141,9 +233,9 @@ def build_key() -> str:
                           text=True).stdout.strip()
 
 
-def build_wheel(requirement: str, target: Path, jobs: int) -> None:
-    command = [PYTHON, '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps', '-w',
-               target, requirement]
+def build_wheel(target: Path, jobs: int) -> None:
+    command = [PYTHON, '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps',
+               '--require-hashes', '-w', target, '-r', LOCKS / 'mmcv.txt']
     # Ninja comes from the environment; the compiler count is what bounds memory.
     environ = dict(os.environ, MAX_JOBS=str(jobs), PATH=f'{VENV}/bin:{os.environ["PATH"]}')
     start = said = time.monotonic()

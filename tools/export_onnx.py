@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
 
 # Embeddings are unit vectors. Float32 convolutions of the two libraries differ by about 1e-6
 # there; a wrong channel order or a missing flip by more than 1e-2.
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--tolerance', type=float, default=TOLERANCE,
                         help=f'largest allowed difference (default {TOLERANCE})')
     args = parser.parse_args(argv)
+    refuse_unwritable(args.target)
     from vision.faces.mm.loading import load_embedder
     embedder = load_embedder(args.config, args.checkpoint, with_flip=args.flip_fusion or None)
     unfinished = args.target.with_name(f'{args.target.name}.unfinished')

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, run_cli
-from vision.common.core.files import atomic_write
+from vision.common.core.files import atomic_write, refuse_unwritable
 
 # Raw outputs are offsets in strides and probabilities; see tools/model_converters/yolox_onnx.py.
 TOLERANCE = 2e-3
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--size', type=int, default=416,
                         help='side in px that it was trained for (default: %(default)s)')
     args = parser.parse_args(argv)
+    refuse_unwritable(args.target)
     from vision.lattice.mm.mmdet_adapter import MMDetDetector
     from vision.lattice.mm.yolox_export import largest_difference, yolox_to_onnx
     detector = MMDetDetector(args.config, args.checkpoint)

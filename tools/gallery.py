@@ -8,9 +8,10 @@
   python tools/gallery.py remove people.npz NAME
 
 In each picture the largest face is found (YuNet), aligned by its five landmarks to 112 px and
-embedded. Pictures without a face are named; --strict stops there. The file keeps embeddings,
-names, file names and the hash of the embedder, no pictures. A face is personal data: enrol people
-who agreed, and delete them with "remove".
+embedded. Pictures without a face, or that cannot be read, are named and left out, as are people of
+whom none is left; --strict stops there. The file keeps embeddings, names, file names and the hash
+of the embedder, no pictures. A face is personal data: enrol people who agreed, and delete them
+with "remove".
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
+
+SIDE = 112  # px of an aligned face
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,24 +67,40 @@ def enrol(args: argparse.Namespace) -> int:
     if args.action == 'build' and args.out.exists():
         raise VisionError('VIS-CONFIG-1104', f'{args.out} exists already', why='a gallery is '
                           'never overwritten', do='use "add", or remove the file')
+    refuse_unwritable(args.out)
     old = load_gallery(args.out) if args.action == 'add' else None
     found = read_identity_folders(args.folder)
+    finder = None if args.aligned else open_finder(args)
     embedder = load_embedder(args.config, args.checkpoint, device=args.device)
     identity = embedder_hash(embedder)
     if old is not None:
         old.require(identity, str(args.out))  # before the work, not after it
     rows: list[int] = []
-    embeddings = embed_images(embedder, find_faces(args, found, rows))
+    embeddings = embed_images(embedder, find_faces(args, finder, found, rows))
+    if not rows:
+        raise _no_face(f'any of {len(found.paths)} pictures')
     names = [found.names[found.labels[row]] for row in rows]
     new = Gallery(embeddings, *(_array(part) for part in (
         names, [found.paths[row] for row in rows])), identity)
     gallery = new if old is None else old.joined(new)
     gallery.save(args.out)
     print(f'{args.out}: {len(gallery.names)} faces of {len(set(gallery.names.tolist()))} people')
+    report_left_out(found, rows)
     return 0
 
 
-def find_faces(args: argparse.Namespace, found, rows: list[int]) -> Iterator:
+def report_left_out(found, rows: list[int]) -> None:
+    """What is not in the gallery, counted; nothing of it keeps the others out."""
+    if num_pictures := len(found.paths) - len(rows):
+        print(f'left out: {num_pictures} of {len(found.paths)} pictures')
+    without = sorted(set(found.names) - {found.names[found.labels[row]] for row in rows})
+    if without:
+        print(f'WARNING not enrolled, no face in any picture: {", ".join(without[:20])} '
+              f'({len(without)} of {len(found.names)} people); bring another picture, or lower '
+              '--min-score, and use "add"')
+
+
+def find_faces(args: argparse.Namespace, finder, found, rows: list[int]) -> Iterator:
     """Aligned crops; the rows of the list that gave one are added to ``rows``.
 
     One at a time: the crops of a large gallery would fill the memory.
@@ -89,21 +109,26 @@ def find_faces(args: argparse.Namespace, found, rows: list[int]) -> Iterator:
     from rich.progress import track
 
     from vision.faces.mm.datasets import read_image
-    finder = None if args.aligned else open_finder(args)
     console = Console(stderr=True)
     for row, path in enumerate(track(found.paths, description='faces', console=console)):
-        image = read_image(found.root / path)
-        crop = image if args.aligned else largest_face(finder, image)
-        if crop is not None:
-            rows.append(row)
-            yield crop
-        elif args.strict:
-            raise _no_face(path)
-        else:
-            console.print(f'WARNING no face in {path}: left out', markup=False)
-    left = sorted(set(range(len(found.names))) - {int(found.labels[row]) for row in rows})
-    if left:
-        raise _no_face(f'any picture of {found.names[left[0]]} ({len(left)} people in all)')
+        try:
+            image = read_image(found.root / path)
+            crop = as_aligned(image, path) if finder is None else largest_face(finder, image, path)
+        except VisionError as error:
+            if args.strict:
+                raise
+            console.print(f'WARNING {error.what}: left out', markup=False)
+            continue
+        rows.append(row)
+        yield crop
+
+
+def as_aligned(image, path: str):
+    if image.shape[:2] != (SIDE, SIDE):
+        raise VisionError('VIS-DATA-1082', f'{path} is {image.shape[1]} x {image.shape[0]} px',
+                          why=f'an aligned face has {SIDE} x {SIDE} px',
+                          do='leave --aligned out and give --detector')
+    return image
 
 
 def open_finder(args: argparse.Namespace):
@@ -115,12 +140,12 @@ def open_finder(args: argparse.Namespace):
     return FaceFinder(args.detector, min_score=args.min_score)
 
 
-def largest_face(finder, image):
+def largest_face(finder, image, path: str):
     from vision.common.core.boxes import box_areas
     from vision.faces.nn.face_finder import align_faces
     faces = finder(image)
     if not len(faces):
-        return None
+        raise _no_face(path)
     best = int(box_areas(faces.boxes_xyxy).argmax())
     return align_faces(image, faces.landmarks[best:best + 1])[0]
 

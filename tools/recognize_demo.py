@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 KNOWN_COLOUR, UNKNOWN_COLOUR = (80, 200, 60), (60, 60, 220)  # BGR
@@ -166,6 +167,7 @@ def outputs(args: argparse.Namespace, stem: str, suffix: str) -> tuple[Path, Pat
     if Path(args.source).is_file() and paths[0].exists() and paths[0].samefile(args.source):
         raise VisionError('VIS-CONFIG-1104', f'{paths[0]} would take the place of the source',
                           do='name another folder with --out-dir')
+    refuse_unwritable(*paths)
     return paths
 
 

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import atomic_write, refuse_unwritable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
                         'here (under work_dir/TIMESTAMP when relative)')
     add_common_arguments(parser)
     args = parser.parse_args(argv)
+    refuse_unwritable(args.out)
     config = read_config(args)
     if not config.get('test_dataloader'):
         raise VisionError('VIS-CONFIG-323', f'{args.config} says nothing of what to test on',
@@ -51,7 +53,6 @@ def main(argv: list[str] | None = None) -> int:
             require_no_weights(runner.model)
         metrics = runner.test()
     if args.out and runner.rank == 0:
-        from vision.common.core.files import atomic_write
         with atomic_write(args.out, 'w') as file:
             json.dump({name: float(value) for name, value in metrics.items()}, file, indent=1)
         print(f'metrics: {args.out}')

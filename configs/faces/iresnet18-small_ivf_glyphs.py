@@ -45,5 +45,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=200),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=max_iters - 200,
          end=max_iters)]
-custom_hooks = [dict(type='ExactnessHook'), dict(type='NonFiniteHook'), dict(type='SignalHook'),
-                dict(type='ActiveClassHook')]
+custom_hooks = [dict(type='ActiveClassHook')]

@@ -31,5 +31,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=1000),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=1000, T_max=max_iters - 1000,
          end=max_iters)]
-custom_hooks = [dict(type='ExactnessHook'), dict(type='NonFiniteHook'), dict(type='SignalHook'),
-                dict(type='ActiveClassHook')]
+custom_hooks = [dict(type='ActiveClassHook')]

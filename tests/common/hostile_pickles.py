@@ -84,7 +84,7 @@ def other_ways(marker: str) -> dict[str, bytes]:
     """Name -> pickle: other opcodes that call, attribute chains, and sizes out of proportion."""
     where = pickle.dumps((marker,), protocol=2)[2:-1]
     bytes_16 = b'U\x10' + bytes(16)
-    nested = b'K\x00' + b'2\x86' * 60  # DUP, TUPLE2: a tuple of twice itself, 2^60 when hashed
+    nested = b'K\x00' + b'q\x00h\x00\x86' * 60  # a tuple of twice the last one: 2^60 when hashed
     return {
         'INST': b'(X' + len(marker).to_bytes(4, 'little') + marker.encode() + b'ios\nmkdir\n.',
         'OBJ': b'(cos\nmkdir\n' + where + b'o.',
@@ -118,6 +118,16 @@ def other_ways(marker: str) -> dict[str, bytes]:
         + b'.',
         'array of negative size': b'\x80\x02' + array(b'J\xff\xff\xff\xff\x85', PLAIN_DTYPE,
                                                       bytes_16) + b'.',
+        'array whose shape is endless':
+            b'\x80\x02' + array(nested + b'\x85', PLAIN_DTYPE, bytes_16) + b'.',
+        'dtype whose flags are endless': b'\x80\x02' + array(
+            b'K\x02\x85', PLAIN_DTYPE.replace(b'K\x00tb', nested + b'tb'), bytes_16) + b'.',
+        'encoding that is endless': b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a' + nested
+        + b'\x86R.',
+        'log buffer whose values are endless':
+            b'\x80\x02cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81}('
+            b'X\x0c\x00\x00\x00_log_history' + nested + b'X\x0e\x00\x00\x00_count_history'
+            + nested + b'X\x0a\x00\x00\x00max_lengthK\x01ub.',
         'array without state': b'\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\n'
                                b'K\x00\x85U\x01b\x87R.',
         'number longer than its bytes':

@@ -54,18 +54,19 @@ def check(points: list[Point], folder: Path, build: Callable) -> Iterator[dict]:
         key = point.kind, point.workers
         if key not in straight:
             straight[key] = run(folder / f'{point.kind}{point.workers}', build, **point.options)
-        work_dir = folder / f'point{number}'
+        work_dir, step = folder / f'point{number}', STEPS[point.step]
         try:
-            run(work_dir, build, crash=STEPS[point.step], **point.options)
+            run(work_dir, build, crash=step, interval=step, **point.options)
         except RuntimeError as error:
             assert 'crash' in str(error), error
         ended = run(work_dir, build, is_resumed=True, **point.options)
         yield dict(asdict(point), differs=differences(straight[key], ended))
 
 
-def run(work_dir: Path, build: Callable, *, is_resumed: bool = False, **options
-        ) -> dict[str, torch.Tensor]:
-    cfg = config(work_dir, **options)
+def run(work_dir: Path, build: Callable, *, is_resumed: bool = False, interval: int = NUM_STEPS,
+        **options) -> dict[str, torch.Tensor]:
+    """What a run ends with that saves every ``interval`` steps; saving must not matter."""
+    cfg = config(work_dir, interval=interval, **options)
     cfg.resume = is_resumed
     cfg.experiment_name += '-resumed' if is_resumed else ''
     runner = build(cfg)

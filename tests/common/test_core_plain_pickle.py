@@ -1,7 +1,6 @@
 """Plain pickles are read as Python reads them; everything else is refused, whatever it is."""
 
 import pickle
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_pickles
+import peak_memory
 
 from vision.common.core.plain_pickle import (
     BrokenPickle,
@@ -21,8 +21,6 @@ from vision.common.core.plain_pickle import (
     plain_names,
     read_plain,
 )
-
-TWO_GB = 2 << 30
 
 
 def read(content: bytes):
@@ -80,7 +78,7 @@ def test_nothing_hostile_gets_its_way(tmp_path):
     marker = tmp_path / 'marker'
     cases = hostile_pickles.calls(str(marker)) | hostile_pickles.other_ways(str(marker))
     assert len(hostile_pickles.CALLS) >= 60
-    before, accepted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    before, accepted = peak_memory.reset(), []
     for name, content in cases.items():
         start = time.perf_counter()
         try:
@@ -90,7 +88,7 @@ def test_nothing_hostile_gets_its_way(tmp_path):
             pass
         assert time.perf_counter() - start < 2, name
     assert accepted == ['memo of 2^31'] and not marker.exists()  # there it is one entry of a dict
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    assert peak_memory.peak() - before < 200_000  # kB
 
 
 def test_names_are_refused_as_asked_for_and_damage_as_damage():
@@ -98,6 +96,21 @@ def test_names_are_refused_as_asked_for_and_damage_as_damage():
         read(hostile_pickles.calls('x')['os.mkdir'])
     with pytest.raises(BrokenPickle):
         read(pickle.dumps([1, 2])[:-2])
+
+
+@pytest.mark.fault('S33')
+def test_containers_in_many_places_are_measured_as_if_written_out():
+    twice = b'q\x00h\x00\x86'
+    assert read(b'\x80\x02)' + twice * 10 + b'.')[0][1] == read(b'\x80\x02)' + twice * 9 + b'.')[0]
+    with pytest.raises(BrokenPickle, match='many times as long'):
+        read(b'\x80\x02)' + twice * 60 + b'.')
+    with pytest.raises(BrokenPickle, match='as a key'):
+        read(b'\x80\x02})' + twice * 60 + b'K\x01s.')
+    with pytest.raises(BrokenPickle, match='nested'):  # each part is flat, the whole is deep
+        deep = b'\x80\x02]' + b'q\x00' + b'](K\x01h\x00eq\x00' * 90
+        read(deep + b'](h\x00eq\x00' * 90 + b'.')
+    with pytest.raises(BrokenPickle, match='holds itself'):
+        read(b'\x80\x02]q\x00h\x00a.')
 
 
 def test_bytes_that_many_arrays_share_are_not_copied_without_end():

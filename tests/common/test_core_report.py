@@ -26,6 +26,14 @@ def test_rows_are_read_again_without_those_that_lack_a_figure(tmp_path):
         read_report(tmp_path / 'a.json', column='y', **options)
 
 
+def test_a_changed_report_is_not_read(tmp_path):
+    path = tmp_path / 'a.json'
+    write_report(path, [dict(x=1.25)], seed=0)
+    path.write_text(path.read_text().replace('1.25', '2.25'))
+    with pytest.raises(VisionError, match='905[^$]*sha256'):
+        read_report(path, code='VIS-INPUT-905', maker='tools/x.py')
+
+
 def test_paths_in_commands_are_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['tools/x.py', str(tmp_path / 'data')])

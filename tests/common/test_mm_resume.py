@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from vision.common.core.errors import VisionError
 from vision.common.mm.checkpoints import newest_valid
 from vision.common.mm.launch import build_runner
+from vision.common.mm.optim import AmpOptimWrapper
 from vision.common.mm.runner import ExactRunner
 from vision.common.nn import checkpoint as io
 
@@ -376,15 +377,17 @@ def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path):
     train(tmp_path / 'a', steps=2)
 
 
-def test_a_step_that_is_not_finite_leaves_nothing_behind(tmp_path):
-    """One bad sample: BatchNorm's averages are as if its batch had never been seen."""
-    runner = ExactRunner.from_cfg(config(tmp_path / 'a', nan_from=29))
-    states = []
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_a_step_that_is_not_finite_leaves_nothing_behind(tmp_path, accumulation):
+    """One bad sample: BatchNorm's averages are as if its batches had never been seen."""
+    runner = ExactRunner.from_cfg(config(tmp_path / 'a', nan_from=29, accumulation=accumulation))
+    states = [{k: v.clone() for k, v in runner.model.state_dict().items()}]
     runner.register_hook(States(states), priority='LOWEST')
     runner.train()
-    skipped = [i for i in range(1, len(states)) if all(
-        torch.equal(states[i][name], states[i - 1][name]) for name in states[i])]
-    assert runner.optim_wrapper.num_skipped == len(skipped) == 2  # one in each of two epochs
+    ends = [*range(0, len(states), accumulation), len(states) - 1]  # of the steps' windows
+    unchanged = [end for begin, end in zip(ends, ends[1:], strict=False) if begin != end and all(
+        torch.equal(states[begin][name], states[end][name]) for name in states[0])]
+    assert runner.optim_wrapper.num_skipped == len(unchanged) == 2  # one in each of two epochs
     assert all(value.isfinite().all() for value in states[-1].values())
 
 
@@ -466,6 +469,40 @@ def test_mixed_precision_on_a_cpu_is_bfloat16_alone(tmp_path):
         cfg.experiment_name = str(options)
         with pytest.raises(VisionError, match='VIS-CONFIG-332'):
             ExactRunner.from_cfg(cfg).train()
+
+
+def test_a_loss_scale_that_falls_below_one_counts(tmp_path):
+    """As in float16, where the scaler leaves steps out: here its CPU form, on one parameter."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    wrapper = AmpOptimWrapper(optimizer=torch.optim.SGD([weight], lr=0.1), dtype='bfloat16')
+    wrapper.is_scaled = True
+    wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+    counts = []
+    for factor in (1., float('inf'), 1., *[float('inf')] * 4):
+        wrapper.update_params((weight * factor).sum())
+        counts.append((wrapper.num_skipped, wrapper.num_skipped_in_row))
+    # 4 -> 2, then 1, 1/2, 1/4, 1/8: only those below one count in a row.
+    assert counts == [(0, 0), (1, 0), (1, 0), (2, 0), (3, 1), (4, 2), (5, 3)]
+    torch.testing.assert_close(weight.data, torch.full((2,), 0.8))
+
+
+def test_an_epoch_of_few_batches_has_these_alone(tmp_path):
+    """num_batch_per_epoch: the sampler must know too."""
+    cfg = config(tmp_path / 'a', loop='epoch')
+    cfg.train_dataloader.num_batch_per_epoch = 3
+    runner = ExactRunner.from_cfg(cfg)
+    runner.train()
+    assert len(runner.train_dataloader) == 3 and runner.iter == 9
+    assert len(runner.train_dataloader.dataset) == 12
+
+
+def test_no_option_of_the_loop_loses_the_place(tmp_path):
+    straight = train(tmp_path / 'straight')
+    crashed(tmp_path / 'a', 9)
+    cfg = config(tmp_path / 'a')
+    cfg.resume, cfg.train_cfg.fast_forward_on_resume = True, True
+    cfg.experiment_name = 'fast'
+    assert_equal(straight, ExactRunner.from_cfg(cfg).train().state_dict())
 
 
 def test_nothing_is_said_of_lost_gradients(tmp_path, caplog):

@@ -21,18 +21,20 @@ from runs import assert_equal, config, resumed, train  # noqa: E402
 @pytest.mark.parametrize(('loop', 'endless', 'workers'), [
     ('iter', False, 0), ('iter', True, 0), ('iter', True, 2), ('epoch', False, 0),
     ('epoch', False, 2)])
+@pytest.mark.fault('R8')
 def test_resumed_at_any_step_ends_with_the_same_weights(tmp_path, loop, endless, workers):
     options = dict(loop=loop, endless=endless, workers=workers)
-    straight = train(tmp_path / 'straight', **options)
+    straight = train(tmp_path / 'straight', interval=17, **options)
     for crash in ((1, 8, 9, 16) if workers == 0 else (9,)):
         work_dir = tmp_path / f'crash{crash}'
         with pytest.raises(RuntimeError, match='crash'):
-            train(work_dir, crash=crash, **options)
-        assert_equal(straight, resumed(work_dir, **options))
+            train(work_dir, crash=crash, interval=crash, **options)
+        assert_equal(straight, resumed(work_dir, interval=17, **options))
 
 
 def test_two_workers_see_what_no_worker_sees(tmp_path):
-    assert_equal(train(tmp_path / 'a', workers=0), train(tmp_path / 'b', workers=2))
+    assert_equal(train(tmp_path / 'a', workers=0, interval=17),
+                 train(tmp_path / 'b', workers=2, interval=17))
 
 
 def test_another_seed_is_another_run(tmp_path):
@@ -44,6 +46,7 @@ def test_another_seed_is_another_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault('R8')
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     straight = train(tmp_path / 'straight', interval=4)
     code = textwrap.dedent(f'''
@@ -58,6 +61,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     assert_equal(straight, resumed(tmp_path / 'killed', interval=4))
 
 
+@pytest.mark.fault('R3')
 def test_newest_damaged_checkpoint_is_passed_over(tmp_path):
     straight = train(tmp_path / 'a')
     newest = tmp_path / 'a' / 'iter_17.pth'
@@ -68,6 +72,7 @@ def test_newest_damaged_checkpoint_is_passed_over(tmp_path):
     assert_equal(straight, resumed(tmp_path / 'a'))
 
 
+@pytest.mark.fault('R5')
 def test_work_dir_can_be_moved(tmp_path):
     straight = train(tmp_path / 'straight')
     with pytest.raises(RuntimeError, match='crash'):
@@ -85,14 +90,15 @@ def test_manifests_go_with_their_checkpoints(tmp_path):
     assert manifest['iter'] == 17 and len(manifest['sha256']) == 64
 
 
+@pytest.mark.fault('R13')
 def test_nan_samples_stop_the_run_and_leave_finite_weights(tmp_path):
     with pytest.raises(VisionError, match='VIS-RUN-306'):
         train(tmp_path / 'a', nan_from=0)
     content = load_checkpoint(newest_valid(tmp_path / 'a', print))
-    assert all(v.isfinite().all() for k, v in content['state_dict'].items()
-               if 'running' not in k)
+    assert all(v.isfinite().all() for v in content['state_dict'].values())
 
 
+@pytest.mark.fault('R6')
 def test_second_run_in_one_work_dir_is_refused(tmp_path):
     from filelock import FileLock
     (tmp_path / 'a').mkdir()
@@ -100,6 +106,7 @@ def test_second_run_in_one_work_dir_is_refused(tmp_path):
         train(tmp_path / 'a')
 
 
+@pytest.mark.fault('R10')
 def test_resuming_another_architecture_names_the_tensors(tmp_path):
     train(tmp_path / 'a')
     cfg = config(tmp_path / 'a')
@@ -108,6 +115,7 @@ def test_resuming_another_architecture_names_the_tensors(tmp_path):
         ExactRunner.from_cfg(cfg).train()
 
 
+@pytest.mark.fault('S34')
 def test_code_in_a_checkpoint_is_never_run(tmp_path):
     train(tmp_path / 'a')
     path, marker = tmp_path / 'a' / 'iter_17.pth', tmp_path / 'marker'
@@ -126,6 +134,7 @@ def test_weights_from_an_address_are_refused():
         CheckpointLoader.load_checkpoint('https://example.org/x.pth')
 
 
+@pytest.mark.fault('R2')
 def test_a_save_that_never_succeeds_again_costs_no_finished_checkpoint(tmp_path, monkeypatch):
     from vision.common.mm import runner as module
     save = module.io.save_checkpoint
@@ -174,6 +183,7 @@ def test_cut_file_without_manifest_is_passed_over(tmp_path):
     assert newest_valid(tmp_path / 'a', print).name == 'iter_3.pth'
 
 
+@pytest.mark.fault('R6')
 def test_the_second_run_is_told_who_holds_the_folder(tmp_path):
     runner = ExactRunner.from_cfg(config(tmp_path / 'a'))
     with only_run_here(runner.work_dir, 0), \

@@ -40,6 +40,7 @@ def test_what_was_saved_comes_back(saved):
     assert content['meta'] == dict(iter=3) and io.damage(saved) == ''
 
 
+@pytest.mark.fault('R3')
 def test_every_cut_is_found(saved):
     whole = saved.read_bytes()
     for i in range(64):
@@ -48,9 +49,10 @@ def test_every_cut_is_found(saved):
             io.load_checkpoint(saved)
 
 
+@pytest.mark.fault('R4')
 def test_every_flipped_bit_is_found(saved):
     whole, generator = saved.read_bytes(), np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(1000):
         place = int(generator.integers(len(whole)))
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(generator.integers(8))
@@ -237,12 +239,14 @@ def test_everything_that_a_training_saves_comes_back_equal(tmp_path, new_form):
     assert found['turned'].T.flatten()[2] == 99
 
 
+@pytest.mark.fault('R12')
 def test_numpy_scalars_and_arrays_of_others_are_read(tmp_path):
     torch.save(dict(state_dict={}, a=np.arange(3.0), b=np.float64(2)), tmp_path / 'x.pth')
     content = io.load_checkpoint(tmp_path / 'x.pth')
     assert content['b'] == 2 and content['a'].tolist() == [0, 1, 2]
 
 
+@pytest.mark.fault('R2')
 def test_full_disk_keeps_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
 
@@ -256,6 +260,7 @@ def test_full_disk_keeps_the_old_file(saved, monkeypatch):
     assert sorted(os.listdir(saved.parent)) == [saved.name, f'{saved.name}.json']
 
 
+@pytest.mark.fault('R2')
 def test_room_is_looked_at_before_anything_is_written(saved, monkeypatch):
     before, usage = saved.read_bytes(), shutil.disk_usage(saved.parent)
     monkeypatch.setattr(io.shutil, 'disk_usage', lambda path: usage._replace(free=3_000_000))
@@ -275,6 +280,32 @@ def test_other_architectures_are_refused_and_nothing_is_loaded():
     assert '2 missing (1.weight, 1.bias)' in text and '1 unknown (head.w)' in text
     assert '0.bias (5,) instead of (2,)' in text
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+KEYS = {'0.weight': (2, 2), '0.bias': (2,), '1.weight': (3, 2), '1.bias': (3,)}
+
+
+@pytest.mark.fault('R11')
+@pytest.mark.parametrize(('state', 'says'), [
+    (KEYS, None),
+    ({f'module.{name}': shape for name, shape in KEYS.items()}, None),
+    ({}, '4 missing'),
+    ({f'net.{name}': shape for name, shape in KEYS.items()}, '4 unknown'),
+    ({name: shape for name, shape in KEYS.items() if name != '1.bias'}, '1 missing (1.bias)'),
+    (KEYS | {'1.bias': (4,)}, '1 of another shape (1.bias (4,) instead of (3,))')])
+def test_all_keys_match_or_the_model_stays_as_it_is(state, says):
+    """Stricter than nine tenths: one tensor that is missing is an error."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: torch.ones(shape) for name, shape in state.items()}
+    if says is None:
+        io.load_state(model, state)
+        assert all(value.eq(1).all() for value in model.state_dict().values())
+        return
+    with pytest.raises(VisionError) as caught:
+        io.load_state(model, state)
+    assert caught.value.code == 'VIS-CKPT-305' and says in str(caught.value)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_optional_prefixes_may_be_absent_and_module_prefix_is_understood():
@@ -332,6 +363,19 @@ def test_damaged_safetensors_are_named(tmp_path):
             io.load_checkpoint(tmp_path / 'w.safetensors')
 
 
+@pytest.mark.fault('R4')
+def test_a_flipped_bit_in_weights_is_found_by_their_seal(tmp_path):
+    path = tmp_path / 'w.safetensors'
+    io.save_weights(dict(w=torch.randn(50)), path, classes=('a',))
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        flipped = bytearray(whole)
+        flipped[int(generator.integers(len(whole)))] ^= 1 << int(generator.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(VisionError, match='VIS-CKPT-303'):
+            io.load_checkpoint(path)
+
+
 def test_class_names_in_both_forms_of_mmengine():
     assert io.class_names(dict(meta=dict(dataset_meta=dict(classes=['a', 'b'])))) == ('a', 'b')
     assert io.class_names(dict(meta=dict(dataset_meta=dict(CLASSES=('c',))))) == ('c',)
@@ -361,6 +405,7 @@ def test_getattr_in_a_file_looks_nothing_up(tmp_path):
     assert io.load_checkpoint(tmp_path / 'x.pth')['method'] is None
 
 
+@pytest.mark.fault('R12')
 def test_checkpoints_of_the_stock_runner_are_read(tmp_path):
     from mmengine.logging import HistoryBuffer
     buffer = HistoryBuffer()

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from vision.lattice.core.bridge import (
+    DOUBT,
+    EASY_SHARE,
     FAR_SHARE,
     LOST_FACTOR,
     UNPAIRED_FACTOR,
@@ -108,7 +110,7 @@ def test_points_on_the_background_are_told_by_where_they_end():
 @pytest.mark.parametrize('shares', [EVEN, UNEVEN], ids=['even', 'uneven'])
 @pytest.mark.parametrize('lost_at', [1, 8])
 def test_lost_points_leave_the_straight_line_exactly(shares, lost_at):
-    """Centre, and logs of the sides, are linear in time."""
+    """Every edge is linear in time."""
     lost = [(lost_at, 0, p) for p in range(NUM_POINTS)]
     left = tracked([BOX], parabola(shares)[:, None], lost=lost)
     end = [130.0, 90, 230, 120]
@@ -116,10 +118,8 @@ def test_lost_points_leave_the_straight_line_exactly(shares, lost_at):
     filled = fill(left, right, shares, settled=ONE_PAIR)
     assert filled.right.track_ids.tolist() == [1]
     for share, boxes in zip(shares[1:-1], filled.inner, strict=True):
-        x, y = 120 + share * 60, 130 - share * 25
-        w, h = 40 * (100 / 40) ** share, 60 * (30 / 60) ** share
-        np.testing.assert_allclose(boxes.boxes_xyxy,
-                                   [[x - w / 2, y - h / 2, x + w / 2, y + h / 2]], atol=1e-3)
+        np.testing.assert_allclose(
+            boxes.boxes_xyxy, [(1 - share) * np.array(BOX) + share * np.array(end)], atol=1e-3)
 
 
 @pytest.mark.parametrize('shares', [EVEN, UNEVEN], ids=['even', 'uneven'])
@@ -160,17 +160,19 @@ def test_a_box_that_was_not_followed_stands_alone_or_goes_straight():
     for t, boxes in enumerate(fill(left, right).inner, 1):
         np.testing.assert_allclose(boxes.boxes_xyxy[1], [400 + 2.5 * t, 100, 440 + 2.5 * t, 160],
                                    atol=1e-3)
-        assert boxes.scores[1] == pytest.approx(0.05)
+        assert boxes.scores[1] == pytest.approx(0.05 * (1 - DOUBT))
     for boxes in fill(left, nobody()).inner:
         np.testing.assert_allclose(boxes.boxes_xyxy[1], [400, 100, 440, 160])
 
 
-@pytest.mark.parametrize('shares', [EVEN, UNEVEN], ids=['even', 'uneven'])
-def test_scores_of_pairs_are_linear_in_time(shares):
-    left, right = keyframes(BOX, parabola(shares), left=dict(scores=[0.8]),
-                            right=dict(scores=[0.4]))
-    scores = [boxes.scores[0] for boxes in fill(left, right, shares).inner]
-    np.testing.assert_allclose(scores, (0.8 - 0.4 * shares)[1:-1], rtol=1e-6)
+@pytest.mark.parametrize('num_lost', [0, 4, 10, 16])
+def test_the_score_of_a_pair_is_the_mean_of_both_less_what_its_points_leave_in_doubt(num_lost):
+    lost = [(3, 0, p) for p in range(num_lost)]
+    left, right = keyframes(BOX, parabola(EVEN), left=dict(scores=[0.8], lost=lost),
+                            right=dict(scores=[0.4], lost=lost))
+    certainty = min(1, (1 - num_lost / NUM_POINTS) / EASY_SHARE)
+    for boxes in fill(left, right, settled=ONE_PAIR).inner:
+        np.testing.assert_allclose(boxes.scores, 0.6 * (1 - DOUBT * (1 - certainty)), rtol=1e-5)
 
 
 @pytest.mark.parametrize('scores, label', [((0.9, 0.5), 3), ((0.5, 0.9), 7), ((0.6, 0.6), 3)])
@@ -273,3 +275,37 @@ def test_short_intervals(num_frames):
 def test_nobody_at_all():
     filled = fill(nobody(), nobody())
     assert [len(boxes) for boxes in filled.inner] == [0] * 7 and len(filled.right) == 0
+
+
+def test_where_the_right_boxes_were_going():
+    way = parabola(EVEN)
+    drift = fill(*keyframes(BOX, way)).drift
+    np.testing.assert_allclose(drift, [way[-1] / 8], atol=1e-4)
+    assert np.isnan(fill(nobody(), keyframes(BOX, way)[1]).drift).all()
+
+
+def test_ids_alone_need_no_way_back():
+    """Two sizes from where it was, an object is known again by its way there."""
+    left, right = keyframes(BOX, parabola(EVEN))
+    linker, none = TrackLinker(), np.zeros(0, np.int64)
+    left = Tracked(linker.start(left.boxes), left.rows, left.paths)
+    right = Tracked(right.boxes, none, right.paths.take(none))
+    for settled in (NO_PAIRS, ONE_PAIR):
+        filled = PathBridge(left, right, EVEN, FRAME, settled=settled,
+                            is_filled=False).fill(linker)
+        assert filled.inner == [] and filled.right.track_ids.tolist() == [1]
+        np.testing.assert_allclose(filled.drift, [[15, 0]], atol=1e-4)
+
+
+def test_the_way_so_far_is_as_easy_as_the_points_of_sure_objects_agree():
+    still = np.zeros((5, 2, 2))
+    both = [BOX, [400, 100, 440, 160]]
+    two = tracked(both, still)
+    assert two.easiness() == 1 and nobody().easiness() == 1
+    gone = [(3, 1, p) for p in range(NUM_POINTS)]
+    assert tracked(both, still, lost=gone, rows=[0]).easiness() == 1  # the other: not followed
+    assert tracked(both, still, lost=gone).easiness() == 0.5
+    assert tracked(both, still, lost=gone, scores=[0.9, 0.1]).easiness() == 1
+    assert tracked(both, still, lost=gone, scores=[0.1, 0.9]).easiness() == 0
+    few = [(3, 1, p) for p in range(NUM_POINTS // 4)]
+    assert tracked(both, still, lost=few).easiness() == 1  # as many as ``EASY_SHARE`` are left

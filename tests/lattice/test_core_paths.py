@@ -4,13 +4,24 @@ import numpy as np
 import pytest
 
 from vision.lattice.core.paths import (
+    AGREE_SIGMA,
+    DRIFT_SHARE,
+    DRIFT_SIZES,
     END_SIGMA,
+    GROWTH_NOISE,
+    GROWTH_STRICTNESS,
+    LINE_DOUBT_POINTS,
+    LINE_POINTS,
+    MAX_GROWTH,
     MIN_SHARE,
+    STRAY_WEIGHT,
     Paths,
+    agreement,
     bends,
     end_weights,
     follow,
     grid_points,
+    mean_bend,
 )
 
 SIDE = 4
@@ -32,9 +43,25 @@ def random_paths(seed, num_frames=7, num_boxes=5):
     return boxes, Paths(xy, is_good)
 
 
-def slow_follow(box, xy, is_good):
+def slow_median(values, weights):
+    """The value with half of the weight on either side; the middle of two such values."""
+    rows = sorted((float(value), weight) for value, weight in zip(values, weights, strict=True))
+    half, below, low = sum(weights) / 2, 0.0, None
+    for value, weight in rows:
+        below += weight
+        if low is None and below >= half - 1e-7:
+            low = value
+        if below > half + 1e-7:
+            return (low + value) / 2
+    return low
+
+
+def slow_follow(box, xy, is_good, drift=None):
     """One box, frame by frame: (F, 4) boxes and (F,) trust."""
     boxes, trust, is_lost = [], [], False
+    width, height = box[2] - box[0], box[3] - box[1]
+    size = np.sqrt(max(width, 1) * max(height, 1))
+    centre = (box[:2] + box[2:]) / 2
     for t in range(len(xy)):
         good = [p for p in range(xy.shape[1]) if is_good[t, p]]
         is_lost = is_lost or len(good) < MIN_SHARE * xy.shape[1]
@@ -42,22 +69,43 @@ def slow_follow(box, xy, is_good):
             boxes.append(boxes[-1] if boxes else list(box))
             trust.append(0.0)
             continue
-        shift = [float(np.nanmedian([float(xy[t, p, c]) - float(xy[0, p, c]) for p in good]))
-                 for c in (0, 1)]
-        boxes.append([box[0] + shift[0], box[1] + shift[1], box[2] + shift[0], box[3] + shift[1]])
+        moved = {p: xy[t, p].astype(float) - xy[0, p] for p in good}
+        weights = [1.0] * len(good)
+        if drift is not None and not np.isnan(drift).any():
+            off = [np.hypot(*(moved[p] - t * drift))
+                   / (DRIFT_SIZES * size + DRIFT_SHARE * np.hypot(*(t * drift))) for p in good]
+            weights = [STRAY_WEIGHT + (1 - STRAY_WEIGHT) * np.exp(-one**2) for one in off]
+        shift = np.array([slow_median([moved[p][c] for p in good], weights) for c in (0, 1)])
+        ratios = [np.log(max(np.hypot(*(xy[t, p] - centre - shift)), 0.5)
+                         / max(np.hypot(*(xy[0, p] - centre)), 0.5)) for p in good]
+        growth = slow_median(ratios, weights)
+        spread = 1.4826 * slow_median([abs(ratio - growth) for ratio in ratios], weights)
+        doubt = spread**2 / max(sum(weights), 1) + GROWTH_NOISE**2
+        growth *= max(0, 1 - GROWTH_STRICTNESS * doubt / max(growth**2, 1e-12))
+        half = np.array([width, height]) / 2 * np.clip(np.exp(growth), 1 / MAX_GROWTH, MAX_GROWTH)
+        boxes.append([*(centre + shift - half), *(centre + shift + half)])
         trust.append(len(good) / xy.shape[1])
     return np.array(boxes), np.array(trust)
 
 
 @pytest.mark.parametrize('seed', range(12))
 @pytest.mark.parametrize('num_frames', [1, 2, 9])
-def test_follow_equals_one_box_after_the_other(seed, num_frames):
+@pytest.mark.parametrize('has_drift', [False, True])
+def test_follow_equals_one_box_after_the_other(seed, num_frames, has_drift):
     boxes, paths = random_paths(seed, num_frames)
-    found, trust = follow(boxes, paths)
+    drift = None
+    if has_drift:
+        drift = np.random.default_rng(seed).normal(0, 4, (len(boxes), 2))
+        drift[1] = np.nan
+    found, trust = follow(boxes, paths, drift)
     for i, box in enumerate(boxes):
-        expected, expected_trust = slow_follow(box, paths.xy[:, i], paths.is_good[:, i])
+        expected, expected_trust = slow_follow(box, paths.xy[:, i], paths.is_good[:, i],
+                                               drift[i] if has_drift else None)
         np.testing.assert_allclose(found[:, i], expected, atol=1e-4)
         np.testing.assert_allclose(trust[:, i], expected_trust)
+    last, last_trust = follow(boxes, paths, drift, is_last_only=True)
+    np.testing.assert_array_equal(last, found[-1:])
+    np.testing.assert_array_equal(last_trust, trust[-1:])
 
 
 @pytest.mark.parametrize('seed', range(6))
@@ -67,8 +115,59 @@ def test_the_shift_is_the_median_of_numpy_over_the_points_that_are_left(seed):
     found, trust = follow(boxes, paths)
     counted = trust > 0
     assert 0 < counted.sum() < counted.size
-    np.testing.assert_allclose((found - boxes)[counted][:, :2],
+    moved = (found - boxes)[counted]
+    np.testing.assert_allclose((moved[:, :2] + moved[:, 2:]) / 2,
                                np.nanmedian(shifts[counted], axis=1), atol=1e-4)
+
+
+def scaled_paths(box, factor, *, noise=0.0):
+    """Points of a box that move away from its centre by a factor, each with an error, px."""
+    start = grid_points(box, SIDE)
+    centre = (box[:, None, :2] + box[:, None, 2:]) / 2
+    error = np.random.default_rng(0).normal(0, noise, start.shape)
+    xy = np.stack([start, centre + factor * (start - centre) + error]).astype(np.float32)
+    return Paths(xy, np.ones((2, 1, NUM_POINTS), bool))
+
+
+@pytest.mark.parametrize('factor', [0.6, 1.3, 1.8])
+def test_a_box_grows_with_its_points(factor):
+    box = np.array([[100.0, 100, 180, 160]])
+    found, _ = follow(box, scaled_paths(box, factor))
+    np.testing.assert_allclose((found[1, 0, 2:] - found[1, 0, :2]) / [80, 60], factor, rtol=0.03)
+    np.testing.assert_allclose((found[1, 0, :2] + found[1, 0, 2:]) / 2, [140, 130], atol=1e-3)
+    far, _ = follow(box, scaled_paths(box, 5.0))
+    np.testing.assert_allclose((far[1, 0, 2:] - far[1, 0, :2]) / [80, 60], MAX_GROWTH)
+
+
+def test_growth_that_points_do_not_agree_on_is_left_alone():
+    box = np.array([[100.0, 100, 180, 160]])
+    for paths in (scaled_paths(box, 1.05), scaled_paths(box, 1.1, noise=12)):
+        found, _ = follow(box, paths)
+        np.testing.assert_allclose(found[1, 0, 2:] - found[1, 0, :2], [80, 60])
+
+
+def sticking_paths(num_stuck, way):
+    """A box whose first points stick to the ground while the others go the way, px a frame."""
+    box = np.array([[100.0, 100, 140, 160]])
+    moves = np.arange(5)[:, None, None] * np.tile(np.asarray(way, float), (NUM_POINTS, 1))
+    moves[:, :num_stuck] = 0
+    xy = (grid_points(box, SIDE) + moves[:, None]).astype(np.float32)
+    return box, Paths(xy, np.ones((5, 1, NUM_POINTS), bool))
+
+
+def test_points_that_go_where_the_object_was_going_outvote_those_that_stick_to_the_ground():
+    box, paths = sticking_paths(10, (6, 1))
+    for drift, expected in ((None, [0, 0]), ([[np.nan, np.nan]], [0, 0]), ([[6.5, 1]], [24, 4])):
+        found, _ = follow(box, paths, None if drift is None else np.array(drift))
+        moved = (found[-1, 0] - box[0]).reshape(2, 2).mean(axis=0)
+        np.testing.assert_allclose(moved, expected, atol=1e-3)
+
+
+def test_an_object_that_turns_is_followed_wherever_it_was_going():
+    box, paths = sticking_paths(3, (-5, 4))
+    found, _ = follow(box, paths, np.array([[6.0, 0]]))
+    moved = (found[-1, 0] - box[0]).reshape(2, 2).mean(axis=0)
+    np.testing.assert_allclose(moved, [-20, 16], atol=1e-3)
 
 
 def test_an_outlier_and_lost_points_do_not_move_a_box():
@@ -82,6 +181,28 @@ def test_an_outlier_and_lost_points_do_not_move_a_box():
     found, trust = follow(box, Paths(xy, is_good))
     np.testing.assert_allclose(found[1:, 0], np.repeat([[15, 8, 55, 48]], 2, axis=0), atol=1e-5)
     assert trust[:, 0].tolist() == [1, 1, 7 / 16]
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_agreement_equals_a_loop_over_points(seed):
+    boxes, paths = random_paths(seed)
+    found = agreement(boxes, paths)
+    for i, box in enumerate(boxes):
+        good = [p for p in range(NUM_POINTS) if paths.is_good[-1, i, p]]
+        moved = {p: paths.xy[-1, i, p].astype(float) - paths.xy[0, i, p] for p in good}
+        middle = np.median([moved[p] for p in good], axis=0) if good else 0
+        size = np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+        shares = [np.exp(-(np.hypot(*(moved[p] - middle)) / size / AGREE_SIGMA)**2) for p in good]
+        assert found[i] == pytest.approx(sum(shares) / NUM_POINTS, abs=1e-4)
+
+
+def test_points_agree_on_any_shift_and_less_the_more_they_part():
+    box = np.array([[100.0, 100, 180, 160]])
+    for way in ((0, 0), (30, -12)):
+        _, paths = sticking_paths(0, way)
+        assert agreement(np.array([[100.0, 100, 140, 160]]), paths) == pytest.approx(1)
+    values = [agreement(box, scaled_paths(box, factor))[0] for factor in (1, 1.1, 1.3, 2, 5)]
+    assert values == sorted(values, reverse=True) and values[0] == 1 and values[-1] < 0.1
 
 
 def slow_weight(start_xy, end_xy, start, end, is_good):
@@ -101,9 +222,9 @@ def test_weights_and_bends_equal_loops_over_points(seed):
     weights = end_weights(paths, boxes, ends)
     times = np.sort(rng.uniform(0, 1, len(paths.xy)))
     times[[0, -1]] = 0, 1
-    found = bends(paths, weights, times)
+    found, found_squares = bends(paths, weights, times)
     for i in range(len(boxes)):
-        total = np.zeros((len(times), 2))
+        total, squares = np.zeros((len(times), 2)), np.zeros(len(times))
         for p in range(NUM_POINTS):
             xy = paths.xy[:, i, p].astype(float)
             expected = slow_weight(xy[0], xy[-1], boxes[i], ends[i], paths.is_good[-1, i, p])
@@ -111,7 +232,27 @@ def test_weights_and_bends_equal_loops_over_points(seed):
             for t, share in enumerate(times):
                 line = (1 - share) * xy[0] + share * xy[-1]
                 total[t] += weights[i, p] * (xy[t] - line)
+                squares[t] += weights[i, p] * ((xy[t] - line)**2).sum()
         np.testing.assert_allclose(found[:, i], total, atol=1e-3)
+        np.testing.assert_allclose(found_squares[:, i], squares, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('gap', [4, 8, 24])
+def test_the_line_counts_as_few_points_where_they_agree_and_more_where_they_do_not(gap):
+    way = np.sin(np.linspace(0, np.pi, gap + 1))[:, None] * [0, 40.0]
+    times = np.linspace(0, 1, gap + 1)
+    shares = []
+    for noise in (0, 0.3, 1, 3):
+        scale = 1 + np.random.default_rng(0).normal(0, noise, NUM_POINTS)
+        scale += 1 - scale.mean()  # they agree on the mean alone
+        xy = (way[:, None, None] * scale[:, None]).astype(np.float32)
+        paths = Paths(xy, np.ones(xy.shape[:3], bool))
+        bend = mean_bend(*bends(paths, np.ones((1, NUM_POINTS)), times), np.array([NUM_POINTS]))
+        shares.append(bend[gap // 2, 0, 1] / 40)
+    assert shares[0] == pytest.approx(NUM_POINTS / (NUM_POINTS + LINE_POINTS * 8 / gap))
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] > NUM_POINTS / (NUM_POINTS + (LINE_POINTS + LINE_DOUBT_POINTS) * 8 / gap)
+    assert mean_bend(np.zeros((gap + 1, 1, 2)), np.zeros((gap + 1, 1)), np.zeros(1)).max() == 0
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -128,11 +269,12 @@ def test_a_bend_is_nothing_at_both_ends_and_the_same_told_backwards(seed):
     boxes, paths = random_paths(seed)
     weights = np.random.default_rng(seed).uniform(0, 1, (len(boxes), NUM_POINTS))
     times = np.array([0, 0.1, 0.15, 0.5, 0.6, 0.9, 1])
-    there = bends(paths, weights, times)
+    there, squares = bends(paths, weights, times)
     np.testing.assert_allclose(there[[0, -1]], 0, atol=1e-4)
     assert np.abs(there[1:-1]).max() > 1
-    back = bends(paths.reversed(), weights, 1 - times[::-1])
+    back, squares_back = bends(paths.reversed(), weights, 1 - times[::-1])
     np.testing.assert_allclose(back[::-1], there, atol=1e-3)
+    np.testing.assert_allclose(squares_back[::-1], squares, rtol=1e-3, atol=1e-3)
 
 
 def test_even_movement_has_no_bend_whatever_the_times():
@@ -141,8 +283,8 @@ def test_even_movement_has_no_bend_whatever_the_times():
     speed = np.random.default_rng(0).normal(0, 30, (len(boxes), NUM_POINTS, 2))
     straight = Paths((paths.xy[:1] + times[:, None, None, None] * speed).astype(np.float32),
                      paths.is_good)
-    np.testing.assert_allclose(bends(straight, np.ones((len(boxes), NUM_POINTS)), times), 0,
-                               atol=1e-3)
+    for sums in bends(straight, np.ones((len(boxes), NUM_POINTS)), times):
+        np.testing.assert_allclose(sums, 0, atol=1e-3)
 
 
 @pytest.mark.parametrize('end', [[10, 10, 30, 30], [60, 25, 80, 45], [0, 0, 200, 7]])
@@ -182,4 +324,5 @@ def test_no_boxes():
     boxes, trust = follow(none, paths)
     assert boxes.shape == (5, 0, 4) and trust.shape == (5, 0)
     weights = end_weights(paths, none, none)
-    assert bends(paths, weights, np.linspace(0, 1, 5)).shape == (5, 0, 2)
+    sums = bends(paths, weights, np.linspace(0, 1, 5))
+    assert mean_bend(*sums, weights.sum(axis=1)).shape == (5, 0, 2)

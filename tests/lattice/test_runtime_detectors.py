@@ -219,14 +219,19 @@ def test_limits_that_mean_nothing(tmp_path, change):
     refusal('VIS-CONFIG-801', OnnxDetector, path, classes=NAMES, **change)
 
 
+@pytest.mark.fault('S33')
 def test_files_that_are_no_detector(tmp_path):
     (tmp_path / 'text.onnx').write_text('no model')
     refusal('VIS-CKPT-807', OnnxDetector, tmp_path / 'text.onnx')
     refusal('VIS-INPUT-611', OnnxDetector, tmp_path / 'missing.onnx')
     grey = write(tmp_path / 'a.onnx', table('yolox'), size=(SIDE,))
     refusal('VIS-CKPT-807', OnnxDetector, grey)
+    named = write(tmp_path / 'b.onnx', table('yolov8'), metadata={'names': 'XXXX'})
+    named.write_bytes(named.read_bytes().replace(b'XXXX', b'\xff\xfe\xff\xfe'))
+    refusal('VIS-CKPT-807', OnnxDetector, named)
 
 
+@pytest.mark.fault('S33')
 def test_tensors_are_read_beside_the_file_and_nowhere_else(tmp_path):
     output, folder = table('yolox'), tmp_path / 'folder'
     folder.mkdir()

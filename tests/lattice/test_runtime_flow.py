@@ -206,6 +206,18 @@ def test_without_looking_ahead_boxes_go_with_their_points():
             np.testing.assert_array_equal(one.boxes.boxes_xyxy, same.boxes.boxes_xyxy)
 
 
+def test_without_looking_ahead_a_keyframe_comes_as_soon_as_points_part():
+    scene = Scene([lambda t: (150 - 8 * t, 100), lambda t: (60, 60)], num_frames=17,
+                  sides=[(48, 40), (60, 120)])  # the first goes behind the second, which stands
+    scene.detect = lambda image, detect=scene.detect: detect(image).select([0])
+    policy = dict(type='AdaptiveKeyframes', gap_frames=GAP, threshold=0.5)
+    found = run(scene, keyframes=policy, mode='causal')
+    assert any(r.is_keyframe for r in found if 0 < r.frame_id < GAP)
+    alone = Scene([curve], num_frames=17)
+    assert [r.frame_id for r in run(alone, keyframes=policy, mode='causal')
+            if r.is_keyframe] == [0, 8, 16]
+
+
 @pytest.mark.parametrize('policy', [lambda: UniformKeyframes(6),
                                     lambda: AdaptiveKeyframes(12, 1.0, max_depth=2)],
                          ids=['uniform', 'deep'])

@@ -1,5 +1,10 @@
 """A real detector without a network: connected blobs of one colour on generated frames."""
 
+import gc
+import os
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -31,6 +36,27 @@ class BlobDetector:
                  if (y.stop - y.start) * (x.stop - x.start) > 16]
         return FrameBoxes(np.array(boxes).reshape(-1, 4), np.full(len(boxes), 0.9),
                           np.zeros(len(boxes)))
+
+
+@pytest.fixture
+def no_thread_is_left():
+    """New ones: one that an earlier test left may end meanwhile."""
+    before = set(threading.enumerate())
+    yield
+    assert not [thread.name for thread in set(threading.enumerate()) - before]
+
+
+@pytest.fixture
+def no_file_is_left():
+    """Open files and sockets; what earlier tests left to the collector is closed before."""
+    folder = Path('/proc/self/fd')
+    if not folder.is_dir():
+        pytest.skip('counts open files in /proc')
+    gc.collect()
+    before = len(os.listdir(folder))
+    yield
+    gc.collect()
+    assert len(os.listdir(folder)) <= before
 
 
 @pytest.fixture

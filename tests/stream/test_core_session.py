@@ -93,7 +93,7 @@ def test_a_long_stream_holds_memory_threads_and_files_constant():
             files = len(os.listdir('/proc/self/fd'))
             with open('/proc/self/statm') as file:
                 resident = int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-        return tracemalloc.get_traced_memory()[0], resident, threading.active_count(), files
+        return (tracemalloc.get_traced_memory()[0], resident, set(threading.enumerate()), files)
 
     with ThreadPoolExecutor(1) as executor:
         session = StreamSession(build_engine(Detector(), keyframes=8, executor=executor))
@@ -110,7 +110,7 @@ def test_a_long_stream_holds_memory_threads_and_files_constant():
     assert session.stats().num_finished == num_frames and session.num_waiting == 0
     assert after[0] - before[0] < 1_000_000, f'{after[0] - before[0]} bytes more'
     assert after[1] - before[1] < 5_000_000, f'{after[1] - before[1]} bytes of the process more'
-    assert after[2:] == before[2:]
+    assert after[2] <= before[2] and after[3] <= before[3]
 
 
 def run(session, pictures, step_s=1 / 25):

@@ -129,14 +129,14 @@ def test_an_address_is_not_sent_on_to_files_or_playlists(tmp_path, write_video, 
 
 
 CHILD = """
-import resource, sys
+import re, sys
 from vision.common.core.errors import VisionError
 from vision.stream.io.sources import VideoFile
 try:
     print(sum(1 for _ in VideoFile(sys.argv[1])))
 except VisionError as error:
     print(error.code)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) // 1024)
 """
 
 

@@ -41,6 +41,7 @@ def test_a_file_gives_every_frame_twice(tmp_path, write_video):
     assert source.problem is None and source.num_frames == 20 and not source.is_live
 
 
+@pytest.mark.fault('R22')
 def test_a_cut_file_yields_what_decodes_and_says_how_much(tmp_path, frame):
     source = open_source(str(cut_avi(tmp_path / 'cut.avi', frame)))
     count = sum(1 for _ in source)
@@ -69,6 +70,7 @@ def test_a_folder_is_read_in_natural_order(folder, frame):
         np.testing.assert_array_equal(image, frame(t))
 
 
+@pytest.mark.fault('R18')
 def test_a_gap_names_the_missing_numbers(folder):
     (folder / 'frame3.png').unlink()
     (folder / 'frame7.png').unlink()
@@ -78,6 +80,7 @@ def test_a_gap_names_the_missing_numbers(folder):
     assert len(list(source)) == 10 and source.problem.code == 'VIS-DATA-506'
 
 
+@pytest.mark.fault('R17')
 def test_a_frame_that_is_no_image_ends_the_folder(folder):
     (folder / 'frame5.png').write_bytes(b'')
     source = open_source(str(folder))
@@ -90,6 +93,7 @@ def test_an_empty_folder_is_refused(tmp_path):
         open_source(str(tmp_path))
 
 
+@pytest.mark.fault('R23')
 def test_frames_of_another_size_are_rescaled_to_the_first(folder, frame):
     cv2.imwrite(str(folder / 'frame4.png'), frame(4, 128, 192))
     assert {item.image_bgr.shape for item in open_source(str(folder))} == {(64, 96, 3)}

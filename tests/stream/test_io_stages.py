@@ -7,12 +7,7 @@ import pytest
 
 from vision.stream.io.stages import ReadAhead, Stage
 
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = threading.active_count()
-    yield
-    assert threading.active_count() == before
+pytestmark = pytest.mark.usefixtures('no_thread_is_left')
 
 
 def test_items_come_in_order_and_no_more_than_the_queue_holds_are_read_ahead():

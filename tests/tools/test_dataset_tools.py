@@ -90,6 +90,14 @@ def test_the_checker_tells_notes_from_errors_and_looks_at_images(sprites, tmp_pa
     assert 'broken-image: 2' in printed and 'image-size: 1' in printed
 
 
+def test_a_sheet_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path):
+    source = '--ann', tmp_path / 'none.json', '--images', tmp_path
+    with pytest.raises(VisionError, match='VIS-INPUT-226'):
+        run(BROWSE, *source, '--sheet', tmp_path / 'a.txt')
+    with pytest.raises(VisionError, match='VIS-ENV-109'):
+        run(BROWSE, *source, '--mp4', tmp_path)
+
+
 def test_browse_draws_a_sheet_and_a_video(sprites, tmp_path):
     ann = ('--ann', sprites / 'annotations/train.json', '--images', sprites / 'train')
     assert run(BROWSE, *ann, '--sheet', tmp_path / 'a' / 'sheet.png', '--columns', 3, '--mp4',

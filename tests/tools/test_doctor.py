@@ -104,6 +104,17 @@ def test_room_is_looked_at_where_the_zoo_writes(doctor, tmp_path, monkeypatch):
     assert 'VISION_ZOO_CACHE' in states['disk, model zoo'].do
 
 
+@pytest.mark.fault('R16')
+@pytest.mark.parametrize(('free', 'state'), [(999_999_999, 'warning'), (1_000_000_000, 'ok')])
+def test_a_small_shared_memory_is_told_with_a_way_out(doctor, monkeypatch, free, state):
+    usage = doctor.shutil.disk_usage('/')
+    monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: usage._replace(
+        free=free if str(path) == '/dev/shm' else usage.free))
+    finding = next(found for found in doctor.space(None) if found.name == '/dev/shm')
+    assert finding.state == state
+    assert ('--shm-size' in finding.do and 'num_workers=0' in finding.do) == (state != 'ok')
+
+
 def test_a_torchvision_of_another_torch_is_found(doctor, tmp_path, monkeypatch):
     package(tmp_path, 'torchvision',
             "raise RuntimeError('operator torchvision::nms does not exist')")

@@ -68,6 +68,7 @@ def weights(path: Path) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.fault('R2')
 def test_a_run_on_a_full_disk_goes_on_and_saves_when_there_is_room_again(disk):
     straight = train(disk, 999, 999, '--work-dir $DISK/a')
     assert straight.returncode == 0, straight.stdout[-3000:]
@@ -83,6 +84,7 @@ def test_a_run_on_a_full_disk_goes_on_and_saves_when_there_is_room_again(disk):
 
 
 @pytest.mark.slow
+@pytest.mark.fault('R2')
 def test_a_run_that_ends_unsaved_says_so_and_can_be_resumed(disk):
     full = train(disk, 20, 999, '--work-dir $DISK/w')
     assert full.returncode == 5, full.stdout[-3000:]

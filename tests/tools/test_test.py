@@ -154,6 +154,11 @@ def test_drawn_frames(job, main, tmp_path):
     assert len(list((tmp_path / 'drawn').rglob('*.png'))) > 0
 
 
+def test_where_metrics_cannot_go_is_said_before_the_test(main, tmp_path):
+    with pytest.raises(VisionError, match='VIS-ENV-109'):
+        main(['no config is read', 'x.pth', '--out', str(tmp_path)])
+
+
 def test_a_config_for_videos_of_ones_own_has_nothing_to_test_on(main, repository):
     with pytest.raises(VisionError, match='VIS-CONFIG-323'):
         main([str(repository / 'configs/lattice/lattice_yolox-nano_t8-s2_coco.py'),

@@ -74,6 +74,7 @@ def test_unread_keys_of_a_json_config_are_refused_too(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault('R7')
 def test_sigterm_saves_and_the_resumed_run_ends_the_same(config, tmp_path):
     code, output = run(sys.executable, 'tools/train.py', config, '--work-dir', tmp_path / 'a')
     assert code == 0, output[-2000:]
@@ -96,6 +97,14 @@ def test_sigterm_saves_and_the_resumed_run_ends_the_same(config, tmp_path):
     assert code == 0, output[-2000:]
     assert_equal(weights(tmp_path / 'a'), weights(work_dir))
     assert not list(work_dir.glob('interrupted_iter_*'))
+
+
+@pytest.mark.slow
+def test_mixed_precision_trains_on_a_cpu(config, tmp_path):
+    code, output = run(sys.executable, 'tools/train.py', config, '--amp', '--work-dir',
+                       tmp_path / 'a')
+    assert code == 0 and "type='AmpOptimWrapper'" in output, output[-2000:]
+    assert all(value.isfinite().all() for value in weights(tmp_path / 'a').values())
 
 
 @pytest.mark.slow

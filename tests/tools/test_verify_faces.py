@@ -78,14 +78,37 @@ def test_verification_refuses(tool, model, pairs, tmp_path):
     verify = tool('verify_faces')
     with pytest.raises(VisionError, match='VIS-CONFIG-1085'):
         verify.main([*model, '--pairs', pairs[1]])
-    with pytest.raises(VisionError, match='VIS-DATA-1064'):
-        verify.main([*model, *pairs, '--far', '0.001'])
     cv2.imwrite(str(tmp_path / 'p3/a.png'), np.zeros((90, 112, 3), np.uint8))
     with pytest.raises(VisionError, match='112 x 90 px'):
         verify.main([*model, *pairs])
     (tmp_path / 'empty.py').write_text('x = 1')
     with pytest.raises(VisionError, match='VIS-CONFIG-1083'):
         verify.main([str(tmp_path / 'empty.py'), model[1], *pairs])
+
+
+def test_what_pairs_cannot_tell_is_refused_before_a_picture_is_read(tool, model, pairs, tmp_path,
+                                                                    monkeypatch):
+    """Ten impostor pairs; a list of one fold; a result that cannot be written."""
+    monkeypatch.setattr('vision.faces.mm.datasets.FacePairs.read',
+                        lambda *_: pytest.fail('a picture was read'))
+    verify = tool('verify_faces').main
+    with pytest.raises(VisionError, match='VIS-DATA-1064'):
+        verify([*model, *pairs, '--far', '0.001'])
+    with pytest.raises(VisionError, match='VIS-DATA-1064'):
+        verify([*model, *pairs, '--far', '0.1', '2'])
+    with pytest.raises(VisionError, match='VIS-ENV-109'):
+        verify([*model, *pairs, '--json', str(tmp_path)])
+    only = tmp_path / 'genuine.txt'
+    only.write_text(''.join(f'p{row}/a.png p{row}/b.png 1\n' for row in range(10)))
+    with pytest.raises(VisionError, match='VIS-DATA-106[24]'):
+        verify([*model, '--pairs', str(only), '--images', str(tmp_path), '--far', '0.1'])
+
+
+def test_the_default_rates_are_those_that_the_pairs_can_tell(tool, model, pairs, tmp_path, capsys):
+    target = tmp_path / 'v.json'
+    assert tool('verify_faces').main([*model, *pairs, '--json', str(target)]) == 0
+    assert json.loads(target.read_text())['rows'][0]['tar_at_far'] == []
+    assert 'no TAR at FAR 0.001, 0.01: there are 10 impostor pairs' in capsys.readouterr().err
 
 
 def test_gallery_life(tool, model, tmp_path, capsys):
@@ -133,11 +156,30 @@ def test_people_without_a_face_are_named_and_pictures_counted(tool, model, tmp_p
     assert tool('gallery').main(build) == 0
     printed = capsys.readouterr()
     assert '2 faces of 2 people' in printed.out and 'no face in ada/2.png' in printed.err
+    assert 'left out: 1 of 3 pictures' in printed.out and 'WARNING' not in printed.out
     out.unlink()
+    (people / 'ada' / '3.png').write_bytes(b'torn')
     cv2.imwrite(str(people / 'bob' / '1.png'), np.zeros((112, 112, 3), np.uint8))
-    with pytest.raises(VisionError, match=r'VIS-DATA-1106: no face in any picture of bob'):
+    assert tool('gallery').main(build) == 0  # ada's face is not lost because bob has none
+    printed = capsys.readouterr()
+    assert '1 faces of 1 people' in printed.out and 'left out: 3 of 4 pictures' in printed.out
+    assert 'no face in any picture: bob (1 of 2 people)' in printed.out
+    assert 'ada/3.png' in printed.err
+    out.unlink()
+    cv2.imwrite(str(people / 'ada' / '1.png'), np.zeros((112, 112, 3), np.uint8))
+    with pytest.raises(VisionError, match=r'VIS-DATA-1106: no face in any of 4 pictures'):
         tool('gallery').main(build)
     assert not out.exists()
+
+
+def test_a_picture_that_is_not_aligned_is_left_out(tool, model, tmp_path, capsys):
+    picture(tmp_path / 'people' / 'ada' / '1.png', 1)
+    cv2.imwrite(str(tmp_path / 'people' / 'ada' / '2.png'), np.zeros((90, 112, 3), np.uint8))
+    build = ['build', str(tmp_path / 'people'), *model, '--out', str(tmp_path / 'g.npz')]
+    assert tool('gallery').main([*build, '--aligned']) == 0
+    assert 'ada/2.png is 112 x 90 px: left out' in capsys.readouterr().err
+    with pytest.raises(VisionError, match='VIS-CONFIG-1104: no face detector is named'):
+        tool('gallery').main([*build[:-1], str(tmp_path / 'h.npz')])
 
 
 def test_doubtful_rows_are_named():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import socket
 import subprocess
 import sys
 import threading
@@ -64,6 +65,7 @@ def test_a_bad_beginning_is_thrown_away_once(server, settings, entry_of):
     assert server.requests == ['bytes=1000-', None]
 
 
+@pytest.mark.fault('S36')
 def test_wrong_hash_names_both_and_removes_the_file(server, settings, entry_of):
     entry = entry_of(server.address)
     server.payload = bytes(len(server.payload))
@@ -73,6 +75,7 @@ def test_wrong_hash_names_both_and_removes_the_file(server, settings, entry_of):
     assert leftovers(settings) == []
 
 
+@pytest.mark.fault('S36')
 def test_a_longer_answer_is_cut_off(server, settings, entry_of):
     entry = entry_of(server.address)
     server.payload = server.payload * 2
@@ -87,6 +90,7 @@ def test_a_shorter_file_is_never_taken(server, settings, entry_of):
     assert not any(name.endswith('.bin') for name in leftovers(settings))
 
 
+@pytest.mark.fault('S36')
 @pytest.mark.parametrize('target, code', [
     ('http://example.org/weights.bin', 'VIS-NET-604'),
     ('ftp://example.org/weights.bin', 'VIS-NET-604'),
@@ -98,6 +102,31 @@ def test_a_redirect_away_from_https_is_refused(server, settings, entry_of, targe
     assert leftovers(settings) == [] and server.requests == [None]
 
 
+@pytest.mark.fault('S36')
+@pytest.mark.parametrize('number', ['127.0.0.1', '10.0.0.8', '::1'])
+def test_a_redirect_to_a_public_name_of_this_network_is_refused(server, settings, entry_of,
+                                                                number, monkeypatch):
+    real = socket.getaddrinfo
+    monkeypatch.setattr('socket.getaddrinfo', lambda host, *rest, **options: [
+        (0, 0, 0, '', (number, 0))] if host == 'example.org' else real(host, *rest, **options))
+    monkeypatch.setattr('urllib.request.getproxies', dict)
+    server.redirect_to = 'https://example.org/weights.bin'
+    refuses('VIS-NET-343', entry_of(server.address), settings)
+    assert leftovers(settings) == [] and server.requests == [None]
+
+
+@pytest.mark.fault('S36')
+@pytest.mark.parametrize('address', [
+    'https://127.0.0.1/w.bin', 'https://localhost/w.bin', 'https://[::1]/w.bin',
+    'https://169.254.169.254/w.bin', 'https://user@example.org/w.bin', 'https://example.org:22/w',
+    'https://2130706433/w.bin', 'https://nas/w.bin', 'https://[broken/w.bin', 'file:///etc/passwd',
+    'HTTP://example.org/w.bin', 'https:///w.bin', 'https://exa mple.org/w.bin', ''])
+def test_addresses_of_this_machine_and_odd_ones_are_refused(address):
+    with pytest.raises(VisionError, match='VIS-NET-604'):
+        transfer.require_https(address, ())
+
+
+@pytest.mark.fault('S36')
 def test_without_the_explicit_parameter_loopback_http_is_refused_too(server, settings, entry_of):
     error = refuses('VIS-NET-604', entry_of(server.address),
                     dataclasses.replace(settings, http_hosts=()))

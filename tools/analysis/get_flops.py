@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import write_report
 from vision.common.mm.launch import add_config_arguments, read_config
 from vision.common.nn.macs import PartCost, counted_macs, part_costs
@@ -142,6 +143,7 @@ def show(console: Console, title: str, costs: list[PartCost]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    refuse_unwritable(args.json)
     for option, value in (('--shape', min(args.shape)), ('--num-classes', args.num_classes)):
         if value is not None and value < 1:
             raise VisionError('VIS-INPUT-063', f'{option} holds {value}', where=option,

@@ -20,6 +20,7 @@ from torch import nn
 
 from vision.common.core.boxes import paired_iou
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
 from vision.common.nn.checkpoint import load_checkpoint, load_state
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoFrame, load_cocovid
@@ -120,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--max-videos', type=int, help='use the first videos only')
     parser.add_argument('--json', type=Path, help='write the rows here, too')
     args = parser.parse_args(argv)
+    refuse_unwritable(args.json)
     networks = load_networks(args.checkpoint, step=args.refine_step)
     rows = []
     print(' gap speed   method       count    IoU   R@.5  R@.75')

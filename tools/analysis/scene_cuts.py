@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import write_report
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import load_cocovid
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
                         help='CocoVID file and the folder of its images; may be repeated')
     parser.add_argument('--json', type=Path, help='write the rows here, too')
     args = parser.parse_args(argv)
+    refuse_unwritable(args.json)
     rows = []
     for ann, images in args.sets:
         row = measure_set(SceneCutDetector(), ann, images)

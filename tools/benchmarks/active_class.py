@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write
+from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.core.report import write_report
 from vision.common.nn.checkpoint import load_checkpoint
 from vision.faces.nn.class_store import build_store, class_rows
@@ -120,6 +120,7 @@ class Bench:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    refuse_unwritable(args.json)
     torch.set_num_threads(args.threads)
     if args.quick:
         args.classes, args.steps = [4000], 3

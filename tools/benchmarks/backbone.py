@@ -42,7 +42,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write
+from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.core.report import write_report
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.common.nn.live_memory import LiveMemory
@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    refuse_unwritable(args.json)
     check(args)
     keeps_memory = keep_freed_memory()
     if args.threads:

@@ -202,7 +202,8 @@ def opcode(data: bytes, generator: random.Random) -> bytes | None:
 _OPCODES = (b'cos\nsystem\n', b'cbuiltins\ngetattr\n', b'cnumpy\nndarray\n', b'cnumpy\ndtype\n',
             b'cnumpy._core.multiarray\n_reconstruct\n', b'ccollections\nOrderedDict\n',
             b'ctorch._utils\n_rebuild_tensor_v2\n', b'ctorch\nFloatStorage\n', b'R', b'b', b'\x81',
-            b'(', b't', b'2', b'2\x86' * 40, b')', b']', b'}', b'K\x00', b'r\xff\xff\xff\x7f',
+            b'(', b't', b'2', b'q\x00h\x00\x86' * 40, b')', b']', b'}', b'K\x00',
+            b'r\xff\xff\xff\x7f',
             b'j\x00\x00\x00\x00', b'a', b's', b'u', b'e', b'Q', b'0', b'N',
             b'\x8a\x08' + b'\x7f' * 8, b'G\x7f\xf0\x00\x00\x00\x00\x00\x00',
             b'U\x02f8', b'X\x02\x00\x00\x00O8', b'.')
@@ -362,11 +363,13 @@ def checkpoint_seeds(folder: Path) -> list[bytes]:
 
 def safetensors_seeds(folder: Path) -> list[bytes]:
     import torch
+    from safetensors.torch import save
 
     from vision.common.nn.checkpoint import save_weights
-    save_weights(dict(w=torch.arange(6.).reshape(2, 3), b=torch.ones(2).half()),
-                 folder / 'own.safetensors', classes=('a', 'b'))
-    return [(folder / 'own.safetensors').read_bytes()]
+    tensors = dict(w=torch.arange(6.).reshape(2, 3), b=torch.ones(2).half())
+    save_weights(tensors, folder / 'own.safetensors', classes=('a', 'b'))
+    unsealed = save(tensors, dict(classes='["a", "b"]'))  # changes are met by more than the seal
+    return [(folder / 'own.safetensors').read_bytes(), unsealed, unsealed]
 
 
 def bin_seeds(folder: Path) -> list[bytes]:
@@ -401,9 +404,10 @@ def font_seeds(folder: Path) -> list[bytes]:
 def gallery_seeds(folder: Path) -> list[bytes]:
     from vision.faces.core.gallery import Gallery
     rows = np.eye(4, dtype=np.float32)[:3]
-    Gallery(rows, np.array(['a', 'b', 'b']), np.array(['1.jpg', '2.jpg', '3.jpg']), 'abc').save(
-        folder / 'own.npz')
-    return [(folder / 'own.npz').read_bytes()]
+    gallery = Gallery(rows, np.array(['a', 'b', 'b']), np.array(['1', '2', '3']), 'abc')
+    gallery.save(folder / 'own.npz')
+    np.savez(folder / 'unsealed.npz', **vars(gallery))  # changes are met by more than the seal
+    return [(folder / name).read_bytes() for name in ('own.npz', 'unsealed.npz', 'unsealed.npz')]
 
 
 def yaml_seeds(folder: Path) -> list[bytes]:

@@ -12,7 +12,6 @@ seed, the name and i alone: --reader NAME --only I shows one.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import json
 import os
@@ -33,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_inputs import READERS, Reader, mutated
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 
@@ -47,8 +46,7 @@ _OUTCOMES = {'r': 'read', 'e': 'refused', 'm': 'memory', 'f': 'foreign'}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--inputs', type=int, default=20_000,
                         help='over readers that are not of annotations (default: %(default)s)')
     parser.add_argument('--annotations', type=int, default=100_000,
@@ -81,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         write_report(args.json, list(rows.values()), seed=args.seed, faults=found)
     if found:
-        raise VisionError('VIS-DATA-334', f'{found} inputs were neither read nor refused',
+        raise VisionError('VIS-DATA-344', f'{found} inputs were neither read nor refused',
                           where=', '.join(sorted({name for name, row in rows.items() for fault in
                                                   FAULTS if row[fault]})),
                           why='; '.join(shown for row in rows.values() for shown in row['shown']
@@ -111,7 +109,7 @@ def fuzz(name: str, row: dict, seed: int, number: int) -> None:
             row[fault] += 1
             _show(row, f'{name} {at}: {fault}')
         elif row['inputs'] < end:
-            raise VisionError('VIS-DATA-334', f'the fuzzing of {name} ended early',
+            raise VisionError('VIS-DATA-344', f'the fuzzing of {name} ended early',
                               where=f'input {row["inputs"]} of {start}..{end}',
                               do='see the traceback above')
 

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import commit, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    refuse_unwritable(args.json)
     content = earlier(args)
     step_ms = content.get('step_ms') or timed_steps(args)
     rows, running = content.get('rows', []), commit()

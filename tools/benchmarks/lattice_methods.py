@@ -23,8 +23,9 @@ from vision.lattice.runtime.rivals import RIVALS, build_rival, cut_on_small
 METHODS = {
     'detect': 'the detector on every frame',
     'shipped': 'the lattice with its default keyframes',
+    'shipped-causal': 'the same without look-ahead',
     'flow': 'the lattice, a keyframe every T frames',
-    'flow-causal': 'the same without look-ahead',
+    'flow-causal': 'the same without look-ahead, the grid alone',
     'adaptive': 'the lattice, more keyframes where it is hard',
     'random': 'as many, drawn by lot',
     'hold': 'boxes of the last keyframe stand',
@@ -37,9 +38,9 @@ METHODS = {
     'oracle': 'perfect positions, links of linear',
 }
 BY_THRESHOLD = ('adaptive', 'random')
-CAUSAL = ('hold', 'flow-causal')  # every frame is finished at once
+CAUSAL = ('hold', 'flow-causal', 'shipped-causal')  # every frame is finished at once
 UNTIMED = ('oracle', 'random')  # bounds and controls: nobody would run them
-WITHOUT_GAP = ('detect', 'shipped')
+WITHOUT_GAP = ('detect', 'shipped', 'shipped-causal')
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,8 @@ def build(setting: Setting, detector, *, paper: Callable[[], Filler] | None = No
     if method == 'paper':
         return LatticeEngine(detector, paper(), UniformKeyframes(setting.gap),
                              cut_detector=cut_on_small)
-    if method == 'shipped':
-        return build_engine(detector)
+    if method.startswith('shipped'):
+        return build_engine(detector, mode='causal' if method in CAUSAL else 'buffered')
     kind = {'detect': 'detect', 'hold': 'linear', 'linear': 'linear', 'oracle': 'linear'}
     return build_engine(detector, method=kind.get(method, 'flow'),
                         keyframes=policy or setting.gap or 1,

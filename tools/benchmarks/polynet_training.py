@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vision.classify.core.folders import list_image_folder
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write
+from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.core.report import commit, write_report
 from vision.polynet.core.arch import Arch, uniform
 from vision.polynet.core.insertion import plan_insertion
@@ -243,6 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--runs', nargs='+', choices=list(ARCHS), default=list(ARCHS))
     args = parser.parse_args(argv)
+    refuse_unwritable(args.out)
     if args.data is None:
         args.data = Path(os.environ.get('VISION_SHARED_DATA', '../shared/data')) / \
             'imagenette160-mini'

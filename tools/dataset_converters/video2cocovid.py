@@ -34,7 +34,7 @@ from vision.lattice.core.track_files import (
     read_cvat_xml,
     read_mot_text,
 )
-from vision.stream.io.containers import open_file, why_closed
+from vision.stream.io.containers import holds_video, open_file, why_closed
 
 JPEG_QUALITY = 95
 
@@ -48,6 +48,8 @@ def extract_frames(video: Path, folder: Path) -> tuple[list[Path], float | None]
     files = []
     try:
         with open_file(video) as container:
+            if not holds_video(container):
+                raise _broken_video(video, 'holds no video that can be decoded')
             stream = container.streams.video[0]
             promised = stream.frames
             fps = float(stream.average_rate) if stream.average_rate else None
@@ -55,7 +57,7 @@ def extract_frames(video: Path, folder: Path) -> tuple[list[Path], float | None]
                 files.append(folder / f'{len(files):06d}.jpg')
                 cv2.imwrite(str(files[-1]), frame.to_ndarray(format='bgr24'),
                             [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    except (av.error.FFmpegError, IndexError, OSError) as error:
+    except (av.error.FFmpegError, OSError) as error:
         raise _broken_video(video, f'stops after {len(files)} frames: {why_closed(error)}'
                             ) from error
     if not files or len(files) < promised:

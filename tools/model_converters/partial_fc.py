@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('source', type=Path, help='folder with one file for each rank')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     args = parser.parse_args(argv)
+    refuse_unwritable(args.target)
     from vision.common.nn.checkpoint import save_checkpoint
     from vision.faces.nn.partial_fc import read_partial_fc
     stores, backbone = read_partial_fc(args.source)

@@ -25,7 +25,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import refuse_same_file, sha256_of
+from vision.common.core.files import refuse_same_file, refuse_unwritable, sha256_of
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
 from vision.polynet.nn.cadene import check_shapes, convert, is_port_state, missing_counters
 from vision.polynet.nn.pretrained import adapt_first_conv
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     refuse_useless(args)
     refuse_same_file(args.source, args.target)
+    refuse_unwritable(args.target)
     path = resolve(args.source)
     content = load_checkpoint(path)
     if args.reverse:

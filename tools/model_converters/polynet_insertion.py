@@ -32,7 +32,7 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write, refuse_same_file
+from vision.common.core.files import atomic_write, refuse_same_file, refuse_unwritable
 from vision.common.mm.launch import read_config
 from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
 from vision.common.nn.seeds import seed_everything
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--map', type=Path, help='write the map of all tensors as JSON')
     args = parser.parse_args(argv)
     refuse_same_file(args.checkpoint, args.out)
+    refuse_unwritable(args.out, args.map)
     source, target = backbone_options(args.source), backbone_options(args.target)
     if args.identity_start:
         refuse_other_maps(source, target)

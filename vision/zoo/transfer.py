@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vision.common.core.addresses import names_public_host
+from vision.common.core.addresses import names_public_host, require_public_address
 from vision.common.core.errors import VisionError
 from vision.version import __version__
 
@@ -46,7 +46,8 @@ def download(address: str, part: Path, size_bytes: int, *, progress: Progress | 
         pause_s: wait before the second try; doubled for each further one.
     Raises:
         TransferError: the address did not give these bytes.
-        VisionError: VIS-ENV-603 the disk is full, VIS-NET-604 an address that is not https.
+        VisionError: VIS-ENV-603 the disk is full, VIS-NET-604 an address that is not https,
+            VIS-NET-343 a redirect to a machine of this network.
     """
     require_https(address, http_hosts)
     opener = urllib.request.build_opener(_HttpsRedirects(http_hosts))
@@ -136,4 +137,7 @@ class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         require_https(newurl, self.http_hosts)
+        # Where a proxy asks for us, names may mean nothing here, and it has rules of its own.
+        if newurl.startswith('https:') and 'https' not in urllib.request.getproxies():
+            require_public_address(newurl, ('https',))
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -70,16 +70,16 @@ def _write(archive: Path, scratch: Path, max_files: int, max_bytes: int) -> int:
     seen: set[str] = set()
     room = most
     for member in _members(archive, max_files):
-        # Two names that one file system takes for one would overwrite each other.
-        if member.name.lower() in seen:
+        if member.name in seen:
             raise _refused(archive, f'it names {member.name!r:.80} twice')
-        seen.add(member.name.lower())
+        seen.add(member.name)
         if len(seen) > max_files:
             raise _refused(archive, f'it has more than {max_files} files')
         if member.size > room:
             raise _refused(archive, f'it holds more than {most} bytes')
         target = scratch / member.name
         target.parent.mkdir(parents=True, exist_ok=True)
+        # 'x': two names that a file system takes for one do not overwrite each other.
         with member.open() as source, target.open('xb') as file:
             while data := source.read(min(_CHUNK, room + 1)):
                 room -= len(data)

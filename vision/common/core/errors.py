@@ -79,7 +79,7 @@ def command_parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose help is the module's docstring, as it stands; -v is for ``run_cli``."""
     parser = argparse.ArgumentParser(description=doc,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-v', '--verbose', action='store_true',
+    parser.add_argument('-v', '--verbose', action='store_true', default=argparse.SUPPRESS,
                         help='show the traceback of an error too')
     return parser
 

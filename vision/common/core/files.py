@@ -79,6 +79,25 @@ def refuse_same_file(source: str | Path, target: str | Path) -> None:
                           do='give the result another name')
 
 
+def refuse_unwritable(*paths: str | Path | None) -> None:
+    """Before long work, for each file that it will write; missing folders are made.
+
+    Raises:
+        VisionError: VIS-ENV-109, the file could not be written in the end.
+    """
+    for path in filter(None, paths):
+        try:
+            if Path(path).is_dir():
+                raise IsADirectoryError(errno.EISDIR, 'this is a folder')
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=Path(path).parent):
+                pass
+        except OSError as error:
+            raise VisionError('VIS-ENV-109', f'{path} cannot be written', where=str(path),
+                              why=error.strerror or str(error),
+                              do='name another file, before the work that it is for') from error
+
+
 def sealed(content: bytes) -> bytes:
     """Content whose entry ``"seal": SEAL`` holds the digest of all other bytes."""
     assert content.count(SEAL) == 1

@@ -31,8 +31,8 @@ def what_is_wrong(data: bytes) -> str:
     except struct.error:
         size = None
     if size is None:
-        return f'{len(data)} bytes that are no JPEG, PNG, WebP, BMP, TIFF or PNM, or no whole ' \
-            'header'
+        return f'{len(data)} bytes that cannot be decoded: no JPEG, PNG, WebP, BMP, TIFF or ' \
+            'PNM, or no whole header'
     if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         return f'{size[0]} x {size[1]} pixels, of at most {MAX_PIXELS}'
     return _what_is_cut(data)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import pickletools
 import re
+import reprlib  # a value of a file can be endless when it is written out
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -302,7 +303,7 @@ class _Dtype(Unfinished):
         dtype = np.dtype(self.text).newbyteorder(order)
         if state[7] != (8 if self.text[0] == 'U' else 0) \
                 or self.text[0] in 'SU' and state[5] != dtype.itemsize or not dtype.itemsize:
-            raise NotPlain(f'an array of {self.text} with flags {state[7]!r:.20}')
+            raise NotPlain(f'an array of {self.text} with flags {reprlib.repr(state[7]):.60}')
         return dtype
 
 
@@ -325,9 +326,9 @@ class _Arrays:
         _required(dtype, np.dtype)
         if len(_required(shape, tuple)) > MAX_DIMENSIONS or any(
                 type(side) is not int or side < 0 for side in shape):
-            raise BrokenPickle(f'an array of shape {shape!r:.60} in {len(content)} bytes')
+            raise BrokenPickle(f'an array of shape {reprlib.repr(shape):.60}')
         if math.prod(shape) * dtype.itemsize != len(content):
-            raise BrokenPickle(f'an array {shape!r:.60} of {dtype} in {len(content)} bytes')
+            raise BrokenPickle(f'an array {shape} of {dtype} in {len(content)} bytes')
         self._take(len(content))
         order = 'F' if is_fortran else 'C'
         if not content:
@@ -423,7 +424,7 @@ def _no_bytes() -> bytes:
 def _latin1(text: Any, encoding: Any) -> bytes:
     """How Python 3 writes bytes in old pickle protocols."""
     if encoding not in ('latin1', b'latin1', 'latin-1'):
-        raise NotPlain(f'bytes encoded as {encoding!r:.20}')
+        raise NotPlain(f'bytes encoded as {reprlib.repr(encoding):.60}')
     return _required(text, str).encode('latin1')
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import math
 import re
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -47,23 +48,22 @@ def stays_inside(name: str, *, levels_up: int = 0) -> bool:
     return depth > levels_up or levels_up > 0
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(raw: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Arrays of numbers or texts of a file of ``np.savez``, as long as the file says truly.
 
     ``np.load`` makes room for what the header of an array promises before it looks whether the
     file has as much.
 
     Raises:
-        ValueError: another file, a damaged one, or one that lacks a name. OSError.
+        ValueError: another file, a damaged one, or one that lacks a name.
     """
-    size = Path(path).stat().st_size
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = {info.filename: info for info in archive.infolist()}
             missing = [name for name in names if f'{name}.npy' not in entries]
             if missing or len(entries) != len(archive.infolist()):
                 raise ValueError(f'it has no {missing}' if missing else 'names that come twice')
-            if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > size
+            if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(raw)
                    for info in entries.values()):
                 raise ValueError('packed, or longer than the file')
             return {name: _array(archive.read(entries[f'{name}.npy'])) for name in names}

@@ -89,6 +89,19 @@ def newest_valid(folders: Path | Iterable[Path], warn: Callable[[str], None]) ->
     return None
 
 
+def chosen_checkpoint(runner) -> Path | None:
+    """What rank 0 finds in the run's folders, as a path of this rank: a machine may have its
+    work_dir elsewhere."""
+    folders = checkpoint_folders(runner)
+
+    def choose() -> tuple[int, str] | None:
+        path = newest_valid(folders, runner.logger.warning)
+        return path and (folders.index(path.parent), path.name)
+
+    chosen = decided_by_first(choose)
+    return chosen and folders[chosen[0]] / chosen[1]
+
+
 _NAMED = re.compile(r'(?:interrupted_)?(iter|epoch)_(\d+)\.pth')
 
 
@@ -338,6 +351,29 @@ def gathered_gradients(wrapper) -> list[list[torch.Tensor | None]]:
         for rank, flag in enumerate(flags):
             ranks[rank].append(parts[rank].cpu() if flag and parts else None)
     return ranks if get_rank() == 0 else []
+
+
+def gathered_buffers(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Of each rank, on rank 0: its buffers that differ from those of rank 0, as BatchNorm's
+    averages do, which each rank takes over its own samples. Call it on every rank."""
+    if get_world_size() == 1:
+        return []
+    ranks: list[dict[str, torch.Tensor]] = [{} for _ in range(get_world_size())]
+    for name, buffer in model.named_buffers():
+        parts = gather(buffer.contiguous())
+        for rank, part in enumerate(parts):
+            if not torch.equal(part, parts[0]):
+                ranks[rank][name] = part.cpu()
+    return ranks
+
+
+def restore_buffers(model: torch.nn.Module, ranks: list[dict[str, torch.Tensor]]) -> None:
+    """What ``gathered_buffers`` gave; with another number of ranks rank 0's are everybody's."""
+    if len(ranks) == get_world_size():
+        own = dict(model.named_buffers())
+        with torch.no_grad():
+            for name, value in ranks[get_rank()].items():
+                own[name].copy_(value)
 
 
 def load_optimizer(wrapper, state: dict, filename: str) -> None:

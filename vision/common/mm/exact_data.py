@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
@@ -36,6 +36,7 @@ _WHY_DEAD = {
     'Killed': 'most often the system had no memory left and ended it (see dmesg)',
     'MemoryError': 'there was no memory left for the sample that it was loading',
     'Bus error': '/dev/shm, over which samples come to the main process, is full or too small'}
+_OWN = ('inner', 'key', 'length')  # attributes of SeededDataset itself
 ENDLESS = ('InfiniteSampler', 'MultiSourceSampler', 'GroupMultiSourceSampler')
 
 
@@ -57,9 +58,16 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
         dataset = DATASETS.build(dataset)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
+    length = None
+    if num_batches := config.pop('num_batch_per_epoch', None):
+        size = config.get('batch_size') or config['batch_sampler']['batch_size']
+        length = min(num_batches * size * get_world_size(), len(dataset))
+    config['dataset'] = SeededDataset(dataset, (seed, get_rank()), length)
     sampler = config['sampler']
     if isinstance(sampler, dict):
-        sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        # Samplers of videos look at the class of their data set.
+        counted = dataset if length is None else config['dataset']
+        sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=counted, seed=seed))
     config['sampler'] = PlacedSampler(sampler, seed)
     batches = config.get('batch_sampler')
     if isinstance(batches, dict):
@@ -68,7 +76,6 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
     if batches is not None:
         config['batch_sampler'] = SkippableBatches(batches, seed)
         config.pop('batch_size', None)
-    config['dataset'] = SeededDataset(dataset, seed, get_rank())
     return Runner.build_dataloader(config, seed=seed)
 
 
@@ -81,7 +88,7 @@ def _rebuilt(dataloader: DataLoader, seed: int) -> DataLoader:
         options.update(batch_size=None, sampler=PlacedSampler(dataloader.sampler, seed))
     else:
         options['batch_sampler'] = SkippableBatches(dataloader.batch_sampler, seed)
-    return DataLoader(SeededDataset(dataloader.dataset, seed, get_rank()), **options)
+    return DataLoader(SeededDataset(dataloader.dataset, (seed, get_rank())), **options)
 
 
 class PlacedInt(int):
@@ -206,11 +213,16 @@ def _in_order_of(sampler, seed: int, epoch: int) -> Iterator[Any]:
 
 
 class SeededDataset:
-    """A data set that loads every sample from a random state of its own; else the inner one."""
+    """A data set that loads every sample from a random state of its own; else the inner one.
 
-    def __init__(self, dataset, *key: int) -> None:
+    Args:
+        length: only so many first samples (``num_batch_per_epoch``); default: all.
+    """
+
+    def __init__(self, dataset, key: tuple[int, ...], length: int | None = None) -> None:
         object.__setattr__(self, 'inner', dataset)
         object.__setattr__(self, 'key', key)
+        object.__setattr__(self, 'length', length)
 
     def __deepcopy__(self, memo: dict) -> SeededDataset:
         return self  # MMEngine copies the dataloader's config, which holds this object
@@ -222,10 +234,10 @@ class SeededDataset:
         return self.inner[index]
 
     def __len__(self) -> int:
-        return len(self.inner)
+        return len(self.inner) if self.length is None else self.length
 
     def __getattr__(self, name: str) -> Any:
-        if name in ('inner', 'key'):
+        if name in _OWN:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -233,10 +245,10 @@ class SeededDataset:
         setattr(self.inner, name, value)  # hooks exchange the pipeline of the real one
 
     def __getstate__(self) -> tuple:
-        return self.inner, self.key
+        return tuple(getattr(self, name) for name in _OWN)
 
     def __setstate__(self, state: tuple) -> None:
-        for name, value in zip(('inner', 'key'), state, strict=True):
+        for name, value in zip(_OWN, state, strict=True):
             object.__setattr__(self, name, value)
 
 

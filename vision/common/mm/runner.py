@@ -24,15 +24,17 @@ from vision.common.core.references import find_file
 from vision.common.mm.agreement import decided_by_first, one_for_all
 from vision.common.mm.checkpoints import (
     checkpoint_folders,
+    chosen_checkpoint,
+    gathered_buffers,
     gathered_gradients,
     load_optimizer,
     load_schedulers,
     meta_of,
-    newest_valid,
     only_run_here,
     read_safely_everywhere,
     require_resumable,
     require_same_file,
+    restore_buffers,
     restore_gradients,
     restored_hub,
     scheduler_states,
@@ -105,6 +107,7 @@ class ExactRunner(Runner):
         loop = self._with_data_checked(super().build_train_loop(loop), 'train_dataloader')
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = EndlessBatches(loop.dataloader)
+            loop.fast_forward_on_resume = False  # it leaves the place, to save a cost we have not
         return loop
 
     def build_val_loop(self, loop):
@@ -116,12 +119,15 @@ class ExactRunner(Runner):
     def _with_data_checked(self, loop, name: str):
         """The loop. A model with ``check_dataset(metainfo, where)`` sees its data set first, and
         may refuse it before the first step."""
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = self._bare_model()
         dataloader = getattr(loop, 'dataloader', None)
         metainfo = getattr(getattr(dataloader, 'dataset', None), 'metainfo', None)
         if metainfo is not None and hasattr(model, 'check_dataset'):
             model.check_dataset(metainfo, f'{name}.dataset')
         return loop
+
+    def _bare_model(self) -> torch.nn.Module:
+        return self.model.module if is_model_wrapper(self.model) else self.model
 
     def setup_env(self, env_cfg: dict) -> None:
         """As MMEngine's, which asks for CUDA in every process; here processes also run on CPUs.
@@ -175,8 +181,7 @@ class ExactRunner(Runner):
             return
         source = self._load_from
         if self._resume and source is None:
-            source = decided_by_first(
-                lambda: newest_valid(checkpoint_folders(self), self.logger.warning))
+            source = chosen_checkpoint(self)
             if source is None:
                 self.logger.info(f'nothing to resume in {self.work_dir}: starting from the '
                                  'beginning')
@@ -195,8 +200,7 @@ class ExactRunner(Runner):
         """Weights of ``filename`` (path or zoo:NAME) into the model, all of them or an error."""
         content = io.load_checkpoint(find_file(filename), map_location)
         self.call_hook('after_load_checkpoint', checkpoint=content)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        io.load_model(model, content, where=str(filename))
+        io.load_model(self._bare_model(), content, where=str(filename))
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return content
@@ -213,6 +217,7 @@ class ExactRunner(Runner):
         meta = content['meta']
         self.train_loop._epoch, self.train_loop._iter = meta['epoch'], meta['iter']
         go_to(self.train_loop, meta['epoch'], meta['iter'])
+        restore_buffers(self._bare_model(), content.get('buffers', []))
         self.message_hub.load_state_dict(restored_hub(content['message_hub']))
         if resume_optimizer:
             load_optimizer(self.optim_wrapper, content['optimizer'], filename)
@@ -231,24 +236,24 @@ class ExactRunner(Runner):
         self.call_hook('gather_checkpoint')
         gradients = gathered_gradients(self.optim_wrapper) \
             if kwargs.get('save_optimizer', True) else []
+        spread = dict(gradients=gradients, buffers=gathered_buffers(self._bare_model()))
         self._unsaved = decided_by_first(
-            lambda: self._write_checkpoint(Path(out_dir) / filename, gradients, *args, **kwargs))
+            lambda: self._write_checkpoint(Path(out_dir) / filename, spread, *args, **kwargs))
         return self._unsaved is None
 
-    def _write_checkpoint(self, path: Path, gradients: list, file_client_args: dict | None = None,
+    def _write_checkpoint(self, path: Path, spread: dict, file_client_args: dict | None = None,
                           save_optimizer: bool = True, save_param_scheduler: bool = True,
                           meta: dict | None = None, by_epoch: bool = True,
                           backend_args: dict | None = None) -> VisionError | None:
         """The error, when the disk is full."""
         position = dict(epoch=self.epoch + 1, iter=self.iter) if by_epoch else \
             dict(epoch=self.epoch, iter=self.iter + 1)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
         content = dict(meta=dict(meta or {}, **meta_of(self, position)),
-                       state_dict=model.state_dict(),
+                       state_dict=self._bare_model().state_dict(),
                        message_hub=stored_hub(self.message_hub.state_dict()))
         if save_optimizer:
             content['optimizer'] = self.optim_wrapper.state_dict()
-            content['gradients'] = gradients
+            content.update(spread)
         if save_param_scheduler and self.param_schedulers is not None:
             content['param_schedulers'] = scheduler_states(self.param_schedulers)
         self.call_hook('before_save_checkpoint', checkpoint=content)

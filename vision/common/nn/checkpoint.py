@@ -188,7 +188,7 @@ def damage(path: Path) -> str:
         entries = _entries(path)
     except FileNotFoundError:
         return ''
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f'its manifest {manifest_path(path).name} cannot be read'
     size = path.stat().st_size
     if size not in [entry['size_bytes'] for entry in entries]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -61,9 +62,11 @@ class _LogBuffer(Unfinished):
     """MMEngine's ``HistoryBuffer``: its numbers, without the methods that it names."""
 
     def finish(self, state: Any) -> dict:
-        return dict(values=torch.as_tensor(state['_log_history']),
-                    counts=torch.as_tensor(state['_count_history']),
-                    max_length=int(state['max_length']))
+        arrays = state['_log_history'], state['_count_history']
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise BrokenPickle('a log buffer whose numbers are no arrays')
+        values, counts = map(torch.as_tensor, arrays)
+        return dict(values=values, counts=counts, max_length=int(state['max_length']))
 
 
 def read_torch_file(path: Path, map_location: MapLocation = None) -> Any:
@@ -246,7 +249,7 @@ def _tensor_of_dtype(storage: Any, offset: Any, size: Any, stride: Any, requires
         raise BrokenPickle('a tensor whose size and stride are no whole numbers')
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last + 1) * dtype.itemsize > storage.content.nbytes():
-        raise BrokenPickle(f'a tensor {tuple(size)!r:.60} that reaches beyond its storage')
+        raise BrokenPickle(f'a tensor {tuple(size)} that reaches beyond its storage')
     tensor = torch.empty(0, dtype=dtype, device=storage.content.device)
     tensor.set_(storage.content, offset, tuple(size), tuple(stride))
     return tensor.requires_grad_(bool(requires_grad))

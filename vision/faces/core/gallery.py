@@ -82,9 +82,10 @@ class Gallery:
 def load_gallery(path: Path) -> Gallery:
     """Read and check a gallery; VIS-DATA-1101 says what is wrong with it."""
     try:
-        if fault := _broken_seal(Path(path).read_bytes()):
+        raw = Path(path).read_bytes()
+        if fault := _broken_seal(raw):
             raise ValueError(fault)
-        content = read_npz(path, ('embeddings', 'names', 'sources', 'embedder'))
+        content = read_npz(raw, ('embeddings', 'names', 'sources', 'embedder'))
         gallery = Gallery(content['embeddings'], content['names'], content['sources'],
                           str(content['embedder']))
     except (OSError, ValueError) as error:

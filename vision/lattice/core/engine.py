@@ -94,7 +94,8 @@ class LatticeEngine:
             look-ahead, a frame is finished at once with the boxes carried to it from the last
             keyframe; ``causal+revise``: both, the first result of a frame between keyframes is
             ``provisional`` and the ``final`` one is that of ``buffered``. In ``causal`` intervals
-            are not halved and the last frame of a segment is no keyframe: too late for both.
+            are not halved and the last frame of a segment is no keyframe: too late for both; in
+            their place a policy may ask for a keyframe before its time.
         cut_detector: says whether a cut lies between two grey frames; None for videos without
             cuts. On both sides of a cut there is a keyframe, nothing is linked or filled across.
         executor: runs the detector while the frames of the next interval are taken (buffered
@@ -169,7 +170,7 @@ class LatticeEngine:
             self._await([frame])
         else:
             self._frames.append(frame)
-            if len(self._frames) > self._policy.gap_frames:
+            if len(self._frames) > self._policy.gap_frames or self._hurries():
                 self._await(self._frames)
                 self._frames = [frame]
         can_wait = self._executor is not None and not self._is_causal
@@ -227,6 +228,14 @@ class LatticeEngine:
             boxes = self._detector.detect(frame.image)
         return inside_frame(boxes, frame.image.shape[:2])
 
+    def _hurries(self) -> bool:
+        """Whether the newest frame becomes a keyframe before its time. Where boxes are revised,
+        the final ones are those of ``buffered``, so the grid stays."""
+        if self._revises or self._carrier is None:
+            return False
+        carrier = self._carry_to(self._frames)
+        return self._policy.hurries(carrier.easiness)
+
     def _await(self, frames: list[_Frame]) -> None:
         """The last of these frames is a keyframe: begin to detect it."""
         self._waiting.append(_Waiting(frames, self._detection(frames[-1])))
@@ -269,9 +278,11 @@ class LatticeEngine:
         self._begin_at(frame, self._linker.start(boxes))
         return [FrameResult(frame.frame_id, self._left, 'detected', is_keyframe=True)]
 
-    def _begin_at(self, keyframe: _Frame, boxes: FrameBoxes) -> None:
+    def _begin_at(self, keyframe: _Frame, boxes: FrameBoxes,
+                  drift: np.ndarray | None = None) -> None:
         self._left, self._num_carried = boxes, 0
-        self._carrier = self._filler.carry(boxes, keyframe.prepared, keyframe.image.shape[:2])
+        self._carrier = self._filler.carry(boxes, keyframe.prepared, keyframe.image.shape[:2],
+                                           drift)
 
     def _carry_to(self, frames: list[_Frame]) -> Carrier:
         """The carrier at the last of these frames, which begin at its keyframe."""
@@ -288,7 +299,7 @@ class LatticeEngine:
     def _solve(self, frames: list[_Frame], right: FrameBoxes, *, depth: int) -> list[FrameResult]:
         """Results after the first of these frames; halves the interval where the policy asks."""
         span = Span([frame.image for frame in frames], [frame.prepared for frame in frames],
-                    np.array([frame.time_s for frame in frames]))
+                    np.array([frame.time_s for frame in frames]), is_filled=self._revises)
         bridge = self._filler.bridge(self._carry_to(frames), right, span)
         if self._wants_split(bridge, right, span, depth):
             mid = (len(frames) - 1) // 2
@@ -297,13 +308,13 @@ class LatticeEngine:
             return [*self._solve(frames[:mid + 1], middle, depth=depth + 1),
                     *self._solve(frames[mid:], right, depth=depth + 1)]
         filled = bridge.fill(self._linker)
-        self._begin_at(frames[-1], filled.right)
-        inner = [FrameResult(frame.frame_id, boxes,
-                             'propagated' if is_propagated else 'interpolated')
-                 for frame, boxes, is_propagated in
-                 zip(frames[1:-1], filled.inner, filled.is_propagated, strict=True)]
-        if not self._revises:
-            inner = []  # they went out as they came
+        self._begin_at(frames[-1], filled.right, filled.drift)
+        inner = []
+        if span.is_filled:
+            inner = [FrameResult(frame.frame_id, boxes,
+                                 'propagated' if is_propagated else 'interpolated')
+                     for frame, boxes, is_propagated in
+                     zip(frames[1:-1], filled.inner, filled.is_propagated, strict=True)]
         return [*inner, FrameResult(frames[-1].frame_id, self._left, 'detected',
                                     is_keyframe=True)]
 

@@ -22,11 +22,17 @@ MIN_VISIBLE_SIDE = 1.0
 
 @dataclass(frozen=True, eq=False)
 class FilledInterval:
-    """Boxes of the inner frames in order, which of them saw their own frame, the right boxes."""
+    """Boxes of the inner frames in order, which of them saw their own frame, the right boxes.
+
+    Args:
+        drift: (N, 2) where the right boxes were going, px a frame, NaN: not known; None: the
+            filler does not ask for it when it carries them on.
+    """
 
     inner: list[FrameBoxes]
     is_propagated: list[bool]
     right: FrameBoxes
+    drift: np.ndarray | None = None
 
 
 class Carrier(Protocol):
@@ -40,6 +46,9 @@ class Carrier(Protocol):
 
     def latest(self) -> FrameBoxes:
         """The boxes on the newest frame, with the scores and ids of the keyframe."""
+
+    def easiness(self) -> float:
+        """How sure the way to the newest frame was, in [0, 1]; 1 where nothing is known of it."""
 
 
 class Bridge(Protocol):
@@ -60,11 +69,14 @@ class Span:
         images: (H, W, 3) uint8 BGR.
         prepared: what the filler made of them.
         times_s: (F,) presentation times, growing.
+        is_filled: False where the boxes of the inner frames went out already and only the ids of
+            the right ones are asked for.
     """
 
     images: list[np.ndarray]
     prepared: list[Any]
     times_s: np.ndarray
+    is_filled: bool = True
 
     @property
     def gap_frames(self) -> int:
@@ -87,8 +99,10 @@ class Filler(Protocol):
         """What is needed of a frame (H, W, 3) uint8, made once. Its ``grey`` (h, w) float32 in
         [0, 1], or uint8, is what scene cuts are looked for on."""
 
-    def carry(self, left: FrameBoxes, prepared: Any, frame_size: tuple[int, int]) -> Carrier:
-        """Start from the boxes of a keyframe; frame_size is (H, W)."""
+    def carry(self, left: FrameBoxes, prepared: Any, frame_size: tuple[int, int],
+              drift: np.ndarray | None = None) -> Carrier:
+        """Start from the boxes of a keyframe; frame_size is (H, W), drift that of the filled
+        interval before it."""
 
     def bridge(self, carrier: Carrier, right: FrameBoxes, span: Span) -> Bridge:
         """The carrier has made its steps up to the right keyframe."""

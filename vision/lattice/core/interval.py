@@ -121,8 +121,8 @@ class NodeFiller:
     def prepare(self, image_bgr: np.ndarray) -> GreyFrame:
         return GreyFrame(self.networks.grey(image_bgr))
 
-    def carry(self, left: FrameBoxes, prepared: GreyFrame,
-              frame_size: tuple[int, int]) -> NodeCarrier:
+    def carry(self, left: FrameBoxes, prepared: GreyFrame, frame_size: tuple[int, int],
+              drift: None = None) -> NodeCarrier:
         return NodeCarrier(self, left, prepared, frame_size)
 
     def bridge(self, carrier: NodeCarrier, right: FrameBoxes, span: Span) -> NodeBridge:
@@ -218,6 +218,9 @@ class NodeCarrier:
         earlier = copy(self)
         earlier._greys = self._greys[:num_steps + 1]
         return earlier
+
+    def easiness(self) -> float:
+        return 1.0
 
     def latest(self) -> FrameBoxes:
         is_wanted = self.left.scores >= self._filler.min_score

@@ -66,25 +66,30 @@ class FlowFiller:
         to_cut = max(1, round(max(image.shape) / CUT_LONG_SIDE))
         return FlowFrame(image, _shrunk(image, to_cut), factor)
 
-    def carry(self, left: FrameBoxes, prepared: FlowFrame,
-              frame_size: tuple[int, int]) -> FlowCarrier:
-        return FlowCarrier(left, prepared, self.options)
+    def carry(self, left: FrameBoxes, prepared: FlowFrame, frame_size: tuple[int, int],
+              drift: np.ndarray | None = None) -> FlowCarrier:
+        return FlowCarrier(left, prepared, self.options, drift=drift)
 
     def bridge(self, carrier: FlowCarrier, right: FrameBoxes, span: Span) -> PathBridge:
         left = carrier.tracked()
         settled = settled_pairs(left, right)
-        back = FlowCarrier(right, span.prepared[-1], self.options, leave_out=settled[:, 1])
-        for prepared in span.prepared[-2::-1]:
-            back.step(prepared)
-        return PathBridge(left, back.tracked(), span.shares, span.frame_size, settled=settled)
+        if span.is_filled:
+            back = FlowCarrier(right, span.prepared[-1], self.options, leave_out=settled[:, 1])
+            for prepared in span.prepared[-2::-1]:
+                back.step(prepared)
+            back = back.tracked()
+        else:
+            back = Tracked(right, NO_ROWS, left.paths.take(NO_ROWS))
+        return PathBridge(left, back, span.shares, span.frame_size, settled=settled,
+                          is_filled=span.is_filled)
 
 
 class FlowCarrier:
     """The points of a keyframe's boxes, followed frame by frame (in either direction)."""
 
     def __init__(self, boxes: FrameBoxes, prepared: FlowFrame, options: FlowOptions, *,
-                 leave_out: np.ndarray = NO_ROWS) -> None:
-        self._boxes = boxes
+                 leave_out: np.ndarray = NO_ROWS, drift: np.ndarray | None = None) -> None:
+        self._boxes, self._drift = boxes, drift
         best = np.flatnonzero(boxes.scores >= options.min_score)[:options.max_boxes]
         self._rows = np.setdiff1d(best, leave_out)
         height, width = prepared.image.shape
@@ -119,11 +124,14 @@ class FlowCarrier:
         num_frames = len(self._points)
         xy = (np.stack(self._points) / self._scale).reshape(num_frames, *self._shape)
         return Tracked(self._boxes, self._rows, Paths(
-            xy, np.stack(self._is_good).reshape(num_frames, *self._shape[:2])))
+            xy, np.stack(self._is_good).reshape(num_frames, *self._shape[:2])), self._drift)
+
+    def easiness(self) -> float:
+        return self.tracked().easiness()
 
     def latest(self) -> FrameBoxes:
-        carried, _ = self.tracked().carried()
-        return self._boxes.replace(boxes_xyxy=carried[-1])
+        boxes, _ = self.tracked().carried(is_last_only=True)
+        return self._boxes.replace(boxes_xyxy=boxes[0])
 
 
 def shrunk_grey(image_bgr: np.ndarray, long_side: int = CUT_LONG_SIDE) -> tuple[np.ndarray, int]:

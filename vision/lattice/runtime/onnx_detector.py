@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import whole_number
 from vision.lattice.core.class_names import COCO_CLASSES
 from vision.lattice.core.structures import FrameBoxes
 from vision.zoo import resolve
@@ -113,7 +114,7 @@ class OnnxDetector:
         self._input = self._session.get_inputs()[0].name
         shape = self._session.get_inputs()[0].shape
         if input_size is None and any(not isinstance(side, int) for side in shape[2:]):
-            input_size = _named_size(self._session)
+            input_size = _named_size(_metadata(self._session, path))
         self.input_size = _input_size(shape, input_size, path)
         self._fits_frame = fit_frame and isinstance(input_size, int) and not any(
             isinstance(side, int) for side in shape[2:])
@@ -315,10 +316,16 @@ def _open(path: Path, threads: int, spinning: bool) -> onnxruntime.InferenceSess
     return session
 
 
-def _named_size(session: onnxruntime.InferenceSession) -> int | None:
+def _metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str]:
+    try:
+        return session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise _broken(path, f'its metadata is no text: {error}') from error
+
+
+def _named_size(metadata: dict[str, str]) -> int | None:
     """The side in pixels that the file was trained for, where it says so."""
-    text = session.get_modelmeta().custom_metadata_map.get('input_size', '')
-    return int(text) if text.isdecimal() and len(text) < 6 else None
+    return whole_number(metadata.get('input_size', ''), most=MAX_SIDE)
 
 
 def _input_size(shape: Sequence, wanted: int | tuple[int, int] | None,
@@ -352,7 +359,7 @@ def _anchor_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _class_names(given: Sequence[str] | None, session: onnxruntime.InferenceSession, number: int,
                  path: Path) -> tuple[str, ...]:
-    text = session.get_modelmeta().custom_metadata_map.get('names')
+    text = _metadata(session, path).get('names')
     names: tuple[str, ...] = COCO_CLASSES if number == len(COCO_CLASSES) else ()
     if given is not None:
         names = tuple(given)

@@ -130,8 +130,8 @@ class DenseFlowFiller:
     def prepare(self, image_bgr: np.ndarray) -> GreyFrame:
         return GreyFrame(shrunk_grey(image_bgr, LONG_SIDE)[0])
 
-    def carry(self, left: FrameBoxes, prepared: GreyFrame,
-              frame_size: tuple[int, int]) -> DenseFlowCarrier:
+    def carry(self, left: FrameBoxes, prepared: GreyFrame, frame_size: tuple[int, int],
+              drift: None = None) -> DenseFlowCarrier:
         return DenseFlowCarrier(left, prepared, frame_size)
 
     def bridge(self, carrier: DenseFlowCarrier, right: FrameBoxes, span: Span) -> BlendBridge:
@@ -164,6 +164,9 @@ class DenseFlowCarrier:
             small += np.tile([self._median(flow, box) for box in small], 2)
         self.path.append(small / self._scale)
         self._grey = prepared.grey
+
+    def easiness(self) -> float:
+        return 1.0
 
     def latest(self) -> FrameBoxes:
         return self.boxes.replace(boxes_xyxy=self.path[-1])

@@ -37,6 +37,11 @@ def open_address(address: str, timeout_s: float, **options: str) -> Container:
     return _opened(address, CONTAINERS, _OF_HTTP, options, timeout_s)
 
 
+def holds_video(container: Container) -> bool:
+    """Is there a video stream, and a decoder for it?"""
+    return bool(container.streams.video) and container.streams.video[0].codec_context is not None
+
+
 def why_closed(error: Exception) -> str:
     """What an error of opening means."""
     if isinstance(error, av.error.ArgumentError):
@@ -48,6 +53,6 @@ def _opened(address: str, containers: tuple[str, ...], protocols: tuple[str, ...
             options: dict[str, str], timeout_s: float | None) -> Container:
     container = av.open(address, timeout=timeout_s, options=options | dict(
         format_whitelist=','.join(containers), protocol_whitelist=','.join(protocols)))
-    for stream in container.streams.video:
-        stream.codec_context.options = _CODEC_OPTIONS
+    if holds_video(container):
+        container.streams.video[0].codec_context.options = _CODEC_OPTIONS
     return container

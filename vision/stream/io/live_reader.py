@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.stream.io.containers import open_address, why_closed
+from vision.stream.io.containers import holds_video, open_address, why_closed
 from vision.stream.io.sources import LIVE, SourceFrame, fit
 
 BACK_OFF_S, MAX_BACK_OFF_S = 0.5, 10.0
@@ -45,7 +45,7 @@ class NetworkCapture:
             self._container = open_address(address, timeout_s, fflags='nobuffer', **options)
         except (av.error.FFmpegError, OSError) as error:
             raise CaptureError(why_closed(error)) from error
-        if not self._container.streams.video:
+        if not holds_video(self._container):
             self._container.close()
             raise CaptureError('what the server sends holds no video')
         self._frames = self._container.decode(video=0)

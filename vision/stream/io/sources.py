@@ -15,7 +15,7 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.images import read_image
-from vision.stream.io.containers import open_address, open_file, why_closed
+from vision.stream.io.containers import holds_video, open_address, open_file, why_closed
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
 VIDEO_SUFFIXES = {'.mp4', '.avi', '.mkv', '.webm', '.mov'}
@@ -76,9 +76,9 @@ class VideoFile:
                 else open_file(self.path)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise self._unreadable(why_closed(error)) from error
-        if not container.streams.video:
+        if not holds_video(container):
             container.close()
-            raise self._unreadable('it holds no video stream')
+            raise self._unreadable('it holds no video stream that can be decoded')
         return container
 
     def _unreadable(self, why: str) -> VisionError:
@@ -96,7 +96,11 @@ class VideoFile:
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
             for frame in tally.decoded(container, stream):
-                image = fit(upright(frame), size)
+                try:
+                    image = fit(upright(frame), size)
+                except (av.error.FFmpegError, OSError, ValueError, cv2.error):
+                    tally.num_bad += 1  # of a kind that cannot be turned into colours
+                    continue
                 size = image.shape[:2]
                 stamp = frame.time if frame.time is not None and frame.time > last \
                     else last + 1 / self.fps
