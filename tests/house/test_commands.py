@@ -147,8 +147,11 @@ def launched(command: Command) -> Command:
     if command.tool not in LAUNCHED:
         return command
     tool, place = LAUNCHED[command.tool]
-    rest = command.arguments[:place] + command.arguments[place + 1:]
-    return Command(command.where, tool, rest, command.is_whole)
+    rest = list(command.arguments[:place] + command.arguments[place + 1:])
+    if '--max-restarts' in rest:  # the launcher's own
+        where = rest.index('--max-restarts')
+        del rest[where:where + 2]
+    return Command(command.where, tool, tuple(rest), command.is_whole)
 
 
 @pytest.fixture(scope='module')
