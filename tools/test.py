@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write, refuse_unwritable
+from vision.common.core.files import refuse_unwritable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             require_no_weights(runner.model)
         metrics = runner.test()
     if args.out and runner.rank == 0:
+        from vision.common.core.files import atomic_write
         with atomic_write(args.out, 'w') as file:
             json.dump({name: float(value) for name, value in metrics.items()}, file, indent=1)
         print(f'metrics: {args.out}')
