@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(r'\b(?:python|bash) +((?:tools|datasets)/[\w/]+\.(?:py|sh))')
 PAGES = ('README.md', 'docs/**/*.md', 'vision/*/README.md', 'datasets/**/*.md', 'configs/*.md')
 MODULES = ('tools/**/*.py', 'datasets/**/*.py', 'configs/**/*.py')
-# A launcher's arguments are those of this tool and, at this place, the number of processes.
+# A launcher's arguments are those of this tool, and at these places its own.
 LAUNCHED = {'tools/dist_train.sh': ('tools/train.py', (1,)),
             'tools/dist_test.sh': ('tools/test.py', (2,)),
             'tools/slurm_train.sh': ('tools/train.py', (0, 1, 3)),
