@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
+from vision.common.core.files import atomic_write, refuse_unwritable
 
 
 def main(argv: list[str] | None = None) -> int:
