@@ -22,6 +22,7 @@ from rank_faults import TIMEOUT_S, fork_ranks, work_until
 
 from vision.common.core.report import write_report
 from vision.common.mm.flexible import ExactFlexibleRunner
+from vision.common.mm.launch import resume_after_restart
 from vision.common.nn.watchdog import ends_together
 
 
@@ -107,6 +108,34 @@ def other_ranks(folder):
     play(folder, 4, leg, 'FSDP2Strategy', 'four', 6, options)
     for strategy, end in (('FSDP2Strategy', 2), ('DDPStrategy', 4), ('FSDP2Strategy', 6)):
         play(folder, 2, leg, strategy, 'kinds', end, options)
+
+
+def one_dies(folder, name, victim):
+    """A run of FSDP2 whose rank ``victim`` gets SIGKILL after step 11; -1: none."""
+    crash = 11 if int(os.environ['RANK']) == victim else None
+    cfg = runs.config(folder / name, crash=crash)
+    for hook in cfg.custom_hooks:
+        hook.kill = True
+    cfg.experiment_name = f'{name}-{victim}'
+    cfg.launcher = 'pytorch'
+    resume_after_restart(cfg)
+    with ends_together(20):
+        runner = build('FSDP2Strategy')(cfg)
+        runner.train()
+    found = local(runs.outcome(runner))
+    torch.save(found, folder / f'{name}-{os.environ["RANK"]}.pt')
+
+
+def restart(folder):
+    """As torchrun: a rank dies, all end, all are started again, and go on by themselves."""
+    play(folder, 2, one_dies, 'straight', -1)
+    ended = fork_ranks(one_dies, 2, folder, 'killed', 1, wait_s=60)
+    os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'
+    play(folder, 2, one_dies, 'killed', -1)
+    names = [runs.differences(*(torch.load(folder / f'{name}-{rank}.pt', weights_only=True)
+                                for name in ('straight', 'killed'))) for rank in range(2)]
+    (folder / 'restart.json').write_text(json.dumps(dict(
+        codes=[end.code for end in ended], text=ended[0].text, differs=names)))
 
 
 def stages(kind, rank):

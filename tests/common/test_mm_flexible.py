@@ -37,6 +37,16 @@ def test_runs_resumed_by_ddp_and_fsdp2_end_bit_identical(repository, tmp_path):
     assert [row['differs'] for row in rows] == [[]] * 4
 
 
+@pytest.mark.slow
+@pytest.mark.fault('R28')
+def test_a_run_whose_rank_was_killed_goes_on_bit_identical_after_the_restart(repository,
+                                                                             tmp_path):
+    case(repository, tmp_path, 'restart')
+    found = json.loads((tmp_path / 'restart.json').read_text())
+    assert found['codes'] == [7, -9] and 'rank 1 of 2 is gone' in found['text']
+    assert found['differs'] == [[], []]
+
+
 @pytest.fixture(scope='module')
 def spread(repository, tmp_path_factory):
     """What runs by several numbers and kinds of ranks ended with."""
