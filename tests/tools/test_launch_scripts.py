@@ -13,7 +13,8 @@ from vision.common.mm.launch import resume_after_restart
 def launch(repository, tmp_path):
     """The arguments with which a script starts ``python`` or ``srun``."""
     for name in ('python', 'srun'):
-        (tmp_path / name).write_text(f'#!/bin/sh\necho {name}; for a in "$@"; do echo "$a"; done\n')
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho {name}; for a in "$@"; do echo "$a"; done\n')
         (tmp_path / name).chmod(0o755)
 
     def launched(script, *arguments, **environment):
