@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(r'\b(?:python|bash) +((?:tools|datasets)/[\w/]+\.(?:py|sh))')
 PAGES = ('README.md', 'docs/**/*.md', 'vision/*/README.md', 'datasets/**/*.md', 'configs/*.md')
 MODULES = ('tools/**/*.py', 'datasets/**/*.py', 'configs/**/*.py')
-# A launcher's arguments are those of this tool, and at these places its own.
-LAUNCHED = {'tools/dist_train.sh': ('tools/train.py', (1,)),
-            'tools/dist_test.sh': ('tools/test.py', (2,)),
-            'tools/slurm_train.sh': ('tools/train.py', (0, 1, 3)),
-            'tools/slurm_test.sh': ('tools/test.py', (0, 1))}
+# A launcher's arguments are those of this tool and, at these places, its own.
+LAUNCHED = {'tools/dist_train.sh': ('tools/train.py', {1}),
+            'tools/dist_test.sh': ('tools/test.py', {2}),
+            'tools/slurm_train.sh': ('tools/train.py', {0, 1, 3}),
+            'tools/slurm_test.sh': ('tools/test.py', {0, 1})}
 ENDS = {'>', '>>', '|', '&&', ';', '->', '#'}
 NUM_AT_LEAST = 60  # there are many more; fewer found would mean that finding them is broken
 

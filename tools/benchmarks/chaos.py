@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
@@ -39,6 +40,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner import save_checkpoint as stock_save
 from mmengine.runner.checkpoint import _load_checkpoint as stock_load
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.files import remove_unfinished
@@ -51,6 +54,7 @@ from vision.common.nn.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from vision.common.nn.checkpoint_folder import save_folder
 from vision.registry import DATASETS, HOOKS, MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -241,7 +245,7 @@ def look_at_damage(damaged: Callable[[bytes], Iterable[bytes]]) -> Iterable[dict
             files = [Path(folder) / name for name in write(Path(folder))]
             read(files[0])
             counts = dict(tried=0, lost=0)
-            for file in files:
+            for file in filter(Path.is_file, files):
                 whole = file.read_bytes()
                 cases = list(damaged(whole))
                 for case, result in zip(cases, results(file, cases, partial(read, files[0])),
@@ -299,6 +303,21 @@ def write_checkpoint(folder: Path) -> list[str]:
     return ['x.pth', manifest_path(Path('x.pth')).name]
 
 
+def write_folder(folder: Path) -> list[str]:
+    """As several ranks do, here one: whole tensors, a shard, and a part of the rank itself."""
+    child = os.fork()
+    if not child:
+        dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=0, world_size=1)
+        mesh = init_device_mesh('cpu', (1,))
+        shards = {name: distribute_tensor(value, mesh, [Shard(0)])
+                  for name, value in tensors().items()}
+        save_folder(dict(state_dict=shards, meta=dict(iter=3)), folder / 'x.pth',
+                    parts=dict(rows=dict(rows=[torch.ones(9)])), iter=3)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    return ['x.pth', *(f'x.pth/{path.name}' for path in sorted((folder / 'x.pth').iterdir()))]
+
+
 def write_stock(folder: Path) -> list[str]:
     stock_save(dict(state_dict=tensors(), meta=dict(iter=3)), str(folder / 'x.pth'))
     return ['x.pth']
@@ -330,6 +349,7 @@ def write_result(folder: Path) -> list[str]:
 
 KINDS: dict[str, tuple[Callable, Callable]] = {
     'checkpoint': (write_checkpoint, load_checkpoint),
+    'checkpoint of ranks': (write_folder, load_checkpoint),
     'safetensors': (write_safetensors, load_checkpoint),
     'gallery': (write_gallery, read_gallery),
     'JSON report': (write_result, lambda path: read_report(path, code='VIS-CKPT-303', maker='-')),
