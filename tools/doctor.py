@@ -34,8 +34,9 @@ OPENCV = ('opencv-python', 'opencv-python-headless')
 OPTIONAL = {'onnx': 'converters', 'huggingface_hub': 'hub files',
             'pytest': 'make test', 'ruff': 'make lint'}
 FULL_EXTRAS = ('train', 'faces')  # of setup.cfg; what the full environment must have
-# Our choice: room for the checkpoints of one run, and for the batches of two loader workers.
-MIN_DISK_BYTES, MIN_SHM_BYTES = 2e9, 2.5e8
+# Our choice: room for the checkpoints of one run, for weights that are fetched, for batches of
+# loader workers.
+MIN_DISK_BYTES, MIN_FETCH_BYTES, MIN_SHM_BYTES = 2e9, 2.5e8, 1e9
 # Where fonts lie; the recognition benchmark on Han characters draws its images with them.
 FONT_FOLDERS = ('/usr/share/fonts', '/usr/local/share/fonts', '~/.local/share/fonts', '~/.fonts')
 HAN_FONT = re.compile(r'NotoS(ans|erif)CJK.*\.tt[cf]$')
@@ -289,9 +290,9 @@ def han_fonts(environ: Mapping[str, str] = os.environ) -> Finding:
 def space(zoo_cache: str | None) -> list[Finding]:
     findings = []
     places = [('disk, here', Path.cwd(), MIN_DISK_BYTES, 'free some space'),
-              ('disk, model zoo', _existing(Path(zoo_cache or '~').expanduser()), MIN_SHM_BYTES,
+              ('disk, model zoo', _existing(Path(zoo_cache or '~').expanduser()), MIN_FETCH_BYTES,
                'export VISION_ZOO_CACHE=(a folder on another disk)'),
-              ('disk, temporary', Path(tempfile.gettempdir()), MIN_SHM_BYTES,
+              ('disk, temporary', Path(tempfile.gettempdir()), MIN_FETCH_BYTES,
                'export TMPDIR=(a folder on another disk)'),
               ('/dev/shm', Path('/dev/shm'), MIN_SHM_BYTES,
                'docker run --shm-size=2g ..., or --cfg-options train_dataloader.num_workers=0 '

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from torch import nn
 from vision.common.core.errors import VisionError
 from vision.common.mm.runner import ExactRunner
 from vision.common.nn.checkpoint import load_checkpoint, load_model
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import config
 
 
 @pytest.fixture
@@ -44,13 +48,13 @@ def test_reading_and_loading_leave_the_text_alone(hostile):
 @pytest.mark.parametrize('resume', [False, True])
 def test_a_runner_that_loads_or_resumes_runs_nothing(hostile, tmp_path, resume):
     path, marker, _ = hostile
-    model = nn.Linear(2, 2)
-    runner = ExactRunner(model, work_dir=str(tmp_path / 'run'), load_from=str(path),
-                         experiment_name=f'hostile-{resume}', resume=resume)
     if resume:
-        with pytest.raises(VisionError):  # it is of another run; what counts is what was run
+        runner = ExactRunner.from_cfg(config(tmp_path / 'run'))
+        with pytest.raises(VisionError, match='VIS-CKPT-305'):  # read, and of another model
             runner.resume(str(path))
     else:
+        runner = ExactRunner(nn.Linear(2, 2), work_dir=str(tmp_path / 'run'),
+                             load_from=str(path), experiment_name='hostile')
         runner.load_or_resume()
     assert not marker.exists()
 

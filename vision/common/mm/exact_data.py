@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,7 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils import signal_handling
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.seeds import kept_random_states, seed_everything
@@ -316,6 +319,14 @@ def go_to(train_loop, epoch: int, iteration: int) -> None:
         skip_batches(dataloader, iteration - epoch * len(dataloader))
 
 
+def _forget_handler() -> None:
+    """Another process may die while this error is on its way: torch would raise from its signal
+    handler again, in the middle of whatever cleans up. Its next loader sets the handler anew."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal_handling._SIGCHLD_handler_set = False
+
+
 @contextmanager
 def dead_workers_explained() -> Iterator[None]:
     """Say why a process of the data loader is gone: torch names its number only.
@@ -329,6 +340,7 @@ def dead_workers_explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        _forget_handler()
         found, cause = None, error
         while cause is not None and found is None:
             found = _DEAD_WORKER.search(str(cause))
@@ -340,7 +352,8 @@ def dead_workers_explained() -> Iterator[None]:
             'VIS-DATA-330', f'a process of the data loader is gone: {found[0].strip()}',
             where='train_dataloader.num_workers', why=next(
                 (why for name, why in _WHY_DEAD.items() if name in how),
-                'something ended it from outside, or a library crashed while it read a sample'),
+                'something ended it from outside (often because there is no memory left), or a '
+                'library crashed while it read a sample'),
             do='run python tools/doctor.py, which looks at memory and /dev/shm; lower '
             'num_workers or batch_size; num_workers=0 shows a crash where it happens. Then go on '
             'with --resume') from error

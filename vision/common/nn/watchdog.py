@@ -84,7 +84,7 @@ class Watchdog:
         self._others: dict[int, tuple[int, str]] = {}
         self._has_failed = False
         self._failure: BaseException | None = None
-        self._connecting = threading.Lock()
+        self._connecting, self._arming = threading.Lock(), threading.Lock()
 
     def start(self) -> None:
         self._thread.start()
@@ -94,7 +94,9 @@ class Watchdog:
         if not self._has_failed:
             if self.store is not None:
                 self._set(f'done/{self.rank}', '1')
-            self._is_over.set()
+            with self._arming:
+                self._is_over.set()
+                faulthandler.cancel_dump_traceback_later()
             self._thread.join(2 * POLL_S)
 
     def failed(self, error: BaseException) -> None:
@@ -109,7 +111,8 @@ class Watchdog:
     def _post(self, error: BaseException) -> None:
         if self._is_over.is_set() or not self._connect():  # it may be the very first step
             return
-        self._has_failed, self._failure = True, error
+        with self._arming:
+            self._has_failed, self._failure = True, error
         if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
             # Whoever is the cause may need a moment to say so, or to be found dead.
             self._wait_for_cause(REPORTS_S)
@@ -135,6 +138,7 @@ class Watchdog:
             try:
                 if not self._is_connected():
                     continue
+                self._arm()
                 if self._find_fault():
                     break
             except dist.DistError as error:  # the store is gone with the process that held it
@@ -143,6 +147,13 @@ class Watchdog:
                 self._end_without_store(error)
         if self._has_failed or not self._is_over.is_set():
             self._end()
+
+    def _arm(self) -> None:
+        """The process that holds the store may be stopped: then no call of it comes back, and
+        nobody is told. The C thread of faulthandler ends this process also then."""
+        with self._arming:
+            if not self._has_failed and not self._is_over.is_set():
+                faulthandler.dump_traceback_later(self.timeout_s + GRACE_S, exit=True)
 
     def _connect(self) -> bool:
         """Has the group come into being? Then meet the others in its store."""
