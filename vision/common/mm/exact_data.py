@@ -12,8 +12,11 @@ import copy
 import re
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.seeds import kept_random_states, seed_everything
@@ -39,6 +43,7 @@ _WHY_DEAD = {
     'Killed': 'most often the system had no memory left and ended it (see dmesg)',
     'MemoryError': 'there was no memory left for the sample that it was loading',
     'Bus error': '/dev/shm, over which samples come to the main process, is full or too small'}
+DEATH_S = 2.0  # the wait until a process is known to have ended whose connection was reset
 _OWN = ('inner', 'key', 'length')  # attributes of SeededDataset itself
 ENDLESS = ('InfiniteSampler', 'MultiSourceSampler', 'GroupMultiSourceSampler')
 
@@ -319,6 +324,24 @@ def go_to(train_loop, epoch: int, iteration: int) -> None:
         skip_batches(dataloader, iteration - epoch * len(dataloader))
 
 
+def _gone_worker(error: Exception) -> BaseProcess | None:
+    """The loader process that ended badly while a batch of it was fetched. Where a tensor is
+    fetched from one that is gone, torch names no process: the connection was reset."""
+    loaders = [frame.f_locals['self'] for frame, _ in traceback.walk_tb(error.__traceback__)
+               if isinstance(frame.f_locals.get('self'), _MultiProcessingDataLoaderIter)]
+    workers = [worker for loader in loaders for worker in loader._workers]
+    end = time.monotonic() + DEATH_S
+    while workers and isinstance(error, OSError | EOFError) and time.monotonic() < end \
+            and all(worker.exitcode is None for worker in workers):
+        time.sleep(DEATH_S / 100)
+    return next((worker for worker in workers if worker.exitcode), None)
+
+
+def _how_it_ended(worker: BaseProcess | None) -> str:
+    code = worker.exitcode if worker is not None else None
+    return signal.strsignal(-code) if code and code < 0 else 'without a word'
+
+
 def _forget_handler() -> None:
     """Another process may die while this error is on its way: torch would raise from its signal
     handler again, in the middle of whatever cleans up. Its next loader sets the handler anew."""
@@ -345,11 +368,14 @@ def dead_workers_explained() -> Iterator[None]:
         while cause is not None and found is None:
             found = _DEAD_WORKER.search(str(cause))
             cause = cause.__cause__ or cause.__context__
-        if found is None:
+        gone = _gone_worker(error)
+        if found is None and gone is None:
             raise
-        how = found['signal'] or found['memory'] or 'ended without a word'
+        told = found and (found['signal'] or found['memory'])
+        how = told or _how_it_ended(gone)
+        what = found[0].strip() if found else f'process {gone.pid} ended: {how}'
         raise VisionError(
-            'VIS-DATA-330', f'a process of the data loader is gone: {found[0].strip()}',
+            'VIS-DATA-330', f'a process of the data loader is gone: {what}',
             where='train_dataloader.num_workers', why=next(
                 (why for name, why in _WHY_DEAD.items() if name in how),
                 'something ended it from outside (often because there is no memory left), or a '
