@@ -1,8 +1,8 @@
 """YOLOX-nano for 320 x 240 MovingSprites, trained from scratch; exported, it runs in onnxruntime.
 
 Run:    python tools/train.py configs/detectors/yolox-nano_moving-sprites.py
-Cost and result: 3,000 iterations took 30 minutes with one thread on a shared two-core machine;
-row detect of docs/results/lattice_tradeoff_moving-sprites.json.
+Cost: 3,000 iterations took 30 minutes with one thread on a shared two-core machine. Result: in no
+file yet.
 Export: python tools/export_yolox.py \
             configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT sprites.onnx --size 320
 """
