@@ -50,6 +50,7 @@ from vision.common.mm.exact_data import (
 )
 from vision.common.mm.hooks import complete_hooks, default_hooks_of_ours, of_ours
 from vision.common.mm.logs import survive_full_disk
+from vision.common.mm.safe_files import read_plain_files_everywhere
 from vision.common.nn import checkpoint as io
 from vision.common.nn.checkpoint_folder import recover_folders, save_folder
 from vision.registry import RUNNERS
@@ -75,6 +76,7 @@ class ExactRuns:
     def __init__(self, *args, **kwargs) -> None:
         kwargs['randomness'] = _seeded(kwargs.get('randomness'))
         read_safely_everywhere()
+        read_plain_files_everywhere()
         self._unsaved: VisionError | None = None
         super().__init__(*args, **kwargs)
         self.config_text = self.cfg.pretty_text  # a tenth of a second, so not at every save

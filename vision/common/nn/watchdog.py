@@ -25,6 +25,7 @@ from typing import Any
 import torch.distributed as dist
 
 from vision.common.core.errors import EXIT_CODES, VisionError
+from vision.common.nn.torch_private import flight_record
 
 TIMEOUT_S = 1800.0  # torch's own for a collective
 POLL_S = 0.25
@@ -78,7 +79,8 @@ class Watchdog:
         self.rank, self.world = 0, 1
         self._main = threading.main_thread()
         self._thread = threading.Thread(target=self._run, name='watchdog', daemon=True)
-        self._is_over = threading.Event()
+        self._is_over, self._is_ending = threading.Event(), threading.Event()
+        self._num_looks = 0
         self._place: tuple = ()
         self._since = time.monotonic()
         self._others: dict[int, tuple[int, str]] = {}
@@ -88,6 +90,7 @@ class Watchdog:
 
     def start(self) -> None:
         self._thread.start()
+        threading.Thread(target=self._guard, name='watchdog of the store', daemon=True).start()
 
     def stop(self) -> None:
         """The work of this rank has ended, well or not."""
@@ -106,7 +109,7 @@ class Watchdog:
         except dist.DistError as caught:  # the store is gone, with rank 0
             if self.store is not None:
                 self._thread.join(GRACE_S)  # it may be ending the process for that
-            self._end_without_store(caught)
+            self._end_without_store('is gone', f'held the store of all ranks, where: {caught}')
 
     def _post(self, error: BaseException) -> None:
         if self._is_over.is_set() or not self._connect():  # it may be the very first step
@@ -136,24 +139,43 @@ class Watchdog:
         # Until the store is found it looks often: rank 0 may take it along soon.
         while not self._is_over.wait(POLL_S if self.store else POLL_S / 20) or self._has_failed:
             try:
-                if not self._is_connected():
+                if self.store is None and not is_several():
                     continue
                 self._arm()
-                if self._find_fault():
+                if self._is_connected() and self._find_fault():
                     break
             except dist.DistError as error:  # the store is gone with the process that held it
                 if self._is_over.is_set() and not self._has_failed:
                     return
-                self._end_without_store(error)
+                self._end_without_store('is gone', f'held the store of all ranks, where: {error}')
+        self._is_ending.set()
         if self._has_failed or not self._is_over.is_set():
             self._end()
 
     def _arm(self) -> None:
-        """The process that holds the store may be stopped: then no call of it comes back, and
-        nobody is told. The C thread of faulthandler ends this process also then."""
+        """Before each look. Code that keeps Python's lock for ever stops all threads of this
+        process: the C thread of faulthandler ends it also then, with its stacks."""
         with self._arming:
             if not self._has_failed and not self._is_over.is_set():
                 faulthandler.dump_traceback_later(self.timeout_s + GRACE_S, exit=True)
+        self._num_looks += 1
+
+    def _guard(self) -> None:
+        """The process that holds the store may be stopped: then no call of it comes back, in
+        whatever thread, and nobody can be told. This thread calls nothing and ends the process."""
+        num_looks, silent_s, last = 0, 0.0, time.monotonic()
+        while not self._is_ending.wait(POLL_S):
+            # A time in which this process was stopped itself is no silence of another.
+            passed_s = min(time.monotonic() - last, 2 * POLL_S)
+            silent_s = silent_s + passed_s if 0 < num_looks == self._num_looks else 0.0
+            num_looks, last = self._num_looks, time.monotonic()
+            if silent_s >= self.timeout_s:
+                with self._arming:
+                    if self._is_over.is_set() and not self._has_failed:
+                        return
+                self._end_without_store(
+                    'does not answer', f'holds the store of all ranks, silent for {silent_s:.0f} '
+                    's: it was stopped, or its machine cannot be reached')
 
     def _connect(self) -> bool:
         """Has the group come into being? Then meet the others in its store."""
@@ -167,8 +189,7 @@ class Watchdog:
             return False  # in a large group the store may be busy: again at the next look
 
     def _has_met(self) -> bool:
-        if not dist.is_initialized() or dist.get_world_size() == 1 or \
-                'MASTER_ADDR' not in os.environ:  # the group met in a file: torch's time-out alone
+        if not is_several():
             return False
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']),
@@ -295,9 +316,16 @@ class Watchdog:
         return dict(last, stack=stack, place=place, is_waiting=is_waiting, process=os.getpid(),
                     host=socket.gethostname())
 
-    def _end_without_store(self, error: Exception) -> None:
-        _print(self._gone(0, {self.rank: self._report()}).render() + '\nThe store of all ranks '
-               f'was there: {error}')
+    def _end_without_store(self, what: str, why: str) -> None:
+        process, host = self._others.get(0, ('unknown', os.environ['MASTER_ADDR']))
+        holder = f'rank 0 of {self.world}'
+        if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+            holder, process, host = 'torchrun', 'of torchrun', os.environ['MASTER_ADDR']
+        _print(VisionError(
+            'VIS-DIST-341', f'{holder} {what}', where=f'process {process} on host {host}; rank '
+            f'{self.rank} is at {self._report()["place"]}', why=f'its process {why}',
+            do='look at its last lines and at dmesg of that host; --resume goes on from the '
+            'newest checkpoint').render())
         _leave()
 
     def _is_there(self, key: str) -> bool:
@@ -313,13 +341,15 @@ class Watchdog:
             pass  # the process that held the store has ended; so does this one
 
 
+def is_several() -> bool:
+    """Are there other processes, with a store to meet in? A group that met in a file has none:
+    torch's own time-out is all it has."""
+    return dist.is_initialized() and dist.get_world_size() > 1 and 'MASTER_ADDR' in os.environ
+
+
 def last_collective() -> dict[str, Any]:
     """What torch's flight recorder knows: collectives ``begun``, and ``name`` of the last one."""
-    try:
-        from torch._C._distributed_c10d import _dump_fr_trace_json
-        trace = json.loads(_dump_fr_trace_json())
-    except (ImportError, ValueError, RuntimeError):
-        return dict(begun=0, name='')
+    trace = flight_record()
     entries = trace.get('entries', [])
     begun = sum(int(status['last_enqueued_collective'])
                 for status in trace.get('pg_status', {}).values())
