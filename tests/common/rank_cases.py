@@ -196,4 +196,6 @@ def report(folder, path):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
+    if sys.argv[1] != 'faults':  # its ranks run nothing of MMEngine
+        runs.import_all()
     globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -40,6 +40,7 @@ def test_the_processes_of_the_loader_that_failed_are_found():
     iterator = iter(DataLoader([1], num_workers=1))  # torch sets its handler anew
     assert signal.getsignal(signal.SIGCHLD) != signal.SIG_DFL
     assert next(iterator).item() == 1
+    del iterator  # the traceback would keep it, and its process
 
 
 def test_a_torch_without_them_tells_less_and_runs(monkeypatch):

@@ -25,12 +25,6 @@ from vision.faces.nn.margins import ArcFace, Softmax  # noqa: E402
 from vision.registry import MODELS  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def no_environment_report(monkeypatch):
-    """MMEngine asks compilers and drivers for their versions at every start: two seconds."""
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-
-
 def build_head(**options):
     head = MODELS.build(toy_faces.head_config(**options))
     head.build('cpu', seed=0)

@@ -80,6 +80,7 @@ def runs(scale: float, generator: random.Random) -> Iterable[dict]:
     did not end in 30 s, or whose finished steps were not saved.
     """
     import matplotlib.backends.backend_agg  # noqa: F401  children need not import it again
+    MODELS.import_from_location()
     torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # imports a second's worth too
     mmengine.runner.runner.collect_env = dict  # two seconds of asking compilers, at every start
     for subject, cls, share in (('run', ExactRunner, 1), ('MMEngine', Runner, 0.2)):

@@ -1,7 +1,7 @@
-"""Underscore names of torch that ``vision.common`` uses to explain faults; they enter here alone.
+"""Underscore names of torch that ``vision.common`` uses to explain and end things; here alone.
 
-Torch may rename them in any version. One that is not there costs what it would have told (the
-last collective of a rank, the process of a loader that is gone), never the run:
+Torch may rename them in any version. One that is not there costs what it would have told or
+saved (the last collective of a rank, the process of a loader that is gone), never the run:
 ``missing_names`` says which, and a test fails on it.
 """
 
@@ -49,6 +49,15 @@ def loader_processes(error: BaseException) -> list[BaseProcess]:
                if iterator and isinstance(frame.f_locals.get('self'), iterator)]
     return list(dict.fromkeys(
         process for loader in loaders for process in getattr(loader, '_workers', ())))
+
+
+def end_loader_processes(loader: Any) -> None:
+    """End the processes that a loader with ``persistent_workers`` keeps. Python's collection of
+    garbage would take their queues first: then each is waited for, five seconds, and killed."""
+    iterator = getattr(loader, '_iterator', None)
+    if hasattr(iterator, '_shutdown_workers'):
+        loader._iterator = None  # the next pass over the data starts new ones
+        iterator._shutdown_workers()
 
 
 def forget_dead_loaders() -> None:
