@@ -1,5 +1,6 @@
 """Ranks as forks of one process: torch and MMEngine are imported once, not by each of them."""
 
+import gc
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ def fork_ranks(work):
     """In the script: ``work(rank, num, folder)`` in each rank. Does not come back."""
     num, folder = int(sys.argv[1]), sys.argv[2]
     children = {}
+    gc.freeze()  # MMEngine collects garbage for each data set, also what was imported
     for rank in range(num):
         if not (child := os.fork()):
             try:
