@@ -35,6 +35,9 @@ def from_config(path: Path, split: str) -> tuple[Path, Path, tuple[str, ...] | N
         VisionError: the config has no such data loader with an annotation file.
     """
     from mmengine.config import Config
+
+    from vision.common.mm.safe_files import read_plain_files_everywhere
+    read_plain_files_everywhere()  # a YAML config is data
     config = Config.fromfile(str(path))
     data = config.get(f'{split}_dataloader', {}).get('dataset', {})
     while 'ann_file' not in data and ('dataset' in data or 'videos' in data):

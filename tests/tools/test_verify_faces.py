@@ -10,6 +10,7 @@ import pytest
 
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
+from vision.faces.core.insightface_bin import write_bin
 
 CONFIG = '''model = dict(type='FaceRecognizer', flip_fusion={flip},
     backbone=dict(type='MobileFaceNet', dim=16, image_size=112))'''
@@ -74,6 +75,26 @@ def test_verification_writes_its_report(tool, model, pairs, tmp_path, capsys):
     assert len(row['fold_thresholds']) == 10 and 'accuracy' in capsys.readouterr().out
 
 
+def test_pictures_of_another_size_or_cut_are_refused_before_the_embedder_is_there(
+        tool, model, pairs, tmp_path, monkeypatch):
+    """The last picture of the list: the minute of embedding would come first."""
+    monkeypatch.setattr('vision.faces.mm.loading.load_embedder',
+                        lambda *_, **__: pytest.fail('the embedder was built'))
+    verify = tool('verify_faces').main
+    last = tmp_path / 'p9/b.png'
+    whole = last.read_bytes()
+    cv2.imwrite(str(last), np.zeros((90, 112, 3), np.uint8))
+    with pytest.raises(VisionError, match='112 x 90 px'):
+        verify([*model, *pairs])
+    last.write_bytes(whole[:-100])
+    with pytest.raises(VisionError, match='VIS-DATA-1075.*p9/b.png'):
+        verify([*model, *pairs])
+    other = cv2.imencode('.png', np.zeros((90, 112, 3), np.uint8))[1].tobytes()
+    write_bin(tmp_path / 'x.bin', [whole] * 39 + [other], [True, False] * 10)
+    with pytest.raises(VisionError, match='picture 39 is 112 x 90 px'):
+        verify([*model, '--bin', str(tmp_path / 'x.bin'), '--far', '0.1'])
+
+
 def test_verification_refuses(tool, model, pairs, tmp_path):
     verify = tool('verify_faces')
     with pytest.raises(VisionError, match='VIS-CONFIG-1085'):
@@ -81,6 +102,12 @@ def test_verification_refuses(tool, model, pairs, tmp_path):
     cv2.imwrite(str(tmp_path / 'p3/a.png'), np.zeros((90, 112, 3), np.uint8))
     with pytest.raises(VisionError, match='112 x 90 px'):
         verify.main([*model, *pairs])
+    marker = tmp_path / 'marker'
+    (tmp_path / 'hostile.yaml').write_text(f'!!python/object/apply:os.mkdir [{marker}]')
+    cv2.imwrite(str(tmp_path / 'p3/a.png'), np.zeros((112, 112, 3), np.uint8))
+    with pytest.raises(VisionError, match='VIS-CONFIG-351'):
+        verify.main([str(tmp_path / 'hostile.yaml'), model[1], *pairs])
+    assert not marker.exists()
     (tmp_path / 'empty.py').write_text('x = 1')
     with pytest.raises(VisionError, match='VIS-CONFIG-1083'):
         verify.main([str(tmp_path / 'empty.py'), model[1], *pairs])

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fuzz_inputs import READERS, Reader, mutated
+from fuzz_inputs import READERS, Reader
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
@@ -184,7 +184,8 @@ def _child(name: str, seed: int, numbers: range, folder: Path, pipe: int) -> Non
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number in numbers:
             os.write(pipe, _START.pack(b's', number))
-            kind, text = _end_of(read, mutated(READERS[name], seeds, _random(seed, name, number)))
+            kind, text = _end_of(read, READERS[name].mutated(
+                seeds, _random(seed, name, number)))
             data = text.encode('utf-8', 'replace')[:1000]
             os.write(pipe, _START.pack(kind, number) + len(data).to_bytes(2, 'little') + data)
         os._exit(0)
@@ -231,7 +232,7 @@ def _virtual_bytes() -> int:
 def show_one(reader: Reader, name: str, seed: int, number: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         seeds, read = _ready(reader, Path(folder))
-        data = mutated(reader, seeds, _random(seed, name, number))
+        data = reader.mutated(seeds, _random(seed, name, number))
         print(f'{len(data)} bytes: {data[:2000]!r}', flush=True)
         start = time.perf_counter()
         try:

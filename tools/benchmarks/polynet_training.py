@@ -32,6 +32,7 @@ from vision.classify.core.folders import list_image_folder
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.core.report import commit, write_report
+from vision.common.nn.checkpoint import load_checkpoint
 from vision.polynet.core.arch import Arch, uniform
 from vision.polynet.core.insertion import plan_insertion
 from vision.polynet.nn.insertion import grow
@@ -152,7 +153,7 @@ def insert(model, weights: Path, num_classes: int) -> dict:
     """Trunk and classifier of the trained twin into the poly net, as the tool for insertion does
     (random new blocks); numbers of copied and new tensors."""
     trained = build(ARCHS['twin'], num_classes, 0)
-    trained.load_state_dict(torch.load(weights, weights_only=True))
+    trained.load_state_dict(load_checkpoint(weights)['state_dict'])
     growth = grow(trained.backbone.trunk, model.backbone.trunk,
                   plan_insertion(ARCHS['twin'], ARCHS['inserted']))
     model.head.load_state_dict(trained.head.state_dict())
