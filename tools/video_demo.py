@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
 from vision.lattice.core.keyframes import BudgetKeyframes
 from vision.lattice.runtime.methods import METHODS, build_engine, build_policy
@@ -51,8 +51,7 @@ BUDGETS = ('target_fps', 'target_ms', 'keyframe_rate')
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('source', help='video file, folder of frames, camera number, rtsp:// or http:// address')
     add('--out-dir', type=Path, default=Path('video_out'),
@@ -73,7 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--stats', type=Path, metavar='FILE', help='write the summary as JSON too')
     add('--show', action='store_true', help='a window too; q closes it')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
     add_detection(parser.add_argument_group('detection'))
     add_keyframes(parser.add_argument_group('keyframes', 'On which frames the detector runs; '
                                             'give one of these, and --gap perhaps with a budget.'))

@@ -11,7 +11,6 @@ cut, and single bits flipped; the disk is full in the middle of a file. Linux; c
 
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
 import random
@@ -43,7 +42,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import remove_unfinished
 from vision.common.core.report import read_report, write_report
 from vision.common.mm.checkpoints import newest_valid
@@ -64,8 +63,7 @@ NUM_HITS = {signal.SIGKILL: 50, signal.SIGTERM: 25, signal.SIGINT: 25}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--only', nargs='+', choices=SCENARIOS, default=list(SCENARIOS),
                         metavar='NAME', help=f'scenarios: {", ".join(SCENARIOS)}')
     parser.add_argument('--scale', type=float, default=1, help='times the number of tries')
