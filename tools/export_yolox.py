@@ -1,6 +1,6 @@
 """Write a YOLOX detector of mmdet as .onnx, for video without torch, and compare both.
 
-  python tools/export_yolox.py configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT \
+  python tools/export_yolox.py configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT \\
       out.onnx --size 320
   python tools/video_demo.py my.mp4 --detector out.onnx
 

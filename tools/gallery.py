@@ -36,9 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
         add('config', help='config of a FaceRecognizer')
         add('checkpoint', help='its weights: .pth, .safetensors or zoo:NAME')
         add('--out', type=Path, required=True, help='the gallery file (.npz)')
-        add('--detector', type=Path, help='YuNet .onnx')
+        add('--detector', type=Path, help='YuNet .onnx, which finds the faces; '
+            'needed unless --aligned')
         add('--aligned', action='store_true', help='the pictures are aligned 112 px faces already')
-        add('--min-score', type=float, default=0.7, help='weakest face (default: 0.7)')
+        add('--min-score', type=float, default=0.7, help='leave out weaker faces (default: 0.7)')
         add('--strict', action='store_true', help='stop at a picture without a face')
         add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
     for action, text in (('list', 'who is enrolled'), ('check', 'damage and doubtful rows'),
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = actions.add_parser(action, help=text)
         sub.add_argument('gallery', type=Path, help='the gallery file')
         if action == 'remove':
-            sub.add_argument('name')
+            sub.add_argument('name', help='as "list" shows it')
         if action == 'check':
             sub.add_argument('--threshold', type=float, default=0.5, help='cosine above which two '
                              'names look like one person (default: 0.5)')

@@ -66,8 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--only', nargs='+', choices=SCENARIOS, default=list(SCENARIOS),
                         metavar='NAME', help=f'scenarios: {", ".join(SCENARIOS)}')
-    parser.add_argument('--scale', type=float, default=1, help='times the number of tries')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--scale', type=float, default=1, help='times the number of tries '
+                        '(default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
+                        '(default: 0)')
     parser.add_argument('--json', type=Path, help='write the rows here')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # a fork does not inherit threads

@@ -172,8 +172,10 @@ def rank_faults(scale: float, generator: random.Random) -> Iterable[dict]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
-    parser.add_argument('--scale', type=float, default=1, help='times the number of tries')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--scale', type=float, default=1, help='times the number of tries '
+                        '(default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
+                        '(default: 0)')
     parser.add_argument('--json', type=Path, help='write the rows here')
     args = parser.parse_args(argv)
     rows = []
