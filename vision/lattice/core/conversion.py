@@ -32,8 +32,7 @@ def ilsvrc_parser(doc: str, *, default: Sequence[str]) -> argparse.ArgumentParse
     parser = converter_parser(doc, 'folder with Annotations, Data and Lists',
                               splits=('train', 'val'), default=default)
     parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')
-    parser.add_argument('--nproc', type=int, default=1, help='processes that read xml '
-                        '(default: 1)')
+    parser.add_argument('--nproc', type=int, default=1, help='processes that read xml')
     return parser
 
 
