@@ -68,6 +68,12 @@ def enrol(args: argparse.Namespace) -> int:
     if args.action == 'build' and args.out.exists():
         raise VisionError('VIS-CONFIG-1104', f'{args.out} exists already', why='a gallery is '
                           'never overwritten', do='use "add", or remove the file')
+    if not 0 < args.min_score <= 1:
+        raise VisionError('VIS-CONFIG-1104', f'--min-score {args.min_score}', where='--min-score',
+                          why='a score lies in (0, 1]', do='see gallery.py build --help')
+    if args.aligned and args.detector:
+        raise VisionError('VIS-CONFIG-1104', '--aligned and --detector together',
+                          why='nothing is looked for in aligned faces', do='leave one of them out')
     refuse_unwritable(args.out)
     old = load_gallery(args.out) if args.action == 'add' else None
     found = read_identity_folders(args.folder)

@@ -35,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write
+from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.lattice.core.keyframes import BudgetKeyframes
 from vision.lattice.runtime.methods import METHODS, build_engine, build_policy
 
@@ -134,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
                           not args.no_video, args.show, args.max_frames, args.deadline_ms,
                           args.encoder_threads)
     refuse_to_overwrite(args.source, options.stem)
+    refuse_unwritable(args.stats)
     console = Console(stderr=True)
     with ExitStack() as stack:
         with console.status('building the model'):
@@ -163,18 +164,20 @@ def default_threads() -> int:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    above_zero = ('fps', 'max_frames', 'deadline_ms', 'threads', 'opencv_threads', 'gap',
-                  *BUDGETS)
-    problems = [name for name in above_zero
-                if getattr(args, name) is not None and not getattr(args, name) > 0]
-    problems += [name for name in ('max_reconnect', 'encoder_threads') if getattr(args, name) < 0]
-    problems += ['score_thr'] if not 0 <= args.score_thr <= 1 else []
-    problems += ['keyframe_rate'] if (args.keyframe_rate or 0) > 1 else []
-    for name in problems:
-        option = f'--{name.replace("_", "-")}'
-        raise VisionError('VIS-CONFIG-513', f'{option} {getattr(args, name)}', where=option,
-                          why='scores and keyframe rates lie between 0 and 1, counts and rates '
-                          'are positive', do='see --help')
+    at_least_zero = dict.fromkeys(('max_reconnect', 'encoder_threads'),
+                                  ('at least 0', lambda value: value >= 0))
+    above_zero = dict.fromkeys(('fps', 'max_frames', 'deadline_ms', 'threads', 'opencv_threads',
+                                'gap', 'target_fps', 'target_ms'),
+                               ('above 0', lambda value: value > 0))
+    rules = above_zero | at_least_zero | dict(
+        score_thr=('from 0 to 1', lambda value: 0 <= value <= 1),
+        keyframe_rate=('above 0 and at most 1', lambda value: 0 < value <= 1))
+    for name, (rule, is_met) in rules.items():
+        value = getattr(args, name)
+        if value is not None and not is_met(value):
+            option = _options([name])
+            raise VisionError('VIS-CONFIG-513', f'{option} {value}', where=option,
+                              why=f'it must be {rule}', do=f'give another {option}; see --help')
 
 
 def check_combination(args: argparse.Namespace) -> None:

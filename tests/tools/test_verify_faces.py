@@ -398,3 +398,13 @@ def test_real_faces_of_a_video_are_recognised(tool, shared_data, tmp_path, repos
                        for side in (False, True))
         assert known[t // 4].stem[:-5] in left and right == ['unknown'], t
     assert t == 11
+
+
+@pytest.mark.parametrize(('options', 'what'), [
+    (['--min-score', '7'], '--min-score 7.0'), (['--min-score', '0'], '--min-score 0.0'),
+    (['--aligned', '--detector', 'd.onnx'], '--aligned and --detector together')])
+def test_a_gallery_is_not_begun_with_options_that_cannot_be_meant(tool, tmp_path, options, what):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1104') as error:
+        tool('gallery').main(['build', 'people', 'c.py', 'w.pth', '--out',
+                              str(tmp_path / 'new' / 'g.npz'), *options])
+    assert error.value.what == what and not (tmp_path / 'new').exists()
