@@ -5,13 +5,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from vision.common.core.boxes import giou_matrix
 from vision.lattice.core.linker import NO_ROW, TrackLinker
-from vision.lattice.core.matching import (
-    CONFIDENT_SCORE,
-    match_at_middle,
-    match_boxes,
-    matching_cost,
-)
+from vision.lattice.core.matching import CONFIDENT_SCORE, match_at_middle, match_boxes
 from vision.lattice.core.merge import Side
 from vision.lattice.core.structures import FrameBoxes
 
@@ -27,6 +23,16 @@ def square(*places, scores=None, labels=None, side=20):
 def random_detections(rng, count):
     return square(*rng.uniform(0, 120, (count, 2)), scores=np.full(count, 0.9),
                   labels=rng.integers(0, 2, count))
+
+
+def matching_cost(left_xyxy, right_xyxy):
+    """Cost and distance (N, M) of all pairs."""
+    centre_l, centre_r = ((boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in (left_xyxy, right_xyxy))
+    size_l, size_r = (np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+                      for boxes in (left_xyxy, right_xyxy))
+    distance = (np.linalg.norm(centre_l[:, None] - centre_r, axis=2)
+                / ((size_l[:, None] + size_r) / 2))
+    return 1 - giou_matrix(left_xyxy, right_xyxy) + distance, distance
 
 
 def total_of_best(cost, is_allowed, alone):

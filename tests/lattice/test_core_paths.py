@@ -103,9 +103,9 @@ def test_follow_equals_one_box_after_the_other(seed, num_frames, has_drift):
                                                drift[i] if has_drift else None)
         np.testing.assert_allclose(found[:, i], expected, atol=1e-4)
         np.testing.assert_allclose(trust[:, i], expected_trust)
-    last, last_trust = follow(boxes, paths, drift, is_last_only=True)
-    np.testing.assert_array_equal(last, found[-1:])
-    np.testing.assert_array_equal(last_trust, trust[-1:])
+    some, some_trust = follow(boxes, paths, drift, frames=[-1, 0])
+    np.testing.assert_array_equal(some, found[[-1, 0]])
+    np.testing.assert_array_equal(some_trust, trust[[-1, 0]])
 
 
 @pytest.mark.parametrize('seed', range(6))

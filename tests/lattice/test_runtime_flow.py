@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
+from vision.lattice.core.engine import MODES
 from vision.lattice.core.keyframes import AdaptiveKeyframes, UniformKeyframes
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.runtime.flow import FlowFiller, FlowOptions, shrunk_grey
@@ -281,7 +282,10 @@ def test_methods_by_name():
     assert all(method in str(caught.value) for method in METHODS)
     policy = UniformKeyframes(3)
     assert build_policy(policy) is policy and build_policy(7).gap_frames == 7
-    assert isinstance(build_policy(None), AdaptiveKeyframes)
+    shipped = {mode: build_engine(scene, mode=mode).policy for mode in MODES}
+    assert all(isinstance(policy, AdaptiveKeyframes) for policy in shipped.values())
+    assert shipped['buffered'].gap_frames > shipped['causal'].gap_frames  # no look-ahead: tighter
+    assert shipped['causal+revise'].gap_frames == shipped['causal'].gap_frames
     assert build_policy(dict(type='UniformKeyframes', gap_frames=5)).gap_frames == 5
     for bad in (dict(type='Uniform'), dict(gap_frames=5), dict(type='UniformKeyframes', gap=8)):
         with pytest.raises(VisionError, match='VIS-CONFIG-704'):

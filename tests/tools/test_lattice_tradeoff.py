@@ -125,6 +125,7 @@ def test_every_row_is_whole(content):
     rows = table(content)
     with_gap = [m for m in METHODS if m not in ('detect', 'shipped', 'shipped-causal')]
     assert set(rows) == {('detect', 't1'), ('detect', 't1-in64'), ('shipped', 'default'),
+                         ('shipped', 'default-in64'),
                          ('shipped-causal', 'default'),
                          *((m, f't{gap}') for m in with_gap for gap in (4, 8)),
                          *((m, f't{gap}-e0.7') for m in ('adaptive', 'random') for gap in (4, 8))}
@@ -174,7 +175,7 @@ def test_another_input_size_is_another_detector(tool, squares, content):
 
 def test_intervals_name_their_rivals(content):
     entries = {(e['method'], e['setting'], e['minus'], e['measure']): e
-               for e in content['intervals'] if e['protocol'] == 'coco'}
+               for e in content['intervals'] if (e['protocol'], e['at']) == ('coco', 'gap')}
     one = entries['flow', 't8', 'linear', 'map5095']
     rows = table(content)
     assert one['difference'] == pytest.approx(
@@ -185,7 +186,20 @@ def test_intervals_name_their_rivals(content):
         'detect', 'hold', 'linear', 'lk', 'dis', 'bytetrack', 'bytetrack-offline'}
     assert {key[2] for key in entries if key[0] == 'adaptive'} == {'random'}
     assert {e['minus_setting'] for e in content['intervals'] if e['method'] == 'flow'
-            and e['minus'] == 'detect'} == {'t1', 't1-in64'}
+            and (e['minus'], e['at']) == ('detect', 'gap')} == {'t1', 't1-in64'}
+
+
+def test_in_time_a_rival_meets_the_slowest_of_ours_that_takes_no_longer(content, tool):
+    ms = {(row['method'], row['setting']): row['ms_per_frame'] for row in content['rows']
+          if row['ms_per_frame'] is not None}
+    entries = [entry for entry in content['intervals'] if entry['at'] == 'time']
+    assert entries
+    for entry in entries:
+        mine, other = ms[entry['method'], entry['setting']], ms[entry['minus'],
+                                                                entry['minus_setting']]
+        assert entry['method'] in tool.OURS and mine <= other
+        assert not [name for name, value in ms.items() if name[0] in tool.OURS
+                    and mine < value < other and '-in' not in name[1]]
 
 
 def test_few_videos_have_no_interval_and_a_table_is_beside_the_rows(tool, squares, tmp_path):

@@ -36,7 +36,7 @@ from vision.common.core.report import write_report
 from vision.lattice.core.engine import DEFAULT_CUT_DETECTOR, LatticeEngine
 from vision.lattice.runtime import flow as flow_module
 from vision.lattice.runtime.detectors import as_detector
-from vision.lattice.runtime.methods import METHODS, build_filler, build_policy
+from vision.lattice.runtime.methods import DEFAULT_KEYFRAMES, METHODS, build_filler, build_policy
 from vision.stream.io.opening import open_source
 
 PARTS = ('prepare', 'cut', 'flow forward', 'flow backward', 'bridge', 'link', 'detect', 'engine')
@@ -145,7 +145,8 @@ def timed_engine(clock: Clock, detector, method: str, keyframes) -> LatticeEngin
                    dict(prepare='prepare', carry='flow forward', bridge='bridge'),
                    dict(carry=timed_carrier, bridge=timed_bridge))
     return LatticeEngine(Timed(detector, clock, dict(detect='detect')), filler,
-                         build_policy(1 if method == 'detect' else keyframes), cut_detector=cut)
+                         build_policy(1 if method == 'detect' else keyframes or DEFAULT_KEYFRAMES),
+                         cut_detector=cut)
 
 
 def profile(images: list[np.ndarray], detector, method: str, keyframes

@@ -80,7 +80,7 @@ def choose_settings(methods: Sequence[str], gaps: Sequence[int], *,
     for method in methods:
         if method in WITHOUT_GAP:
             settings.append(Setting(method))
-            sizes = input_sizes if method == 'detect' else ()
+            sizes = input_sizes if method in ('detect', 'shipped') else ()
             settings += [Setting(method, input_size=size) for size in sizes]
             continue
         settings += [Setting(method, gap) for gap in gaps]

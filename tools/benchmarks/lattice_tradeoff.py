@@ -21,8 +21,10 @@ of a config (no --detector). Everything else runs in the light one.
 Columns: map50, map5095 in % by --protocol (docs/metrics.md), map50_medium, map50_fast and
 map50_medium_fast of the objects that move so; ms_per_frame and fps_end_to_end (1000 / ms);
 keyframe_rate, frames on which the detector ran; mota and idf1 in %, over boxes with a score of
-at least {min_score}. In the JSON, ``intervals`` has differences between methods at the same gap
-with a 95 % interval over videos drawn with replacement; below {min_videos} videos it is null.
+at least {min_score}. In the JSON, ``intervals`` has differences between methods at the same gap,
+and between each rival and the slowest row of the lattice that takes no more milliseconds
+(``at``: gap or time), with a 95 % interval over videos drawn with replacement; below {min_videos}
+videos it is null.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +75,9 @@ MEASURES = {'map50': {}, 'map5095': dict(thresholds=IOU_THRESHOLDS),
 # Which differences get an interval; rivals are those of the same gap, or without one.
 COMPARED = dict(flow=('detect', 'hold', 'linear', 'lk', 'dis', 'bytetrack', 'bytetrack-offline',
                       'paper'), shipped=('detect',), adaptive=('random',))
+# What one would run in the lattice's place for as many milliseconds: these rows against those.
+OURS = ('flow', 'adaptive', 'shipped')
+RIVALS_IN_TIME = ('detect', 'hold', 'linear', 'lk', 'dis', 'bytetrack', 'bytetrack-offline')
 NUM_RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 MIN_VIDEOS = 5  # below, drawing videos with replacement says nothing about other videos
 NUM_DRAWS = 5
@@ -142,7 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--gaps', default='8', help='frames between keyframes (default: %(default)s)')
     add('--adaptive', default='', metavar='THR[,THR]', help='adaptive keyframes: easiness '
         'below which an interval is halved')
-    add('--input-sizes', default='', metavar='PX[,PX]', help='detect at these sizes, too')
+    add('--input-sizes', default='', metavar='PX[,PX]', help='detect at these sizes, too, and '
+        'the lattice as shipped over it')
     add('--protocol', choices=('coco', 'ilsvrc', 'both'), default='coco',
         help='(default: %(default)s)')
     add('--json', type=Path, required=True, help='results; a table goes beside it (.md)')
@@ -334,29 +340,37 @@ class Judged:
         return values | {f'map50_{speed}': self.mean_ap(speed=speed) for speed in SPEEDS}
 
 
-def differences(judged: dict[Setting, Judged]) -> Iterator[dict]:
-    for ours, rivals in COMPARED.items():
-        for setting, mine in judged.items():
-            if setting.method != ours:
-                continue
-            for other, theirs in judged.items():
-                if (other.method not in rivals or other.gap not in (0, setting.gap)
-                        or other.threshold not in (None, setting.threshold)):
-                    continue
-                for measure in MEASURES:
-                    yield difference(setting, mine, other, theirs, measure)
+def pairs_at_gap(settings: Iterable[Setting]) -> list[tuple[Setting, Setting]]:
+    return [(mine, other) for method, rivals in COMPARED.items() for mine in settings
+            if mine.method == method for other in settings
+            if other.method in rivals and other.gap in (0, mine.gap)
+            and other.threshold in (None, mine.threshold)]
 
 
-def difference(setting: Setting, mine: Judged, other: Setting, theirs: Judged,
+def pairs_in_time(times: dict[Setting, list[float]]) -> list[tuple[Setting, Setting]]:
+    """Each rival and the slowest of ours that takes no longer. Which one is decided by the clock
+    alone, so that accuracy plays no part in the choice."""
+    ms = {setting: np.median(values) for setting, values in times.items()}
+    pairs = []
+    for other in (setting for setting in ms if setting.method in RIVALS_IN_TIME):
+        in_time = [mine for mine in ms if mine.method in OURS and ms[mine] <= ms[other]
+                   and mine.input_size in (None, other.input_size)]
+        if in_time:
+            pairs.append((max(in_time, key=ms.get), other))
+    return pairs
+
+
+def difference(mine: Setting, other: Setting, judged: dict[Setting, Judged],
                measure: str) -> dict:
+    ours, theirs = judged[mine], judged[other]
     interval = None
-    if mine.num_videos >= MIN_VIDEOS:
+    if ours.num_videos >= MIN_VIDEOS:
         interval = [percent(value) for value in np.nanpercentile(
-            mine.draws(measure) - theirs.draws(measure), [2.5, 97.5])]
-    return dict(method=setting.method, setting=setting.name, minus=other.method,
+            ours.draws(measure) - theirs.draws(measure), [2.5, 97.5])]
+    return dict(method=mine.method, setting=mine.name, minus=other.method,
                 minus_setting=other.name, measure=measure, interval_95=interval,
-                difference=percent(mine.scores[measure] - theirs.scores[measure]),
-                videos=mine.num_videos)
+                difference=percent(ours.scores[measure] - theirs.scores[measure]),
+                videos=ours.num_videos)
 
 
 def percent(value: float) -> float | None:
@@ -382,7 +396,10 @@ def report(args: argparse.Namespace, console: Console, models: Models, classes: 
                 mota=percent(np.mean([scores.mota for scores in tracks[setting]])),
                 idf1=percent(np.mean([scores.idf1 for scores in tracks[setting]])),
                 frames=len(truths)))
-        intervals += [dict(protocol=protocol, **entry) for entry in differences(judged)]
+        intervals += [dict(protocol=protocol, at=at, **difference(*pair, judged, measure))
+                      for at, pairs in (('gap', pairs_at_gap(judged)),
+                                        ('time', pairs_in_time(times)))
+                      for pair in pairs for measure in MEASURES]
     write_report(args.json, rows, seed=BOOTSTRAP_SEED, judged_classes=list(classes.names),
                  not_judged=list(classes.unknown), threads=args.threads, videos=len(
                      {truth.video_id for truth in truths}), time_frames=args.time_frames,

@@ -21,15 +21,30 @@ def _rows(boxes: np.ndarray) -> np.ndarray:
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
     """(N, 4) -> (N,) areas in square pixels; a box turned inside out has area 0."""
-    boxes = _rows(boxes)
-    return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+    return _areas(_rows(boxes))
 
 
-def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides = np.clip(bottom_right - top_left, 0, None)
-    return sides[..., 0] * sides[..., 1]
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(np.clip(boxes[..., 2:] - boxes[..., :2], 0, None), axis=-1)
+
+
+def _overlap_and_union(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Square pixels of boxes (..., 4) that are broadcast against each other."""
+    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]),
+                    0, None)
+    overlap = sides[..., 0] * sides[..., 1]
+    return overlap, _areas(a) + _areas(b) - overlap
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return _divide(*_overlap_and_union(a, b))
+
+
+def _giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    overlap, union = _overlap_and_union(a, b)
+    sides = np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2])
+    hull = sides[..., 0] * sides[..., 1]
+    return _divide(overlap, union) - _divide(hull - union, hull)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -38,17 +53,12 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of each box of a (N, 4) with each of b (M, 4) -> (N, M)."""
-    a, b = _rows(a), _rows(b)
-    overlap = _intersections(a, b)
-    return _divide(overlap, box_areas(a)[:, None] + box_areas(b)[None] - overlap)
+    return _iou(_rows(a)[:, None], _rows(b)[None])
 
 
 def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of row i of a with row i of b, both (N, 4) -> (N,)."""
-    a, b = _rows(a), _rows(b)
-    sides = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None)
-    overlap = sides[:, 0] * sides[:, 1]
-    return _divide(overlap, box_areas(a) + box_areas(b) - overlap)
+    return _iou(_rows(a), _rows(b))
 
 
 def giou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -56,13 +66,12 @@ def giou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     IoU minus the share of the smallest enclosing box that neither box covers.
     """
-    a, b = _rows(a), _rows(b)
-    overlap = _intersections(a, b)
-    union = box_areas(a)[:, None] + box_areas(b)[None] - overlap
-    sides = np.maximum(a[:, None, 2:], b[None, :, 2:]) - np.minimum(a[:, None, :2],
-                                                                    b[None, :, :2])
-    hull = sides[..., 0] * sides[..., 1]
-    return _divide(overlap, union) - _divide(hull - union, hull)
+    return _giou(_rows(a)[:, None], _rows(b)[None])
+
+
+def paired_giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Generalised IoU of row i of a with row i of b, both (N, 4) -> (N,)."""
+    return _giou(_rows(a), _rows(b))
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from vision.lattice.core.filling import FilledInterval, inner_boxes
 from vision.lattice.core.linker import NO_ROW, IntervalRows, TrackLinker
-from vision.lattice.core.matching import CONFIDENT_SCORE, match_at_middle, match_boxes
+from vision.lattice.core.matching import (
+    CONFIDENT_SCORE,
+    match_at_middle,
+    match_boxes,
+    rows_without,
+)
 from vision.lattice.core.merge import Side
 from vision.lattice.core.paths import Paths, agreement, bends, end_weights, follow, mean_bend
 from vision.lattice.core.structures import FrameBoxes
@@ -50,25 +57,22 @@ class Tracked:
     paths: Paths
     drift: np.ndarray | None = None
 
-    def carried(self, *, leave_out: np.ndarray | None = None,
-                is_last_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """(F, N, 4) boxes and (F, N) trust, from this keyframe on; others stand, with trust 0.
+    def carried(self, wanted: np.ndarray | None = None,
+                frames: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(K, R, 4) boxes and (K, R) trust; those that were not followed stand, with trust 0.
 
         Args:
-            leave_out: rows that nobody asks for; they stand, too.
-            is_last_only: F is 1: the last frame.
+            wanted: (R,) rows; default: all N.
+            frames: (K,) of the F frames from this keyframe on; default: all.
         """
-        num_frames = 1 if is_last_only else len(self.paths.xy)
-        start = self.boxes.boxes_xyxy.astype(np.float64)
-        boxes, trust = np.repeat(start[None], num_frames, axis=0), np.zeros(
-            (num_frames, len(start)))
-        places = np.arange(len(self.rows))
-        if leave_out is not None:
-            places = np.flatnonzero(~np.isin(self.rows, leave_out))
-        rows = self.rows[places]
-        boxes[:, rows], trust[:, rows] = follow(
-            start[rows], self.paths.take(places),
-            None if self.drift is None else self.drift[rows], is_last_only=is_last_only)
+        wanted = np.arange(len(self.boxes)) if wanted is None else wanted
+        start = self.boxes.boxes_xyxy[wanted].astype(np.float64)
+        boxes = np.repeat(start[None], len(self.paths.xy if frames is None else frames), axis=0)
+        trust = np.zeros(boxes.shape[:2])
+        followed, places = _places(self.rows, wanted)
+        drift = None if self.drift is None else self.drift[wanted[followed]]
+        boxes[:, followed], trust[:, followed] = follow(
+            start[followed], self.paths.take(places), drift, frames)
         return boxes, trust
 
     def easiness(self) -> float:
@@ -85,7 +89,7 @@ def settled_pairs(left: Tracked, right: FrameBoxes) -> np.ndarray:
 
     Our choice: they need no paths from the right, half of all on PETS09-S2L1, at equal accuracy.
     """
-    boxes, trust = left.carried(is_last_only=True)
+    boxes, trust = left.carried(frames=[-1])
     rows = np.flatnonzero(trust[-1] > 0)
     met = match_boxes(left.boxes.replace(boxes_xyxy=boxes[-1]).select(rows), right,
                       max_distance=SETTLED_DISTANCE)
@@ -118,17 +122,18 @@ class PathBridge:
                  frame_size: tuple[int, int], *, settled: np.ndarray,
                  is_filled: bool = True) -> None:
         self.left, self.right, self.shares, self.frame_size = left, right, shares, frame_size
-        self.from_left, self.trust_left = left.carried(leave_out=settled[:, 0])
-        self.from_right, self.trust_right = (values[::-1] for values in right.carried())
         self.is_filled = is_filled
-        middle = len(shares) // 2 if is_filled else -1
-        rest = [np.setdiff1d(np.arange(len(side.boxes)), settled[:, column])
-                for column, side in enumerate((left, right))]
+        last = len(shares) - 1
+        middle = len(shares) // 2 if is_filled else last
+        rest = [rows_without(len(side.boxes), rows)
+                for side, rows in zip((left, right), settled.T, strict=True)]
+        (left_boxes, left_trust), (right_boxes, right_trust) = (
+            side.carried(rows, [frame]) for side, rows, frame in
+            zip((left, right), rest, (middle, last - middle), strict=True))
         if not is_filled:
-            self.trust_right = np.ones_like(self.trust_right)  # it is where it is
-        sides = [Side(boxes[middle, rows], trust[middle, rows], trust[middle, rows] > 0)
-                 for boxes, trust, rows in ((self.from_left, self.trust_left, rest[0]),
-                                            (self.from_right, self.trust_right, rest[1]))]
+            right_trust = np.ones_like(right_trust)  # it is where it is
+        sides = [Side(boxes[0], trust[0], trust[0] > 0) for boxes, trust in
+                 ((left_boxes, left_trust), (right_boxes, right_trust))]
         met = match_at_middle(left.boxes.select(rest[0]), right.boxes.select(rest[1]), *sides,
                               max_rest_distance=MAX_STANDING_DISTANCE)
         pairs = np.concatenate([settled, np.stack([rest[0][met[:, 0]], rest[1][met[:, 1]]],
@@ -145,18 +150,19 @@ class PathBridge:
         num_objects = (is_counted.sum() + np.delete(sure_l, i).sum() + np.delete(sure_r, j).sum())
         if not num_objects:
             return 1.0
-        return float(self._certainty(self.pairs[is_counted]).sum() / num_objects)
+        return float(self._certainty[is_counted].sum() / num_objects)
 
     def fill(self, linker: TrackLinker) -> FilledInterval:
         rows, right = linker.link(self.left.boxes, self.right.boxes, self.pairs)
         if not self.is_filled:
             return FilledInterval([], [], right, self._drift())
+        boxes, trust = self._carried_alone(rows)
+        boxes[:, rows.is_paired] = self._paired_boxes()
+        scores = self._scores(rows, trust)
         inner = slice(1, -1)
-        boxes = self._boxes(rows)[inner]
-        scores = self._scores(rows)[inner]
-        is_known = np.ones(scores.shape, bool)
-        return FilledInterval(inner_boxes(rows, boxes, scores, is_known, self.frame_size),
-                              [True] * len(boxes), right, self._drift())
+        inner = inner_boxes(rows, boxes[inner], scores[inner], np.ones(scores[inner].shape, bool),
+                            self.frame_size)
+        return FilledInterval(inner, [True] * len(inner), right, self._drift())
 
     def _drift(self) -> np.ndarray:
         """(N, 2) mean movement of the right boxes so far, px a frame; NaN where it is unknown."""
@@ -168,18 +174,20 @@ class PathBridge:
         drift[j] = (moved[:, :2] + moved[:, 2:]) / 2 / (len(self.shares) - 1)
         return drift
 
-    def _boxes(self, rows: IntervalRows) -> np.ndarray:
-        """(F, R, 4) boxes of all rows."""
-        boxes = _pick(self.from_left, rows.left_index)
-        is_right_only = rows.left_index == NO_ROW
-        boxes[:, is_right_only] = self.from_right[:, rows.right_index[is_right_only]]
-        paired = np.flatnonzero(rows.is_paired)
-        boxes[:, paired] = self._paired_boxes(np.stack(
-            [rows.left_index[paired], rows.right_index[paired]], axis=1))
-        return boxes
+    def _carried_alone(self, rows: IntervalRows) -> tuple[np.ndarray, np.ndarray]:
+        """(F, R, 4) boxes and (F, R) trust of rows that a single keyframe knows; others 0."""
+        boxes = np.zeros((len(self.shares), len(rows), 4))
+        trust = np.zeros(boxes.shape[:2])
+        for side, index, flip in ((self.left, rows.left_index, 1),
+                                  (self.right, rows.right_index, -1)):
+            alone = np.flatnonzero((index != NO_ROW) & ~rows.is_paired)
+            carried = side.carried(index[alone])
+            boxes[:, alone], trust[:, alone] = (values[::flip] for values in carried)
+        return boxes, trust
 
-    def _paired_boxes(self, pairs: np.ndarray) -> np.ndarray:
+    def _paired_boxes(self) -> np.ndarray:
         """(F, P, 4) boxes of objects that both keyframes know; exact on both of them."""
+        pairs = self.pairs
         start, end = (side.boxes.boxes_xyxy[rows].astype(np.float64) for side, rows in
                       zip((self.left, self.right), pairs.T, strict=True))
         # The sides are linear, not their logs: an object that jumps out of the distance fills
@@ -189,7 +197,7 @@ class PathBridge:
         weight = np.zeros(len(pairs))
         bend = np.zeros((len(self.shares), len(pairs), 2))
         squares = np.zeros(bend.shape[:2])
-        for side, weights, flip in zip((self.left, self.right), self._weights(pairs), (1, -1),
+        for side, weights, flip in zip((self.left, self.right), self._weights, (1, -1),
                                        strict=True):
             followed, places = _places(side.rows, pairs[:, 0 if flip == 1 else 1])
             times = self.shares if flip == 1 else 1 - self.shares[::-1]
@@ -199,13 +207,16 @@ class PathBridge:
             weight += weights.sum(axis=1)
         return boxes + np.tile(mean_bend(bend, squares, weight), 2)
 
-    def _certainty(self, pairs: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _certainty(self) -> np.ndarray:
         """(P,) in [0, 1]: 1 where ``EASY_SHARE`` of the points of either keyframe end well."""
-        share = np.max([weights.mean(axis=1) for weights in self._weights(pairs)], axis=0)
+        share = np.max([weights.mean(axis=1) for weights in self._weights], axis=0)
         return np.minimum(1, share / EASY_SHARE)
 
-    def _weights(self, pairs: np.ndarray) -> list[np.ndarray]:
+    @cached_property
+    def _weights(self) -> list[np.ndarray]:
         """(P, points) end weights of the left and of the right paths; 0 where not followed."""
+        pairs = self.pairs
         found = []
         starts = self.left.boxes.boxes_xyxy[pairs[:, 0]], self.right.boxes.boxes_xyxy[pairs[:, 1]]
         for side, own, boxes in ((self.left, 0, starts), (self.right, 1, starts[::-1])):
@@ -216,33 +227,22 @@ class PathBridge:
             found.append(weights)
         return found
 
-    def _scores(self, rows: IntervalRows) -> np.ndarray:
+    def _scores(self, rows: IntervalRows, trust: np.ndarray) -> np.ndarray:
         """(F, R): see ``DOUBT`` for pairs, ``UNPAIRED_FACTOR`` for the others.
 
         The mean, not a line in time: on a line the frames beside the keyframe that was less sure
         of an object rank below noise (DAVIS, T = 16: +1.7 mAP@.5).
         """
-        left, right = (_pick(side.boxes.scores[None].astype(np.float64), index) for side, index in
-                       ((self.left, rows.left_index), (self.right, rows.right_index)))
+        left, right = (np.where(index == NO_ROW, 0.0, np.append(side.boxes.scores, 0.0)[index])
+                       for side, index in ((self.left, rows.left_index),
+                                           (self.right, rows.right_index)))
         share = self.shares[:, None]
         paired = (left + right) / 2
-        pairs = np.stack([rows.left_index, rows.right_index], axis=1)[rows.is_paired]
-        paired[:, rows.is_paired] *= 1 - DOUBT * (1 - self._certainty(pairs))
-        is_left = rows.left_index != NO_ROW
-        nearness = np.where(is_left, 1 - share, share)
-        trust = np.where(is_left, _pick(self.trust_left, rows.left_index),
-                         _pick(self.trust_right, rows.right_index))
-        alone = np.where(is_left, left, right) * (FAR_SHARE + (1 - FAR_SHARE) * nearness)
+        paired[rows.is_paired] *= 1 - DOUBT * (1 - self._certainty)
+        nearness = np.where(rows.left_index != NO_ROW, 1 - share, share)
+        alone = (left + right) * (FAR_SHARE + (1 - FAR_SHARE) * nearness)
         alone = alone * UNPAIRED_FACTOR * np.where(trust > 0, 1.0, LOST_FACTOR)
         return np.where(rows.is_paired, paired, alone)
-
-
-def _pick(table: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """(F, N, ...) -> (F, R, ...) by row; zeros where the index is NO_ROW."""
-    picked = np.zeros((len(table), len(index), *table.shape[2:]))
-    is_there = index != NO_ROW
-    picked[:, is_there] = table[:, index[is_there]]
-    return picked
 
 
 def _places(rows: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

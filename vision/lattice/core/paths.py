@@ -14,6 +14,7 @@ F frames of the interval, keyframes included; N boxes; P points a box; all in or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,8 +70,8 @@ def grid_points(boxes_xyxy: np.ndarray, side: int) -> np.ndarray:
     return boxes_xyxy[:, None, :2] + shares * sides[:, None]
 
 
-def follow(boxes_xyxy: np.ndarray, paths: Paths, drift: np.ndarray | None = None, *,
-           is_last_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def follow(boxes_xyxy: np.ndarray, paths: Paths, drift: np.ndarray | None = None,
+           frames: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Boxes that go with their points, from the first frame on.
 
     The shift of a box is the weighted median shift of its good points (``STRAY_WEIGHT``), its
@@ -79,29 +80,30 @@ def follow(boxes_xyxy: np.ndarray, paths: Paths, drift: np.ndarray | None = None
 
     Args:
         drift: (N, 2) px a frame, where each box was going before; NaN: not known.
-        is_last_only: F is 1 in the results: the last frame.
+        frames: (K,) the frames that are asked for; default: all F.
 
-    Shapes: boxes_xyxy (N, 4) on frame 0 -> boxes (F, N, 4) float64, and trust (F, N): share of
+    Shapes: boxes_xyxy (N, 4) on frame 0 -> boxes (K, N, 4) float64, and trust (K, N): share of
         the points that are still followed, 0 where the box stands.
     """
     share = paths.is_good.mean(axis=2)
     trust = np.where(share < MIN_SHARE, 0.0, share)
     # Points only ever get lost, so the last frame with trust is the one before the first without.
     last = np.maximum((trust > 0).sum(axis=0) - 1, 0)
-    shown = np.arange(len(trust))[-1 if is_last_only else 0:, None]
-    frames, boxes = np.minimum(shown, last), np.arange(len(boxes_xyxy))
-    xy, is_good = paths.xy[frames, boxes], paths.is_good[frames, boxes]
+    shown = np.arange(len(trust))
+    shown = shown if frames is None else shown[frames]
+    told, boxes = np.minimum(shown[:, None], last), np.arange(len(boxes_xyxy))
+    xy, is_good = paths.xy[told, boxes], paths.is_good[told, boxes]
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     centres = boxes_xyxy[:, :2] + sides / 2
 
     moved = xy - paths.xy[0]
-    weights = is_good * _drift_weights(moved, frames, drift, sides)
-    shifts = _weighted_median(moved, weights)
+    weights = is_good * _drift_weights(moved, told, drift, sides)
+    shifts = _weighted_median(moved.swapaxes(2, 3), weights[:, :, None])
     start, end = (np.linalg.norm(points, axis=-1) for points in (
         paths.xy[0] - centres[:, None], xy - (centres + shifts)[:, :, None]))
     half = sides / 2 * _growth(np.maximum(start, 0.5), np.maximum(end, 0.5), weights)[..., None]
     centres = centres + shifts
-    return np.concatenate([centres - half, centres + half], axis=-1), trust[shown[:, 0]]
+    return np.concatenate([centres - half, centres + half], axis=-1), trust[shown]
 
 
 def _drift_weights(moved: np.ndarray, frames: np.ndarray, drift: np.ndarray | None,
@@ -120,9 +122,8 @@ def _drift_weights(moved: np.ndarray, frames: np.ndarray, drift: np.ndarray | No
 def _growth(start: np.ndarray, end: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(F, N) factors from distances of points from the centre, (N, P) and (F, N, P)."""
     ratios = np.log(end / start)
-    growth = _weighted_median(ratios[..., None], weights)[..., 0]
-    spread = MAD_TO_SIGMA * _weighted_median(np.abs(ratios - growth[..., None])[..., None],
-                                             weights)[..., 0]
+    growth = _weighted_median(ratios, weights)
+    spread = MAD_TO_SIGMA * _weighted_median(np.abs(ratios - growth[..., None]), weights)
     doubt = np.square(spread) / np.maximum(weights.sum(axis=2), 1.0) + GROWTH_NOISE**2
     kept = np.maximum(1 - GROWTH_STRICTNESS * doubt / np.maximum(np.square(growth), 1e-12), 0.0)
     return np.exp(np.clip(kept * growth, -np.log(MAX_GROWTH), np.log(MAX_GROWTH)))
@@ -135,7 +136,8 @@ def agreement(boxes_xyxy: np.ndarray, paths: Paths) -> np.ndarray:
     it, 0 for lost ones. Points that part with a box that grows lower it, too.
     """
     moved, is_good = paths.xy[-1] - paths.xy[0], paths.is_good[-1]
-    off = moved - _weighted_median(moved[None], is_good[None].astype(np.float64))[0][:, None]
+    shift = _weighted_median(moved.swapaxes(1, 2), is_good[:, None].astype(np.float64))
+    off = moved - shift[:, None]
     sides = np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 1.0)
     squares = np.square(off).sum(axis=-1) / sides.prod(axis=-1)[:, None]
     return (np.exp(-squares / AGREE_SIGMA**2) * is_good).mean(axis=1)
@@ -187,16 +189,20 @@ def mean_bend(total: np.ndarray, squares: np.ndarray, weight: np.ndarray) -> np.
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Median over axis 2 of (F, N, P, C) by weights (F, N, P); 0 where nothing weighs.
+    """Median over the last axis of values (..., P) by weights that broadcast to them; 0 where
+    nothing weighs.
 
     Half of the weight lies on either side of it; where that leaves a gap, its middle.
     """
-    values = np.where(weights[..., None] > 0, values, np.inf)
-    order = np.argsort(values, axis=2)
-    ordered = np.take_along_axis(values, order, axis=2)
-    below = np.cumsum(np.take_along_axis(weights[..., None], order, axis=2), axis=2)
-    half = below[:, :, -1:] / 2
+    shape, num_points = values.shape[:-1], values.shape[-1]
+    weights = np.broadcast_to(weights, values.shape).reshape(-1, num_points)
+    values = np.where(weights > 0, values.reshape(-1, num_points), np.inf)
+    rows = np.arange(len(values))
+    order = values.argsort(axis=1)
+    ordered = values[rows[:, None], order]
+    below = weights[rows[:, None], order].cumsum(axis=1)
+    half = below[:, -1:] / 2
     slack = 1e-9 * half  # sums of equal weights shall be equal
-    low, high = (np.take_along_axis(ordered, found.argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
+    low, high = (ordered[rows, found.argmax(axis=1)]
                  for found in (below >= half - slack, below > half + slack))
-    return np.where(half[:, :, 0] > 0, (low + high) / 2, 0.0)
+    return np.where(half[:, 0] > 0, (low + high) / 2, 0.0).reshape(shape)
