@@ -408,3 +408,9 @@ def test_a_gallery_is_not_begun_with_options_that_cannot_be_meant(tool, tmp_path
         tool('gallery').main(['build', 'people', 'c.py', 'w.pth', '--out',
                               str(tmp_path / 'new' / 'g.npz'), *options])
     assert error.value.what == what and not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('option', ['--batch-size', '--image-size'])
+def test_pictures_by_the_none_are_refused_before_work(tool, option):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-1085: {option} 0'):
+        tool('verify_faces').main(['c.py', 'w.pth', '--bin', 'x.bin', option, '0'])
