@@ -295,17 +295,3 @@ def test_ids_alone_need_no_way_back():
                             is_filled=False).fill(linker)
         assert filled.inner == [] and filled.right.track_ids.tolist() == [1]
         np.testing.assert_allclose(filled.drift, [[15, 0]], atol=1e-4)
-
-
-def test_the_way_so_far_is_as_easy_as_the_points_of_sure_objects_agree():
-    still = np.zeros((5, 2, 2))
-    both = [BOX, [400, 100, 440, 160]]
-    two = tracked(both, still)
-    assert two.easiness() == 1 and nobody().easiness() == 1
-    gone = [(3, 1, p) for p in range(NUM_POINTS)]
-    assert tracked(both, still, lost=gone, rows=[0]).easiness() == 1  # the other: not followed
-    assert tracked(both, still, lost=gone).easiness() == 0.5
-    assert tracked(both, still, lost=gone, scores=[0.9, 0.1]).easiness() == 1
-    assert tracked(both, still, lost=gone, scores=[0.1, 0.9]).easiness() == 0
-    few = [(3, 1, p) for p in range(NUM_POINTS // 4)]
-    assert tracked(both, still, lost=few).easiness() == 1  # as many as ``EASY_SHARE`` are left

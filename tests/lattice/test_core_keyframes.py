@@ -98,13 +98,3 @@ def test_a_budget_goes_to_the_hard_intervals():
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(VisionError, match='VIS-CONFIG-105'):
         make()
-
-
-def test_only_the_adaptive_policy_hurries_and_only_where_it_is_hard():
-    def never():
-        raise AssertionError('a measure that takes time is not made for nothing')
-
-    for policy in (UniformKeyframes(8), BudgetKeyframes(8, 0.2), RandomKeyframes(8, 0.2)):
-        assert not policy.hurries(never)
-    policy = AdaptiveKeyframes(8, 0.5)
-    assert policy.hurries(lambda: 0.4) and not policy.hurries(lambda: 0.5)

@@ -117,38 +117,6 @@ def test_what_comes_later_changes_nothing_that_was_said(mode, num_stages):
         assert {r.frame_id for r in flat(steps[:known])} == set(range(known))
 
 
-class Hurried(UniformKeyframes):
-    """Asks for a keyframe on its third frame after the last one."""
-
-    def __init__(self, gap_frames):
-        super().__init__(gap_frames)
-        self.num_asked = 0
-
-    def start_segment(self):
-        self.num_asked = 0
-
-    def hurries(self, easiness):
-        assert easiness() == 1  # of lines nothing is known
-        self.num_asked = (self.num_asked + 1) % 3
-        return self.num_asked == 0
-
-
-def test_without_look_ahead_a_keyframe_may_come_before_its_time():
-    world = World()
-    images = [world.image(t) for t in range(20)]
-    engine = engine_of(world, 'causal', policy=Hurried(8), cut_detector=is_cut_at(10))
-    steps = run(engine, images)
-    assert [[r.frame_id for r in step] for step in steps] == [[t] for t in range(20)] + [[]]
-    keyframes = [r for r in flat(steps) if r.is_keyframe]
-    assert [r.frame_id for r in keyframes] == [0, 3, 6, 9, 10, 13, 16, 19]
-    for result in keyframes:
-        np.testing.assert_allclose(result.boxes.boxes_xyxy,
-                                   world.detect(images[result.frame_id]).boxes_xyxy, rtol=1e-6)
-    for mode in ('buffered', 'causal+revise'):
-        expected = finals(run(engine_of(world, mode, gap=8), images))
-        assert_same(finals(run(engine_of(world, mode, policy=Hurried(8)), images)), expected)
-
-
 POLICIES = pytest.mark.parametrize('make_policy', [
     lambda: UniformKeyframes(8), lambda: UniformKeyframes(1),
     lambda: AdaptiveKeyframes(8, 0.5, max_depth=2)], ids=['uniform', 'every', 'deep'])

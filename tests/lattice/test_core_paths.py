@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from vision.lattice.core.paths import (
-    AGREE_SIGMA,
     DRIFT_SHARE,
     DRIFT_SIZES,
     END_SIGMA,
@@ -16,7 +15,6 @@ from vision.lattice.core.paths import (
     MIN_SHARE,
     STRAY_WEIGHT,
     Paths,
-    agreement,
     bends,
     end_weights,
     follow,
@@ -181,28 +179,6 @@ def test_an_outlier_and_lost_points_do_not_move_a_box():
     found, trust = follow(box, Paths(xy, is_good))
     np.testing.assert_allclose(found[1:, 0], np.repeat([[15, 8, 55, 48]], 2, axis=0), atol=1e-5)
     assert trust[:, 0].tolist() == [1, 1, 7 / 16]
-
-
-@pytest.mark.parametrize('seed', range(6))
-def test_agreement_equals_a_loop_over_points(seed):
-    boxes, paths = random_paths(seed)
-    found = agreement(boxes, paths)
-    for i, box in enumerate(boxes):
-        good = [p for p in range(NUM_POINTS) if paths.is_good[-1, i, p]]
-        moved = {p: paths.xy[-1, i, p].astype(float) - paths.xy[0, i, p] for p in good}
-        middle = np.median([moved[p] for p in good], axis=0) if good else 0
-        size = np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
-        shares = [np.exp(-(np.hypot(*(moved[p] - middle)) / size / AGREE_SIGMA)**2) for p in good]
-        assert found[i] == pytest.approx(sum(shares) / NUM_POINTS, abs=1e-4)
-
-
-def test_points_agree_on_any_shift_and_less_the_more_they_part():
-    box = np.array([[100.0, 100, 180, 160]])
-    for way in ((0, 0), (30, -12)):
-        _, paths = sticking_paths(0, way)
-        assert agreement(np.array([[100.0, 100, 140, 160]]), paths) == pytest.approx(1)
-    values = [agreement(box, scaled_paths(box, factor))[0] for factor in (1, 1.1, 1.3, 2, 5)]
-    assert values == sorted(values, reverse=True) and values[0] == 1 and values[-1] < 0.1
 
 
 def slow_weight(start_xy, end_xy, start, end, is_good):

@@ -14,9 +14,14 @@ from vision.common.core.errors import VisionError
 from vision.lattice.core.cocovid import CocoFrame
 from vision.lattice.core.engine import LatticeEngine
 from vision.lattice.core.filling import Filler
-from vision.lattice.core.keyframes import Interval, KeyframePolicy, UniformKeyframes
+from vision.lattice.core.keyframes import (
+    AdaptiveKeyframes,
+    Interval,
+    KeyframePolicy,
+    UniformKeyframes,
+)
 from vision.lattice.core.structures import FrameBoxes, FrameResult
-from vision.lattice.runtime.methods import DEFAULT_KEYFRAMES, build_engine, build_policy
+from vision.lattice.runtime.methods import build_engine
 from vision.lattice.runtime.rivals import RIVALS, build_rival, cut_on_small
 
 # Name: what it is. adaptive and random come by a threshold, the others by name.
@@ -183,9 +188,7 @@ def build(setting: Setting, detector, *, paper: Callable[[], Filler] | None = No
 
 
 def adaptive_policy(setting: Setting) -> WatchedKeyframes:
-    """The default keyframes with the gap and threshold of the row."""
-    return WatchedKeyframes(build_policy(DEFAULT_KEYFRAMES | dict(
-        type='AdaptiveKeyframes', gap_frames=setting.gap, threshold=setting.threshold)))
+    return WatchedKeyframes(AdaptiveKeyframes(setting.gap, setting.threshold))
 
 
 def run(engine, images: Sequence[np.ndarray]) -> list[FrameResult]:

@@ -50,7 +50,7 @@ from vision.stream.io.loopback import LoopbackServer, lossy_http
 from vision.stream.io.player import Played, Player, PlayOptions
 from vision.stream.io.sources import SourceFrame, VideoFile
 
-GAP_FRAMES = DEFAULT_KEYFRAMES['gap_frames']  # of buffered
+GAP_FRAMES = DEFAULT_KEYFRAMES['gap_frames']
 WIDEST_GAP = 12  # of budgets, as tools/video_demo.py
 GROWTH_MIB, BUDGET_SHARE = 5.0, 0.05  # the bars
 KEYFRAME_RATE = 0.15

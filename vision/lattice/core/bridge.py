@@ -17,7 +17,7 @@ from vision.lattice.core.matching import (
     rows_without,
 )
 from vision.lattice.core.merge import Side
-from vision.lattice.core.paths import Paths, agreement, bends, end_weights, follow, mean_bend
+from vision.lattice.core.paths import Paths, bends, end_weights, follow, mean_bend
 from vision.lattice.core.structures import FrameBoxes
 
 # What an object is worth that one keyframe alone saw: this share of its score beside it, half of
@@ -74,14 +74,6 @@ class Tracked:
         boxes[:, followed], trust[:, followed] = follow(
             start[followed], self.paths.take(places), drift, frames)
         return boxes, trust
-
-    def easiness(self) -> float:
-        """Mean over the followed objects that the keyframe is sure of: 1 where ``EASY_SHARE`` of
-        their points made one movement so far, less in proportion. In a crowd larger than what is
-        followed the others do not count: more keyframes would not follow them either."""
-        share = agreement(self.boxes.boxes_xyxy[self.rows], self.paths)
-        share = share[self.boxes.scores[self.rows] >= CONFIDENT_SCORE]
-        return float(np.minimum(1, share / EASY_SHARE).mean()) if len(share) else 1.0
 
 
 def settled_pairs(left: Tracked, right: FrameBoxes) -> np.ndarray:

@@ -94,8 +94,7 @@ class LatticeEngine:
             look-ahead, a frame is finished at once with the boxes carried to it from the last
             keyframe; ``causal+revise``: both, the first result of a frame between keyframes is
             ``provisional`` and the ``final`` one is that of ``buffered``. In ``causal`` intervals
-            are not halved and the last frame of a segment is no keyframe: too late for both; in
-            their place a policy may ask for a keyframe before its time.
+            are not halved and the last frame of a segment is no keyframe: too late for both.
         cut_detector: says whether a cut lies between two grey frames; None for videos without
             cuts. On both sides of a cut there is a keyframe, nothing is linked or filled across.
         executor: runs the detector while the frames of the next interval are taken (buffered
@@ -170,7 +169,7 @@ class LatticeEngine:
             self._await([frame])
         else:
             self._frames.append(frame)
-            if len(self._frames) > self._policy.gap_frames or self._hurries():
+            if len(self._frames) > self._policy.gap_frames:
                 self._await(self._frames)
                 self._frames = [frame]
         can_wait = self._executor is not None and not self._is_causal
@@ -227,14 +226,6 @@ class LatticeEngine:
         with self._detecting:  # an executor may have several workers
             boxes = self._detector.detect(frame.image)
         return inside_frame(boxes, frame.image.shape[:2])
-
-    def _hurries(self) -> bool:
-        """Whether the newest frame becomes a keyframe before its time. Where boxes are revised,
-        the final ones are those of ``buffered``, so the grid stays."""
-        if self._revises or self._carrier is None:
-            return False
-        carrier = self._carry_to(self._frames)
-        return self._policy.hurries(carrier.easiness)
 
     def _await(self, frames: list[_Frame]) -> None:
         """The last of these frames is a keyframe: begin to detect it."""

@@ -47,8 +47,6 @@ class Carrier(Protocol):
     def latest(self) -> FrameBoxes:
         """The boxes on the newest frame, with the scores and ids of the keyframe."""
 
-    def easiness(self) -> float:
-        """How sure the way to the newest frame was, in [0, 1]; 1 where nothing is known of it."""
 
 
 class Bridge(Protocol):

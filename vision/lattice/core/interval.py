@@ -219,9 +219,6 @@ class NodeCarrier:
         earlier._greys = self._greys[:num_steps + 1]
         return earlier
 
-    def easiness(self) -> float:
-        return 1.0
-
     def latest(self) -> FrameBoxes:
         is_wanted = self.left.scores >= self._filler.min_score
         if not self._filler.num_stages or not is_wanted.any() or len(self._greys) < 2:

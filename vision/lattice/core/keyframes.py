@@ -60,10 +60,6 @@ class KeyframePolicy(Protocol):
         split and its answer is ignored.
         """
 
-    def hurries(self, easiness: Callable[[], float]) -> bool:
-        """Without look-ahead, where nothing is split: whether the newest frame becomes a keyframe
-        before its time. The measure says how sure the way to it was, in [0, 1]."""
-
 
 def check_gap(gap_frames: int) -> int:
     """gap_frames itself, refused with ``VIS-CONFIG-105`` unless it is a whole number >= 1."""
@@ -78,14 +74,7 @@ def _check_setting(is_allowed: bool, what: str, why: str) -> None:
                           do='change this setting of the keyframe policy')
 
 
-class _InTime:
-    """Keyframes of the grid alone where nothing is known of the frames to come."""
-
-    def hurries(self, easiness: Callable[[], float]) -> bool:
-        return False
-
-
-class UniformKeyframes(_InTime):
+class UniformKeyframes:
     """A keyframe every ``gap_frames`` frames; 1 is detection on every frame."""
 
     max_depth = 0
@@ -102,8 +91,6 @@ class UniformKeyframes(_InTime):
 
 class AdaptiveKeyframes:
     """One more keyframe in the middle of each interval whose easiness is below ``threshold``.
-
-    Where there is no look-ahead: a keyframe as soon as that of the way so far is below it.
 
     Args:
         gap_frames: the first grid.
@@ -128,9 +115,6 @@ class AdaptiveKeyframes:
 
     def split(self, interval: Interval) -> bool:
         return interval.gap_frames >= 2 and interval.easiness(self.beta) < self.threshold
-
-    def hurries(self, easiness: Callable[[], float]) -> bool:
-        return easiness() < self.threshold
 
 
 class RateController:
@@ -230,7 +214,7 @@ class CostController:
         self.num_highest += wanted > 1
 
 
-class BudgetKeyframes(_InTime):
+class BudgetKeyframes:
     """Splits the hardest intervals so that the mean keyframe rate, or cost, meets a budget.
 
     A rate counts all frames and keyframes since the policy was made, over several videos
@@ -350,7 +334,7 @@ class TimedDetector:
         return boxes
 
 
-class RandomKeyframes(_InTime):
+class RandomKeyframes:
     """As many keyframes as ``BudgetKeyframes``, on intervals drawn by lot: a control.
 
     What an adaptive policy gains over this one, it gains by where its keyframes are.

@@ -34,9 +34,6 @@ DRIFT_SIZES, DRIFT_SHARE = 0.12, 0.3
 GROWTH_STRICTNESS, GROWTH_NOISE = 2.0, 0.05
 MAX_GROWTH = 2.0
 MAD_TO_SIGMA = 1.4826
-# See ``agreement`` (our choice, so that a threshold of 0.5 asks for 2 in 5 keyframes more on the
-# DAVIS training sequences, for hardly any on PETS09-S2L1).
-AGREE_SIGMA = 0.05
 # Where points end, in box sizes off their place, at which their weight is 1 / e.
 END_SIGMA = 0.25
 # The straight line counts as much as so many points that end well, in an interval of 8 frames;
@@ -127,20 +124,6 @@ def _growth(start: np.ndarray, end: np.ndarray, weights: np.ndarray) -> np.ndarr
     doubt = np.square(spread) / np.maximum(weights.sum(axis=2), 1.0) + GROWTH_NOISE**2
     kept = np.maximum(1 - GROWTH_STRICTNESS * doubt / np.maximum(np.square(growth), 1e-12), 0.0)
     return np.exp(np.clip(kept * growth, -np.log(MAX_GROWTH), np.log(MAX_GROWTH)))
-
-
-def agreement(boxes_xyxy: np.ndarray, paths: Paths) -> np.ndarray:
-    """(N,) in [0, 1]: how far the points of each box (N, 4) made one movement, all told.
-
-    The mean over its points of 1 for the median movement, 1 / e at ``AGREE_SIGMA`` box sizes from
-    it, 0 for lost ones. Points that part with a box that grows lower it, too.
-    """
-    moved, is_good = paths.xy[-1] - paths.xy[0], paths.is_good[-1]
-    shift = _weighted_median(moved.swapaxes(1, 2), is_good[:, None].astype(np.float64))
-    off = moved - shift[:, None]
-    sides = np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 1.0)
-    squares = np.square(off).sum(axis=-1) / sides.prod(axis=-1)[:, None]
-    return (np.exp(-squares / AGREE_SIGMA**2) * is_good).mean(axis=1)
 
 
 def end_weights(paths: Paths, start_xyxy: np.ndarray, end_xyxy: np.ndarray) -> np.ndarray:

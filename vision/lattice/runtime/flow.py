@@ -130,9 +130,6 @@ class FlowCarrier:
         return Tracked(self._boxes, self._rows, Paths(
             xy, np.stack(self._is_good).reshape(num_frames, *self._shape[:2])), self._drift)
 
-    def easiness(self) -> float:
-        return self.tracked().easiness()
-
     def latest(self) -> FrameBoxes:
         boxes, _ = self.tracked().carried(frames=[-1])
         return self._boxes.replace(boxes_xyxy=boxes[0])

@@ -13,13 +13,10 @@ from vision.lattice.core.keyframes import KeyframePolicy
 from vision.lattice.runtime.flow import FlowFiller, FlowOptions, shrunk_grey
 
 METHODS = ('flow', 'linear', 'detect')
-# The lattice as shipped; measured in docs/results/lattice_tradeoff*.json. With look-ahead, of 27
-# policies (grids of 6 to 10, first grids of 8 to 16 halved below 0.3 to 0.9, once or twice) the
-# one with the highest sum of mAP@.5 and mAP@.5:.95 on PETS09-S2L1 and the DAVIS training sequences
-# among those that spend no more than 15 % of the frames on either; chosen before any other
-# sequence was looked at. Neighbours differ by a point. Without look-ahead the grid is tighter.
-DEFAULT_KEYFRAMES = dict(type='AdaptiveKeyframes', gap_frames=12, threshold=0.7)
-CAUSAL_KEYFRAMES = dict(type='AdaptiveKeyframes', gap_frames=8, threshold=0.5)
+# The lattice as shipped; measured in docs/results/lattice_tradeoff*.json. A grid, because halving
+# hard intervals earned its milliseconds on DAVIS at wide gaps only (vision/lattice/README.md).
+DEFAULT_KEYFRAMES = dict(type='UniformKeyframes', gap_frames=8)
+
 
 
 class GreyFrames:
@@ -39,16 +36,13 @@ def build_engine(detector: Detector, *, method: str = 'flow',
         method: ``flow``; ``linear``: straight lines between keyframes; ``detect``: every frame is
             a keyframe.
         keyframes: dict(type=class of ``vision.lattice.core.keyframes``, its arguments), a
-            policy, or a number of frames for a uniform grid; default ``DEFAULT_KEYFRAMES``,
-            ``CAUSAL_KEYFRAMES`` where mode is another than ``buffered``.
+            policy, or a number of frames for a uniform grid; default ``DEFAULT_KEYFRAMES``.
         options: of ``LatticeEngine``: mode, cut_detector, executor.
     """
     if method == 'detect':
         keyframes = 1
-    elif keyframes is None:
-        is_buffered = options.get('mode', 'buffered') == 'buffered'
-        keyframes = DEFAULT_KEYFRAMES if is_buffered else CAUSAL_KEYFRAMES
-    return LatticeEngine(detector, build_filler(method, flow), build_policy(keyframes), **options)
+    policy = build_policy(DEFAULT_KEYFRAMES if keyframes is None else keyframes)
+    return LatticeEngine(detector, build_filler(method, flow), policy, **options)
 
 
 def build_filler(method: str, flow: FlowOptions | None = None) -> Filler:

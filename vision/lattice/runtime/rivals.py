@@ -165,9 +165,6 @@ class DenseFlowCarrier:
         self.path.append(small / self._scale)
         self._grey = prepared.grey
 
-    def easiness(self) -> float:
-        return 1.0
-
     def latest(self) -> FrameBoxes:
         return self.boxes.replace(boxes_xyxy=self.path[-1])
 
