@@ -68,7 +68,7 @@ def run_all(todo: Sequence[Step], out: Path, command: str, *, is_fresh: bool,
         shutil.rmtree(out)
     console, start = Console(), time.monotonic()
     minutes = sum(step.minutes for step in todo)
-    console.print(f'[bold]{len(todo)} steps, about {max(1, round(minutes))} minutes on two cores; '
+    console.print(f'[bold]{len(todo)} steps, about {minutes:.0f} min on two cores; '
                   f'everything goes to {out}/')
     for number, step in enumerate(todo, 1):
         console.rule(f'[bold]{number}/{len(todo)} {step.title}')
