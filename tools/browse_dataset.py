@@ -17,7 +17,6 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import supervision as sv
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
@@ -55,7 +54,8 @@ class Painter:
     """Draw the boxes of a frame with supervision; colours follow the track id."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
+        import supervision as sv
+        self.classes, self._detections = classes, sv.Detections
         by_track = dict(color_lookup=sv.ColorLookup.TRACK)
         self.box = sv.BoxAnnotator(thickness=2, **by_track)
         self.label = sv.LabelAnnotator(text_scale=0.35, text_padding=2, **by_track)
@@ -63,7 +63,7 @@ class Painter:
     def draw(self, image: np.ndarray, frame: CocoFrame) -> np.ndarray:
         image = image.copy()
         if len(frame.labels):
-            boxes = sv.Detections(xyxy=frame.boxes_xyxy, class_id=frame.labels,
+            boxes = self._detections(xyxy=frame.boxes_xyxy, class_id=frame.labels,
                                   tracker_id=frame.instance_ids)
             names = [f'{self.classes[label]} {number}'
                      for label, number in zip(frame.labels, frame.instance_ids, strict=True)]

@@ -47,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     if (args.bin is None) == (args.pairs is None) or (args.pairs is None) != (args.images is None):
         raise VisionError('VIS-CONFIG-1085', 'which pairs?', why='either --pairs FILE with '
                           '--images DIR, or --bin FILE', do='see --help')
+    for option, value in (('--batch-size', args.batch_size), ('--image-size', args.image_size)):
+        if value < 1:
+            raise VisionError('VIS-CONFIG-1085', f'{option} {value}', where=option,
+                              why='it must be above 0', do=f'give another {option}; see --help')
     refuse_unwritable(args.json)
     import numpy as np
     from rich.console import Console

@@ -425,3 +425,19 @@ def test_real_faces_of_a_video_are_recognised(tool, shared_data, tmp_path, repos
                        for side in (False, True))
         assert known[t // 4].stem[:-5] in left and right == ['unknown'], t
     assert t == 11
+
+
+@pytest.mark.parametrize(('options', 'what'), [
+    (['--min-score', '7'], '--min-score 7.0'), (['--min-score', '0'], '--min-score 0.0'),
+    (['--aligned', '--detector', 'd.onnx'], '--aligned and --detector together')])
+def test_a_gallery_is_not_begun_with_options_that_cannot_be_meant(tool, tmp_path, options, what):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1104') as error:
+        tool('gallery').main(['build', 'people', 'c.py', 'w.pth', '--out',
+                              str(tmp_path / 'new' / 'g.npz'), *options])
+    assert error.value.what == what and not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('option', ['--batch-size', '--image-size'])
+def test_pictures_by_the_none_are_refused_before_work(tool, option):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-1085: {option} 0'):
+        tool('verify_faces').main(['c.py', 'w.pth', '--bin', 'x.bin', option, '0'])

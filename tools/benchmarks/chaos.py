@@ -11,7 +11,6 @@ disk, cuts, flipped bits. ``chaos_runs.py``: SIGKILL, SIGTERM or Ctrl-C at rando
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import subprocess
@@ -24,7 +23,7 @@ from chaos_files import cuts, flips, full_disk, kills
 from chaos_runs import runs
 from rank_faults import rank_faults
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import write_report
 
 ROOT = Path(__file__).parents[2]
@@ -32,12 +31,13 @@ STOCK = ('MMEngine', 'torch alone')  # subjects that are there for comparison
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--only', nargs='+', choices=SCENARIOS, default=list(SCENARIOS),
                         metavar='NAME', help=f'scenarios: {", ".join(SCENARIOS)}')
-    parser.add_argument('--scale', type=float, default=1, help='times the number of tries')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--scale', type=float, default=1, help='times the number of tries '
+                        '(default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
+                        '(default: 0)')
     parser.add_argument('--json', type=Path, help='write the rows here')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # a fork does not inherit threads

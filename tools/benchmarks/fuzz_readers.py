@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
                         help='over readers of annotations (default: %(default)s)')
     parser.add_argument('--reader', nargs='+', choices=sorted(READERS), metavar='NAME',
                         help=f'of {", ".join(sorted(READERS))}')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
     parser.add_argument('--only', type=int, metavar='I', help='show one input and its end')
     parser.add_argument('--state', type=Path, help='counts of an earlier call: go on from there')
     parser.add_argument('--json', type=Path, help='write the counts here')

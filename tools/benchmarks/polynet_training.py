@@ -237,12 +237,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--data', type=Path, help='folder with train/CLASS and val/CLASS '
                         '(default: imagenette160-mini in $VISION_SHARED_DATA)')
-    parser.add_argument('--out', type=Path, default=Path('docs/results/polynet_training.json'))
+    parser.add_argument('--out', type=Path, default=Path('docs/results/polynet_training.json'),
+                        help='results, written after each run (default: %(default)s)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/polynet_training'),
                         help='weights that insertion starts from (default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=8, help='of poly (default: %(default)s)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--runs', nargs='+', choices=list(ARCHS), default=list(ARCHS))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],
+                        help='each run with each of them (default: 0 1 2)')
+    parser.add_argument('--runs', nargs='+', choices=list(ARCHS), default=list(ARCHS),
+                        help='of those above (default: all)')
     args = parser.parse_args(argv)
     refuse_unwritable(args.out)
     if args.data is None:

@@ -10,7 +10,6 @@ ranks end as well, and the message names nobody.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import datetime
 import os
@@ -30,7 +29,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import write_report
 from vision.common.nn.watchdog import ends_together
 
@@ -182,10 +181,11 @@ def rank_faults(scale: float, generator: random.Random) -> Iterable[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--scale', type=float, default=1, help='times the number of tries')
-    parser.add_argument('--seed', type=int, default=0)
+    parser = command_parser(__doc__)
+    parser.add_argument('--scale', type=float, default=1, help='times the number of tries '
+                        '(default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
+                        '(default: 0)')
     parser.add_argument('--json', type=Path, help='write the rows here')
     args = parser.parse_args(argv)
     rows = []
