@@ -17,7 +17,6 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import supervision as sv
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
@@ -35,6 +34,9 @@ def from_config(path: Path, split: str) -> tuple[Path, Path, tuple[str, ...] | N
         VisionError: the config has no such data loader with an annotation file.
     """
     from mmengine.config import Config
+
+    from vision.common.mm.safe_files import read_plain_files_everywhere
+    read_plain_files_everywhere()  # a YAML config is data
     config = Config.fromfile(str(path))
     data = config.get(f'{split}_dataloader', {}).get('dataset', {})
     while 'ann_file' not in data and ('dataset' in data or 'videos' in data):
@@ -52,7 +54,8 @@ class Painter:
     """Draw the boxes of a frame with supervision; colours follow the track id."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
+        import supervision as sv
+        self.classes, self._detections = classes, sv.Detections
         by_track = dict(color_lookup=sv.ColorLookup.TRACK)
         self.box = sv.BoxAnnotator(thickness=2, **by_track)
         self.label = sv.LabelAnnotator(text_scale=0.35, text_padding=2, **by_track)
@@ -60,7 +63,7 @@ class Painter:
     def draw(self, image: np.ndarray, frame: CocoFrame) -> np.ndarray:
         image = image.copy()
         if len(frame.labels):
-            boxes = sv.Detections(xyxy=frame.boxes_xyxy, class_id=frame.labels,
+            boxes = self._detections(xyxy=frame.boxes_xyxy, class_id=frame.labels,
                                   tracker_id=frame.instance_ids)
             names = [f'{self.classes[label]} {number}'
                      for label, number in zip(frame.labels, frame.instance_ids, strict=True)]

@@ -8,7 +8,6 @@ again to go on after an interruption, or with --fresh to start over.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path('demo_out')
@@ -54,8 +53,7 @@ def steps() -> list[Step]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('--fresh', action='store_true', help=f'remove {OUT}/ first')
     todo = steps()
     run_all(todo, OUT, 'make demo', is_fresh=parser.parse_args(argv).fresh, results=dict(
@@ -70,7 +68,7 @@ def run_all(todo: Sequence[Step], out: Path, command: str, *, is_fresh: bool,
         shutil.rmtree(out)
     console, start = Console(), time.monotonic()
     minutes = sum(step.minutes for step in todo)
-    console.print(f'[bold]{len(todo)} steps, about {max(1, round(minutes))} minutes on two cores; '
+    console.print(f'[bold]{len(todo)} steps, about {minutes:.0f} min on two cores; '
                   f'everything goes to {out}/')
     for number, step in enumerate(todo, 1):
         console.rule(f'[bold]{number}/{len(todo)} {step.title}')

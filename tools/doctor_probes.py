@@ -97,9 +97,15 @@ def faiss() -> dict:
 
 
 def vision() -> dict:
+    """The registries need mmengine, whose absence is a finding of its own, and none of the light
+    environment; what runs detectors needs to be there in both."""
+    import importlib.util
+
     import vision
-    import vision.registry
+    import vision.lattice.runtime.methods
     import vision.version
+    if importlib.util.find_spec('mmengine') is not None:
+        import vision.registry
     return dict(version=vision.version.__version__, folder=vision.__path__[0])
 
 

@@ -1,6 +1,6 @@
 """Write a YOLOX detector of mmdet as .onnx, for video without torch, and compare both.
 
-  python tools/export_yolox.py configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT \
+  python tools/export_yolox.py configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT \\
       out.onnx --size 320
   python tools/video_demo.py my.mp4 --detector out.onnx
 
@@ -10,10 +10,9 @@ if onnxruntime and torch give the same raw outputs.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 
 # Raw outputs are offsets in strides and probabilities; see tools/model_converters/yolox_onnx.py.
@@ -21,8 +20,7 @@ TOLERANCE = 2e-3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('config', help='config of a YOLOX detector')
     parser.add_argument('checkpoint', help='.pth, .safetensors or zoo:NAME')
     parser.add_argument('target', type=Path, help='.onnx file to write')

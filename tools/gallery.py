@@ -36,9 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
         add('config', help='config of a FaceRecognizer')
         add('checkpoint', help='its weights: .pth, .safetensors or zoo:NAME')
         add('--out', type=Path, required=True, help='the gallery file (.npz)')
-        add('--detector', type=Path, help='YuNet .onnx')
+        add('--detector', type=Path, help='YuNet .onnx, which finds the faces; '
+            'needed unless --aligned')
         add('--aligned', action='store_true', help='the pictures are aligned 112 px faces already')
-        add('--min-score', type=float, default=0.7, help='weakest face (default: 0.7)')
+        add('--min-score', type=float, default=0.7, help='leave out weaker faces (default: 0.7)')
         add('--strict', action='store_true', help='stop at a picture without a face')
         add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
     for action, text in (('list', 'who is enrolled'), ('check', 'damage and doubtful rows'),
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = actions.add_parser(action, help=text)
         sub.add_argument('gallery', type=Path, help='the gallery file')
         if action == 'remove':
-            sub.add_argument('name')
+            sub.add_argument('name', help='as "list" shows it')
         if action == 'check':
             sub.add_argument('--threshold', type=float, default=0.5, help='cosine above which two '
                              'names look like one person (default: 0.5)')
@@ -67,6 +68,12 @@ def enrol(args: argparse.Namespace) -> int:
     if args.action == 'build' and args.out.exists():
         raise VisionError('VIS-CONFIG-1104', f'{args.out} exists already', why='a gallery is '
                           'never overwritten', do='use "add", or remove the file')
+    if not 0 < args.min_score <= 1:
+        raise VisionError('VIS-CONFIG-1104', f'--min-score {args.min_score}', where='--min-score',
+                          why='a score lies in (0, 1]', do='see gallery.py build --help')
+    if args.aligned and args.detector:
+        raise VisionError('VIS-CONFIG-1104', '--aligned and --detector together',
+                          why='nothing is looked for in aligned faces', do='leave one of them out')
     refuse_unwritable(args.out)
     old = load_gallery(args.out) if args.action == 'add' else None
     found = read_identity_folders(args.folder)

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--detector', type=Path, required=True, help='YuNet .onnx')
     add('--out-dir', type=Path, default=Path('faces_out'), help='(default: %(default)s)')
     add('--threshold', type=float, default=0.4, help='least cosine of a known face (default: 0.4)')
-    add('--min-score', type=float, default=0.7, help='weakest face (default: 0.7)')
+    add('--min-score', type=float, default=0.7, help='leave out weaker faces (default: 0.7)')
     add('--index', choices=('exact', 'ivf', 'hnsw'), default='exact',
         help='search: exact, or FAISS for galleries of many thousands (default: exact)')
     add('--fps', type=float, help='frames per second of a folder (default: 25)')

@@ -47,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     if (args.bin is None) == (args.pairs is None) or (args.pairs is None) != (args.images is None):
         raise VisionError('VIS-CONFIG-1085', 'which pairs?', why='either --pairs FILE with '
                           '--images DIR, or --bin FILE', do='see --help')
+    for option, value in (('--batch-size', args.batch_size), ('--image-size', args.image_size)):
+        if value < 1:
+            raise VisionError('VIS-CONFIG-1085', f'{option} {value}', where=option,
+                              why='it must be above 0', do=f'give another {option}; see --help')
     refuse_unwritable(args.json)
     import numpy as np
     from rich.console import Console
@@ -54,12 +58,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from vision.faces.core.verification import pair_distances, unit_rows
     from vision.faces.mm.datasets import FaceBin, FacePairs
-    from vision.faces.mm.loading import embed_images, load_embedder
+    from vision.faces.mm.loading import embed_images, load_embedder, refuse_other_size
     dataset = (FaceBin(str(args.bin)) if args.bin else
                FacePairs(str(args.pairs), str(args.images)))
     pairs = dataset.metainfo['pairs']
     fars = args.far or measurable(pairs)
     measure(np.zeros(len(pairs)), pairs, fars)  # refuses whatever it would refuse in the end
+    for position in range(len(dataset)):
+        refuse_other_size(position, *dataset.size_of(position), args.image_size)
     embedder = load_embedder(args.config, args.checkpoint, with_flip=args.flip_fusion,
                              device=args.device)
     console = Console(stderr=True)

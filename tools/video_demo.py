@@ -34,8 +34,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vision.common.core.errors import VisionError, run_cli
-from vision.common.core.files import atomic_write
+from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.lattice.core.keyframes import BudgetKeyframes
 from vision.lattice.runtime.methods import METHODS, build_engine, build_policy
 
@@ -51,8 +51,7 @@ BUDGETS = ('target_fps', 'target_ms', 'keyframe_rate')
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('source', help='video file, folder of frames, camera number, rtsp:// or http:// address')
     add('--out-dir', type=Path, default=Path('video_out'),
@@ -73,7 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--stats', type=Path, metavar='FILE', help='write the summary as JSON too')
     add('--show', action='store_true', help='a window too; q closes it')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
-    add('-v', '--verbose', action='store_true', help='show the traceback of an error too')
     add_detection(parser.add_argument_group('detection'))
     add_keyframes(parser.add_argument_group('keyframes', 'On which frames the detector runs; '
                                             'give one of these, and --gap perhaps with a budget.'))
@@ -136,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
                           not args.no_video, args.show, args.max_frames, args.deadline_ms,
                           args.encoder_threads)
     refuse_to_overwrite(args.source, options.stem)
+    refuse_unwritable(args.stats)
     console = Console(stderr=True)
     with ExitStack() as stack:
         with console.status('building the model'):
@@ -165,18 +164,20 @@ def default_threads() -> int:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    above_zero = ('fps', 'max_frames', 'deadline_ms', 'threads', 'opencv_threads', 'gap',
-                  *BUDGETS)
-    problems = [name for name in above_zero
-                if getattr(args, name) is not None and not getattr(args, name) > 0]
-    problems += [name for name in ('max_reconnect', 'encoder_threads') if getattr(args, name) < 0]
-    problems += ['score_thr'] if not 0 <= args.score_thr <= 1 else []
-    problems += ['keyframe_rate'] if (args.keyframe_rate or 0) > 1 else []
-    for name in problems:
-        option = f'--{name.replace("_", "-")}'
-        raise VisionError('VIS-CONFIG-513', f'{option} {getattr(args, name)}', where=option,
-                          why='scores and keyframe rates lie between 0 and 1, counts and rates '
-                          'are positive', do='see --help')
+    at_least_zero = dict.fromkeys(('max_reconnect', 'encoder_threads'),
+                                  ('at least 0', lambda value: value >= 0))
+    above_zero = dict.fromkeys(('fps', 'max_frames', 'deadline_ms', 'threads', 'opencv_threads',
+                                'gap', 'target_fps', 'target_ms'),
+                               ('above 0', lambda value: value > 0))
+    rules = above_zero | at_least_zero | dict(
+        score_thr=('from 0 to 1', lambda value: 0 <= value <= 1),
+        keyframe_rate=('above 0 and at most 1', lambda value: 0 < value <= 1))
+    for name, (rule, is_met) in rules.items():
+        value = getattr(args, name)
+        if value is not None and not is_met(value):
+            option = _options([name])
+            raise VisionError('VIS-CONFIG-513', f'{option} {value}', where=option,
+                              why=f'it must be {rule}', do=f'give another {option}; see --help')
 
 
 def check_combination(args: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
 """Put a file of weights into the package and its row into vision/zoo/index.yml.
 
 Example:
-  python tools/zoo_add.py work_dirs/pru/pru.safetensors --name lattice-pru_moving-sprites
-      --config configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py
-      --source 'this repository, trained on MovingSprites-VID (generated)'
-      --metric map50=81.2 --metrics-from 'docs/results/lattice_sprites.json'
+  python tools/zoo_add.py work_dirs/pru/pru.safetensors --name lattice-pru_moving-sprites \\
+      --config configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py \\
+      --source 'this repository, trained on MovingSprites-VID (generated)' \\
+      --metric map50=86.73 --metrics-from docs/results/lattice_moving-sprites.json
 
   python tools/zoo_add.py work_dirs/pru/iter_2000.pth --name ...   # tensors and class names of it
 
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--config', required=True, help='config of this repository that uses it')
     parser.add_argument('--source', required=True, help='where the weights come from')
     parser.add_argument('--licence', default='Apache-2.0', help='SPDX name (default %(default)s)')
-    parser.add_argument('--metric', action='append', default=[], metavar='NAME=VALUE')
+    parser.add_argument('--metric', action='append', default=[], metavar='NAME=VALUE',
+                        help='a figure of the model; may be repeated')
     parser.add_argument('--metrics-from', default='', help='JSON or command the metrics come from')
     parser.add_argument('--classes', help='comma-separated, in the order of the labels; for a '
                         'file that does not name them')

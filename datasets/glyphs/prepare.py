@@ -18,8 +18,6 @@ from rich.progress import track
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.new_folder import new_folder
 from vision.faces.core.glyphs import HELD_OUT
-from vision.faces.mm.glyph_data import glyph_plan
-from vision.faces.nn.glyph_images import write_prepared
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     add('--size', type=int, default=32, help='px (default: 32)')
     add('--seed', type=int, default=0, help='of the choice of characters (default: 0)')
     args = parser.parse_args(argv)
+    from vision.faces.mm.glyph_data import glyph_plan
+    from vision.faces.nn.glyph_images import write_prepared
     plan = glyph_plan(args.families, args.held_out, num_classes=args.num_classes,
                       num_unseen=args.num_unseen, min_families=args.min_families, seed=args.seed)
     with new_folder(args.out) as folder:

@@ -31,3 +31,20 @@ def test_the_traceback_comes_with_either_name_of_the_option_anywhere(repository,
     assert done.returncode == 2
     assert ('Traceback' in done.stderr) == is_shown
     assert done.stderr.splitlines()[-1] == f'ERROR VIS-INPUT-611: words {words}'
+
+
+@pytest.mark.parametrize(('package', 'is_told'), [
+    ('no_such_package.part', True), ('vision.no_such_room', False)])
+def test_a_package_that_is_not_installed_is_named_and_our_own_fault_is_not_hidden(
+        repository, package, is_told):
+    done = subprocess.run(
+        [sys.executable, '-c', 'from vision.common.core.errors import run_cli\n'
+         f'def main():\n    import {package}\nrun_cli(main)'], cwd=repository,
+        capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    if is_told:
+        assert done.returncode == 3 and len(lines) == 4
+        assert lines[0] == 'ERROR VIS-ENV-909: the package no_such_package is not installed'
+        assert lines[1] == f'Where: {sys.executable}' and lines[3].startswith('Do: make env')
+    else:
+        assert done.returncode == 1 and lines[-1].startswith('ModuleNotFoundError')

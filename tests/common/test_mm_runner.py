@@ -1,8 +1,12 @@
+import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,16 @@ def test_resumed_at_any_step_ends_with_the_same_weights(tmp_path, loop, endless,
         with pytest.raises(RuntimeError, match='crash'):
             train(work_dir, crash=crash, interval=crash, **options)
         assert_equal(straight, resumed(work_dir, interval=17, **options))
+
+
+@pytest.mark.parametrize('crash', [None, 9])
+def test_processes_of_the_loader_end_with_the_run(tmp_path, crash):
+    with pytest.raises(RuntimeError, match='crash') if crash else nullcontext():
+        train(tmp_path, workers=2, crash=crash)
+    assert not multiprocessing.active_children()
+    start = time.monotonic()
+    gc.collect()  # it would wait five seconds for each process
+    assert time.monotonic() - start < 5
 
 
 def test_two_workers_see_what_no_worker_sees(tmp_path):

@@ -13,13 +13,16 @@ import mmengine
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.fileio.handlers import PickleHandler, YamlHandler, file_handlers
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_pickles
+import runs
 
 from vision.common.core.data_configs import read_data_config
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import read_config
+from vision.common.mm.runner import ExactRunner
 from vision.common.mm.safe_files import read_plain_files_everywhere
 
 # MARKER: a folder that must not be made.
@@ -133,6 +136,29 @@ def test_what_mmengine_loads_by_itself_is_data(tmp_path):
         (tmp_path / 'y.pkl').read_bytes())['a'][0].dtype
     mmengine.dump(dict(a=[1]), str(tmp_path / 'y.yaml'))
     assert mmengine.load(str(tmp_path / 'y.yaml')) == dict(a=[1])
+
+
+@pytest.mark.fault('S33')
+def test_a_runner_that_no_command_started_reads_them_as_data(tmp_path, monkeypatch):
+    for suffix, stock in (('pkl', PickleHandler), ('yaml', YamlHandler)):
+        monkeypatch.setitem(file_handlers, suffix, stock())
+    marker = tmp_path / 'marker'
+    (tmp_path / 'x.pkl').write_bytes(hostile_pickles.calls(str(marker))['os.mkdir'])
+    ExactRunner.from_cfg(runs.config(tmp_path / 'run'))
+    with pytest.raises(VisionError, match='VIS-DATA-352'):
+        mmengine.load(tmp_path / 'x.pkl')
+    assert not marker.exists()
+
+
+@pytest.mark.fault('S35')
+def test_a_detector_config_in_yaml_is_data(tmp_path, monkeypatch):
+    from vision.lattice.mm.mmdet_adapter import read_config as read_detector_config
+    monkeypatch.setitem(file_handlers, 'yaml', YamlHandler())
+    marker = tmp_path / 'marker'
+    (tmp_path / 'x.yaml').write_text(f'!!python/object/apply:os.mkdir [{marker}]')
+    with pytest.raises(VisionError, match='VIS-DATA-352'):
+        read_detector_config(tmp_path / 'x.yaml')
+    assert not marker.exists()
 
 
 def test_a_base_elsewhere_is_read_from_its_place(tmp_path):

@@ -1,18 +1,21 @@
 """Ranks that die, raise or hang: all end in time, and the message names the one that was hit."""
 
 import json
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vision.common.nn.watchdog import suspect
+from vision.common.nn import watchdog
+from vision.common.nn.watchdog import Watchdog, suspect
 
 pytestmark = pytest.mark.distributed
 FAULTS = [('kill', 2, 1), ('kill', 4, 0), ('exit', 2, 0), ('raise', 4, 3), ('raise', 2, 0),
-          ('sleep', 4, 2), ('swap', 2, 1), ('stop', 2, 1), ('stage-raises', 3, 1),
-          ('stage-waits', 3, 1)]
+          ('sleep', 4, 2), ('swap', 2, 1), ('stop', 2, 1), ('stop', 2, 0), ('lock', 2, 1),
+          ('stage-raises', 3, 1), ('stage-waits', 3, 1)]
 
 
 @pytest.fixture(scope='module')
@@ -44,12 +47,37 @@ def test_all_ranks_end_within_the_time_out_and_ten_seconds(played, fault):
 
 
 @pytest.mark.fault('R28')
-@pytest.mark.parametrize('fault', [f for f in FAULTS if f[0] in ('kill', 'exit', 'stop')],
+@pytest.mark.parametrize('fault', [f for f in FAULTS if f[0] in ('kill', 'exit', 'lock', 'stop')
+                                   and f != ('stop', 2, 0)],
                          ids=lambda fault: '-'.join(map(str, fault)))
 def test_a_rank_that_is_gone_is_named(played, fault):
     _, world, rank = fault
     text = ''.join(text for _, _, text in others(played[fault], rank))
     assert f'VIS-DIST-341: rank {rank} of {world} is gone' in text
+
+
+@pytest.mark.fault('R29')
+def test_a_stopped_rank_that_holds_the_store_is_named_with_its_host(played):
+    text = played['stop', 2, 0][1][2]
+    assert 'VIS-DIST-341: rank 0 of 2 does not answer' in text
+    # The address stands for the host when rank 0 was stopped before they had met in the store.
+    assert re.search(rf'on host ({socket.gethostname()}|127\.0\.0\.1); rank 1 is at all_reduce',
+                     text)
+    assert 'holds the store of all ranks' in text and 'Traceback' not in text
+
+
+def test_code_that_keeps_pythons_lock_ends_with_its_stacks(played):
+    code, _, text = played['lock', 2, 1][1]
+    assert code == 1 and 'in meet' in text
+
+
+def test_under_torchrun_it_is_torchrun_that_holds_the_store(monkeypatch, capsys):
+    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')
+    monkeypatch.setenv('MASTER_ADDR', 'node-7')
+    monkeypatch.setattr(watchdog, '_leave', lambda: None)
+    Watchdog(1)._end_without_store('does not answer', 'holds the store')
+    said = capsys.readouterr().err
+    assert 'torchrun does not answer' in said and 'host node-7' in said and 'rank 0 of' not in said
 
 
 @pytest.mark.fault('R28')

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 
+import mmengine.runner.runner
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
@@ -13,6 +14,9 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from vision.registry import DATASETS, HOOKS, MODELS
+
+# MMEngine asks compilers and drivers for their versions at every start: two seconds.
+mmengine.runner.runner.collect_env = dict
 
 
 @DATASETS.register_module()

@@ -1,4 +1,4 @@
-"""A head of many classes in several gloo processes; run as: exchange_ranks.py RANK WORLD FOLDER.
+"""A head of many classes in several gloo processes; run as: exchange_ranks.py NUM FOLDER.
 
 Four processes play all cases: runs with 4, 2 and 3 of them, a run that is cut anew twice on the
 way, unequal batches of which some are empty, and ranks that disagree.
@@ -7,12 +7,14 @@ way, unequal batches of which some are empty, and ranks that disagree.
 import copy
 import datetime
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rank_processes import fork_ranks
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.class_store import build_store, class_rows
@@ -130,8 +132,7 @@ def main(rank, world, folder):
     Path(folder, f'{rank}.json').write_text(json.dumps(result))
     dist.barrier()  # a rank that leaves while another still reads aborts it
     dist.destroy_process_group()
-    os._exit(0)  # torch's gloo now and then aborts while Python shuts down, all work done
 
 
 if __name__ == '__main__':
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    fork_ranks(main)

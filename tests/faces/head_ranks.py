@@ -1,6 +1,6 @@
 """Training runs through runner, head and hook in several gloo processes.
 
-Run as: head_ranks.py RANK WORLD FOLDER. Four processes play all cases: whole runs by 2 and by 4
+Run as: head_ranks.py NUM FOLDER. Four processes play all cases: whole runs by 2 and by 4
 of them, and one run by 4, then 2, then 3, each resumed from the checkpoint of the one before. A
 step has twelve samples in each of them.
 """
@@ -8,7 +8,6 @@ step has twelve samples in each of them.
 import copy
 import datetime
 import json
-import os
 import sys
 from pathlib import Path
 from unittest import mock
@@ -19,9 +18,11 @@ from mmengine.hooks import Hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy_faces
+from rank_processes import fork_ranks
 
 from vision.common.core.errors import VisionError
 from vision.common.mm.runner import ExactRunner
+from vision.registry import MODELS
 
 SGD = dict(type='sgd', momentum=0.9, weight_decay=1e-4)
 HEADS = dict(
@@ -102,7 +103,7 @@ def refusal(work_dir, **dataset):
         return [error.code, error.what]
 
 
-def main(rank, folder):
+def main(rank, num, folder):
     meetings, result = Meetings(rank, folder), {}
     result['other_list'] = meetings.hold(2, refusal, f'{folder}/a', num_classes=23 + rank)
     result['other_length'] = meetings.hold(2, refusal, f'{folder}/b', num_images=4 + rank)
@@ -122,9 +123,10 @@ def main(rank, folder):
                     torch.save(recorder.start, f'{folder}/{selector}-start{end}.pt')
     Path(folder, f'{rank}.json').write_text(json.dumps(result))
     meetings.hold(4, dist.barrier)
-    os._exit(0)  # torch's gloo now and then aborts while Python shuts down, all work done
 
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), sys.argv[3])
+    MODELS.import_from_location()  # what a run imports when it begins: once, not in each fork
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    fork_ranks(main)

@@ -1,13 +1,16 @@
 """Selective softmax: against plain autograd, its exactness statement, and over ranks."""
 
 import math
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rank_processes import run_ranks
+from selective_ranks import NAMES
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.margins import (
@@ -191,55 +194,19 @@ def test_contradictions_are_refused(options):
         selective_loss(features, rows, labels, ArcFace(8), **options)
 
 
-RANKS = """
-import os, sys
-import torch, torch.distributed as dist
-from vision.faces.nn.gather import gather_batch
-from vision.faces.nn.margins import build_margin
-from vision.faces.nn.selective import selective_loss
-dist.init_process_group('gloo')
-rank, world = dist.get_rank(), dist.get_world_size()
-group = dist.group.WORLD
-generator = torch.Generator().manual_seed(0)
-full = torch.randn(30, 6, generator=generator, dtype=torch.float64)
-labels = torch.randint(30, (7,), generator=generator)
-features = full[labels] + torch.randn(7, 6, generator=generator, dtype=torch.float64)
-sizes, cuts = {1: ([7], [0, 30]), 2: ([5, 2], [0, 11, 30]),
-               4: ([3, 0, 2, 2], [0, 9, 9, 20, 30])}[world]
-start = sum(sizes[:rank])
-for name in sys.argv[2].split(','):
-    mine = features[start:start + sizes[rank]].clone().requires_grad_()
-    rows = full[cuts[rank]:cuts[rank + 1]].clone().requires_grad_()
-    x, y = gather_batch(mine, labels[start:start + sizes[rank]], group)
-    assert y.tolist() == labels.tolist()
-    is_here = (y >= cuts[rank]) & (y < cuts[rank + 1])
-    margin = build_margin(name, scale=8)
-    result = selective_loss(x, rows, torch.where(is_here, y - cuts[rank], -1), margin, group=group)
-    result.loss.backward()
-    torch.save(dict(loss=result.loss.detach(), features=mine.grad, rows=rows.grad,
-                    buffers=dict(margin.named_buffers())), f'{sys.argv[1]}/{name}_{rank}.pt')
-dist.barrier()  # a rank that leaves while another still reads aborts it
-dist.destroy_process_group()
-os._exit(0)  # torch's gloo now and then aborts while Python shuts down, all work done
-"""
-NAMES = ('Softmax', 'ArcFace', 'AdaFace', 'CurricularFace')
+@pytest.fixture(scope='module')
+def computed(tmp_path_factory, repository):
+    folder = tmp_path_factory.mktemp('ranks')
+    run_ranks('selective_ranks.py', folder, repository)
+    return folder
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize('world', [2, 4])
-def test_ranks_with_unequal_batches_and_rows_equal_one_process(world, tmp_path, repository):
-    script = tmp_path / 'ranks.py'
-    script.write_text(RANKS)
-    for num in (1, world):
-        folder = tmp_path / str(num)
-        folder.mkdir()
-        subprocess.run(
-            [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-             str(num), str(script), str(folder), ','.join(NAMES)], check=True, timeout=120,
-            env={**os.environ, 'PYTHONPATH': str(repository), 'OMP_NUM_THREADS': '1'})
+def test_ranks_with_unequal_batches_and_rows_equal_one_process(world, computed):
     for name in NAMES:
-        alone = torch.load(tmp_path / '1' / f'{name}_0.pt', weights_only=True)
-        parts = [torch.load(tmp_path / str(world) / f'{name}_{rank}.pt', weights_only=True)
+        alone = torch.load(computed / f'{name}_1_0.pt', weights_only=True)
+        parts = [torch.load(computed / f'{name}_{world}_{rank}.pt', weights_only=True)
                  for rank in range(world)]
         for part in parts:
             torch.testing.assert_close(part['loss'], alone['loss'])

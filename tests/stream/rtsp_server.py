@@ -1,4 +1,4 @@
-"""A small RTSP server on loopback: one MPEG transport stream over RTP in the RTSP connection.
+"""A camera that talks RTSP: one MPEG transport stream over RTP in the RTSP connection.
 
 As cameras do it: OPTIONS, DESCRIBE, SETUP (interleaved TCP), PLAY (RFC 2326), then RTP packets
 of seven transport packets each (RFC 2250, payload type 33). After the content the connection is
@@ -7,45 +7,24 @@ closed, which is what a camera that restarts looks like.
 
 import socket
 import struct
-import threading
 import time
+
+from vision.stream.io.loopback import LoopbackServer
 
 SDP = ('v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=test\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n'
        'm=video 0 RTP/AVP 33\r\na=control:track\r\n')
 PACKET = 7 * 188
 
 
-class RtspServer:
+class RtspCamera:
+    """``talk`` is for a LoopbackServer. Args: content, its bytes; seconds, to send them in."""
+
     def __init__(self, content: bytes, seconds: float) -> None:
         self._content, self._pause = content, seconds * PACKET / len(content)
         self.methods: list[str] = []
         self.num_played = 0
-        self._socket = socket.create_server(('127.0.0.1', 0))
-        self._socket.settimeout(0.2)
-        self.address = f'rtsp://127.0.0.1:{self._socket.getsockname()[1]}/live'
-        self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
 
-    def close(self) -> None:
-        self._is_closing.set()
-        self._thread.join()
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while not self._is_closing.is_set():
-            try:
-                connection, _ = self._socket.accept()
-            except TimeoutError:
-                continue
-            with connection:
-                connection.settimeout(5)
-                try:
-                    self._talk(connection)
-                except OSError:
-                    continue
-
-    def _talk(self, connection: socket.socket) -> None:
+    def talk(self, server: LoopbackServer, connection: socket.socket) -> None:
         with connection.makefile('rb') as lines:
             while request := lines.readline().decode().split():
                 headers = {}
@@ -53,18 +32,18 @@ class RtspServer:
                     name, _, value = line.partition(':')
                     headers[name.lower()] = value.strip()
                 self.methods.append(request[0])
-                connection.sendall(self._answer(request, headers))
+                connection.sendall(self._answer(server.address, request, headers))
                 if request[0] == 'PLAY':
                     self._send(connection)
                     return
 
-    def _answer(self, request: list[str], headers: dict[str, str]) -> bytes:
+    def _answer(self, address: str, request: list[str], headers: dict[str, str]) -> bytes:
         body, extra = '', ''
         if request[0] == 'OPTIONS':
             extra = 'Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n'
         elif request[0] == 'DESCRIBE':
             body = SDP
-            extra = f'Content-Base: {self.address}/\r\nContent-Type: application/sdp\r\n'
+            extra = f'Content-Base: {address}/\r\nContent-Type: application/sdp\r\n'
         else:
             extra = 'Session: 1\r\n'
             if request[0] == 'SETUP':

@@ -1,6 +1,5 @@
 """A slow consumer drops frames; a server that closes, stalls and resumes is read again."""
 
-import socket
 import threading
 import time
 
@@ -10,6 +9,7 @@ import pytest
 from vision.common.core.errors import VisionError
 from vision.stream.core.session import StreamSession
 from vision.stream.io.live_reader import CaptureError, LiveReader, NetworkCapture
+from vision.stream.io.loopback import LoopbackServer, lossy_http
 
 
 class PacedCapture:
@@ -114,47 +114,10 @@ def test_stop_ends_the_iteration(frame):
     assert reader.problem is None and reader.num_read < 100
 
 
-class BadServer:
-    """HTTP on loopback: each connection gets the stream, and every third one stalls."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content, self.num_served = content, 0
-        self._socket = socket.create_server(('127.0.0.1', 0))
-        self.address = f'http://127.0.0.1:{self._socket.getsockname()[1]}/live'
-        self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        self._socket.settimeout(0.2)
-        while not self._is_closing.is_set():
-            try:
-                connection, _ = self._socket.accept()
-            except TimeoutError:
-                continue
-            with connection:
-                connection.settimeout(2)
-                try:
-                    connection.recv(4096)
-                    self.num_served += 1
-                    connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n'
-                                       + self._content)
-                    if self.num_served % 3 == 0:
-                        self._is_closing.wait(0.8)
-                except OSError:
-                    continue
-
-    def close(self) -> None:
-        self._is_closing.set()
-        self._thread.join()
-        self._socket.close()
-
-
 @pytest.mark.usefixtures('no_file_is_left', 'no_thread_is_left')
 @pytest.mark.fault('R24')
-def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(mpegts):
-    server = BadServer(mpegts(60))
-    try:
+def test_a_server_that_closes_stalls_and_cuts_is_read_again_without_leaks(mpegts):
+    with LoopbackServer(lossy_http(mpegts(60), stall_s=0.8)) as server:
         reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=0.4),
                             server.address, back_off_s=0.01, max_back_off_s=0.02)
         stop = threading.Timer(60, reader.stop)
@@ -166,8 +129,6 @@ def test_a_server_that_closes_and_stalls_is_read_again_without_leaks(mpegts):
                 reader.stop()
         stop.cancel()
         stop.join()
-    finally:
-        server.close()
     assert reader.num_reconnects >= 6 and set(shapes) == {(64, 96, 3)}
     assert len(shapes) + reader.num_dropped <= reader.num_read
 

@@ -7,37 +7,37 @@ import pytest
 
 from vision.common.core.errors import VisionError
 from vision.stream.io.live_reader import LiveReader, NetworkCapture, require_camera
+from vision.stream.io.loopback import LoopbackServer
 
 
 @pytest.fixture
-def server(mpegts):
+def camera(mpegts):
     import importlib.util
     from pathlib import Path
     spec = importlib.util.spec_from_file_location('rtsp_server',
                                                   Path(__file__).with_name('rtsp_server.py'))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    server = module.RtspServer(mpegts(60), seconds=1.5)
-    yield server
-    server.close()
+    return module.RtspCamera(mpegts(60), seconds=1.5)
 
 
 @pytest.mark.fault('R24')
-def test_a_camera_over_rtsp_that_restarts_is_read_again(server):
-    reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=5), server.address,
-                        back_off_s=0.05, max_back_off_s=0.1)
-    stop = threading.Timer(60, reader.stop)
-    stop.start()
+def test_a_camera_over_rtsp_that_restarts_is_read_again(camera):
     statuses, shapes = [], set()
-    for frame in reader:
-        statuses.append(frame.status)
-        shapes.add(frame.image_bgr.shape)
-        if server.num_played >= 3 and 'reconnected' in frame.status:
-            reader.stop()
-    stop.cancel()
-    stop.join()
-    assert server.methods[:4] == ['OPTIONS', 'DESCRIBE', 'SETUP', 'PLAY']
-    assert server.num_played == 3 and shapes == {(64, 96, 3)}
+    with LoopbackServer(camera.talk, 'rtsp') as server:
+        reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=5), server.address,
+                            back_off_s=0.05, max_back_off_s=0.1)
+        stop = threading.Timer(60, reader.stop)
+        stop.start()
+        for frame in reader:
+            statuses.append(frame.status)
+            shapes.add(frame.image_bgr.shape)
+            if camera.num_played >= 3 and 'reconnected' in frame.status:
+                reader.stop()
+        stop.cancel()
+        stop.join()
+    assert camera.methods[:4] == ['OPTIONS', 'DESCRIBE', 'SETUP', 'PLAY']
+    assert camera.num_played == 3 and shapes == {(64, 96, 3)}
     assert reader.num_read > 60 and reader.problem is None
     assert statuses[0] == 'live' and statuses[-1].startswith('reconnected after ')
 

@@ -49,6 +49,18 @@ def test_every_problem_has_a_command(report):
         assert finding['do'] or finding['state'] in ('ok', 'info'), finding
 
 
+def test_the_package_is_whole_without_training_software(doctor, tmp_path, monkeypatch):
+    """As in the light environment: a Python that cannot find mmengine."""
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import importlib.util\nfind = importlib.util.find_spec\n'
+        'importlib.util.find_spec = lambda name, *rest: (\n'
+        '    None if name == "mmengine" else find(name, *rest))\n'
+        'import sys\nsys.modules["mmengine"] = None\n')
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{doctor.ROOT}')
+    finding = doctor.vision_package(doctor.run_probe('vision'))
+    assert finding.state == 'ok', finding
+
+
 def test_an_environment_with_nothing_in_it(repository, tmp_path):
     venv.create(tmp_path / 'empty', with_pip=False)
     done = subprocess.run([tmp_path / 'empty' / 'bin' / 'python', repository / 'tools/doctor.py'],

@@ -87,7 +87,7 @@ def test_inputs_depend_on_seed_name_and_number_alone(fuzzer, tmp_path):
     seeds = reader.seeds(tmp_path)
 
     def made(seed, number):
-        return fuzzer.mutated(reader, seeds, fuzzer._random(seed, 'mot', number))
+        return reader.mutated(seeds, fuzzer._random(seed, 'mot', number))
 
     assert [made(0, i) for i in range(50)] == [made(0, i) for i in range(50)]
     assert len({made(0, i) for i in range(50)} | {made(1, i) for i in range(50)}) > 60

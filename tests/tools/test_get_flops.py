@@ -69,6 +69,13 @@ def test_backbone_and_neck_of_a_detector_config():
     assert sum(c.parameters for c in costs.values()) == sum(p.numel() for p in model.parameters())
 
 
+def test_a_detector_whose_stem_puts_pixels_into_channels_takes_an_image():
+    model = build(str(ROOT / 'configs/detectors/yolox-nano_coco.py'))
+    costs = {cost.name: cost for cost in get_flops.count(model, 416, 416)}
+    assert 0.2e9 < costs['backbone'].macs < 0.3e9  # published: 1.08 GFLOPs of the whole detector
+    assert sum(c.parameters for c in costs.values()) == 912_159
+
+
 @pytest.mark.parametrize('preset', ['very-deep', 'ir-3-6-3'])
 def test_a_preset_is_counted_as_the_classifier_of_its_config(preset):
     path = str(ROOT / f'configs/polynet/polynet-{preset}_in1k.py')

@@ -24,7 +24,7 @@ SIDES = (36, 28)
 FIELDS = {'dataset', 'method', 'setting', 'runtime', 'protocol', 'map50', 'map5095',
           'map50_medium', 'map50_fast', 'map50_medium_fast', 'ms_per_frame', 'fps_end_to_end',
           'keyframe_rate', 'mota', 'idf1', 'frames'}
-METHODS = ('detect', 'shipped', 'shipped-causal', 'flow', 'flow-causal', 'hold', 'linear', 'lk',
+METHODS = ('detect', 'shipped', 'flow', 'flow-causal', 'hold', 'linear', 'lk',
            'dis', 'bytetrack', 'bytetrack-offline', 'oracle')
 
 
@@ -123,10 +123,9 @@ def table(content, protocol='coco'):
 
 def test_every_row_is_whole(content):
     rows = table(content)
-    with_gap = [m for m in METHODS if m not in ('detect', 'shipped', 'shipped-causal')]
+    with_gap = [m for m in METHODS if m not in ('detect', 'shipped')]
     assert set(rows) == {('detect', 't1'), ('detect', 't1-in64'), ('shipped', 'default'),
                          ('shipped', 'default-in64'),
-                         ('shipped-causal', 'default'),
                          *((m, f't{gap}') for m in with_gap for gap in (4, 8)),
                          *((m, f't{gap}-e0.7') for m in ('adaptive', 'random') for gap in (4, 8))}
     assert len(content['rows']) == 2 * len(rows)

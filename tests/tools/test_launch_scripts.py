@@ -52,6 +52,20 @@ def test_slurm_scripts_take_what_those_of_mmdetection_take(launch):
     assert words[-5:] == ['tools/test.py', 'c.py', 'w.pth', '--launcher', 'slurm']
 
 
+@pytest.mark.parametrize(('command', 'problem'), [
+    ('dist_train.sh c.py', ''), ('dist_test.sh c.py 2', ''), ('slurm_test.sh part job c.py', ''),
+    ('dist_train.sh c.py two', "NUM_PROCESSES is a count, got 'two'"),
+    ('dist_test.sh c.py 2 w.pth', "NUM_PROCESSES is a count, got 'w.pth'"),
+    ('dist_train.sh c.py 2 --max-restarts', "--max-restarts is a count, got ''")])
+def test_what_a_script_cannot_use_is_answered_with_its_usage(repository, command, problem):
+    done = subprocess.run(['bash', *f'tools/{command}'.split()], cwd=repository, text=True,
+                          capture_output=True)
+    script = command.split()[0]
+    first = f'{script}: {problem}\n' if problem else ''
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.startswith(f'{first}bash tools/{script} ')
+
+
 @pytest.mark.parametrize(('count', 'has_saved', 'load_from', 'expected'), [
     ('0', True, None, (False, None)), ('1', True, None, (True, None)),
     ('1', False, None, (True, None)), ('1', True, 'w.pth', (True, None)),

@@ -10,6 +10,7 @@ import pytest
 
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
+from vision.faces.core.insightface_bin import write_bin
 
 CONFIG = '''model = dict(type='FaceRecognizer', flip_fusion={flip},
     backbone=dict(type='MobileFaceNet', dim=16, image_size=112))'''
@@ -74,6 +75,26 @@ def test_verification_writes_its_report(tool, model, pairs, tmp_path, capsys):
     assert len(row['fold_thresholds']) == 10 and 'accuracy' in capsys.readouterr().out
 
 
+def test_pictures_of_another_size_or_cut_are_refused_before_the_embedder_is_there(
+        tool, model, pairs, tmp_path, monkeypatch):
+    """The last picture of the list: the minute of embedding would come first."""
+    monkeypatch.setattr('vision.faces.mm.loading.load_embedder',
+                        lambda *_, **__: pytest.fail('the embedder was built'))
+    verify = tool('verify_faces').main
+    last = tmp_path / 'p9/b.png'
+    whole = last.read_bytes()
+    cv2.imwrite(str(last), np.zeros((90, 112, 3), np.uint8))
+    with pytest.raises(VisionError, match='112 x 90 px'):
+        verify([*model, *pairs])
+    last.write_bytes(whole[:-100])
+    with pytest.raises(VisionError, match='VIS-DATA-1075.*p9/b.png'):
+        verify([*model, *pairs])
+    other = cv2.imencode('.png', np.zeros((90, 112, 3), np.uint8))[1].tobytes()
+    write_bin(tmp_path / 'x.bin', [whole] * 39 + [other], [True, False] * 10)
+    with pytest.raises(VisionError, match='picture 39 is 112 x 90 px'):
+        verify([*model, '--bin', str(tmp_path / 'x.bin'), '--far', '0.1'])
+
+
 def test_verification_refuses(tool, model, pairs, tmp_path):
     verify = tool('verify_faces')
     with pytest.raises(VisionError, match='VIS-CONFIG-1085'):
@@ -81,6 +102,12 @@ def test_verification_refuses(tool, model, pairs, tmp_path):
     cv2.imwrite(str(tmp_path / 'p3/a.png'), np.zeros((90, 112, 3), np.uint8))
     with pytest.raises(VisionError, match='112 x 90 px'):
         verify.main([*model, *pairs])
+    marker = tmp_path / 'marker'
+    (tmp_path / 'hostile.yaml').write_text(f'!!python/object/apply:os.mkdir [{marker}]')
+    cv2.imwrite(str(tmp_path / 'p3/a.png'), np.zeros((112, 112, 3), np.uint8))
+    with pytest.raises(VisionError, match='VIS-CONFIG-351'):
+        verify.main([str(tmp_path / 'hostile.yaml'), model[1], *pairs])
+    assert not marker.exists()
     (tmp_path / 'empty.py').write_text('x = 1')
     with pytest.raises(VisionError, match='VIS-CONFIG-1083'):
         verify.main([str(tmp_path / 'empty.py'), model[1], *pairs])
@@ -398,3 +425,19 @@ def test_real_faces_of_a_video_are_recognised(tool, shared_data, tmp_path, repos
                        for side in (False, True))
         assert known[t // 4].stem[:-5] in left and right == ['unknown'], t
     assert t == 11
+
+
+@pytest.mark.parametrize(('options', 'what'), [
+    (['--min-score', '7'], '--min-score 7.0'), (['--min-score', '0'], '--min-score 0.0'),
+    (['--aligned', '--detector', 'd.onnx'], '--aligned and --detector together')])
+def test_a_gallery_is_not_begun_with_options_that_cannot_be_meant(tool, tmp_path, options, what):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1104') as error:
+        tool('gallery').main(['build', 'people', 'c.py', 'w.pth', '--out',
+                              str(tmp_path / 'new' / 'g.npz'), *options])
+    assert error.value.what == what and not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('option', ['--batch-size', '--image-size'])
+def test_pictures_by_the_none_are_refused_before_work(tool, option):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-1085: {option} 0'):
+        tool('verify_faces').main(['c.py', 'w.pth', '--bin', 'x.bin', option, '0'])

@@ -125,7 +125,10 @@ def count(model: nn.Module, height: int, width: int) -> list[PartCost]:
 
 
 def first_channels(model: nn.Module) -> int:
-    return next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    """Of the image. YOLOX's stem puts four pixels into the channels before it convolves."""
+    channels = next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    has_focus = any(type(layer).__name__ == 'Focus' for layer in model.modules())
+    return channels // 4 if has_focus else channels
 
 
 def show(console: Console, title: str, costs: list[PartCost]) -> None:

@@ -115,9 +115,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--images', type=Path, required=True, help='folder of the file names')
     parser.add_argument('--checkpoint', required=True, help='path or zoo:NAME')
     parser.add_argument('--gaps', type=int, nargs='+', default=[2, 4, 8],
-                        help='frames from a to m')
-    parser.add_argument('--step', type=int, default=8, help='frames between two values of a')
-    parser.add_argument('--refine-step', type=float, default=1.0, help='share of F_S applied')
+                        help='frames from a to m (default: 2 4 8)')
+    parser.add_argument('--step', type=int, default=8, help='frames between two values of a '
+                        '(default: 8)')
+    parser.add_argument('--refine-step', type=float, default=1.0, help='share of the offsets of '
+                        'refinement that is applied (default: 1)')
     parser.add_argument('--max-videos', type=int, help='use the first videos only')
     parser.add_argument('--json', type=Path, help='write the rows here, too')
     args = parser.parse_args(argv)

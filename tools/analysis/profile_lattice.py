@@ -19,7 +19,6 @@ part that another part takes is counted there alone, so the parts add up to the 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vision.common.core.errors import run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import write_report
 from vision.lattice.core.engine import DEFAULT_CUT_DETECTOR, LatticeEngine
 from vision.lattice.runtime import flow as flow_module
@@ -167,8 +166,7 @@ def profile(images: list[np.ndarray], detector, method: str, keyframes
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add('source', help='video file or folder of frames')
     add('--detector', default='zoo:yolox-nano_coco', help='.onnx file or zoo:NAME '

@@ -139,12 +139,14 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add('--classes', type=int, nargs='+', default=[100_000, 1_000_000])
+    add('--classes', type=int, nargs='+', default=[100_000, 1_000_000],
+        help='numbers of classes, a table for each (default: 100,000 and 1,000,000)')
     add('--rows', type=Path, help='trained class rows instead of synthetic ones')
-    add('--dim', type=int, default=128)
-    add('--batch', type=int, default=256)
+    add('--dim', type=int, default=128, help='of embeddings and rows (default: 128)')
+    add('--batch', type=int, default=256, help='features of a step (default: 256)')
     add('--active', type=float, nargs='+', default=[0.02, 0.005],
-        help='share of active rows: below 300,000 classes, and above')
+        help='share of active rows: below 300,000 classes, and above '
+        '(default: 0.02 and 0.005)')
     add('--selectors', nargs='+', choices=NAMES,
         help='default: all, above 300,000 classes those that are built in a minute')
     add('--nprobe', type=int, nargs='+', default=[12],
@@ -154,13 +156,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('--random-frac', type=float, default=0.1,
         help='share of the active rows that is drawn at random (default: 0.1)')
     add('--correction', choices=('none', 'sampled'), default='none',
-        help='sampled: random rows stand for those that were not drawn')
-    add('--interval', type=int, default=500, help='steps between renewals of an index')
+        help='sampled: random rows stand for those that were not drawn (default: none)')
+    add('--interval', type=int, default=500, help='steps between renewals of an index '
+        '(default: 500)')
     add('--drift', type=float, default=0.99,
-        help='cosine between rows and the snapshot of the index where fidelity is measured')
-    add('--steps', type=int, default=20, help='timed steps per selector')
-    add('--threads', type=int, default=1)
-    add('--seed', type=int, default=0)
+        help='cosine between rows and the snapshot of the index where fidelity is measured '
+        '(default: 0.99)')
+    add('--steps', type=int, default=20, help='timed steps per selector (default: 20)')
+    add('--threads', type=int, default=1, help='of torch and FAISS (default: 1)')
+    add('--seed', type=int, default=0, help='of rows and features (default: 0)')
     add('--quick', action='store_true', help='4000 classes, 3 steps')
     add('--json', type=Path, required=True, help='results; a table goes beside it (.md)')
     return parser

@@ -20,7 +20,7 @@ parameters and gradients (vision.common.nn.live_memory says why not the resident
 
 Examples:
   python tools/benchmarks/backbone.py very-deep --batch 1 4 --threads 2 --port polynet.py
-  python tools/benchmarks/backbone.py small --size 160 --variants plain fused_channels_last \
+  python tools/benchmarks/backbone.py small --size 160 --variants plain fused_channels_last \\
       --rounds 3 --no-training --json small.json
 """
 

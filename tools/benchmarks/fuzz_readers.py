@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fuzz_inputs import READERS, Reader, mutated
+from fuzz_inputs import READERS, Reader
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
                         help='over readers of annotations (default: %(default)s)')
     parser.add_argument('--reader', nargs='+', choices=sorted(READERS), metavar='NAME',
                         help=f'of {", ".join(sorted(READERS))}')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
     parser.add_argument('--only', type=int, metavar='I', help='show one input and its end')
     parser.add_argument('--state', type=Path, help='counts of an earlier call: go on from there')
     parser.add_argument('--json', type=Path, help='write the counts here')
@@ -184,7 +184,8 @@ def _child(name: str, seed: int, numbers: range, folder: Path, pipe: int) -> Non
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number in numbers:
             os.write(pipe, _START.pack(b's', number))
-            kind, text = _end_of(read, mutated(READERS[name], seeds, _random(seed, name, number)))
+            kind, text = _end_of(read, READERS[name].mutated(
+                seeds, _random(seed, name, number)))
             data = text.encode('utf-8', 'replace')[:1000]
             os.write(pipe, _START.pack(kind, number) + len(data).to_bytes(2, 'little') + data)
         os._exit(0)
@@ -231,7 +232,7 @@ def _virtual_bytes() -> int:
 def show_one(reader: Reader, name: str, seed: int, number: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         seeds, read = _ready(reader, Path(folder))
-        data = mutated(reader, seeds, _random(seed, name, number))
+        data = reader.mutated(seeds, _random(seed, name, number))
         print(f'{len(data)} bytes: {data[:2000]!r}', flush=True)
         start = time.perf_counter()
         try:

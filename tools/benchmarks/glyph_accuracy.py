@@ -51,12 +51,16 @@ METRICS = {'accuracy': 'verification/accuracy', 'tar@fpr0.001': 'verification/ta
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add('--data', type=Path, default=Path('data/glyphs'), help='prepared glyphs (%(default)s)')
+    add('--data', type=Path, default=Path('data/glyphs'),
+        help='prepared glyphs (default: %(default)s)')
     add('--iters', type=int, default=5000, help='steps of full and active (default: 5000)')
-    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--arms', nargs='+', choices=list(ARMS), default=list(ARMS))
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2],
+        help='each arm with each of them (default: 0 1 2)')
+    add('--arms', nargs='+', choices=list(ARMS), default=list(ARMS),
+        help='of those above (default: all)')
     add('--jobs', type=int, default=1, help='runs at once, one thread each (default: 1)')
-    add('--work-dir', type=Path, default=Path('work_dirs/glyph_accuracy'))
+    add('--work-dir', type=Path, default=Path('work_dirs/glyph_accuracy'),
+        help='folder of the runs (default: %(default)s)')
     add('--json', type=Path, required=True, help='results')
     return parser
 

@@ -28,7 +28,6 @@ from vision.lattice.runtime.rivals import RIVALS, build_rival, cut_on_small
 METHODS = {
     'detect': 'the detector on every frame',
     'shipped': 'the lattice with its default keyframes',
-    'shipped-causal': 'the same without look-ahead',
     'flow': 'the lattice, a keyframe every T frames',
     'flow-causal': 'the same without look-ahead, the grid alone',
     'adaptive': 'the lattice, more keyframes where it is hard',
@@ -43,9 +42,9 @@ METHODS = {
     'oracle': 'perfect positions, links of linear',
 }
 BY_THRESHOLD = ('adaptive', 'random')
-CAUSAL = ('hold', 'flow-causal', 'shipped-causal')  # every frame is finished at once
+CAUSAL = ('hold', 'flow-causal')  # every frame is finished at once
 UNTIMED = ('oracle', 'random')  # bounds and controls: nobody would run them
-WITHOUT_GAP = ('detect', 'shipped', 'shipped-causal')
+WITHOUT_GAP = ('detect', 'shipped')
 
 
 @dataclass(frozen=True)

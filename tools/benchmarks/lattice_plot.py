@@ -20,7 +20,7 @@ from vision.common.core.report import read_report
 
 # Ours in one strong colour, rivals apart from it (a palette that colour-blind people can tell).
 STYLES = {'detect': ('#444444', 's'), 'shipped': ('#0b3d91', '*'), 'flow': ('#1769aa', 'D'),
-          'flow-causal': ('#63a4d8', 'd'), 'shipped-causal': ('#63a4d8', '*'),
+          'flow-causal': ('#63a4d8', 'd'),
           'adaptive': ('#0b3d91', '^'), 'random': ('#9aa7b5', 'v'), 'hold': ('#b0a080', 'x'),
           'linear': ('#d1730f', 'o'), 'lk': ('#2e8540', 'o'), 'dis': ('#b5438a', 'o'),
           'bytetrack': ('#8c2d19', 'o'), 'bytetrack-offline': ('#c98276', 'o'),

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -41,12 +40,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import write_report
 from vision.lattice.core.keyframes import BudgetKeyframes, TimedDetector
 from vision.lattice.runtime.detectors import as_detector
 from vision.lattice.runtime.methods import DEFAULT_KEYFRAMES, build_engine
 from vision.stream.io.live_reader import CaptureError, LiveReader, NetworkCapture
+from vision.stream.io.loopback import LoopbackServer, lossy_http
 from vision.stream.io.player import Played, Player, PlayOptions
 from vision.stream.io.sources import SourceFrame, VideoFile
 
@@ -54,7 +54,7 @@ GAP_FRAMES = DEFAULT_KEYFRAMES['gap_frames']
 WIDEST_GAP = 12  # of budgets, as tools/video_demo.py
 GROWTH_MIB, BUDGET_SHARE = 5.0, 0.05  # the bars
 KEYFRAME_RATE = 0.15
-# The bad server's stream: so many frames a connection, so long it stalls, and so long is borne.
+# The lossy stream: so many frames a connection, so long it stalls, and so long is borne.
 SERVED_FRAMES, STALL_S, TIMEOUT_S = 30, 0.6, 0.3
 
 
@@ -85,48 +85,6 @@ class Loop(VideoFile):
             for frame in super().__iter__():
                 yield replace(frame, timestamp_s=number * self.num_frames / self.fps
                               + frame.timestamp_s)
-
-
-class BadServer:
-    """HTTP on loopback. Every connection gets a stream, and loses it in turn: closed after the
-    last byte, or stalled, or cut in the middle of a packet."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content, self.num_served = content, 0
-        self._socket = socket.create_server(('127.0.0.1', 0))
-        self._socket.settimeout(0.1)
-        self.address = f'http://127.0.0.1:{self._socket.getsockname()[1]}/live'
-        self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-
-    def __enter__(self) -> BadServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._is_closing.set()
-        self._thread.join()
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while not self._is_closing.is_set():
-            try:
-                connection, _ = self._socket.accept()
-            except TimeoutError:
-                continue
-            with connection:
-                connection.settimeout(2)
-                way = self.num_served % 3
-                self.num_served += 1
-                size = len(self._content) // 2 - 77 if way == 2 else len(self._content)
-                try:
-                    connection.recv(4096)
-                    connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n'
-                                       + self._content[:size])
-                except OSError:
-                    continue
-                if way == 1:
-                    self._is_closing.wait(STALL_S)
 
 
 class Bench:
@@ -195,7 +153,7 @@ class Bench:
                        is_met=new <= old and played.num_reconnects >= self.args.drops)
 
     def _lose(self, content: bytes, num_losses: int) -> Played:
-        with BadServer(content) as server:
+        with LoopbackServer(lossy_http(content, STALL_S)) as server:
             reader = LiveReader(lambda: NetworkCapture(server.address, timeout_s=TIMEOUT_S),
                                 server.address, back_off_s=0.01, max_back_off_s=0.02)
             played = self.play(reader, on_frame=lambda player, _: player.stop()
@@ -232,8 +190,7 @@ PARTS = ('latency', 'memory', 'connections', 'budget')
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('clip', help='a video file')
     parser.add_argument('--detector', default='zoo:yolox-nano_coco', help='default: %(default)s')
     parser.add_argument('--threads', type=int, default=2, help='of the detector (default: 2)')

@@ -32,6 +32,7 @@ from vision.classify.core.folders import list_image_folder
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.core.report import commit, write_report
+from vision.common.nn.checkpoint import load_checkpoint
 from vision.polynet.core.arch import Arch, uniform
 from vision.polynet.core.insertion import plan_insertion
 from vision.polynet.nn.insertion import grow
@@ -152,7 +153,7 @@ def insert(model, weights: Path, num_classes: int) -> dict:
     """Trunk and classifier of the trained twin into the poly net, as the tool for insertion does
     (random new blocks); numbers of copied and new tensors."""
     trained = build(ARCHS['twin'], num_classes, 0)
-    trained.load_state_dict(torch.load(weights, weights_only=True))
+    trained.load_state_dict(load_checkpoint(weights)['state_dict'])
     growth = grow(trained.backbone.trunk, model.backbone.trunk,
                   plan_insertion(ARCHS['twin'], ARCHS['inserted']))
     model.head.load_state_dict(trained.head.state_dict())
@@ -236,12 +237,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--data', type=Path, help='folder with train/CLASS and val/CLASS '
                         '(default: imagenette160-mini in $VISION_SHARED_DATA)')
-    parser.add_argument('--out', type=Path, default=Path('docs/results/polynet_training.json'))
+    parser.add_argument('--out', type=Path, default=Path('docs/results/polynet_training.json'),
+                        help='results, written after each run (default: %(default)s)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/polynet_training'),
                         help='weights that insertion starts from (default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=8, help='of poly (default: %(default)s)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--runs', nargs='+', choices=list(ARCHS), default=list(ARCHS))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],
+                        help='each run with each of them (default: 0 1 2)')
+    parser.add_argument('--runs', nargs='+', choices=list(ARCHS), default=list(ARCHS),
+                        help='of those above (default: all)')
     args = parser.parse_args(argv)
     refuse_unwritable(args.out)
     if args.data is None:

@@ -10,7 +10,7 @@ ranks end as well, and the message names nobody.
 
 from __future__ import annotations
 
-import argparse
+import ctypes
 import datetime
 import os
 import random
@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import write_report
 from vision.common.nn.watchdog import ends_together
 
@@ -66,6 +66,9 @@ def fork_ranks(work: Callable, num_ranks: int, *args, wait_s: float = 60.0) -> l
             if process in processes:
                 ended[processes[process]] = (os.waitstatus_to_exitcode(status),
                                              time.monotonic() - start)
+            elif all(is_stopped(process) for process, rank in processes.items()
+                     if rank not in ended):
+                break  # these never end by themselves
             else:
                 time.sleep(0.01)
         for process, rank in processes.items():
@@ -75,6 +78,10 @@ def fork_ranks(work: Callable, num_ranks: int, *args, wait_s: float = 60.0) -> l
                 ended[rank] = None, time.monotonic() - start
         return [Ended(*ended[rank], outputs[rank].read_text(errors='replace'))
                 for rank in range(num_ranks)]
+
+
+def is_stopped(process: int) -> bool:
+    return Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[0] == 'T'
 
 
 def _fork(work: Callable, args: tuple, rank: int, world: int, port: int, output: Path) -> int:
@@ -125,6 +132,8 @@ def meet(fault: str, numbers: torch.Tensor) -> None:
         raise ValueError('a sample that cannot be read')
     elif fault == 'sleep':
         time.sleep(1000)
+    elif fault == 'lock':
+        ctypes.PyDLL(None).sleep(1000)  # keeps Python's lock, as a dead lock of C++ code may
     elif fault == 'swap':
         dist.broadcast(numbers, dist.get_rank())
 
@@ -139,7 +148,7 @@ def is_named(fault: str, rank: int, ended: list[Ended]) -> bool:
         return bool(re.search(rf'a rank hangs: rank {rank} is in meet', text))
     if fault == 'swap':
         return bool(re.search(rf'a rank hangs: .*broadcast of \(100,\) on rank {rank}', text))
-    return f'rank {rank} of {len(ended)} is gone' in text
+    return bool(re.search(rf'rank {rank} of {len(ended)} (is gone|does not answer)', text))
 
 
 def rank_faults(scale: float, generator: random.Random) -> Iterable[dict]:
@@ -172,10 +181,11 @@ def rank_faults(scale: float, generator: random.Random) -> Iterable[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--scale', type=float, default=1, help='times the number of tries')
-    parser.add_argument('--seed', type=int, default=0)
+    parser = command_parser(__doc__)
+    parser.add_argument('--scale', type=float, default=1, help='times the number of tries '
+                        '(default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
+                        '(default: 0)')
     parser.add_argument('--json', type=Path, help='write the rows here')
     args = parser.parse_args(argv)
     rows = []

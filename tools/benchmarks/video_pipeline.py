@@ -34,7 +34,7 @@ import cv2
 from rich.console import Console
 from rich.table import Table
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import write_report
 from vision.lattice.core.structures import FrameResult
 from vision.lattice.runtime.detectors import as_detector
@@ -50,8 +50,7 @@ FIGURES = ('fps_end_to_end', 'p50_ms', 'p95_ms', 'max_ms', 'keyframe_rate')
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('source', help='a video file or a folder of frames')
     parser.add_argument('--detector', default='zoo:yolox-nano_coco', help='default: %(default)s')
     parser.add_argument('--threads', type=int, default=2, help='of the detector (default: 2)')

@@ -10,13 +10,12 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
 from rich.progress import track
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import Problem, check_cocovid, load_cocovid, read_json
 from vision.lattice.core.cocovid_stats import print_statistics
@@ -56,8 +55,7 @@ def report(path: Path, problems: list[Problem], *, limit: int, strict: bool) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('file', type=Path, help='annotation file (json)')
     parser.add_argument('--images', type=Path, metavar='DIR', help='look for every image in DIR')
     parser.add_argument('--decode', action='store_true',

@@ -15,7 +15,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import av
 import cv2
 from rich.progress import track
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.new_folder import new_folder
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
@@ -163,8 +162,7 @@ def convert(videos: list[Path], annotations: list[Path], out: Path, classes: lis
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument('videos', nargs='+', type=Path, help='video files or frame folders')
     parser.add_argument('-a', '--annotations', nargs='+', type=Path, default=[],
                         help='one .xml or .txt per video')

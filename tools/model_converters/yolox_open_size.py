@@ -4,7 +4,8 @@
 
 The weights stay as they are, bit by bit; only the declared sizes of input and output change, and
 the side that the network was trained for is written into the file (metadata ``input_size``), with
-The weights stay as they are, bit by bit; only the declared sizes of input and output change, and
+``--note`` beside it. Files exported with their decoding hold constants of one size and are
+refused.
 """
 
 from __future__ import annotations

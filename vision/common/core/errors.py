@@ -102,6 +102,15 @@ def run_cli(main: Callable[[], int | None]) -> None:
         if found is None:
             raise
         code = _tell(found, is_verbose)
+    except ModuleNotFoundError as error:
+        package = (error.name or '').partition('.')[0]
+        if package in ('', 'vision'):  # ours: no installation mends that
+            raise
+        code = _tell(VisionError(
+            'VIS-ENV-909', f'the package {package} is not installed', where=sys.executable,
+            why='the light environment runs video; training, detectors of MMDetection and '
+            'measurements of them need the full one', do='make env, then: source '
+            '.venv/bin/activate'), is_verbose)
     except OSError as error:
         # A file system that is full meets every command, wherever it writes.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

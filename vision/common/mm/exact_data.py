@@ -11,9 +11,7 @@ from __future__ import annotations
 import copy
 import re
 import signal
-import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -25,11 +23,10 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data._utils import signal_handling
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.seeds import kept_random_states, seed_everything
+from vision.common.nn.torch_private import forget_dead_loaders, loader_processes
 
 DEFAULT_SEED = 0
 _LOADER_OPTIONS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn',
@@ -327,9 +324,7 @@ def go_to(train_loop, epoch: int, iteration: int) -> None:
 def _gone_worker(error: Exception) -> BaseProcess | None:
     """The loader process that ended badly while a batch of it was fetched. Where a tensor is
     fetched from one that is gone, torch names no process: the connection was reset."""
-    loaders = [frame.f_locals['self'] for frame, _ in traceback.walk_tb(error.__traceback__)
-               if isinstance(frame.f_locals.get('self'), _MultiProcessingDataLoaderIter)]
-    workers = [worker for loader in loaders for worker in loader._workers]
+    workers = loader_processes(error)
     end = time.monotonic() + DEATH_S
     while workers and isinstance(error, OSError | EOFError) and time.monotonic() < end \
             and all(worker.exitcode is None for worker in workers):
@@ -340,14 +335,6 @@ def _gone_worker(error: Exception) -> BaseProcess | None:
 def _how_it_ended(worker: BaseProcess | None) -> str:
     code = worker.exitcode if worker is not None else None
     return signal.strsignal(-code) if code and code < 0 else 'without a word'
-
-
-def _forget_handler() -> None:
-    """Another process may die while this error is on its way: torch would raise from its signal
-    handler again, in the middle of whatever cleans up. Its next loader sets the handler anew."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal_handling._SIGCHLD_handler_set = False
 
 
 @contextmanager
@@ -363,7 +350,9 @@ def dead_workers_explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _forget_handler()
+        # Another process may die while this error is on its way: torch would raise again, in the
+        # middle of whatever cleans up.
+        forget_dead_loaders()
         found, cause = None, error
         while cause is not None and found is None:
             found = _DEAD_WORKER.search(str(cause))

@@ -27,6 +27,7 @@ from vision.common.core.config_keys import (
     check_top_level,
 )
 from vision.common.core.errors import VisionError
+from vision.common.core.files import refuse_unwritable
 from vision.common.mm.safe_files import (
     is_data_config,
     read_plain_files_everywhere,
@@ -38,6 +39,9 @@ from vision.registry import RUNNERS
 
 _UNKNOWN_ARGUMENT = re.compile(
     r"(?P<owner>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'")
+_UNKNOWN_TYPE = re.compile(r'(?P<name>\S+) is not in the (?P<registry>.+?) registry')
+# What each launcher tells the processes that it starts.
+_LAUNCHED = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +57,22 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that reads a config takes."""
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=_ConfigOptions, metavar='KEY=VALUE',
                         help='override config values, e.g. model.num_stages=1 '
                         'train_cfg.max_iters=100; a key that nobody reads is an error')
+
+
+class _ConfigOptions(DictAction):
+    """What MMEngine's action answers with an exception of its own is a usage error here."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for value in values:
+            if '=' not in value:
+                raise argparse.ArgumentError(self, f'{value!r} is no KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -65,6 +82,10 @@ def read_config(args: argparse.Namespace) -> Config:
     if not path.is_file():
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
                           where=str(path.absolute()), do='configs/README.md lists them')
+    if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise VisionError('VIS-CONFIG-314', f'{path} is no config', where=str(path),
+                          why='a config ends in .py, .json, .yaml or .yml',
+                          do='configs/README.md lists ours; a checkpoint comes after it')
     read_plain_files_everywhere()
     try:
         config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
@@ -140,7 +161,20 @@ def build_runner(config: Config) -> Runner:
     """The runner that ``runner_type`` names (default: ExactRunner).
 
     On a CPU its process keeps the memory that layers free.
+
+    Raises:
+        VisionError: no such runner, or not ours; the work_dir cannot be written; a launcher is
+            named that has not started this process.
     """
+    if config.get('work_dir'):
+        refuse_unwritable(Path(config.work_dir) / 'log')
+    told = _LAUNCHED.get(config.get('launcher', 'none'))
+    if told and told not in os.environ:
+        raise VisionError('VIS-DIST-346', f'--launcher {config.launcher} in a process that no '
+                          'launcher has started', where='--launcher',
+                          why=f'{config.launcher} gives each process {told}, which is not set',
+                          do='bash tools/dist_train.sh CONFIG NUM_PROCESSES, or slurm_train.sh; '
+                          'leave --launcher out for one process')
     if not torch.cuda.is_available():
         keep_freed_memory()
     name = config.get('runner_type', 'ExactRunner')
@@ -156,15 +190,34 @@ def build_runner(config: Config) -> Runner:
     return runner.from_cfg(config)
 
 
+def _registered_names() -> set[str]:
+    """Of all classes: ours, those of the library below, and those of its other children."""
+    roots = {place.parent for place in vars(registry).values() if isinstance(place, Registry)}
+    return {name for root in roots if root is not None
+            for place in (root, *root.children.values()) for name in place.module_dict}
+
+
 @contextmanager
 def explained(config: Config) -> Iterator[None]:
-    """Turn the TypeError of a class that does not know an argument into one clear error.
+    """Turn what a registry and a class say to a name that they do not know into clear errors.
 
     Raises:
-        VisionError: VIS-CONFIG-317, with the argument names that the class has.
+        VisionError: VIS-CONFIG-317, with the argument names that the class has; VIS-CONFIG-334,
+            with names that are like the one that no registry has.
     """
     try:
         yield
+    except KeyError as error:
+        found = _UNKNOWN_TYPE.match(str(error.args[0])) if error.args else None
+        if not found:
+            raise
+        name = found['name']
+        close = difflib.get_close_matches(name.rpartition('.')[2], _registered_names(), n=3)
+        raise VisionError('VIS-CONFIG-334', f'nothing is registered as {name}',
+                          where=str(config.filename or 'config'),
+                          why=f'looked for in the {found["registry"]} registry',
+                          do=f'did you mean {" or ".join(close)}?' if close else 'look at the '
+                          'type; a class of your own is imported by custom_imports') from error
     except TypeError as error:
         found = _UNKNOWN_ARGUMENT.search(str(error))
         if not found:

@@ -50,8 +50,10 @@ from vision.common.mm.exact_data import (
 )
 from vision.common.mm.hooks import complete_hooks, default_hooks_of_ours, of_ours
 from vision.common.mm.logs import survive_full_disk
+from vision.common.mm.safe_files import read_plain_files_everywhere
 from vision.common.nn import checkpoint as io
 from vision.common.nn.checkpoint_folder import recover_folders, save_folder
+from vision.common.nn.torch_private import end_loader_processes
 from vision.registry import RUNNERS
 
 
@@ -75,6 +77,7 @@ class ExactRuns:
     def __init__(self, *args, **kwargs) -> None:
         kwargs['randomness'] = _seeded(kwargs.get('randomness'))
         read_safely_everywhere()
+        read_plain_files_everywhere()
         self._unsaved: VisionError | None = None
         super().__init__(*args, **kwargs)
         self.config_text = self.cfg.pretty_text  # a tenth of a second, so not at every save
@@ -141,6 +144,7 @@ class ExactRuns:
                     for folder in checkpoint_folders(self):
                         recover_folders(folder)
                         remove_unfinished(folder)
+            stack.callback(self._end_loaders)
             stack.enter_context(dead_workers_explained())
             model = super().train()
         if self._unsaved is not None:
@@ -150,6 +154,10 @@ class ExactRuns:
                 do='make room, then run the same command with --resume: it goes on from the '
                 'last checkpoint that is there')
         return model
+
+    def _end_loaders(self) -> None:
+        for loop in (self._train_loop, self._val_loop, self._test_loop):
+            end_loader_processes(getattr(loop, 'dataloader', None))
 
     def load_or_resume(self) -> None:
         """As MMEngine's; rank 0 chooses the checkpoint, and all go on from it or none does."""

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.common.core.image_bytes import what_is_wrong
+from vision.common.core.image_bytes import image_size, what_is_wrong
 
 BAD_IMAGE = 'VIS-DATA-210'
 
@@ -42,6 +42,14 @@ def decode_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
         reason = reason or f'{len(data)} bytes that cannot be decoded'
         raise _bad_image(where, reason, code, do)
     return image
+
+
+def size_of_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
+                  do: str = 'get this file again') -> tuple[int, int]:
+    """(width, height) as the header says, without decoding; refuses what is cut short."""
+    if reason := what_is_wrong(data):
+        raise _bad_image(where, reason, code, do)
+    return image_size(data)
 
 
 def _bad_image(where: str, reason: str, code: str, do: str) -> VisionError:

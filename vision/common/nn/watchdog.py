@@ -18,13 +18,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
 
 from vision.common.core.errors import EXIT_CODES, VisionError
+from vision.common.nn.torch_private import flight_record
 
 TIMEOUT_S = 1800.0  # torch's own for a collective
 POLL_S = 0.25
@@ -78,20 +79,21 @@ class Watchdog:
         self.rank, self.world = 0, 1
         self._main = threading.main_thread()
         self._thread = threading.Thread(target=self._run, name='watchdog', daemon=True)
-        self._is_over = threading.Event()
+        self._is_over, self._is_ending = threading.Event(), threading.Event()
+        self._num_looks = 0
         self._place: tuple = ()
         self._since = time.monotonic()
         self._others: dict[int, tuple[int, str]] = {}
-        self._has_failed = False
         self._failure: BaseException | None = None
         self._connecting, self._arming = threading.Lock(), threading.Lock()
 
     def start(self) -> None:
         self._thread.start()
+        threading.Thread(target=self._guard, name='watchdog of the store', daemon=True).start()
 
     def stop(self) -> None:
         """The work of this rank has ended, well or not."""
-        if not self._has_failed:
+        if self._failure is None:
             if self.store is not None:
                 self._set(f'done/{self.rank}', '1')
             with self._arming:
@@ -106,16 +108,16 @@ class Watchdog:
         except dist.DistError as caught:  # the store is gone, with rank 0
             if self.store is not None:
                 self._thread.join(GRACE_S)  # it may be ending the process for that
-            self._end_without_store(caught)
+            self._end_without_store('is gone', f'held the store of all ranks, where: {caught}')
 
     def _post(self, error: BaseException) -> None:
         if self._is_over.is_set() or not self._connect():  # it may be the very first step
             return
         with self._arming:
-            self._has_failed, self._failure = True, error
+            self._failure = error
         if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
             # Whoever is the cause may need a moment to say so, or to be found dead.
-            self._wait_for_cause(REPORTS_S)
+            wait_until(lambda: self.store.check(['cause']), REPORTS_S)
             self._blame(dict(kind='lost'))
             self._is_over.set()
             self._thread.join()  # it prints and ends the process
@@ -127,38 +129,53 @@ class Watchdog:
             self._is_over.set()
             self._thread.join()
         # Rank 0 may hold the store, and takes it along: the others must have read this before.
-        end = time.monotonic() + REPORTS_S
-        while time.monotonic() < end and not all(
-                self._is_there(f'report/{rank}') for rank in range(self.world)):
-            time.sleep(POLL_S / 5)
+        wait_until(lambda: all(self._is_there(f'report/{rank}') for rank in range(self.world)),
+                   REPORTS_S)
 
     def _run(self) -> None:
         # Until the store is found it looks often: rank 0 may take it along soon.
-        while not self._is_over.wait(POLL_S if self.store else POLL_S / 20) or self._has_failed:
+        while not self._is_over.wait(POLL_S if self.store else POLL_S / 20) or self._failure:
             try:
-                if not self._is_connected():
+                if self.store is None and not is_several():
                     continue
                 self._arm()
-                if self._find_fault():
+                if self._is_connected() and self._find_fault():
                     break
             except dist.DistError as error:  # the store is gone with the process that held it
-                if self._is_over.is_set() and not self._has_failed:
+                if self._has_finished():
                     return
-                self._end_without_store(error)
-        if self._has_failed or not self._is_over.is_set():
+                self._end_without_store('is gone', f'held the store of all ranks, where: {error}')
+        self._is_ending.set()
+        if not self._has_finished():
             self._end()
 
-    def _arm(self) -> None:
-        """The process that holds the store may be stopped: then no call of it comes back, and
-        nobody is told. The C thread of faulthandler ends this process also then."""
-        with self._arming:
-            if not self._has_failed and not self._is_over.is_set():
-                faulthandler.dump_traceback_later(self.timeout_s + GRACE_S, exit=True)
+    def _has_finished(self) -> bool:
+        return self._is_over.is_set() and self._failure is None
 
-    def _connect(self) -> bool:
-        """Has the group come into being? Then meet the others in its store."""
-        with self._connecting:
-            return self.store is not None or self._has_met()
+    def _arm(self) -> None:
+        """Before each look. Code that keeps Python's lock for ever stops all threads of this
+        process: the C thread of faulthandler ends it also then, with its stacks."""
+        with self._arming:
+            if self._failure is None and not self._is_over.is_set():
+                faulthandler.dump_traceback_later(self.timeout_s + GRACE_S, exit=True)
+        self._num_looks += 1
+
+    def _guard(self) -> None:
+        """The process that holds the store may be stopped: then no call of it comes back, in
+        whatever thread, and nobody can be told. This thread calls nothing and ends the process."""
+        num_looks, silent_s, last = 0, 0.0, time.monotonic()
+        while not self._is_ending.wait(POLL_S):
+            # A time in which this process was stopped itself is no silence of another.
+            passed_s = min(time.monotonic() - last, 2 * POLL_S)
+            silent_s = silent_s + passed_s if 0 < num_looks == self._num_looks else 0.0
+            num_looks, last = self._num_looks, time.monotonic()
+            if silent_s >= self.timeout_s:
+                with self._arming:
+                    if self._has_finished():
+                        return
+                self._end_without_store(
+                    'does not answer', f'holds the store of all ranks, silent for {silent_s:.0f} '
+                    's: it was stopped, or its machine cannot be reached')
 
     def _is_connected(self) -> bool:
         try:
@@ -166,10 +183,14 @@ class Watchdog:
         except dist.DistError:
             return False  # in a large group the store may be busy: again at the next look
 
-    def _has_met(self) -> bool:
-        if not dist.is_initialized() or dist.get_world_size() == 1 or \
-                'MASTER_ADDR' not in os.environ:  # the group met in a file: torch's time-out alone
-            return False
+    def _connect(self) -> bool:
+        """Has the group come into being? Then meet the others in its store."""
+        with self._connecting:
+            if self.store is None and is_several():
+                self._meet()
+            return self.store is not None
+
+    def _meet(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']),
                               is_master=False, wait_for_workers=False,
@@ -178,13 +199,12 @@ class Watchdog:
         store = dist.PrefixStore(f'vision-watchdog/{restart}', store)
         store.set(f'who/{self.rank}', json.dumps([os.getpid(), socket.gethostname()]))
         self.store = store
-        return True
 
     def _find_fault(self) -> bool:
         """Look around once; True when a rank has posted a cause, this one included."""
         if self.store.check(['cause']):
             return True
-        for rank in self._unknown():
+        for rank in set(range(self.world)) - {self.rank} - set(self._others):
             if self.store.check([f'who/{rank}']):
                 self._others[rank] = tuple(json.loads(self.store.get(f'who/{rank}')))
         here = socket.gethostname()
@@ -200,10 +220,6 @@ class Watchdog:
             return True
         return False
 
-    def _unknown(self) -> list[int]:
-        return [rank for rank in range(self.world)
-                if rank != self.rank and rank not in self._others]
-
     def _where_it_stands(self) -> tuple:
         frame = sys._current_frames().get(self._main.ident)
         return (frame.f_code, frame.f_lasti) if frame else ()
@@ -212,11 +228,6 @@ class Watchdog:
         """Post a cause; False if another rank did before."""
         mine = json.dumps(dict(cause, by=self.rank))
         return self.store.compare_set('cause', '', mine).decode() == mine
-
-    def _wait_for_cause(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.store.check(['cause']):
-            time.sleep(POLL_S / 5)
 
     def _end(self) -> None:
         """Report, let the rank that posted the cause print, end the process."""
@@ -229,10 +240,8 @@ class Watchdog:
             _print(self._explained(cause))
             self._set('printed', '1')
         else:
-            end = time.monotonic() + GRACE_S
-            while time.monotonic() < end and not self._is_there('printed') and \
-                    cause['kind'] != 'raised':
-                time.sleep(POLL_S / 5)
+            if cause['kind'] != 'raised':
+                wait_until(lambda: self._is_there('printed'), GRACE_S)
             of = cause.get('of', cause['by'])
             _print(f'rank {self.rank} ends: see the message of rank {cause["by"]} about ' +
                    ('a hang' if cause['kind'] in ('hang', 'lost') else f'rank {of}'))
@@ -243,12 +252,14 @@ class Watchdog:
     def _explained(self, cause: dict[str, Any]) -> str:
         """The message about a rank that is gone or hangs, with the stacks of all."""
         reports: dict[int, dict] = {}
-        end = time.monotonic() + REPORTS_S
-        while time.monotonic() < end and len(reports) < self.world:
+
+        def have_all_come() -> bool:
             for rank in set(range(self.world)) - set(reports):
                 if self._is_there(f'report/{rank}'):
                     reports[rank] = json.loads(self.store.get(f'report/{rank}'))
-            time.sleep(POLL_S / 5)
+            return len(reports) == self.world
+
+        wait_until(have_all_come, REPORTS_S)
         silent = sorted(set(range(self.world)) - set(reports))
         if cause['kind'] == 'gone' or silent:
             error = self._gone(cause.get('of', (silent or [None])[0]), reports)
@@ -295,9 +306,16 @@ class Watchdog:
         return dict(last, stack=stack, place=place, is_waiting=is_waiting, process=os.getpid(),
                     host=socket.gethostname())
 
-    def _end_without_store(self, error: Exception) -> None:
-        _print(self._gone(0, {self.rank: self._report()}).render() + '\nThe store of all ranks '
-               f'was there: {error}')
+    def _end_without_store(self, what: str, why: str) -> None:
+        process, host = self._others.get(0, ('unknown', os.environ['MASTER_ADDR']))
+        holder = f'rank 0 of {self.world}'
+        if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+            holder, process, host = 'torchrun', 'of torchrun', os.environ['MASTER_ADDR']
+        _print(VisionError(
+            'VIS-DIST-341', f'{holder} {what}', where=f'process {process} on host {host}; rank '
+            f'{self.rank} is at {self._report()["place"]}', why=f'its process {why}',
+            do='look at its last lines and at dmesg of that host; --resume goes on from the '
+            'newest checkpoint').render())
         _leave()
 
     def _is_there(self, key: str) -> bool:
@@ -313,13 +331,21 @@ class Watchdog:
             pass  # the process that held the store has ended; so does this one
 
 
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(POLL_S / 5)
+
+
+def is_several() -> bool:
+    """Are there other processes, with a store to meet in? A group that met in a file has none:
+    torch's own time-out is all it has."""
+    return dist.is_initialized() and dist.get_world_size() > 1 and 'MASTER_ADDR' in os.environ
+
+
 def last_collective() -> dict[str, Any]:
     """What torch's flight recorder knows: collectives ``begun``, and ``name`` of the last one."""
-    try:
-        from torch._C._distributed_c10d import _dump_fr_trace_json
-        trace = json.loads(_dump_fr_trace_json())
-    except (ImportError, ValueError, RuntimeError):
-        return dict(begun=0, name='')
+    trace = flight_record()
     entries = trace.get('entries', [])
     begun = sum(int(status['last_enqueued_collective'])
                 for status in trace.get('pg_status', {}).values())

@@ -25,6 +25,7 @@ from vision.registry import DATASETS, TRANSFORMS
 _REFUSAL = dict(code='VIS-DATA-1075', do='get the file again or take it off the list')
 read_image = partial(images.read_image, **_REFUSAL)
 decode_image = partial(images.decode_image, **_REFUSAL)
+size_of_image = partial(images.size_of_image, **_REFUSAL)
 
 
 class LabelledImages(Dataset):
@@ -130,6 +131,11 @@ class FacePairs(LabelledImages):
     def read(self, position: int) -> np.ndarray:
         return read_image(self.root / self.paths[position])
 
+    def size_of(self, position: int) -> tuple[int, int]:
+        """(width, height) in px, without decoding the picture."""
+        path = self.root / self.paths[position]
+        return size_of_image(path.read_bytes(), str(path))
+
 
 @DATASETS.register_module()
 class FaceBin(LabelledImages):
@@ -144,6 +150,12 @@ class FaceBin(LabelledImages):
         image = self.images[position]
         return image if isinstance(image, np.ndarray) else decode_image(
             image, f'{self.path}, image {position}')
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """(width, height) in px, without decoding the picture."""
+        image = self.images[position]
+        return (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else \
+            size_of_image(image, f'{self.path}, image {position}')
 
 
 @TRANSFORMS.register_module()

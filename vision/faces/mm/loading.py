@@ -16,6 +16,7 @@ from torch import nn
 
 from vision import zoo
 from vision.common.core.errors import VisionError
+from vision.common.mm.safe_files import is_data_config, read_safely
 from vision.common.nn.checkpoint import load_checkpoint, load_state
 from vision.registry import MODELS
 
@@ -34,7 +35,9 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     if not Path(config).is_file():
         raise VisionError('VIS-CONFIG-1083', f'there is no config {config}',
                           do='give one of configs/faces')
-    settings = Config.fromfile(config).get('model') or {}
+    path = Path(config)
+    settings = (read_safely(path) if is_data_config(path) else Config.fromfile(path)
+                ).get('model') or {}
     if settings.get('type') not in ('FaceRecognizer', 'vision.FaceRecognizer'):
         raise VisionError('VIS-CONFIG-1083', f'{config} describes no FaceRecognizer',
                           where='model.type', do='give one of configs/faces')
@@ -73,12 +76,16 @@ def embed_images(embedder: nn.Module, images: Iterable[np.ndarray], *, size: int
 
 def _checked(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     for position, image in enumerate(images):
-        if image.shape[:2] != (size, size):
-            raise VisionError('VIS-DATA-1082', f'picture {position} is {image.shape[1]} x '
-                              f'{image.shape[0]} px', why=f'the embedder takes aligned faces of '
-                              f'{size} x {size} px; stretching would change the result',
-                              do='align the faces first, or give --image-size')
+        refuse_other_size(position, image.shape[1], image.shape[0], size)
         yield image
+
+
+def refuse_other_size(position: int, width: int, height: int, size: int) -> None:
+    if (width, height) != (size, size):
+        raise VisionError('VIS-DATA-1082', f'picture {position} is {width} x {height} px',
+                          why=f'the embedder takes aligned faces of {size} x {size} px; '
+                          'stretching would change the result',
+                          do='align the faces first, or give --image-size')
 
 
 def _batches(images: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

@@ -22,6 +22,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from vision.common.core.errors import VisionError
+from vision.common.mm.safe_files import read_plain_files_everywhere
 from vision.common.nn.checkpoint import class_names, load_checkpoint, load_state
 from vision.lattice.core.structures import FrameBoxes
 from vision.registry import MODELS
@@ -102,6 +103,7 @@ def read_config(config: str | PathLike | Config) -> Config:
     if isinstance(config, Config):
         return copy.deepcopy(config)
     try:
+        read_plain_files_everywhere()  # a YAML config is data
         return get_config(config) if '::' in str(config) else Config.fromfile(config)
     except (OSError, ValueError, KeyError, SyntaxError) as error:
         raise VisionError('VIS-CONFIG-802', f'cannot read the detector config {config}',

@@ -46,7 +46,8 @@ def why_closed(error: Exception) -> str:
     """What an error of opening means."""
     if isinstance(error, av.error.ArgumentError):
         return 'it is a playlist, or another container or protocol than those that are read'
-    return str(error)
+    # Without the number, which is FFmpeg's own, and the address, which the message has already.
+    return getattr(error, 'strerror', None) or str(error)
 
 
 def _opened(address: str, containers: tuple[str, ...], protocols: tuple[str, ...],

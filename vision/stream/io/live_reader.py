@@ -263,5 +263,5 @@ class LiveReader:
     def _lost(self, reason: str, attempts: int, has_read: bool) -> VisionError:
         what = 'was lost' if has_read else 'could not be opened'
         return VisionError('VIS-NET-511', f'the stream {self.path} {what}', where=self.path,
-                           why=f'{reason}; {attempts} reconnections in a row failed',
+                           why=f'{reason}; reconnections in a row that failed: {attempts}',
                            do='check the address and the server; --max-reconnect allows more')
