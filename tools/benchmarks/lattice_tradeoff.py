@@ -56,7 +56,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
 from vision.common.core.report import write_report
 from vision.common.nn.images import read_image
@@ -132,8 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     methods = '\n'.join(f'  {name:18}{what}' for name, what in METHODS.items())
     about = __doc__.format(methods=methods, num_draws=NUM_DRAWS, min_score=MIN_SCORE,
                            min_videos=MIN_VIDEOS)
-    parser = argparse.ArgumentParser(description=about,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(about)
     add = parser.add_argument
     add('--ann', type=Path, required=True, help='CocoVID file with track ids')
     add('--images', type=Path, required=True, help='folder of its file names')
