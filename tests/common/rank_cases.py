@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -155,6 +156,18 @@ def stages(kind, rank):
         dist.barrier()
 
 
+def lingering(folder):
+    """The last ranks have work left when rank 0, which holds the store, has none."""
+    with ends_together(TIMEOUT_S):
+        dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=TIMEOUT_S))
+        dist.barrier()
+        time.sleep(0.7 * (1 + dist.get_rank()))
+
+
+def late(folder):
+    play(folder, 3, lingering)
+
+
 def faults(folder):
     """What the ranks of each fault ended with: code, seconds, text. Three faults at once: their
     time is that of waiting."""
@@ -196,6 +209,6 @@ def report(folder, path):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    if sys.argv[1] != 'faults':  # its ranks run nothing of MMEngine
+    if sys.argv[1] not in ('faults', 'late'):  # their ranks run nothing of MMEngine
         runs.import_all()
     globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -23,12 +23,21 @@ def played(repository, tmp_path_factory):
     """(codes, seconds, texts) of the ranks by fault, from a process that forks them."""
     folder = tmp_path_factory.mktemp('faults')
     (folder / 'faults.json').write_text(json.dumps(FAULTS))
-    result = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name('rank_cases.py')), 'faults', str(folder)],
-        capture_output=True, text=True, cwd=repository, timeout=300)
-    assert result.returncode == 0, result.stderr[-4000:]
+    play('faults', folder, repository)
     rows = json.loads((folder / 'played.json').read_text())
     return {tuple(fault): row for fault, row in zip(FAULTS, rows, strict=True)}
+
+
+def play(case, folder, repository):
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name('rank_cases.py')), case, str(folder)],
+        capture_output=True, text=True, cwd=repository, timeout=300)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+@pytest.mark.fault('R28')
+def test_ranks_that_end_later_than_the_one_with_the_store_end_well(repository, tmp_path):
+    play('late', tmp_path, repository)
 
 
 def others(row, rank):

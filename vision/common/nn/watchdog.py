@@ -96,10 +96,19 @@ class Watchdog:
         if self._failure is None:
             if self.store is not None:
                 self._set(f'done/{self.rank}', '1')
+                if self.rank == 0 and not is_store_of_torchrun():
+                    # The store goes with this process, and who still watches would miss it. Until
+                    # then a rank that dies or hangs in its last work is found as before.
+                    wait_until(self._have_all_finished, float('inf'))
             with self._arming:
                 self._is_over.set()
                 faulthandler.cancel_dump_traceback_later()
             self._thread.join(2 * POLL_S)
+
+    def _have_all_finished(self) -> bool:
+        """All ranks that ever met the others here have ended their work."""
+        return all(self._is_there(f'done/{rank}') or not self._is_there(f'who/{rank}')
+                   for rank in range(self.world))
 
     def failed(self, error: BaseException) -> None:
         """Post what ended this rank. Does not come back if another rank is the cause."""
@@ -309,7 +318,7 @@ class Watchdog:
     def _end_without_store(self, what: str, why: str) -> None:
         process, host = self._others.get(0, ('unknown', os.environ['MASTER_ADDR']))
         holder = f'rank 0 of {self.world}'
-        if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        if is_store_of_torchrun():
             holder, process, host = 'torchrun', 'of torchrun', os.environ['MASTER_ADDR']
         _print(VisionError(
             'VIS-DIST-341', f'{holder} {what}', where=f'process {process} on host {host}; rank '
@@ -341,6 +350,11 @@ def is_several() -> bool:
     """Are there other processes, with a store to meet in? A group that met in a file has none:
     torch's own time-out is all it has."""
     return dist.is_initialized() and dist.get_world_size() > 1 and 'MASTER_ADDR' in os.environ
+
+
+def is_store_of_torchrun() -> bool:
+    """Else rank 0 holds the store of all."""
+    return os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
 
 
 def last_collective() -> dict[str, Any]:
