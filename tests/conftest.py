@@ -87,3 +87,10 @@ def nothing_is_left_by_runners():
     from mmengine.visualization import Visualizer
     for kind in (DefaultScope, MessageHub, MMLogger, Visualizer):
         kind._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def freed_memory_is_given_back(monkeypatch):
+    """A command that runs in the test's process would change its allocator for all later tests."""
+    if 'vision.common.mm.launch' in sys.modules:
+        monkeypatch.setattr('vision.common.mm.launch.keep_freed_memory', lambda: False)

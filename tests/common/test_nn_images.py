@@ -89,9 +89,8 @@ def test_the_stock_decoder_makes_room_for_what_a_header_promises():
     """OpenCV's own limit is 2^30 pixels, 3 GB; here 16 kB take 400 MB."""
     small = png(16384, 8193)
     assert len(small) < 20_000 and 16384 * 8193 > MAX_PIXELS
-    before = peak_memory.reset()
-    assert cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR) is not None
-    assert peak_memory.peak() - before > 300_000  # kB
+    # Not by the peak of this process, which may have kept that much free from earlier tests.
+    assert cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR).nbytes > 400e6
     with pytest.raises(VisionError, match='16384 x 8193 pixels'):
         decode_image(small, 'x')
 
