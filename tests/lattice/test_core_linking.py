@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from vision.common.core.boxes import giou_matrix
+from vision.common.core.boxes import paired_giou
 from vision.lattice.core.linker import NO_ROW, TrackLinker
 from vision.lattice.core.matching import CONFIDENT_SCORE, match_at_middle, match_boxes
 from vision.lattice.core.merge import Side
@@ -32,7 +32,8 @@ def matching_cost(left_xyxy, right_xyxy):
                       for boxes in (left_xyxy, right_xyxy))
     distance = (np.linalg.norm(centre_l[:, None] - centre_r, axis=2)
                 / ((size_l[:, None] + size_r) / 2))
-    return 1 - giou_matrix(left_xyxy, right_xyxy) + distance, distance
+    giou = [paired_giou(np.broadcast_to(box, right_xyxy.shape), right_xyxy) for box in left_xyxy]
+    return 1 - np.array(giou) + distance, distance
 
 
 def total_of_best(cost, is_allowed, alone):

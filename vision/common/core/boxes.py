@@ -40,13 +40,6 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _divide(*_overlap_and_union(a, b))
 
 
-def _giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    overlap, union = _overlap_and_union(a, b)
-    sides = np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2])
-    hull = sides[..., 0] * sides[..., 1]
-    return _divide(overlap, union) - _divide(hull - union, hull)
-
-
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
@@ -61,17 +54,14 @@ def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _iou(_rows(a), _rows(b))
 
 
-def giou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Generalised IoU (arXiv:1902.09630) in (-1, 1], shapes as ``iou_matrix``.
-
-    IoU minus the share of the smallest enclosing box that neither box covers.
-    """
-    return _giou(_rows(a)[:, None], _rows(b)[None])
-
-
 def paired_giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Generalised IoU of row i of a with row i of b, both (N, 4) -> (N,)."""
-    return _giou(_rows(a), _rows(b))
+    """Generalised IoU (arXiv:1902.09630) in (-1, 1] of row i of a with row i of b, both (N, 4)
+    -> (N,): IoU minus the share of the smallest enclosing box that neither box covers."""
+    a, b = _rows(a), _rows(b)
+    overlap, union = _overlap_and_union(a, b)
+    sides = np.maximum(a[:, 2:], b[:, 2:]) - np.minimum(a[:, :2], b[:, :2])
+    hull = sides[:, 0] * sides[:, 1]
+    return _divide(overlap, union) - _divide(hull - union, hull)
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:

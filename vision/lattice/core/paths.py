@@ -54,10 +54,6 @@ class Paths:
         """The paths of some boxes, by index."""
         return Paths(self.xy[:, rows], self.is_good[:, rows])
 
-    def reversed(self) -> Paths:
-        """The same points told from the last frame to the first."""
-        return Paths(self.xy[::-1], self.is_good[::-1])
-
 
 def grid_points(boxes_xyxy: np.ndarray, side: int) -> np.ndarray:
     """(N, side * side, 2) points of a regular grid inside each box (N, 4)."""
