@@ -1,0 +1,1 @@
+"""DELTA: activation memory under a budget (arXiv:2203.15980)."""

@@ -1,0 +1,1 @@
+"""What a step did, what to drop, where it lies on the host: numbers only."""

@@ -1,0 +1,1 @@
+"""Recording, dropping, swapping and replaying for torch."""
