@@ -16,6 +16,7 @@ import torch
 from memory_models import Task
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -34,7 +35,7 @@ OURS = {'ours recompute': dict(actions='recompute'),
         'ours swap': dict(actions='swap', bandwidth=MODELLED_BANDWIDTH),
         'ours mixed, 1 GB/s': dict(actions='both', bandwidth=MODELLED_BANDWIDTH),
         'ours mixed, measured': dict(actions='both')}
-Meters = Sequence[AbstractContextManager]  # entered around the operators of a step
+Meters = Sequence[TorchDispatchMode]  # entered around the operators of a step
 
 
 class Method:
@@ -123,9 +124,10 @@ class SavedOnCpu(Method):
     def to_host(self, tensor: Tensor) -> tuple[np.ndarray, torch.dtype]:
         self.swapped_bytes += tensor.nbytes
         self.host_peak_bytes = self.swapped_bytes  # all of it is there when forward ends
+        # The strides stay: a kernel may round differently for another layout.
         known = tensor.detach().view(torch.int16) if tensor.dtype == torch.bfloat16 else \
             tensor.detach()  # NumPy has no bfloat16
-        return np.array(known.numpy(), copy=True, order='C'), tensor.dtype
+        return np.array(known.numpy(), copy=True, order='K'), tensor.dtype
 
 
 def from_host(held: tuple[np.ndarray, torch.dtype]) -> Tensor:
@@ -174,16 +176,28 @@ class Compiled(Method):
         def run(args: list) -> Any:
             with ExitStack() as stack:
                 for meter in self.meters:
-                    stack.enter_context(meter)
+                    stack.enter_context(Through(meter))
                 return torch.fx.Interpreter(graph).boxed_run(args)  # frees arguments as it goes
         run._boxed_call = True
         return run
 
 
+class Through(TorchDispatchMode):
+    """Shows operators to a meter that is not entered itself: one that is forgets what it has
+    seen when it is left, and a step has several graphs."""
+
+    def __init__(self, meter: TorchDispatchMode) -> None:
+        super().__init__()
+        self.meter = meter
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return self.meter.__torch_dispatch__(func, types, args, kwargs)
+
+
 class Ours(Method):
     """MemoryBudget; ``num_bytes`` is the budget, ``budget`` the ratio that it was made from."""
 
-    warm_steps = 2  # the first records, the second may still learn what the first replays cost
+    warm_steps = 1  # recorded; from the second on a plan decides
 
     def __init__(self, name: str, budget: float | None, num_bytes: int, **options) -> None:
         super().__init__(name, budget)
