@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.memory.core import graph
-from vision.memory.nn.nodes import WRITTEN, Call, Checked, Handle, Leaf, Node, Slot
+from vision.memory.nn.nodes import WRITTEN, Call, Handle, Leaf, Node, Saved, Slot
 from vision.memory.nn.operators import PLAIN_DTYPES, Operator, flat_tensors
 from vision.memory.nn.torch_private import TorchDispatchMode, graph_task, is_compiling, unseen
 from vision.memory.nn.tracker import LiveBytes, Watch
@@ -35,6 +37,7 @@ class Step(TorchDispatchMode):
         num_ops: operators so far, which is the moment of the next one; views do not count.
         num_away, away_bytes: values whose handles are open and whose memory is free.
         is_passing: operators run through: replays and our own.
+        is_inside: ``__torch_dispatch__`` asks the control, without this mode on torch's stack.
     """
 
     @classmethod
@@ -53,7 +56,7 @@ class Step(TorchDispatchMode):
         self.leaves: dict[int, Leaf] = {}
         self.num_ops = self.num_packed = 0
         self.saved_bytes = self.peak_saved_bytes = self.away_bytes = self.num_away = 0
-        self.is_passing = self.is_closed = False
+        self.is_passing = self.is_inside = self.is_closed = False
         self.keys: list[tuple[Any, int]] = []  # (operator, bytes it made) by moment
         self.live: list[int] = []
         self.seconds: list[float] = []
@@ -63,14 +66,27 @@ class Step(TorchDispatchMode):
         self.scopes: list[str] = []
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
-    def __enter__(self) -> Step:
-        super().__enter__()
+    def begin(self) -> None:
+        self.__enter__()
         self._hooks.__enter__()
-        return self
 
-    def __exit__(self, *error) -> None:
-        self._hooks.__exit__(*error)
-        super().__exit__(*error)
+    def end(self) -> None:
+        self._hooks.__exit__(None, None, None)
+        self.__exit__(None, None, None)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Operators run through, counted; also from inside of ``__torch_dispatch__``, where torch
+        has taken this mode off."""
+        before, self.is_passing = self.is_passing, True
+        try:
+            if self.is_inside:
+                with self:
+                    yield
+            else:
+                yield
+        finally:
+            self.is_passing = before
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         operator = self.operators.get(func)
@@ -86,10 +102,12 @@ class Step(TorchDispatchMode):
         if is_forward and is_compiling():
             raise COMPILED
         moment, control = self.num_ops, self.control
-        control.before(moment)
         writes = operator.writes
+        self.is_inside = True
+        control.before(moment)
         if writes and self.num_away:
             control.before_write(operator.written(args, kwargs))
+        self.is_inside = False
         rng = control.draws(args) if operator.is_random and is_forward else None
         start = time.perf_counter()
         try:
@@ -113,7 +131,9 @@ class Step(TorchDispatchMode):
         self.keys.append((func, made))
         self.live.append(self.bytes.live + self.away_bytes)
         self.seconds.append(seconds)
+        self.is_inside = True
         control.after(moment)
+        self.is_inside = False
         return result
 
     # What is recorded
@@ -159,8 +179,8 @@ class Step(TorchDispatchMode):
         if node is None:
             leaf = self.leaves.get(key)
             if leaf is None:
-                with unseen():
-                    leaf = self.leaves[key] = Leaf(tensor.detach(), key)
+                # The tensor itself: an alias made below autograd would not share its version.
+                leaf = self.leaves[key] = Leaf(tensor, key)
             return Slot(leaf, tensor._version, geometry)
         if node.call is call:  # written in place: the argument is the version before
             if call.inplace is not None and call.inplace[1] is node:
@@ -226,7 +246,7 @@ class Step(TorchDispatchMode):
 
     # What autograd saves
 
-    def _pack(self, tensor: Tensor) -> Checked:
+    def _pack(self, tensor: Tensor) -> Saved | Handle:
         with unseen():
             alias = tensor.detach()
         node = None
@@ -237,29 +257,32 @@ class Step(TorchDispatchMode):
             self.control.saved_in_backward()
         if node is None or node.num_bytes < self.min_bytes or node.watch is None \
                 or tensor.device.type != self.device_type:
-            return Checked(alias)
+            return Saved(alias)
         if node.packed is None:
             node.packed, node.order = self.num_ops - 1, self.num_packed
             self.num_packed += 1
             self.saved_bytes += node.num_bytes
             self.peak_saved_bytes = max(self.peak_saved_bytes, self.saved_bytes)
             self.control.packed(node)
-        return Handle(alias, node, self)
+        return Handle(Saved(alias), node, self)
 
-    def _unpack(self, saved: Checked) -> Tensor:
-        saved.refuse_if_changed()
-        if type(saved) is Handle:
-            node = saved.node
+    def _unpack(self, handle: Saved | Handle) -> Tensor:
+        saved = handle
+        if type(handle) is Handle:
+            saved, node = handle.saved, handle.node
+            saved.refuse_if_changed()
             if not self.is_closed:
                 self.reads.append((self.num_ops, node.index))
             self.control.read(node)
+        else:
+            saved.refuse_if_changed()
         with unseen():
             return saved.alias.detach()  # autograd's own: ours may become a shell
 
     def closed(self, handle: Handle) -> None:
         """Autograd needs this handle no more."""
         node = handle.node
-        node.handles.remove(handle)
+        node.handles.remove(handle.saved)
         if not node.handles:
             self.saved_bytes -= node.num_bytes
             if node.away is not None:
