@@ -64,7 +64,8 @@ class Holder:
 
 
 def peak_holders(trace: Trace) -> list[Holder]:
-    """Largest first: what is live right after the operator at which the step has its peak."""
+    """Largest first: what forward made and is there right after the operator of the peak. What
+    backward makes has no module; it is the rest of the peak."""
     if not len(trace.live_bytes):
         return []
     peak = int(trace.live_bytes.argmax())
@@ -191,9 +192,11 @@ def show(console: Console, trace: Trace, measured: int, plans: Sequence[tuple[st
         table.add_column(column)
     for column in ('count', 'bytes', '% of peak'):
         table.add_column(column, justify='right')
-    for holder in peak_holders(trace)[:NUM_HOLDERS]:
+    holders = peak_holders(trace)
+    rest = trace.peak_bytes - sum(holder.num_bytes for holder in holders)
+    for holder in [*holders[:NUM_HOLDERS], Holder('made in backward', '-', (), rest, 0)]:
         table.add_row(holder.where or '-', holder.operator,
-                      ' x '.join(map(str, holder.shape)) or '-', str(holder.count),
+                      ' x '.join(map(str, holder.shape)) or '-', str(holder.count or '-'),
                       format_bytes(holder.num_bytes),
                       f'{100 * holder.num_bytes / max(1, trace.peak_bytes):.1f}')
     console.print(table)

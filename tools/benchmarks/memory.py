@@ -14,7 +14,9 @@ One run, side by side: all methods take turns on one network, with one thread, r
   host_pool_ratio  most bytes that lay on the host at once, over the unmanaged peak.
   bit_equal        losses, gradients, weights, buffers and the random state after 20 steps of SGD
                    with momentum are those of the unmanaged run; 'differs' names what is not.
-  max_batch        largest batch whose steps all stay below the unmanaged peak of the base batch.
+  max_batch        largest batch whose steps stay within the unmanaged peak of the base batch once
+                   a plan is there; max_batch_first_ratio: what the first step of it took, over
+                   that peak.
 
 MODEL is one of five networks, or 'overhead': microseconds per operator of a managed step that
 drops nothing, and its whole step against eager's, or 'leak': what 200 steps and an exception
@@ -53,6 +55,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
@@ -132,9 +135,8 @@ class Bench:
         for batch in batches:
             method.step(self.task, self.model, batch, meters)
 
-    def peak(self, method: Method, batches: Sequence[Any] | None = None, *, cap: float = np.inf
-             ) -> tuple[int, int]:
-        """Highest bytes (once the method is warm, in the steps before); ends early above cap."""
+    def peak(self, method: Method, batches: Sequence[Any] | None = None) -> tuple[int, int]:
+        """Highest bytes (once the method is warm, in the steps before that)."""
         batches = self.batches if batches is None else batches
         first = last = 0
         for round_index in range(method.warm_steps + 1):
@@ -145,8 +147,6 @@ class Bench:
                     first = max(first, live.peak_bytes)
                 else:
                     last = max(last, live.peak_bytes)
-                if max(first, last) > cap:
-                    return max(first, last), first
         return last, first or last
 
     def saved(self, method: Method) -> int:
@@ -222,16 +222,19 @@ class Bench:
         base = times[methods[0]]
         return {method: float(np.median(np.divide(each, base))) for method, each in times.items()}
 
-    def max_batch(self, make: Callable[[], Method]) -> int:
-        """By doubling, then bisection; 0: the base batch does not fit."""
+    def max_batch(self, make: Callable[[], Method]) -> tuple[int, float]:
+        """(largest batch, over the cap at most in the steps before the method was warm); by
+        doubling, then bisection. 0: the base batch does not fit."""
+        firsts = {0: 0}
+
         def fits(size: int) -> bool:
             self.reset()
             method = make()
             try:
-                return self.peak(method, self.task.batches(size), cap=self.peak_bytes)[0] \
-                    <= self.peak_bytes
+                peak, firsts[size] = self.peak(method, self.task.batches(size))
             finally:
                 method.close()
+            return peak <= self.peak_bytes
 
         low, high, most = 0, self.task.batch, MAX_GROWTH * self.task.batch
         while high <= most and fits(high):
@@ -239,7 +242,7 @@ class Bench:
         while high - low > 1 and low < most:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        return low, firsts[low] / self.peak_bytes
 
 
 def autocast(loss: Callable) -> Callable:
@@ -273,13 +276,14 @@ def measure(args: argparse.Namespace, task: Task) -> list[dict[str, Any]]:
         progress.update(step, description='time, in turn')
         for method, ratio in bench.step_ratios(able, lambda: progress.advance(step)).items():
             rows[method]['step_ratio'] = ratio
-        largest: dict[str, int] = {}
+        largest: dict[str, tuple[int, float]] = {}
         for method in able:
             progress.update(step, description=f'largest batch: {method.name}')
             if not args.no_max_batch and not isinstance(method, Compiled) and \
                     method.name not in largest:
                 largest[method.name] = bench.max_batch(maker(method, bench.peak_bytes))
-            rows[method]['max_batch'] = largest.get(method.name)
+            rows[method]['max_batch'], rows[method]['max_batch_first_ratio'] = largest.get(
+                method.name, (None, None))
             progress.advance(step)
     for method in methods:
         method.close()
@@ -375,8 +379,8 @@ def leak(num_steps: int = 200) -> list[dict[str, Any]]:
 def counted_tensors() -> tuple[int, int]:
     """(number, bytes of their storages) of all tensors that Python knows."""
     gc.collect()
-    found = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
-    return len(found), sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
+    found = [each for each in gc.get_objects() if type(each) in (Tensor, Parameter)]
+    return len(found), sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes()
                             for each in found}.values())
 
 
