@@ -265,3 +265,24 @@ def test_a_step_without_reads_or_operators():
     plan = predict(unread, {1: 'drop'}, CPU)
     assert plan.extra_seconds == 0
     assert (trace.live_bytes - plan.live_bytes).tolist() == [0, 0, 0, 9, 9, 0]
+
+
+@settings(deadline=None, max_examples=100)
+@given(STEPS, st.data())
+def test_copies_beside_compute_against_copies_that_are_paid(trace, data):
+    """Copies that take no time hold what the judge's do; slower ones hold more and wait longer,
+    never longer than all copies back, and a fetch that is begun earlier waits less."""
+    actions = {v: 'swap' for v in trace.candidates if data.draw(st.booleans())}
+    at_once = predict(trace, actions, Link(1e18, 1e18, True))
+    live, _ = judge(trace, actions, CPU)
+    assert at_once.live_bytes.tolist() == live and at_once.wait_seconds < 1e-9
+    before = at_once
+    for rate in (8.0, 3.0, 1.0):
+        slow = predict(trace, actions, Link(1e18, rate, True))
+        assert (slow.live_bytes >= before.live_bytes).all()
+        assert before.wait_seconds - 1e-9 <= slow.wait_seconds
+        total = sum(trace.values[v].num_bytes for v in slow.fetches) / rate
+        assert slow.wait_seconds <= total + 1e-9
+        on_demand = predict(trace, actions, Link(1e18, rate, True), fetches={})
+        assert on_demand.wait_seconds == pytest.approx(total)
+        before = slow
