@@ -318,6 +318,7 @@ class Step(TorchDispatchMode):
             calls=calls, values=values, live_bytes=np.array(self.live, np.int64),
             made_bytes=np.array([made for _, made in self.keys], np.int64),
             seconds=np.array(self.seconds), reads=tuple(self.reads),
+            num_forward=self.num_forward,
             signature=hash(tuple(self.keys[:self.num_forward])))
 
     def close(self, *, is_failed: bool = False) -> bool:
