@@ -43,7 +43,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,18 @@ class OpClock(TorchDispatchMode):
                    if key[0].overloadpacket.__name__ not in FREE)
 
 
+@dataclass
+class Reading:
+    """Bytes at most in the steps of all batches; ``swapped`` is their sum. ``first_peak`` counts
+    the steps in which a method warms up too."""
+
+    peak: int = 0
+    first_peak: int = 0
+    saved: int = 0
+    host_peak: int = 0
+    swapped: int = 0
+
+
 class Bench:
     """One network in one state, on which all methods take turns."""
 
@@ -114,8 +126,8 @@ class Bench:
         self.batches = task.batches(task.batch)
         self.reset()
         self.unmanaged = Method()
-        self.peak_bytes, _ = self.peak(self.unmanaged)
-        self.saved_bytes = self.saved(self.unmanaged)
+        self.plain = self.read(self.unmanaged)
+        self.peak_bytes = self.plain.peak
         self.expected = self.trained(self.unmanaged)
         self.prices = OpClock()
         for _ in range(rounds):
@@ -135,36 +147,22 @@ class Bench:
         for batch in batches:
             method.step(self.task, self.model, batch, meters)
 
-    def peak(self, method: Method, batches: Sequence[Any] | None = None) -> tuple[int, int]:
-        """Highest bytes (once the method is warm, in the steps before that)."""
-        batches = self.batches if batches is None else batches
-        first = last = 0
-        for round_index in range(method.warm_steps + 1):
-            for batch in batches:
-                live = LiveMemory()
-                method.step(self.task, self.model, batch, [live])
-                if round_index < method.warm_steps:
-                    first = max(first, live.peak_bytes)
-                else:
-                    last = max(last, live.peak_bytes)
-        return last, first or last
-
-    def saved(self, method: Method) -> int:
-        """Most bytes at the end of a forward pass."""
-        most = []
-        for batch in self.batches:
-            live = LiveMemory()
-            method.step(self.task, self.model, batch, [live],
-                        after_forward=lambda live=live: most.append(live.live_bytes))
-        return max(most)
-
-    def swapped(self, method: Method) -> int:
-        """Bytes copied to the host in a step of each batch."""
-        total = 0
-        for batch in self.batches:
-            method.step(self.task, self.model, batch)
-            total += method.swapped_bytes
-        return total
+    def read(self, method: Method, batches: Sequence[Any] | None = None) -> Reading:
+        """A step of each batch once the method is warm, and the steps before that."""
+        reading = Reading()
+        for index in range(method.warm_steps + 1):
+            for batch in self.batches if batches is None else batches:
+                live, waiting = LiveMemory(), []
+                method.step(self.task, self.model, batch, [live],
+                            after_forward=lambda live=live, out=waiting: out.append(
+                                live.live_bytes))
+                reading.first_peak = max(reading.first_peak, live.peak_bytes)
+                if index == method.warm_steps:
+                    reading.peak = max(reading.peak, live.peak_bytes)
+                    reading.saved = max(reading.saved, *waiting)
+                    reading.host_peak = max(reading.host_peak, method.host_peak_bytes)
+                    reading.swapped += method.swapped_bytes
+        return reading
 
     def trained(self, method: Method) -> dict[str, Tensor]:
         """All that some steps end with, and their losses."""
@@ -191,16 +189,16 @@ class Bench:
 
     def row(self, method: Method) -> dict[str, Any]:
         self.reset()
-        peak, first = self.peak(method)
-        saved, extra = self.saved(method), self.extra_seconds(method)
-        swapped = self.swapped(method)
+        reading, extra = self.read(method), self.extra_seconds(method)
         actual = self.trained(method)
         differs = [name for name, value in self.expected.items()
                    if not torch.equal(value, actual[name])]
-        row = dict(peak_ratio=peak / self.peak_bytes, first_peak_ratio=first / self.peak_bytes,
-                   saved_ratio=saved / self.saved_bytes, extra_op_time=extra / self.op_seconds,
-                   transfer_time=2 * swapped / MODELLED_BANDWIDTH / self.op_seconds,
-                   host_pool_ratio=method.host_peak_bytes / self.peak_bytes,
+        peak = self.peak_bytes
+        row = dict(peak_ratio=reading.peak / peak, first_peak_ratio=reading.first_peak / peak,
+                   saved_ratio=reading.saved / self.plain.saved,
+                   extra_op_time=extra / self.op_seconds,
+                   transfer_time=2 * reading.swapped / MODELLED_BANDWIDTH / self.op_seconds,
+                   host_pool_ratio=reading.host_peak / peak,
                    bit_equal=not differs, differs=differs[:3] + (
                        [f'and {len(differs) - 3} more'] if len(differs) > 3 else []))
         if report := method.report:  # the method's own account, to check ours against
@@ -231,10 +229,11 @@ class Bench:
             self.reset()
             method = make()
             try:
-                peak, firsts[size] = self.peak(method, self.task.batches(size))
+                reading = self.read(method, self.task.batches(size))
             finally:
                 method.close()
-            return peak <= self.peak_bytes
+            firsts[size] = reading.first_peak
+            return reading.peak <= self.peak_bytes
 
         low, high, most = 0, self.task.batch, MAX_GROWTH * self.task.batch
         while high <= most and fits(high):
@@ -303,49 +302,70 @@ def is_chosen(args: argparse.Namespace, method: Method) -> bool:
     return not args.methods or any(part in method.name for part in args.methods)
 
 
-def overhead() -> list[dict[str, Any]]:
-    """Small operators in a row, where nothing is dropped: what the bookkeeping costs."""
-    num_layers, rounds = 300, 9
+class Empty(TorchDispatchMode):
+    """What any dispatch mode costs."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def overhead(task: Task, rounds: int) -> list[dict[str, Any]]:
+    """What the bookkeeping costs where nothing is dropped: microseconds for each of many small
+    operators, and the whole step of a network."""
     x = torch.randn(64, 300, requires_grad=True)  # 75 KiB: saved values are managed
 
-    def step(around: Callable[[], Any]) -> float:
-        start = time.thread_time()
-        with around():
-            y = x
-            for _ in range(num_layers):
-                y = torch.tanh(y)
-            y.sum().backward()
+    def small_operators() -> None:
+        y = x
+        for _ in range(300):
+            y = torch.tanh(y)
+        y.sum().backward()
         x.grad = None
-        return time.thread_time() - start
 
-    class Empty(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            return func(*args, **(kwargs or {}))
+    model = task.build()
+    (batch, *_) = task.batches(task.batch)
 
-    def recording() -> Callable[[], Any]:
-        manager = MemoryBudget(bytes=10**12, verify='never')  # its first step records everything
-        return lambda: manager
+    def network() -> None:
+        task.loss(model, batch).backward()
 
+    rows = []
+    for name, step in (('small operators', small_operators), (task.name, network)):
+        with OpClock() as clock:
+            step()
+        num_ops = sum(map(len, clock.seconds.values()))
+        times = overhead_times(step, rounds)
+        eager = np.array(times['eager'])
+        rows += [dict(model=name, method=way, num_ops=num_ops,
+                      microseconds_per_op=1e6 * float(np.median(each - eager)) / num_ops,
+                      step_ratio=float(np.median(each / eager)))
+                 for way, each in times.items()]
+    return rows
+
+
+def overhead_times(step: Callable[[], None], rounds: int) -> dict[str, np.ndarray]:
+    """Thread CPU seconds of each way, in turn."""
     planned = MemoryBudget(bytes=10**12)
-    ways: dict[str, Callable[[], Callable[[], Any]]] = {
-        'eager': lambda: nullcontext, 'empty dispatch mode': lambda: Empty,
-        'ours, recording': recording, 'ours, planned': lambda: lambda: planned}
-    clock = OpClock()
-    with clock:
-        step(nullcontext)
-    num_ops = sum(map(len, clock.seconds.values()))
-    for _ in range(3):
-        step(lambda: planned)
+
+    def recording() -> MemoryBudget:
+        return MemoryBudget(bytes=10**12, verify='never')  # its first step records everything
+
+    ways: dict[str, Callable[[], Any]] = {
+        'eager': nullcontext, 'empty dispatch mode': Empty, 'ours, recording': recording,
+        'ours, planned': lambda: planned}
+    for _ in range(2):
+        with planned:
+            step()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, make in ways.items():
-            times[name].append(step(make()))
-    eager = float(np.median(times['eager']))
-    rows = [dict(model='overhead', method=name, num_ops=num_ops,
-                 microseconds_per_op=1e6 * (float(np.median(each)) - eager) / num_ops)
-            for name, each in times.items()]
+            around = make()
+            start = time.thread_time()
+            with around:
+                step()
+            times[name].append(time.thread_time() - start)
+            if name == 'ours, recording':
+                around.close()
     planned.close()
-    return rows
+    return {name: np.array(each) for name, each in times.items()}
 
 
 def leak(num_steps: int = 200) -> list[dict[str, Any]]:
@@ -490,7 +510,9 @@ def main(argv: list[str] | None = None) -> int:
                           do='budgets above 0 and at most 1, at least one step of each')
     torch.set_num_threads(1)
     if args.model in ('overhead', 'leak'):
-        rows = overhead() if args.model == 'overhead' else leak(20 if args.quick else 200)
+        tasks = SMALL_TASKS if args.quick else TASKS
+        rows = overhead(tasks['resnet50'](), args.rounds) if args.model == 'overhead' else \
+            leak(20 if args.quick else 200)
         return finish(args, rows, list(rows[0]))
     task = (SMALL_TASKS if args.quick else TASKS)[args.model]()
     if args.bf16:
