@@ -385,7 +385,7 @@ class _State:
                         seconds += sim.bytes[w] / sim.link.in_bytes_per_s
                 elif sim.born[w] < end <= sim.death[w]:
                     roots.append(w)
-                elif sim.lockable[w] and sim.death[w] < end:
+                elif sim.lockable[w] and sim.idle[v] < sim.death[w] < end:
                     roots.append(w)
                     changes.append((sim.bytes[w], sim.death[w] + 1, end))
                 else:
