@@ -137,10 +137,6 @@ class Control:
         self.idle.pop(node, None)
         self.residence.forget(node)
 
-    def saved_in_backward(self) -> None:
-        if torch.is_grad_enabled():
-            self.has_second_order = True
-
     def may_replay(self, call: Call) -> bool:
         return self.residence.may_replay(call)
 

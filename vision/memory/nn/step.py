@@ -254,7 +254,7 @@ class Step(TorchDispatchMode):
             storage = plain_storage(tensor)
             node = None if storage is None else self.current.get(storage._cdata)
         else:
-            self.control.saved_in_backward()
+            self.control.has_second_order = True
         if node is None or node.num_bytes < self.min_bytes or node.watch is None \
                 or tensor.device.type != self.device_type:
             return Saved(alias)
