@@ -43,7 +43,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import write_report
 from vision.common.nn.freed_memory import keep_freed_memory
+from vision.memory.core.graph import StepReport
 from vision.memory.nn.manager import MemoryBudget
 from vision.memory.nn.tracker import LiveMemory
 
@@ -113,6 +114,7 @@ class Reading:
     saved: int = 0
     host_peak: int = 0
     swapped: int = 0
+    reports: list[StepReport] = field(default_factory=list)
 
 
 class Bench:
@@ -162,6 +164,7 @@ class Bench:
                     reading.saved = max(reading.saved, *waiting)
                     reading.host_peak = max(reading.host_peak, method.host_peak_bytes)
                     reading.swapped += method.swapped_bytes
+                    reading.reports += [method.report] if method.report else []
         return reading
 
     def trained(self, method: Method) -> dict[str, Tensor]:
@@ -201,9 +204,11 @@ class Bench:
                    host_pool_ratio=reading.host_peak / peak,
                    bit_equal=not differs, differs=differs[:3] + (
                        [f'and {len(differs) - 3} more'] if len(differs) > 3 else []))
-        if report := method.report:  # the method's own account, to check ours against
-            row.update(replayed_calls=report.replayed_calls, mode=report.mode,
-                       own_extra=report.replay_seconds / max(report.op_seconds, 1e-9))
+        if reports := reading.reports:  # the method's own account, to check ours against
+            row.update(modes=[each.mode for each in reports],
+                       replayed_calls=sum(each.replayed_calls for each in reports),
+                       own_extra=sum(each.replay_seconds for each in reports)
+                       / max(sum(each.op_seconds for each in reports), 1e-9))
         return row
 
     def step_ratios(self, methods: Sequence[Method], advance: Callable[[], None]
