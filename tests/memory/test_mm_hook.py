@@ -341,4 +341,4 @@ def of_ranks(repository, tmp_path_factory):
 def test_runs_of_two_ranks_end_as_without_a_budget(of_ranks, strategy, rank):
     row = json.loads((of_ranks / f'{strategy}-{rank}.json').read_text())
     assert row['differs'] == [] and row['num_dropped'] > 0
-    assert row['num_units'] == (3 if strategy == 'FSDP2Strategy' else 0)
+    assert row['num_units'] == (9 if strategy == 'FSDP2Strategy' else 0)
