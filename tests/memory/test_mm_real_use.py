@@ -48,18 +48,21 @@ def compare(repository, tmp_path, monkeypatch):
 
     def ends(config, options):
         main = runpy.run_path('tools/train.py')['main']
-        states = []
-        for name, more in (('free', ()), ('held', [BUDGET])):
-            folder = tmp_path / name
+
+        def weights(folder, *more):
             assert main([str(config), '--work-dir', str(folder), '--cfg-options', *ONE_PROCESS,
                          'train_cfg.max_iters=3', 'default_hooks.checkpoint.interval=3',
                          'default_hooks.logger.interval=1', *options, *more]) == 0
-            states.append(load_checkpoint(folder / 'iter_3.pth')['state_dict'])
+            return load_checkpoint(folder / 'iter_3.pth')['state_dict']
+
+        held = weights(tmp_path / 'held', BUDGET)  # first: the visualizer of a process is one
         (log,) = (tmp_path / 'held').glob('*/vis_data/scalars.json')
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         assert len(rows) == 3
         assert max(row['mem_saved'] for row in rows) > 0  # otherwise this proves nothing
-        return [key for key, value in states[0].items() if not torch.equal(value, states[1][key])]
+        free = weights(tmp_path / 'free')
+        assert free.keys() == held.keys()
+        return [key for key, value in free.items() if not torch.equal(value, held[key])]
 
     return ends
 
