@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -54,7 +53,7 @@ class ActivationMemoryHook(Hook):
         report_interval: steps between two lines in the log that say what a step did.
     Raises:
         VisionError: at the beginning VIS-CONFIG-1401, -1402 (an amount), -1435, -1436; before
-            the first step VIS-CONFIG-1430 to -1434, -1437.
+            the first step -1430 to -1433, -1437, and those of ``MemoryBudget``.
     """
 
     priority = 'NORMAL'  # its scalars are there before LoggerHook (BELOW_NORMAL) reads them
@@ -85,7 +84,6 @@ class ActivationMemoryHook(Hook):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         kept = find_modules(model, self.ignore)
-        self._require_room()
         _tell_checkpointed(model, runner.logger)
         self.manager = MemoryBudget(log=lambda line: runner.logger.info(f'memory: {line}'),
                                     **self.options)
@@ -158,16 +156,6 @@ class ActivationMemoryHook(Hook):
             "compiler's own (activation_memory_budget): a ratio of the bytes that it saves for "
             'backward, not of the peak')
 
-    def _require_room(self) -> None:
-        if self.budget.bytes is None or not torch.cuda.is_available():
-            return
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        if self.budget.bytes > total:
-            raise VisionError(
-                'VIS-CONFIG-1434', f'a budget of {format_bytes(self.budget.bytes)} on a device '
-                f'of {format_bytes(total)}', where='activation_memory.budget',
-                do='less than the device has: parameters and optimizer lie beside the activations')
-
 
 def replace_train_step(model: nn.Module, manager: MemoryBudget) -> Callable[[], None]:
     """Let ``model.train_step`` work inside the manager; call what comes back to undo it."""
@@ -230,19 +218,18 @@ def describe(report: StepReport) -> str:
 def _host_bytes(host_budget: str | int | None, actions: str) -> int | None:
     if host_budget is None:
         return None
-    is_none = host_budget == 0 and not isinstance(host_budget, bool)
-    amount = None if is_none else parse_budget(host_budget)
-    if amount is not None and amount.bytes is None:
+    if host_budget == 0 and not isinstance(host_budget, bool):
+        return 0
+    num_bytes = parse_budget(host_budget).bytes
+    if num_bytes is None:
         raise VisionError('VIS-CONFIG-1435', f'host_budget is {host_budget!r}, a ratio',
                           where='activation_memory.host_budget',
                           do="an amount, such as '32GB', or None for no cap")
-    if actions == 'recompute' or (is_none and actions == 'swap'):
+    if actions == 'recompute':
         raise VisionError('VIS-CONFIG-1435', f'host_budget={host_budget!r} with '
-                          f'actions={actions!r}', where='activation_memory.host_budget',
-                          why='nothing goes to the host' if actions == 'recompute' else
-                          'all that may be done is to move tensors to the host, which has no room',
-                          do="remove host_budget, or actions='both'")
-    return 0 if amount is None else amount.bytes
+                          "actions='recompute'", where='activation_memory.host_budget',
+                          why='nothing goes to the host', do="remove it, or actions='both'")
+    return num_bytes
 
 
 def _compile_options(runner) -> dict | None:

@@ -1,0 +1,289 @@
+"""What leaves when: the plan of a step that was seen before, and scores where there is none."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision.memory.core.graph import Trace
+from vision.memory.core.plan import Plan
+from vision.memory.nn.nodes import Call, Leaf, Node, Slot
+from vision.memory.nn.residence import Residence, generator_state
+from vision.memory.nn.step import Step
+
+TOLERANCE = 1.04  # of a plan's peak, before scores help out; 5 % is what we promise
+MAX_LEAVES = 2  # a value that left twice in a step stays: the third time is thrash
+
+
+@dataclass
+class Script:
+    """A plan, and the operators by which its step is recognised while it runs.
+
+    Attributes:
+        num_used: steps that followed it.
+        leaving: actions by the moment before which they are taken.
+        horizon: last such moment; a step that differs only later is still this one.
+    """
+
+    keys: list[tuple[Any, int]]
+    trace: Trace
+    plan: Plan
+    leaving: dict[int, list[tuple[int, str]]] = field(init=False)
+    horizon: int = field(init=False)
+    num_used: int = 0
+
+    def __post_init__(self) -> None:
+        self.leaving = defaultdict(list)
+        for index, action in self.plan.actions.items():
+            self.leaving[self.trace.values[index].idle + 1].append((index, action))
+        self.horizon = max(self.leaving, default=-1)
+
+
+class Control:
+    """Decides for one step. A script is followed as long as the step does what the script's did;
+    where live bytes pass the limit, the value with the smallest score leaves:
+
+        score = min(replay seconds, swap seconds) / (bytes * distance)
+
+    where distance counts saved values between now and the value: time since it was saved in the
+    forward pass, and until it is read in backward (our choice, after DTR's and DELTA's filters).
+
+    Args:
+        budget_bytes: None: nothing leaves, the step is only seen.
+        scripts: of earlier steps, the newest first.
+        verify: 'first': in a step without a script, compare each value with a replay of it before
+            it may be dropped; 'always': in every step; 'never'.
+        log: one line an event.
+    """
+
+    def __init__(self, *, budget_bytes: int | None, scripts: list[Script], actions: str,
+                 verify: str, log: Callable[[str], None]) -> None:
+        self.budget_bytes, self.scripts, self.actions = budget_bytes, scripts, actions
+        self.verify, self.log = verify, log
+        self.step: Step
+        self.residence: Residence
+        self.script = scripts[0] if scripts and budget_bytes is not None else None
+        self.lost_at: int | None = None
+        self.pending: list[Node] = []  # saved, and somebody else may still hold them
+        self.idle: dict[Node, None] = {}
+        self.late: list[tuple[Node, str]] = []
+        self.order = 0  # of the value that was saved or read last
+        self.has_second_order = self.is_over = False
+        self._set_limit()
+
+    def attach(self, step: Step, residence: Residence) -> None:
+        self.step, self.residence = step, residence
+
+    def _set_limit(self) -> None:
+        if self.budget_bytes is None:
+            self.limit = math.inf
+        elif self.script is None:
+            self.limit = self.budget_bytes
+        else:
+            self.limit = TOLERANCE * max(self.budget_bytes, self.script.plan.peak_bytes)
+
+    # Called by the step
+
+    def before(self, moment: int) -> None:
+        """The operator of this moment is about to run."""
+        script = self.script
+        if script is None:
+            if self.pending:
+                self._settle(moment)
+        else:
+            if self.late:
+                self.late = [entry for entry in self.late if not self._leaves(*entry)]
+            if moment in script.leaving:
+                nodes = self.step.nodes
+                for index, action in script.leaving[moment]:
+                    if index < len(nodes) and not self._leaves(nodes[index], action):
+                        self.late.append((nodes[index], action))
+        if self.step.bytes.live > self.limit:
+            self._make_room()
+
+    def after(self, moment: int) -> None:
+        if self.script is not None and moment <= self.script.horizon:
+            key, expected = self.step.keys[moment], self.script.keys[moment]
+            if key[1] != expected[1] or key[0] is not expected[0]:
+                self._find_script(moment)
+        if self.step.bytes.live > self.limit:
+            self._make_room()
+
+    def packed(self, node: Node) -> None:
+        self.order = node.order
+        self.pending.append(node)
+
+    def read(self, node: Node) -> None:
+        self.order = node.order
+        if node.away is not None:
+            if self.step.bytes.live + self._needed_bytes(node) > self.limit:
+                self._make_room(self._needed_bytes(node))
+            self.residence.restore(node)
+            self.idle.pop(node, None)
+            self.pending.append(node)
+
+    def forget(self, node: Node) -> None:
+        self.idle.pop(node, None)
+        self.residence.forget(node)
+
+    def saved_in_backward(self) -> None:
+        if torch.is_grad_enabled():
+            self.has_second_order = True
+
+    def may_replay(self, call: Call) -> bool:
+        return self.residence.may_replay(call)
+
+    def draws(self, args: tuple) -> tuple[torch.device, Tensor]:
+        """State of the generator that an operator is about to draw from."""
+        device = next((value.device for value in args if isinstance(value, Tensor)),
+                      torch.device('cpu'))
+        return generator_state(device)
+
+    def before_write(self, tensors: Iterable[Tensor]) -> None:
+        """Bring back what is made from memory that is about to change."""
+        step = self.step
+        sources = set()
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata
+            sources |= {source for source in (step.current.get(key), step.leaves.get(key))
+                        if source is not None}
+        if not sources:
+            return
+        for node in [node for node in step.nodes if node.away == 'drop']:
+            if node.away == 'drop' and self._reads(node, sources):
+                self.residence.restore(node)
+                self.pending.append(node)
+
+    def makes_room(self, error: RuntimeError) -> bool:
+        """After an operator found no memory: let half of what may leave go. Did anything?"""
+        if not isinstance(error, torch.OutOfMemoryError) \
+                and "can't allocate memory" not in str(error):
+            return False
+        self._settle(self.step.num_ops)
+        total = sum(node.num_bytes for node in self.idle)
+        before = self.step.bytes.live
+        self._make_room(limit=before - total // 2)
+        self.residence.transfer.settle(must_wait=True)
+        freed = before - self.step.bytes.live
+        self.log(f'an operator found no memory: {freed / 1e6:.1f} MB of saved values left, '
+                 'and it ran again' if freed else 'an operator found no memory, and nothing was '
+                 'left that could leave')
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return freed > 0
+
+    # How
+
+    def _settle(self, moment: int) -> None:
+        """Find what only autograd holds by now."""
+        still = []
+        for node in self.pending:
+            if not node.handles or node.away is not None or node.storage() is None:
+                continue
+            if not self.residence.is_idle(node):
+                still.append(node)
+                continue
+            if node.idle is None:
+                node.idle = moment - 1
+            if self.script is None and self.verify != 'never':
+                self._verify(node)
+            self.idle[node] = None
+        self.pending = still
+
+    def _verify(self, node: Node) -> None:
+        if node.is_verified or self.actions == 'swap' \
+                or not self.residence.may_replay(node.call):
+            return
+        node.is_verified = True
+        need = self._needed_bytes(node)
+        if self.step.bytes.live + need > self.limit:
+            self._make_room(need)
+        peak = self.step.bytes.peak
+        if not self.residence.verify(node) and node.call.operator.name in self.residence.refused:
+            self.log(f'{node.call.operator.name} gave other bytes when it ran again'
+                     f'{" in " + node.where if node.where else ""}: it is never run twice from '
+                     'now on')
+        if self.budget_bytes is None:
+            self.step.bytes.peak = peak  # of the step without this test
+
+    def _needed_bytes(self, node: Node) -> int:
+        """What making it again takes, at most."""
+        if node.away == 'swap':
+            return node.num_bytes
+        chain = self.residence.chain(node)
+        return 0 if chain is None else sum(
+            made.num_bytes for call in chain.calls for _, made in call.outputs)
+
+    def _leaves(self, node: Node, action: str) -> bool:
+        """Did it leave, or is there no need any more?"""
+        if not node.handles or node.away is not None:
+            return True
+        if node.num_leaves >= MAX_LEAVES:
+            return True
+        return self._leave(node, action)
+
+    def _leave(self, node: Node, action: str) -> bool:
+        if self.verify == 'always' and action == 'drop' and self.residence.is_idle(node):
+            self._verify(node)
+        return self.residence.leave(node, action)
+
+    def _find_script(self, moment: int) -> None:
+        """The step does something else than its script: another one's, or nobody's."""
+        keys = self.step.keys
+        for script in self.scripts:
+            if script is not self.script and len(script.keys) > moment \
+                    and all(seen[1] == known[1] and seen[0] is known[0]
+                            for seen, known in zip(keys, script.keys, strict=False)):
+                self.script = script
+                self._set_limit()
+                return self._catch_up(moment)
+        self.script, self.lost_at = None, moment
+        self._set_limit()
+        self.pending = [node for node in self.step.nodes
+                        if node.handles and node.away is None and node.num_leaves < MAX_LEAVES]
+
+    def _catch_up(self, moment: int) -> None:
+        for time in range(moment + 1):
+            for index, action in self.script.leaving.get(time, ()):
+                self.late.append((self.step.nodes[index], action))
+
+    def _make_room(self, needed: int = 0, limit: float | None = None) -> None:
+        """Let the cheapest leave until the limit holds, with so many bytes to spare."""
+        step, residence = self.step, self.residence
+        limit = self.limit if limit is None else limit
+        if self.script is not None and self.pending:
+            self._settle(step.num_ops)
+        residence.transfer.settle()
+        if step.bytes.live + needed <= limit:
+            return
+        scored = []
+        for node in self.idle:
+            if node.locks or node.is_pinned or node.num_leaves >= MAX_LEAVES:
+                continue
+            seconds, action = residence.restore_seconds(node, self.actions)
+            if seconds < math.inf:
+                distance = max(abs(self.order - node.order), 1)
+                scored.append((seconds / (node.num_bytes * distance), node.order, node, action))
+        scored.sort(key=lambda entry: entry[:2])
+        for _, _, node, action in scored:
+            if step.bytes.live + needed <= limit:
+                return
+            # Those before it in the list may have left: what it needs may have become dear.
+            seconds, action = residence.restore_seconds(node, self.actions)
+            if seconds < math.inf and self._leave(node, action):
+                self.idle.pop(node, None)
+        residence.transfer.settle(must_wait=step.bytes.live + needed > limit)
+        self.is_over |= step.bytes.live > limit
+
+    def _reads(self, node: Node, sources: set[Node | Leaf]) -> bool:
+        chain = self.residence.chain(node)
+        return chain is not None and any(
+            type(slot) is Slot and slot.source in sources
+            for call in chain.calls for value in [*call.args, *call.kwargs.values()]
+            for slot in (value if type(value) is list else (value,)))

@@ -1,0 +1,145 @@
+"""What a step remembers: values, the operators that made them, and autograd's handles on them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vision.memory.nn.operators import Operator
+from vision.memory.nn.tracker import Watch
+
+WRITTEN = -1
+
+
+class Leaf:
+    """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference."""
+
+    __slots__ = ('alias', 'key')
+
+    def __init__(self, alias: Tensor, key: int) -> None:
+        self.alias, self.key = alias, key
+
+
+class Slot(NamedTuple):
+    """A tensor argument of a recorded call.
+
+    Args:
+        source: a Node, or a Leaf with the version that was read.
+        geometry: (dtype, size, stride, offset) on the storage of the source.
+    """
+
+    source: Any
+    version: int
+    geometry: tuple
+
+
+class Call:
+    """One operator of the forward pass, ready to run again.
+
+    Attributes:
+        args, kwargs: as it was called, each tensor replaced by a ``Slot``.
+        nodes: of the tensor arguments, without what it overwrites in full.
+        outputs: (position among the result's tensors, node) of what it made; WRITTEN is the
+            position of the argument that it wrote into.
+        is_plain: its tensors can be made again from slots.
+        inplace: (node before, node after) of the first argument, which it changes.
+        overwrites: node of the first argument, for which fresh memory stands in.
+        rng: state of the generator before it ran, of operators that draw.
+    """
+
+    __slots__ = ('args', 'index', 'inplace', 'is_plain', 'kwargs', 'moment', 'nodes', 'operator',
+                 'outputs', 'overwrites', 'rng', 'seconds')
+
+    def __init__(self, operator: Operator, moment: int, index: int) -> None:
+        self.operator, self.moment, self.index = operator, moment, index
+        self.args: list[Any] = []
+        self.kwargs: dict[str, Any] = {}
+        self.nodes: list[Node] = []
+        self.outputs: list[tuple[int, Node]] = []
+        self.inplace: tuple[Node, Node] | None = None
+        self.overwrites: Node | None = None
+        self.rng: Tensor | None = None
+        self.is_plain = operator.may_replay
+        self.seconds = 0.0
+
+    def clear(self) -> None:
+        """It never runs again: let go of all that it holds."""
+        self.is_plain = False
+        self.args, self.kwargs, self.nodes, self.outputs = [], {}, [], []
+        self.inplace = self.overwrites = self.rng = None
+
+
+class Node:
+    """One version of one storage.
+
+    Attributes:
+        watch: of its living storage; None once another version has taken the storage over.
+        handles: of autograd, still open.
+        away: None; or 'drop' or 'swap': the handles are open and the memory is free.
+        anchor: alias that holds the storage for others that were dropped, while ``locks`` > 0.
+        is_root: never made again, whatever made it.
+        is_pinned: never leaves.
+        order: position among the values that autograd saved; -1: not saved.
+        num_leaves: how often it left in this step.
+        check: bytes' sum when it left, where that is watched.
+    """
+
+    __slots__ = ('__weakref__', 'anchor', 'away', 'block', 'born', 'call', 'check', 'death',
+                 'geometry', 'handles', 'idle', 'index', 'is_pinned', 'is_root', 'is_verified',
+                 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed', 'watch',
+                 'where')
+
+    def __init__(self, index: int, call: Call, watch: Watch, geometry: tuple) -> None:
+        self.index, self.call, self.watch, self.geometry = index, call, watch, geometry
+        self.num_bytes = watch.num_bytes
+        self.born, self.death = call.moment, -1
+        self.packed: int | None = None
+        self.idle: int | None = None
+        self.order = -1
+        self.handles: list[Handle] = []
+        self.away: str | None = None
+        self.anchor: Tensor | None = None
+        self.locks = 0
+        self.locked_by: list[Node] = []  # what this one's absence locks
+        self.block = None
+        self.check: int | None = None
+        self.is_root = self.is_pinned = self.is_verified = False
+        self.num_leaves = 0
+        self.where = ''
+
+    def storage(self):
+        """Its storage if that is there in this version."""
+        return None if self.watch is None else self.watch()
+
+
+class Checked:
+    """A saved tensor that stays; autograd leaves the check of versions to whoever has hooks."""
+
+    __slots__ = ('alias', 'version')
+
+    def __init__(self, alias: Tensor) -> None:
+        self.alias, self.version = alias, alias._version
+
+    def refuse_if_changed(self) -> None:
+        if self.alias._version != self.version:
+            raise RuntimeError(
+                'one of the variables needed for gradient computation has been modified by an '
+                f'inplace operation: [{self.alias.type()} {list(self.alias.size())}] is at version'
+                f' {self.alias._version}; expected version {self.version} instead.')
+
+
+class Handle(Checked):
+    """A saved tensor whose memory may leave: its alias then is an empty shell, which still shares
+    the version counter of what was saved."""
+
+    __slots__ = ('geometry', 'node', 'step')
+
+    def __init__(self, alias: Tensor, node: Node, step: Any) -> None:
+        super().__init__(alias)
+        self.node, self.step = node, step
+        self.geometry = (alias.dtype, alias.size(), alias.stride(), alias.storage_offset())
+        node.handles.append(self)
+
+    def __del__(self) -> None:
+        self.step.closed(self)

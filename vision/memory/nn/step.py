@@ -1,0 +1,321 @@
+"""One step under watch: a dispatch mode that records it, hooks that hold what autograd saves."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision.common.core.errors import VisionError
+from vision.memory.core import graph
+from vision.memory.nn.nodes import WRITTEN, Call, Checked, Handle, Leaf, Node, Slot
+from vision.memory.nn.operators import PLAIN_DTYPES, Operator, flat_tensors
+from vision.memory.nn.torch_private import TorchDispatchMode, graph_task, is_compiling, unseen
+from vision.memory.nn.tracker import LiveBytes, Watch
+
+COMPILED = VisionError(
+    'VIS-CONFIG-1412', 'a compiled model runs under an activation budget of ours',
+    why='an active recorder makes the compiler fall back to eager without a word, so that neither '
+    'would do what it promises', do='leave torch.compile out, or leave the budget out and set '
+    "the compiler's own: torch._functorch.config.activation_memory_budget")
+
+
+class Step(TorchDispatchMode):
+    """Records the operators of one step and counts its memory.
+
+    Args:
+        control: decides what leaves; ``vision.memory.nn.control.Control``.
+        operators: what is known of each overload, kept by the manager over steps.
+        min_bytes: smaller storages stay, as do those on another type of device.
+
+    Attributes:
+        num_ops: operators so far, which is the moment of the next one; views do not count.
+        num_away, away_bytes: values whose handles are open and whose memory is free.
+        is_passing: operators run through: replays and our own.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # dynamo's wrapper costs more than the record; compiled models are refused
+
+    def __init__(self, control: Any, operators: dict[Any, Operator], min_bytes: int,
+                 device_type: str) -> None:
+        super().__init__()
+        self.control, self.operators = control, operators
+        self.min_bytes, self.device_type = min_bytes, device_type
+        self.bytes = LiveBytes(self._storage_freed)
+        self.nodes: list[Node] = []
+        self.calls: list[Call] = []
+        self.current: dict[int, Node] = {}  # by address of the storage
+        self.leaves: dict[int, Leaf] = {}
+        self.num_ops = self.num_packed = 0
+        self.saved_bytes = self.peak_saved_bytes = self.away_bytes = self.num_away = 0
+        self.is_passing = self.is_closed = False
+        self.keys: list[tuple[Any, int]] = []  # (operator, bytes it made) by moment
+        self.live: list[int] = []
+        self.seconds: list[float] = []
+        self.num_forward = 0
+        self.reads: list[tuple[int, int]] = []
+        self.pins = 0  # modules entered whose activations stay
+        self.scopes: list[str] = []
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def __enter__(self) -> Step:
+        super().__enter__()
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        operator = self.operators.get(func)
+        if operator is None:
+            operator = self.operators[func] = Operator(func)
+        if operator.is_view:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if self.is_passing:
+            result = func(*args, **kwargs) if kwargs else func(*args)
+            self.bytes.add_results(result, operator.written(args, kwargs))
+            return result
+        is_forward = graph_task() == -1
+        if is_forward and is_compiling():
+            raise COMPILED
+        moment, control = self.num_ops, self.control
+        control.before(moment)
+        writes = operator.writes
+        if writes and self.num_away:
+            control.before_write(operator.written(args, kwargs))
+        rng = control.draws(args) if operator.is_random and is_forward else None
+        start = time.perf_counter()
+        try:
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        except RuntimeError as error:
+            if writes or not control.makes_room(error):
+                raise
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        seconds = time.perf_counter() - start
+        live = self.bytes.live
+        self.num_ops += 1
+        if is_forward:
+            self.num_forward += 1
+            self._record(operator, moment, args, kwargs, result, rng, seconds)
+        else:
+            written = operator.written(args, kwargs) if writes else ()
+            if written:
+                self._overwritten(written)
+            self.bytes.add_results(result, written)
+        made = self.bytes.live - live
+        self.keys.append((func, made))
+        self.live.append(self.bytes.live + self.away_bytes)
+        self.seconds.append(seconds)
+        control.after(moment)
+        return result
+
+    # What is recorded
+
+    def _record(self, operator: Operator, moment: int, args: tuple, kwargs: dict | None,
+                result: Any, rng: Tensor | None, seconds: float) -> None:
+        call = Call(operator, moment, len(self.calls))
+        call.seconds, call.rng = seconds, rng
+        known = self._new_versions(call, operator, args, kwargs) if operator.writes else ()
+        for position, tensor in enumerate(flat_tensors(result)):
+            storage = plain_storage(tensor)
+            if storage is None:
+                call.is_plain = False
+            elif storage._cdata not in known and (watch := self.bytes.add(storage)) is not None:
+                call.outputs.append((position, self._node(call, watch, tensor)))
+        if not call.outputs:  # it wrote into parameters or buffers, or gave numbers
+            return
+        slot = self._slot
+        inputs = call.args
+        for value in args:
+            if isinstance(value, Tensor):
+                inputs.append(slot(call, value))
+            elif type(value) in (tuple, list):
+                inputs.append([slot(call, part) if isinstance(part, Tensor) else part
+                               for part in value])
+            else:
+                inputs.append(value)
+        if kwargs:
+            if kwargs.get('generator') is not None:  # its state is not ours to set
+                call.is_plain = False
+            for name, value in kwargs.items():
+                call.kwargs[name] = slot(call, value) if isinstance(value, Tensor) else value
+        self.calls.append(call)
+
+    def _slot(self, call: Call, tensor: Tensor) -> Slot | None:
+        storage = plain_storage(tensor)
+        if storage is None:
+            call.is_plain = False
+            return None
+        key = storage._cdata
+        geometry = (tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
+        node = self.current.get(key)
+        if node is None:
+            leaf = self.leaves.get(key)
+            if leaf is None:
+                with unseen():
+                    leaf = self.leaves[key] = Leaf(tensor.detach(), key)
+            return Slot(leaf, tensor._version, geometry)
+        if node.call is call:  # written in place: the argument is the version before
+            if call.inplace is not None and call.inplace[1] is node:
+                call.nodes.append(call.inplace[0])
+                return Slot(call.inplace[0], 0, geometry)
+            return Slot(node, 0, geometry)  # overwritten in full
+        call.nodes.append(node)
+        return Slot(node, 0, geometry)
+
+    def _node(self, call: Call, watch: Watch, tensor: Tensor) -> Node:
+        node = Node(len(self.nodes), call, watch, (
+            tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset()))
+        if self.pins:
+            node.is_pinned = True
+        if self.scopes:
+            node.where = self.scopes[-1]
+        self.nodes.append(node)
+        self.current[watch.key] = node
+        return node
+
+    def _new_versions(self, call: Call, operator: Operator, args: tuple, kwargs: dict | None
+                      ) -> set[int]:
+        """Give what was written in place its new node; addresses of all that was written."""
+        known = set()
+        for place in operator.writes:
+            value = operator.argument(place, args, kwargs)
+            written = flat_tensors(value)
+            self.bytes.resized(written)
+            for tensor in written:
+                storage = plain_storage(tensor)
+                if storage is None:
+                    continue
+                known.add(storage._cdata)
+                old = self.current.get(storage._cdata)
+                if old is None or old.call is call:
+                    continue
+                watch, old.watch, old.death = old.watch, None, call.moment
+                node = self._node(call, watch, tensor)
+                if tensor is not value or place != 0:  # lists, out=: not run again
+                    call.is_plain = False
+                is_whole = tensor.numel() * tensor.element_size() == storage.nbytes()
+                if operator.is_overwrite and is_whole:
+                    call.overwrites = node
+                else:
+                    call.inplace = (old, node)
+                call.outputs.append((WRITTEN, node))
+        return known
+
+    def _overwritten(self, tensors: list[Tensor]) -> None:
+        """Backward wrote into these: what the forward pass made there is no more."""
+        self.bytes.resized(tensors)
+        for tensor in tensors:
+            storage = plain_storage(tensor)
+            node = None if storage is None else self.current.pop(storage._cdata, None)
+            if node is not None:
+                node.watch, node.death = None, self.num_ops - 1
+
+    def make_root(self, tensor: Tensor) -> None:
+        """Never make this tensor's memory again."""
+        storage = plain_storage(tensor)
+        if storage is not None and (node := self.current.get(storage._cdata)) is not None:
+            node.is_root = True
+
+    # What autograd saves
+
+    def _pack(self, tensor: Tensor) -> Checked:
+        with unseen():
+            alias = tensor.detach()
+        node = None
+        if graph_task() == -1 and not self.is_closed:
+            storage = plain_storage(tensor)
+            node = None if storage is None else self.current.get(storage._cdata)
+        else:
+            self.control.saved_in_backward()
+        if node is None or node.num_bytes < self.min_bytes or node.watch is None \
+                or tensor.device.type != self.device_type:
+            return Checked(alias)
+        if node.packed is None:
+            node.packed, node.order = self.num_ops - 1, self.num_packed
+            self.num_packed += 1
+            self.saved_bytes += node.num_bytes
+            self.peak_saved_bytes = max(self.peak_saved_bytes, self.saved_bytes)
+            self.control.packed(node)
+        return Handle(alias, node, self)
+
+    def _unpack(self, saved: Checked) -> Tensor:
+        saved.refuse_if_changed()
+        if type(saved) is Handle:
+            node = saved.node
+            if not self.is_closed:
+                self.reads.append((self.num_ops, node.index))
+            self.control.read(node)
+        with unseen():
+            return saved.alias.detach()  # autograd's own: ours may become a shell
+
+    def closed(self, handle: Handle) -> None:
+        """Autograd needs this handle no more."""
+        node = handle.node
+        node.handles.remove(handle)
+        if not node.handles:
+            self.saved_bytes -= node.num_bytes
+            if node.away is not None:
+                node.death = self.num_ops - 1
+            self.control.forget(node)
+
+    def _storage_freed(self, watch: Watch) -> None:
+        node = self.current.get(watch.key)
+        if node is not None and node.watch is watch:
+            del self.current[watch.key]
+            node.watch = None
+            if node.away is None:
+                node.death = self.num_ops - 1
+
+    # What it was
+
+    def trace(self) -> graph.Trace:
+        """The step in numbers; of a managed step, as it would have been without a budget."""
+        last = self.num_ops - 1
+        values = tuple(graph.Value(
+            num_bytes=node.num_bytes, call=node.call.index, born=node.born,
+            death=last if node.death < 0 else max(node.death, node.born), packed=node.packed,
+            idle=node.idle, may_drop=node.packed is not None and not node.is_pinned,
+            where=node.where, shape=tuple(node.geometry[1])) for node in self.nodes)
+        calls = tuple(graph.Call(
+            name=call.operator.name, moment=call.moment, seconds=call.seconds,
+            inputs=tuple(dict.fromkeys(node.index for node in call.nodes)),
+            outputs=tuple(node.index for _, node in call.outputs),
+            replayable=self.control.may_replay(call),
+            inplace=((call.inplace[0].index, call.inplace[1].index),) if call.inplace else ())
+            for call in self.calls)
+        return graph.Trace(
+            calls=calls, values=values, live_bytes=np.array(self.live, np.int64),
+            made_bytes=np.array([made for _, made in self.keys], np.int64),
+            seconds=np.array(self.seconds), reads=tuple(self.reads),
+            signature=hash(tuple(self.keys[:self.num_forward])))
+
+    def close(self, *, is_failed: bool = False) -> bool:
+        """Let go of everything that no open handle needs; does a graph outlive the step?"""
+        self.is_closed = True
+        self.bytes.close()
+        self.current.clear()
+        self.leaves.clear()
+        is_open = any(node.away for node in self.nodes)
+        if is_failed or not is_open:
+            for call in self.calls:
+                call.clear()
+        self.nodes, self.calls, self._hooks = [], [], None
+        return is_open
+
+
+def plain_storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor that (dtype, size, stride, offset) describes; None of any other."""
+    if tensor.dtype not in PLAIN_DTYPES or tensor.is_neg() or tensor.layout is not torch.strided:
+        return None
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None

@@ -1,0 +1,170 @@
+"""Copies of storages between the device and host memory."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from vision.memory.core.host_pool import Block, HostPool
+from vision.memory.core.plan import Link
+from vision.memory.nn.torch_private import tensor_on, unseen
+
+_TRIAL_BYTES = 64 << 20  # of one copy each way that measures the link (specification, 2.4)
+
+
+class Transfer:
+    """Copies on the thread that computes: what a CPU can do, and the judge of the other kind.
+
+    Args:
+        host_bytes: cap of the host pool; None: no cap.
+        bandwidth: bytes/s each way; None: measured at the first use of ``link``.
+        device: where the storages lie.
+    """
+
+    overlaps = False
+
+    def __init__(self, device: torch.device, host_bytes: int | None, bandwidth: float | None
+                 ) -> None:
+        self.device, self.bandwidth = device, bandwidth
+        self.pool = HostPool(host_bytes)
+        self.arenas: list[torch.Tensor] = []
+        self._link: Link | None = None
+
+    @property
+    def link(self) -> Link:
+        if self._link is None:
+            rates = (self.bandwidth, self.bandwidth) if self.bandwidth else self._measure()
+            self._link = Link(*rates, overlaps=self.overlaps)
+        return self._link
+
+    def out(self, storage: torch.UntypedStorage) -> Block | None:
+        """Copy to the host; None: the cap of the pool is reached."""
+        block = self.pool.reserve(storage.nbytes())
+        if block is not None:
+            with unseen():
+                self._copy_out(storage, block)
+        return block
+
+    def back(self, block: Block, num_bytes: int) -> torch.UntypedStorage:
+        """New device memory with the bytes of a block, which is free afterwards.
+
+        Call it with the dispatch mode active: the new memory is counted, the copy is not seen.
+        """
+        storage = torch.empty(num_bytes, dtype=torch.uint8, device=self.device).untyped_storage()
+        with unseen():
+            self._copy_back(block, storage)
+        self.release(block)
+        return storage
+
+    def release(self, block: Block) -> None:
+        self.pool.release(block)
+
+    def settle(self, *, must_wait: bool = False) -> None:
+        """Free device memory whose copy to the host is done."""
+
+    def close(self) -> None:
+        self.arenas.clear()
+        self.pool = HostPool(self.pool.cap_bytes)
+
+    def _host(self, block: Block) -> torch.Tensor:
+        for size in self.pool.arena_sizes[len(self.arenas):]:
+            self.arenas.append(self._new_arena(size))
+        return self.arenas[block.arena][block.offset:block.offset + block.num_bytes]
+
+    def _new_arena(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def _copy_out(self, storage: torch.UntypedStorage, block: Block) -> None:
+        self._host(block).copy_(as_bytes(storage))
+
+    def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> None:
+        as_bytes(storage).copy_(self._host(block))
+
+    def _measure(self) -> tuple[float, float]:
+        with unseen():
+            near = torch.empty(_TRIAL_BYTES, dtype=torch.uint8, device=self.device)
+            far = self._new_arena(_TRIAL_BYTES)
+            return _rate(far, near), _rate(near, far)
+
+
+class CudaTransfer(Transfer):
+    """Copies on two side streams beside the computation, through pinned memory.
+
+    Never run on a GPU by us. Written against faults of others: the compute stream is taken before
+    a side stream's context is entered (torchtitan PR 2581); device memory is held in a stash
+    until its copy has ended, without ``record_stream`` (TRL 5700: the stash is emptied at the end
+    of a step); a host block is reused only after the copy that read it (torchtune 1867).
+    """
+
+    overlaps = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.to_host = torch.cuda.Stream(self.device)
+        self.to_device = torch.cuda.Stream(self.device)
+        self.stash: list[tuple[torch.cuda.Event, torch.UntypedStorage]] = []
+        self.written: dict[Block, torch.cuda.Event] = {}  # copies to the host
+        self.readers: list[tuple[torch.cuda.Event, Block]] = []  # copies from it
+
+    def settle(self, *, must_wait: bool = False) -> None:
+        if must_wait and self.stash:
+            self.stash[-1][0].synchronize()
+        self.stash = [entry for entry in self.stash if not entry[0].query()]
+        done = [block for event, block in self.readers if event.query()]
+        self.readers = [entry for entry in self.readers if not entry[0].query()]
+        for block in done:
+            self.pool.release(block)
+
+    def release(self, block: Block) -> None:
+        self.written.pop(block, None)
+        if not any(reader is block for _, reader in self.readers):
+            self.pool.release(block)
+
+    def close(self) -> None:
+        torch.cuda.synchronize(self.device)
+        self.stash.clear()
+        self.readers.clear()
+        self.written.clear()
+        super().close()
+
+    def _new_arena(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def _copy_out(self, storage: torch.UntypedStorage, block: Block) -> None:
+        made = torch.cuda.current_stream(self.device).record_event()
+        host = self._host(block)
+        with torch.cuda.stream(self.to_host):
+            self.to_host.wait_event(made)
+            host.copy_(as_bytes(storage), non_blocking=True)
+            event = self.to_host.record_event()
+        self.written[block] = event
+        self.stash.append((event, storage))
+
+    def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> None:
+        compute = torch.cuda.current_stream(self.device)
+        allocated = compute.record_event()
+        host = self._host(block)
+        with torch.cuda.stream(self.to_device):
+            self.to_device.wait_event(allocated)
+            self.to_device.wait_event(self.written[block])
+            as_bytes(storage).copy_(host, non_blocking=True)
+            event = self.to_device.record_event()
+        self.readers.append((event, block))
+        compute.wait_event(event)
+
+
+def as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
+    return tensor_on(storage, (torch.uint8, (storage.nbytes(),), (1,), 0))
+
+
+def _rate(target: torch.Tensor, source: torch.Tensor) -> float:
+    """Bytes per second of the second of two copies; the first touches the pages."""
+    for _ in range(2):
+        start = time.perf_counter()
+        target.copy_(source)
+        if source.is_cuda or target.is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return source.numel() / max(seconds, 1e-9)
