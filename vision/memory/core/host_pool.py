@@ -70,6 +70,9 @@ class HostPool:
             size += before
         insort(free, (offset, size))
 
+    def reset_peak(self) -> None:
+        self.peak_bytes = self.used_bytes
+
     def _find(self, size: int) -> tuple[int | None, int]:
         for arena, free in enumerate(self._free):
             for index, (_, room) in enumerate(free):

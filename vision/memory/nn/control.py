@@ -192,6 +192,8 @@ class Control:
             if node.idle is None:
                 node.idle = moment - 1
             if self.script is None and self.verify != 'never':
+                if self.step.bytes.live > self.limit - (need := self._needed_bytes(node)):
+                    self._make_room(need)
                 self._verify(node)
             self.idle[node] = None
         self.pending = still
@@ -201,9 +203,6 @@ class Control:
                 or not self.residence.may_replay(node.call):
             return
         node.is_verified = True
-        need = self._needed_bytes(node)
-        if self.step.bytes.live + need > self.limit:
-            self._make_room(need)
         peak = self.step.bytes.peak
         if not self.residence.verify(node) and node.call.operator.name in self.residence.refused:
             self.log(f'{node.call.operator.name} gave other bytes when it ran again'

@@ -15,10 +15,10 @@ WRITTEN = -1
 class Leaf:
     """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference."""
 
-    __slots__ = ('alias', 'key')
+    __slots__ = ('key', 'tensor')
 
-    def __init__(self, alias: Tensor, key: int) -> None:
-        self.alias, self.key = alias, key
+    def __init__(self, tensor: Tensor, key: int) -> None:
+        self.tensor, self.key = tensor, key
 
 
 class Slot(NamedTuple):
@@ -75,7 +75,7 @@ class Node:
 
     Attributes:
         watch: of its living storage; None once another version has taken the storage over.
-        handles: of autograd, still open.
+        handles: what autograd saved of it and still needs.
         away: None; or 'drop' or 'swap': the handles are open and the memory is free.
         anchor: alias that holds the storage for others that were dropped, while ``locks`` > 0.
         is_root: never made again, whatever made it.
@@ -97,7 +97,7 @@ class Node:
         self.packed: int | None = None
         self.idle: int | None = None
         self.order = -1
-        self.handles: list[Handle] = []
+        self.handles: list[Saved] = []
         self.away: str | None = None
         self.anchor: Tensor | None = None
         self.locks = 0
@@ -113,15 +113,18 @@ class Node:
         return None if self.watch is None else self.watch()
 
 
-class Checked:
-    """A saved tensor that stays; autograd leaves the check of versions to whoever has hooks."""
+class Saved:
+    """A tensor that autograd saved. Its alias shares the version counter, also as the empty shell
+    that it becomes when the memory leaves."""
 
-    __slots__ = ('alias', 'version')
+    __slots__ = ('alias', 'geometry', 'version')
 
     def __init__(self, alias: Tensor) -> None:
         self.alias, self.version = alias, alias._version
+        self.geometry: tuple | None = None
 
     def refuse_if_changed(self) -> None:
+        """Autograd leaves its check of versions out where hooks are."""
         if self.alias._version != self.version:
             raise RuntimeError(
                 'one of the variables needed for gradient computation has been modified by an '
@@ -129,17 +132,16 @@ class Checked:
                 f' {self.alias._version}; expected version {self.version} instead.')
 
 
-class Handle(Checked):
-    """A saved tensor whose memory may leave: its alias then is an empty shell, which still shares
-    the version counter of what was saved."""
+class Handle:
+    """What autograd holds of a value that may leave; the value's node learns of its end."""
 
-    __slots__ = ('geometry', 'node', 'step')
+    __slots__ = ('node', 'saved', 'step')
 
-    def __init__(self, alias: Tensor, node: Node, step: Any) -> None:
-        super().__init__(alias)
-        self.node, self.step = node, step
-        self.geometry = (alias.dtype, alias.size(), alias.stride(), alias.storage_offset())
-        node.handles.append(self)
+    def __init__(self, saved: Saved, node: Node, step: Any) -> None:
+        self.saved, self.node, self.step = saved, node, step
+        alias = saved.alias
+        saved.geometry = (alias.dtype, alias.size(), alias.stride(), alias.storage_offset())
+        node.handles.append(saved)
 
     def __del__(self) -> None:
         self.step.closed(self)

@@ -102,7 +102,7 @@ class Residence:
             for slot in value if type(value) is list else (value,):
                 if type(slot) is Slot and type(slot.source) is Leaf \
                         and position not in call.operator.running \
-                        and slot.source.alias._version != slot.version:
+                        and slot.source.tensor._version != slot.version:
                     return False
         return True
 
@@ -309,7 +309,7 @@ class Residence:
         if type(value) is Slot:
             source = value.source
             if type(source) is Leaf:
-                return tensor_on(source.alias.untyped_storage(), value.geometry)
+                return tensor_on(source.tensor.untyped_storage(), value.geometry)
             storage = made.get(source)
             if storage is None:
                 storage = source.storage()

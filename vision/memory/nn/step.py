@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.memory.core import graph
-from vision.memory.nn.nodes import WRITTEN, Call, Checked, Handle, Leaf, Node, Slot
+from vision.memory.nn.nodes import WRITTEN, Call, Handle, Leaf, Node, Saved, Slot
 from vision.memory.nn.operators import PLAIN_DTYPES, Operator, flat_tensors
 from vision.memory.nn.torch_private import TorchDispatchMode, graph_task, is_compiling, unseen
 from vision.memory.nn.tracker import LiveBytes, Watch
@@ -159,8 +159,8 @@ class Step(TorchDispatchMode):
         if node is None:
             leaf = self.leaves.get(key)
             if leaf is None:
-                with unseen():
-                    leaf = self.leaves[key] = Leaf(tensor.detach(), key)
+                # The tensor itself: an alias made below autograd would not share its version.
+                leaf = self.leaves[key] = Leaf(tensor, key)
             return Slot(leaf, tensor._version, geometry)
         if node.call is call:  # written in place: the argument is the version before
             if call.inplace is not None and call.inplace[1] is node:
@@ -226,7 +226,7 @@ class Step(TorchDispatchMode):
 
     # What autograd saves
 
-    def _pack(self, tensor: Tensor) -> Checked:
+    def _pack(self, tensor: Tensor) -> Saved | Handle:
         with unseen():
             alias = tensor.detach()
         node = None
@@ -237,29 +237,32 @@ class Step(TorchDispatchMode):
             self.control.saved_in_backward()
         if node is None or node.num_bytes < self.min_bytes or node.watch is None \
                 or tensor.device.type != self.device_type:
-            return Checked(alias)
+            return Saved(alias)
         if node.packed is None:
             node.packed, node.order = self.num_ops - 1, self.num_packed
             self.num_packed += 1
             self.saved_bytes += node.num_bytes
             self.peak_saved_bytes = max(self.peak_saved_bytes, self.saved_bytes)
             self.control.packed(node)
-        return Handle(alias, node, self)
+        return Handle(Saved(alias), node, self)
 
-    def _unpack(self, saved: Checked) -> Tensor:
-        saved.refuse_if_changed()
-        if type(saved) is Handle:
-            node = saved.node
+    def _unpack(self, handle: Saved | Handle) -> Tensor:
+        saved = handle
+        if type(handle) is Handle:
+            saved, node = handle.saved, handle.node
+            saved.refuse_if_changed()
             if not self.is_closed:
                 self.reads.append((self.num_ops, node.index))
             self.control.read(node)
+        else:
+            saved.refuse_if_changed()
         with unseen():
             return saved.alias.detach()  # autograd's own: ours may become a shell
 
     def closed(self, handle: Handle) -> None:
         """Autograd needs this handle no more."""
         node = handle.node
-        node.handles.remove(handle)
+        node.handles.remove(handle.saved)
         if not node.handles:
             self.saved_bytes -= node.num_bytes
             if node.away is not None:
