@@ -58,14 +58,16 @@ class Control:
         budget_bytes: None: nothing leaves, the step is only seen.
         scripts: of earlier steps, the newest first.
         verify: 'first': in a step without a script, compare each value with a replay of it before
-            it may be dropped; 'always': in every step; 'never'.
+            it may be dropped, if ``verified`` has not its operator and moment; 'always': each
+            time; 'never'.
         log: one line an event.
     """
 
     def __init__(self, *, budget_bytes: int | None, scripts: list[Script], actions: str,
-                 verify: str, log: Callable[[str], None]) -> None:
+                 verify: str, verified: set[tuple[Any, int]],
+                 log: Callable[[str], None]) -> None:
         self.budget_bytes, self.scripts, self.actions = budget_bytes, scripts, actions
-        self.verify, self.log = verify, log
+        self.verify, self.verified, self.log = verify, verified, log
         self.step: Step
         self.residence: Residence
         self.script = scripts[0] if scripts and budget_bytes is not None else None
@@ -122,8 +124,10 @@ class Control:
     def read(self, node: Node) -> None:
         self.order = node.order
         if node.away is not None:
-            if self.step.bytes.live + self._needed_bytes(node) > self.limit:
-                self._make_room(self._needed_bytes(node))
+            if self.script is None:  # a plan has counted what its replays take
+                need = self._needed_bytes(node)
+                if self.step.bytes.live + need > self.limit:
+                    self._make_room(need)
             self.residence.restore(node)
             self.idle.pop(node, None)
             self.pending.append(node)
@@ -199,10 +203,13 @@ class Control:
         self.pending = still
 
     def _verify(self, node: Node) -> None:
-        if node.is_verified or self.actions == 'swap' \
+        site = node.call.operator.func, node.call.moment
+        if node.is_verified or self.actions == 'swap' or (
+                self.verify == 'first' and site in self.verified) \
                 or not self.residence.may_replay(node.call):
             return
         node.is_verified = True
+        self.verified.add(site)
         peak = self.step.bytes.peak
         if not self.residence.verify(node) and node.call.operator.name in self.residence.refused:
             self.log(f'{node.call.operator.name} gave other bytes when it ran again'
@@ -212,12 +219,16 @@ class Control:
             self.step.bytes.peak = peak  # of the step without this test
 
     def _needed_bytes(self, node: Node) -> int:
-        """What making it again takes, at most."""
+        """What making it again takes, about: all that stays, and two more values on the way."""
         if node.away == 'swap':
             return node.num_bytes
         chain = self.residence.chain(node)
-        return 0 if chain is None else sum(
-            made.num_bytes for call in chain.calls for _, made in call.outputs)
+        if chain is None:
+            return 0
+        made = [value for call in chain.calls for _, value in call.outputs]
+        stays = sum(value.num_bytes for value in made if value.handles and value.away)
+        passes = sorted(value.num_bytes for value in made if not (value.handles and value.away))
+        return stays + sum(passes[-2:])
 
     def _leaves(self, node: Node, action: str) -> bool:
         """Did it leave, or is there no need any more?"""

@@ -96,6 +96,7 @@ class MemoryBudget:
         self._log = log or logging.getLogger('vision.memory').info
         self._operators: dict[Any, Operator] = {}
         self._refused: set[str] = set()
+        self._verified: set[tuple[Any, int]] = set()  # (operator, moment)
         self._scripts: list[Script] = []
         self._said: set[str] = set()
         self._hooks: list[Any] = []
@@ -115,7 +116,8 @@ class MemoryBudget:
         self._notes: list[str] = []
         scripts = self._scripts if self.mode == 'planned' else []
         self._control = Control(budget_bytes=self.budget_bytes, scripts=scripts,
-                                actions=self.actions, verify=self.verify, log=self._tell)
+                                actions=self.actions, verify=self.verify,
+                                verified=self._verified, log=self._tell)
         step = Step(self._control, self._operators, self.min_bytes, self.device.type)
         self._residence = Residence(
             step, self._transfer, self._refused,
@@ -123,13 +125,13 @@ class MemoryBudget:
                 self.verify == 'first' and self._num_managed < CHECKED_STEPS))
         self._control.attach(step, self._residence)
         self._transfer.pool.reset_peak()
-        step.__enter__()
+        step.begin()
         self._step = step
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind, error, traceback) -> None:
         step, self._step = self._step, None
-        step.__exit__(kind, error, trace)
+        step.end()
         is_failed = error is not None
         try:
             if not is_failed:

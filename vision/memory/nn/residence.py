@@ -200,25 +200,23 @@ class Residence:
         Raises:
             VisionError: it can no longer be made, or its bytes are not those that left.
         """
-        was_passing, self.step.is_passing = self.step.is_passing, True
         start = time.perf_counter()
-        try:
+        with self.step.passing():
             if node.away == 'swap':
                 self._back_from_host(node)
-                return
-            chain = self.chain(node)
-            if chain is None:
-                raise VisionError(
-                    'VIS-RUN-1412', f'the output of {node.call.operator.name} was dropped and '
-                    'cannot be made again', where=node.where,
-                    why='what it is made from was changed in the meantime', do='keep the module: '
-                    "MemoryBudget.keep(module), or activation_memory=dict(ignore=['its.name'])")
-            for source in chain.swapped:
-                self._back_from_host(source)
-            self._run(chain.calls)
-        finally:
-            self.step.is_passing = was_passing
-            self.replay_seconds += time.perf_counter() - start
+            else:
+                chain = self.chain(node)
+                if chain is None:
+                    raise VisionError(
+                        'VIS-RUN-1412', f'the output of {node.call.operator.name} was dropped and '
+                        'cannot be made again', where=node.where,
+                        why='what it is made from was changed in the meantime, or its step ended '
+                        'with an error', do='keep the module: MemoryBudget.keep(module), or '
+                        "activation_memory=dict(ignore=['its.name'])")
+                for source in chain.swapped:
+                    self._back_from_host(source)
+                self._run(chain.calls)
+        self.replay_seconds += time.perf_counter() - start
 
     def _back_from_host(self, node: Node) -> None:
         block, node.block = node.block, None
@@ -326,14 +324,10 @@ class Residence:
         chain = self.chain(node)
         if chain is None or any(source.away for source in chain.swapped):
             return False
-        step = self.step
-        was_passing, step.is_passing = step.is_passing, True
         count = self.replayed_calls
-        try:
+        with self.step.passing():
             is_equal = self._run(chain.calls, compare=node)
-        finally:
-            step.is_passing = was_passing
-            self.replayed_calls = count
+        self.replayed_calls = count
         if not is_equal:
             self.refused.add(node.call.operator.name)
         return is_equal

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ class Step(TorchDispatchMode):
         num_ops: operators so far, which is the moment of the next one; views do not count.
         num_away, away_bytes: values whose handles are open and whose memory is free.
         is_passing: operators run through: replays and our own.
+        is_inside: ``__torch_dispatch__`` asks the control, without this mode on torch's stack.
     """
 
     @classmethod
@@ -53,7 +56,7 @@ class Step(TorchDispatchMode):
         self.leaves: dict[int, Leaf] = {}
         self.num_ops = self.num_packed = 0
         self.saved_bytes = self.peak_saved_bytes = self.away_bytes = self.num_away = 0
-        self.is_passing = self.is_closed = False
+        self.is_passing = self.is_inside = self.is_closed = False
         self.keys: list[tuple[Any, int]] = []  # (operator, bytes it made) by moment
         self.live: list[int] = []
         self.seconds: list[float] = []
@@ -63,14 +66,27 @@ class Step(TorchDispatchMode):
         self.scopes: list[str] = []
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
-    def __enter__(self) -> Step:
-        super().__enter__()
+    def begin(self) -> None:
+        self.__enter__()
         self._hooks.__enter__()
-        return self
 
-    def __exit__(self, *error) -> None:
-        self._hooks.__exit__(*error)
-        super().__exit__(*error)
+    def end(self) -> None:
+        self._hooks.__exit__(None, None, None)
+        self.__exit__(None, None, None)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Operators run through, counted; also from inside of ``__torch_dispatch__``, where torch
+        has taken this mode off."""
+        before, self.is_passing = self.is_passing, True
+        try:
+            if self.is_inside:
+                with self:
+                    yield
+            else:
+                yield
+        finally:
+            self.is_passing = before
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         operator = self.operators.get(func)
@@ -86,10 +102,12 @@ class Step(TorchDispatchMode):
         if is_forward and is_compiling():
             raise COMPILED
         moment, control = self.num_ops, self.control
-        control.before(moment)
         writes = operator.writes
+        self.is_inside = True
+        control.before(moment)
         if writes and self.num_away:
             control.before_write(operator.written(args, kwargs))
+        self.is_inside = False
         rng = control.draws(args) if operator.is_random and is_forward else None
         start = time.perf_counter()
         try:
@@ -113,7 +131,9 @@ class Step(TorchDispatchMode):
         self.keys.append((func, made))
         self.live.append(self.bytes.live + self.away_bytes)
         self.seconds.append(seconds)
+        self.is_inside = True
         control.after(moment)
+        self.is_inside = False
         return result
 
     # What is recorded
