@@ -81,13 +81,14 @@ class Node:
         is_root: never made again, whatever made it.
         is_pinned: never leaves.
         order: position among the values that autograd saved; -1: not saved.
+        leaners: dropped nodes that are made from this one.
         num_leaves: how often it left in this step.
         check: bytes' sum when it left, where that is watched.
     """
 
     __slots__ = ('__weakref__', 'anchor', 'away', 'block', 'born', 'call', 'check', 'death',
                  'geometry', 'handles', 'idle', 'index', 'is_pinned', 'is_root', 'is_verified',
-                 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed', 'watch',
+                 'leaners', 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed', 'watch',
                  'where')
 
     def __init__(self, index: int, call: Call, watch: Watch, geometry: tuple) -> None:
@@ -102,6 +103,7 @@ class Node:
         self.anchor: Tensor | None = None
         self.locks = 0
         self.locked_by: list[Node] = []  # what this one's absence locks
+        self.leaners: list[Node] = []
         self.block = None
         self.check: int | None = None
         self.is_root = self.is_pinned = self.is_verified = False

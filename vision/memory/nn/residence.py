@@ -26,11 +26,13 @@ class Chain(NamedTuple):
         calls: in order; none: the value comes from the host alone.
         swapped: nodes that come back from the host first.
         roots: nodes that are there and cannot be made again.
+        leans: nodes that are there, or on the host, and can be made again when they are gone.
     """
 
     calls: list[Call]
     swapped: list[Node]
     roots: list[Node]
+    leans: list[Node]
 
     @property
     def seconds(self) -> float:
@@ -71,6 +73,7 @@ class Residence:
         calls: list[Call] = []
         swapped: dict[Node, None] = {}
         roots: dict[Node, None] = {}
+        leans: dict[Node, None] = {}
         seen = {target.call}
         if not self._is_ready(target.call):
             return None
@@ -79,8 +82,7 @@ class Residence:
             call, inputs = stack[-1]
             for node in inputs:
                 if node.storage() is not None:
-                    if not self.may_replay(node.call):
-                        roots[node] = None
+                    (leans if self.may_replay(node.call) else roots)[node] = None
                 elif node.away == 'swap':
                     swapped[node] = None
                 elif node.call not in seen:
@@ -92,7 +94,7 @@ class Residence:
             else:
                 calls.append(call)
                 stack.pop()
-        return Chain(calls, list(swapped), list(roots))
+        return Chain(calls, list(swapped), list(roots), [*leans, *swapped])
 
     def _is_ready(self, call: Call) -> bool:
         """May it run again, and is what it read from outside as it was?"""
@@ -130,6 +132,8 @@ class Residence:
                 return False
             for root in chain.roots:
                 self._lock(root, node)
+            for other in chain.leans:
+                self._lean(node, other)
         else:
             node.block = self.transfer.out(storage)
             if node.block is None:
@@ -162,6 +166,22 @@ class Residence:
         root.locks += 1
         dependent.locked_by.append(root)
 
+    def _lean(self, dependent: Node, other: Node) -> None:
+        """A dropped value needs another one, that is there or on the host now and may be gone when
+        it comes back. Autograd tells when it lets go of that one; then it must be possible to
+        make it again, from what is there at that time, or it stays."""
+        if other.handles:
+            other.leaners.append(dependent)
+        elif (chain := self.chain(other)) is not None:
+            for root in chain.roots:
+                self._lock(root, dependent)
+            for further in chain.leans:
+                self._lean(dependent, further)
+        elif other.storage() is not None:
+            self._lock(other, dependent)
+        elif dependent.away == 'drop':
+            self.restore(dependent)
+
     def _unlock(self, dependent: Node) -> None:
         for root in dependent.locked_by:
             root.locks -= 1
@@ -171,6 +191,10 @@ class Residence:
 
     def forget(self, node: Node) -> None:
         """No handle is open any more."""
+        leaners, node.leaners = node.leaners, []
+        for dependent in leaners:
+            if dependent.away == 'drop':
+                self._lean(dependent, node)
         if node.away is not None:
             self._count_back(node)
             node.away = None
