@@ -86,7 +86,7 @@ def test_a_detector_with_images_of_several_sizes(compare, sprites, tmp_path, rep
     config.write_text(f'_base_ = [{str(base)!r}]\n'
                       'val_dataloader = val_evaluator = val_cfg = None\n')
     assert compare(config, [f'train_dataloader.dataset.data_root={sprites}',
-                            'train_dataloader.batch_size=2']) == []
+                            'train_dataloader.batch_size=8']) == []
 
 
 def test_a_polynet_config(compare, people, tmp_path, repository):

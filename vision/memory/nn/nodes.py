@@ -88,8 +88,8 @@ class Node:
 
     __slots__ = ('__weakref__', 'anchor', 'away', 'block', 'born', 'call', 'check', 'death',
                  'geometry', 'handles', 'idle', 'index', 'is_pinned', 'is_root', 'is_verified',
-                 'leaners', 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed', 'watch',
-                 'where')
+                 'leaners', 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed',
+                 'watch', 'where')
 
     def __init__(self, index: int, call: Call, watch: Watch, geometry: tuple) -> None:
         self.index, self.call, self.watch, self.geometry = index, call, watch, geometry
