@@ -70,8 +70,8 @@ class Stuck(Exception):
 
 
 def judge(trace, actions, link):
-    """(live_bytes, seconds) of a link without overlap, moment by moment. Locks are found by running
-    again: whatever a chain missed is held from the start of the next run."""
+    """(live_bytes, seconds) of a link without overlap, moment by moment. Locks are found by
+    running again: whatever a chain missed is held from the start of the next run."""
     held = {}  # value -> number of the read whose replay needs it last
     while True:
         missed, live, seconds = _live_through(trace, actions, link, held)
@@ -107,12 +107,12 @@ def _live_through(trace, actions, link, held):
 
             def need(w, since, moment=moment, steps=steps, locked=locked):
                 """Append what has to happen until w is there."""
+                value = values[w]
+                if w not in off and value.born < moment <= value.death:
+                    return
                 if any(w in made for _, made in steps) or w in locked:
                     return
-                value = values[w]
                 if w not in off:
-                    if value.born < moment <= value.death:
-                        return
                     if (value.packed is not None and w not in overwritten
                             and since < value.death < moment):
                         locked.add(w)
@@ -130,20 +130,28 @@ def _live_through(trace, actions, link, held):
             need(v, 10**9)
             missed.update(dict.fromkeys(locked, number))
             temporary = {}
+            copied = {made[0] for call, made in steps if call is None}
             for index, (call, made) in enumerate(steps):
                 wanted = {x for after, _ in steps[index + 1:] if after for x in after.inputs}
+                twice = []  # copies of what is at hand, while the call runs
                 if call is None:
                     temporary[made[0]] = values[made[0]].num_bytes
                     seconds += values[made[0]].num_bytes / link.in_bytes_per_s
                 else:
                     seconds += call.seconds
                     for w in made:
+                        is_there = w not in off and values[w].born < moment <= values[w].death
+                        is_twice = is_there or w in locked or (w in copied and w in temporary)
+                        if is_twice:
+                            twice.append(values[w].num_bytes)
                         for old, new in call.inplace:
                             stays = old in wanted or (old in off and old in later)
                             if new == w and old in temporary and not stays:
                                 del temporary[old]
-                        temporary[w] = values[w].num_bytes
-                highest = max(highest, level(moment, before, number) + sum(temporary.values()))
+                        if not is_twice:
+                            temporary[w] = values[w].num_bytes
+                highest = max(highest, level(moment, before, number) + sum(temporary.values())
+                              + sum(twice))
                 for w in list(temporary):
                     if w not in wanted and not (w in off and w in later):
                         del temporary[w]
@@ -152,5 +160,5 @@ def _live_through(trace, actions, link, held):
         last = max([number for number, (when, _) in enumerate(trace.reads) if when <= moment],
                    default=-1)
         result.append(max(highest, level(moment, int(trace.live_bytes[moment]), last + 1)))
-        off |= {v for v in actions if values[v].idle == moment < values[v].death}
+        off.update(v for v in actions if values[v].idle == moment < values[v].death)
     return missed, result, seconds

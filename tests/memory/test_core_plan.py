@@ -1,5 +1,6 @@
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ STEPS = st.builds(random_step, st.integers(0, 10**9), num_calls=st.integers(2, 9
                   shuffled=st.booleans(), p_replayable=st.sampled_from([0.85, 1.0]))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=300)
 @given(STEPS, st.data())
 def test_predict_against_the_slow_judge(trace, data):
     actions = {v: data.draw(st.sampled_from(['drop', 'drop', 'swap']))
@@ -208,5 +209,80 @@ def test_plans_against_every_subset(kind, kinds, most):
             num_found += plan.fits
             if plan.fits:
                 assert plan.extra_seconds >= min(fitting) - 1e-9
-                factors.append((plan.extra_seconds + 1) / (min(fitting) + 1))
-    print(kind, num_fitting, num_found, num_unfit, num_lowest, np.mean(factors), max(factors))
+                if min(fitting) > 0:
+                    factors.append(plan.extra_seconds / min(fitting))
+    # Seen: 91 of 92 found, cost 1.006 times the least on average, lowest peak in 334 of 340.
+    assert num_fitting > 30 and num_found >= 0.95 * num_fitting
+    assert num_unfit > 100 and num_lowest >= 0.95 * num_unfit
+    assert np.mean(factors) <= 1.02 and max(factors) <= 1.5, (np.mean(factors), max(factors))
+
+
+@pytest.mark.parametrize('kind', ['recompute', 'swap', 'both'])
+@pytest.mark.parametrize('link', LINKS)
+def test_a_smaller_budget_is_never_cheaper(kind, link):
+    ratios = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
+    for seed in range(4):
+        trace = random_step(seed, num_calls=14, shuffled=False, p_replayable=1.0)
+        plans = trade_off(trace, ratios, actions=kind, link=link)
+        assert plans[0].actions == {} and plans[0].fits
+        for larger, smaller in itertools.pairwise(plans):
+            assert larger.peak_bytes >= smaller.peak_bytes and larger.fits >= smaller.fits
+            if smaller.fits:
+                assert larger.extra_seconds <= smaller.extra_seconds
+
+
+def test_a_deep_chain_needs_about_two_square_roots():
+    """The law of checkpointing (Chen et al., 2016): n equal values, kept at every sqrt(n)-th, hold
+    2 sqrt(n); dropping all of them would hold n again."""
+    trace = chain([1] * 100)
+    plan = make_plan(trace, 22, actions='recompute', link=CPU)
+    assert plan.fits and plan.replay_seconds < 100
+    assert not make_plan(trace, 10, actions='recompute', link=CPU).fits
+    everything = predict(trace, dict.fromkeys(range(99), 'drop'), CPU)
+    assert everything.peak_bytes >= 99
+
+
+def test_the_host_cap_holds_and_a_cap_of_zero_means_no_swap():
+    trace = chain([4] * 12)
+    free = make_plan(trace, 24, actions='both', link=FAST)
+    assert free.fits and free.host_bytes > 8 and set(free.actions.values()) == {'swap'}
+    capped = make_plan(trace, 24, actions='both', link=FAST, host_bytes=8)
+    assert capped.fits and 0 < capped.host_bytes <= 8
+    assert capped.extra_seconds > free.extra_seconds
+    assert 'swap' not in make_plan(trace, 24, link=FAST, host_bytes=0).actions.values()
+    assert make_plan(trace, 24, actions='swap', link=FAST, host_bytes=0).actions == {}
+    with pytest.raises(ValueError, match='actions must be one of recompute, swap, both'):
+        make_plan(trace, 24, actions='drop', link=FAST)
+
+
+def test_a_step_without_reads_or_operators():
+    trace = Trace((), (), np.zeros(0, int), np.zeros(0, int), np.zeros(0), ())
+    plan = make_plan(trace, 1, link=CPU)
+    assert plan.fits and plan.peak_bytes == 0 and plan.actions == {}
+    # Saved, but nobody asks for it: it may go at no cost, and comes never back.
+    trace = chain([4, 9, 4], saved=(1,))
+    unread = replace(trace, reads=())
+    plan = predict(unread, {1: 'drop'}, CPU)
+    assert plan.extra_seconds == 0
+    assert (trace.live_bytes - plan.live_bytes).tolist() == [0, 0, 0, 9, 9, 0]
+
+
+@settings(deadline=None, max_examples=100)
+@given(STEPS, st.data())
+def test_copies_beside_compute_against_copies_that_are_paid(trace, data):
+    """Copies that take no time hold what the judge's do; slower ones hold more and wait longer,
+    never longer than all copies back, and a fetch that is begun earlier waits less."""
+    actions = {v: 'swap' for v in trace.candidates if data.draw(st.booleans())}
+    at_once = predict(trace, actions, Link(1e18, 1e18, True))
+    live, _ = judge(trace, actions, CPU)
+    assert at_once.live_bytes.tolist() == live and at_once.wait_seconds < 1e-9
+    before = at_once
+    for rate in (8.0, 3.0, 1.0):
+        slow = predict(trace, actions, Link(1e18, rate, True))
+        assert (slow.live_bytes >= before.live_bytes).all()
+        assert before.wait_seconds - 1e-9 <= slow.wait_seconds
+        total = sum(trace.values[v].num_bytes for v in slow.fetches) / rate
+        assert slow.wait_seconds <= total + 1e-9
+        on_demand = predict(trace, actions, Link(1e18, rate, True), fetches={})
+        assert on_demand.wait_seconds == pytest.approx(total)
+        before = slow

@@ -77,6 +77,7 @@ class Trace:
         seconds: (K,) of each operator.
         reads: (moment, value) in the order in which backward asks for saved values; the operator
             of that moment is the next to run.
+        num_forward: operators of the forward pass.
         signature: of the operators and shapes of the forward pass; plans are kept by it.
     """
 
@@ -86,6 +87,7 @@ class Trace:
     made_bytes: np.ndarray
     seconds: np.ndarray
     reads: tuple[tuple[int, int], ...]
+    num_forward: int = 0
     signature: int = 0
 
     @property
@@ -114,7 +116,8 @@ class StepReport:
             has it; 0: not known.
         saved_bytes: what autograd kept for backward at most, of what we may drop.
         replayed_calls, replay_seconds: operators that ran a second time.
-        swapped_bytes: copied to the host; host_peak_bytes: most that lay there at once.
+        swapped_bytes, swap_seconds: copied to the host, and the time of both ways as far as this
+            thread waited; host_peak_bytes: most that lay there at once.
         op_seconds: of all operators, replays left out.
         drops: values left out, by action.
         is_over: the peak passed the budget by more than its tolerance.
@@ -130,6 +133,7 @@ class StepReport:
     replayed_calls: int = 0
     replay_seconds: float = 0.0
     swapped_bytes: int = 0
+    swap_seconds: float = 0.0
     host_peak_bytes: int = 0
     op_seconds: float = 0.0
     is_over: bool = False

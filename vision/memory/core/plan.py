@@ -9,9 +9,11 @@ that is returned was simulated exactly (``predict``); estimates only order the c
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,6 +38,8 @@ SEGMENTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 MAX_TRIALS = 300
 # Partners tried for one value that leaves the plan in a 1-1 exchange.
 NUM_PARTNERS = 6
+# Where the budget was not reached, what else is searched for: budget + share x (reached - budget).
+OTHER_TARGETS = (0.5, -0.5, -1.5, 0.75, 0.25)
 
 
 def make_plan(trace: Trace, budget_bytes: int, *, actions: str = 'both', link: Link,
@@ -63,7 +67,7 @@ def trade_off(trace: Trace, ratios: Sequence[float], *, actions: str = 'both', l
     found = [planner.solve(budget) for budget in budgets]
     plans = []
     for budget in budgets:
-        pool = [_Trial(trial.actions, trial.outcome, budget, host_bytes) for trial in found]
+        pool = [trial.under(budget) for trial in found]
         plans.append(min(pool, key=lambda trial: (*trial.key, trial.outcome.peak_bytes)).plan())
     return plans
 
@@ -77,18 +81,26 @@ class _Trial:
     budget_bytes: int
     host_bytes: int | None
 
-    @property
+    @cached_property
     def over_bytes(self) -> int:
         over = max(self.outcome.peak_bytes - self.budget_bytes, 0)
         if self.host_bytes is not None:
             over += max(self.outcome.host_bytes - self.host_bytes, 0)
         return over
 
-    @property
-    def key(self) -> tuple[int, float, int]:
-        """Less is better. Rounded, because sums in another order differ in their last digits."""
+    @cached_property
+    def key(self) -> tuple[int, int, float, int]:
+        """Less is better. What is over the budget in sum tells between two plans that are over it
+        by as much, as long as a moment as high is left in both. Seconds are rounded, because sums
+        in another order differ in their last digits."""
         seconds = self.outcome.replay_seconds + self.outcome.wait_seconds
-        return self.over_bytes, float(f'{seconds:.9g}'), len(self.actions)
+        area = 0
+        if self.over_bytes:
+            area = int(np.maximum(self.outcome.live_bytes - self.budget_bytes, 0).sum())
+        return self.over_bytes, area, float(f'{seconds:.9g}'), len(self.actions)
+
+    def under(self, budget_bytes: int) -> _Trial:
+        return _Trial(self.actions, self.outcome, budget_bytes, self.host_bytes)
 
     def plan(self) -> Plan:
         return as_plan(self.outcome, self.actions, fits=self.over_bytes == 0)
@@ -110,7 +122,21 @@ class _Planner:
         self.trials_left = 0
 
     def solve(self, budget_bytes: int) -> _Trial:
+        first = best = self._search(budget_bytes, MAX_TRIALS)
+        # A search ends in another corner when it asks for more or for less.
+        for share in OTHER_TARGETS:
+            if not best.over_bytes:
+                break
+            target = budget_bytes + share * (best.outcome.peak_bytes - budget_bytes)
+            other = self._search(max(int(target), 0), MAX_TRIALS // 4).under(budget_bytes)
+            best = min(best, other, key=lambda trial: trial.key)
+        if best is first or best.over_bytes:
+            return best
         self.budget_bytes, self.trials_left = budget_bytes, MAX_TRIALS
+        return self._improve(best)  # what asked for less is dearer than it need be
+
+    def _search(self, budget_bytes: int, num_trials: int) -> _Trial:
+        self.budget_bytes, self.trials_left = budget_bytes, num_trials
         nothing = self._try({})
         if not nothing.over_bytes:
             return nothing
@@ -164,11 +190,10 @@ class _Planner:
         """Add the cheapest bytes first. Candidates are chosen on estimates, a batch at a time, and
         each batch is simulated before the next one."""
         best, batch = trial, max(4, len(self.candidates) // 8)
-        tried: set[int] = set()
+        left = set(self.candidates)  # what proved not to be replayable is not chosen again
         while trial.over_bytes:
             state = _State(self.sim, trial)
-            for v in state.choose(self.candidates, self.kinds, self.host_bytes, batch, tried):
-                tried.add(v)
+            left -= state.choose(left, self.kinds, self.host_bytes, batch)
             if len(state.actions) == len(trial.actions):
                 break
             trial = self._try(state.actions)
@@ -183,8 +208,10 @@ class _Planner:
             if best.over_bytes:
                 best = self._lower_peak(best)
             else:
-                for moves in (self._without, self._flipped, self._exchanged):
-                    best = self._descend(best, moves)
+                best = self._descend(best, self._without)
+                if best.outcome.replay_seconds + best.outcome.wait_seconds > 0:
+                    best = self._descend(best, self._flipped)
+                    best = self._descend(best, self._exchanged)
             if best.key == before:
                 break
         return best
@@ -270,16 +297,17 @@ class _Planner:
             if v not in best.actions and self.sim.idle[v] < top <= self.sim.first_read.get(
                     v, self.sim.death[v]):
                 moves.append((self.sim.bytes[v], v))
-        for _, v in sorted(set(moves), reverse=True):
-            now = best.actions.get(v)
-            for kind in (None, *self.kinds):
-                if kind == now or self.trials_left <= 0:
-                    continue
-                self.trials_left -= 1
-                changed = {w: action for w, action in best.actions.items() if w != v}
-                trial = self._try(changed if kind is None else {**changed, v: kind})
-                if trial.key < best.key:
-                    return trial
+        steps = [(v, kind) for _, v in sorted(set(moves), reverse=True)
+                 for kind in (None, *self.kinds) if kind != best.actions.get(v)]
+        for changes in itertools.chain(((step,) for step in steps),
+                                       itertools.combinations(steps, 2)):
+            if self.trials_left <= 0:
+                break
+            self.trials_left -= 1
+            changed = {**best.actions, **dict(changes)}
+            trial = self._try({v: kind for v, kind in changed.items() if kind})
+            if trial.key < best.key:
+                return trial
         return best
 
 
@@ -298,17 +326,15 @@ class _State:
         begins = sim.reads[0][0] if sim.reads else sim.num_ops
         self.backward_start = sim.start[begins]
 
-    def choose(self, candidates: Sequence[int], kinds: tuple[str, ...], host_bytes: int | None,
-               batch: int, tried: set[int]) -> Iterator[int]:
+    def choose(self, candidates: set[int], kinds: tuple[str, ...], host_bytes: int | None,
+               batch: int) -> set[int]:
         """Add up to ``batch`` values, best density first, until the estimate is within budget."""
-        heap = []
-        for v in candidates:
-            if v not in self.actions and v not in tried:
-                heap += [(self._score(v, kind), v, kind) for kind in kinds]
+        heap = [(self._score(v, kind), v, kind) for v in sorted(candidates) for kind in kinds
+                if v not in self.actions]
         heap = [item for item in heap if item[0] < math.inf]
         heapq.heapify(heap)
-        num_added = 0
-        while heap and num_added < batch and self.over.max() > 0:
+        added: set[int] = set()
+        while heap and len(added) < batch and self.over.max() > 0:
             _, v, kind = heapq.heappop(heap)
             if v in self.actions:
                 continue
@@ -321,8 +347,8 @@ class _State:
                     heapq.heappush(heap, (score, v, kind))
                 continue
             self._add(v, kind)
-            num_added += 1
-            yield v
+            added.add(v)
+        return added
 
     def _estimate(self, v: int, kind: str) -> tuple[float, list[tuple[int, int, int]],
                                                     list[int], list[int]] | None:
@@ -355,9 +381,7 @@ class _State:
                         changes.append((sim.bytes[w], end, self.restored.get(w, end)))
                     if action == 'drop':
                         stack.append(sim.call[w])
-                    elif not sim.link.overlaps:
-                        continue
-                    else:
+                    elif sim.link.overlaps:  # without overlap it is paid in any case
                         seconds += sim.bytes[w] / sim.link.in_bytes_per_s
                 elif sim.born[w] < end <= sim.death[w]:
                     roots.append(w)

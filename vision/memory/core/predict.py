@@ -13,8 +13,8 @@ The rules that ``nn`` follows and this file counts (our choice wherever a paper 
   chain ran. So is only what was there when a dropped value of the chain was let go; what an
   in-place call overwrote cannot be locked. Anything else that is gone is made again.
 * What a chain made or copied back stays when it was off and will be read later, by whichever
-  action; all else is freed after its last use in the chain. An output that nobody wants counts
-  while its call runs.
+  action; all else is freed after its last use in the chain. An output that nobody wants, or that
+  is at hand already, counts while its call runs.
 * An in-place call of a chain takes over its input's bytes when the chain made that input and
   nothing needs it afterwards; else it works on a copy.
 * Copies beside compute run one after the other in each direction, on a clock of operator seconds
@@ -211,6 +211,9 @@ class _Run:
     def _is_off(self, v: int, moment: int) -> bool:
         return v in self.actions and v not in self.restored and self.off_from[v] <= moment
 
+    def _is_there(self, v: int, moment: int) -> bool:
+        return self.sim.born[v] < moment <= self.sim.death[v] and not self._is_off(v, moment)
+
     def _fetch(self, moment: int, v: int) -> None:
         """Start the copy back of v, unless a chain made it or copied it before."""
         if not self._is_off(v, moment):
@@ -257,7 +260,7 @@ class _Run:
                     continue
                 is_off = self._is_off(w, moment)
                 if not is_off:
-                    is_there = sim.born[w] < moment <= sim.death[w]
+                    is_there = self._is_there(w, moment)
                     if is_there or (sim.lockable[w] and since < sim.death[w] < moment):
                         made.add(w)
                         self.root_use.setdefault(w, moment)
@@ -278,7 +281,7 @@ class _Run:
                 if not sim.replayable[call]:
                     raise CannotReplay(target, moment, call, sim.trace.calls[call].name)
                 steps.append(call)
-                made.update(sim.outputs[call])
+                made.update(w for w in sim.outputs[call] if not self._is_there(w, moment))
         return steps, locks
 
     def _replay(self, target: int, moment: int, position: int) -> None:
@@ -286,7 +289,7 @@ class _Run:
         steps, locks = self._chain(target, moment)
         last_use = {w: index for index, step in enumerate(steps) if step >= 0
                     for w in sim.inputs[step]}
-        owned, kept = set(), [target]
+        owned, kept, at_hand = set(), [target], set(locks)
         level = peak = 0
         for index, step in enumerate(steps):
             if step < 0:
@@ -297,11 +300,12 @@ class _Run:
                     self.restored[w] = moment
                 else:
                     owned.add(w)
+                at_hand.add(w)
                 level += sim.bytes[w]
                 peak = max(peak, level)
                 continue
             self.replay_seconds += sim.seconds[step]
-            fresh = []
+            unwanted = []
             for w in sim.outputs[step]:
                 old = sim.inplace[step].get(w)
                 if old in owned and last_use[old] == index:
@@ -310,16 +314,18 @@ class _Run:
                     level += sim.bytes[w]
                 if w == target:
                     continue
-                if self._is_off(w, moment) and sim.last_read.get(w, -1) > position:
+                is_off = self._is_off(w, moment)
+                if is_off and sim.last_read.get(w, -1) > position:
                     kept.append(w)
                     self.restored[w] = self.first_need[w] = moment
+                elif w not in last_use or w in at_hand or self._is_there(w, moment):
+                    unwanted.append(w)
                 else:
                     owned.add(w)
-                    if w not in last_use:
-                        fresh.append(w)
             peak = max(peak, level)
-            for w in (*fresh, *sim.inputs[step]):
-                if w in owned and last_use.get(w, index) == index:
+            level -= sum(sim.bytes[w] for w in unwanted)
+            for w in sim.inputs[step]:
+                if w in owned and last_use[w] == index:
                     owned.discard(w)
                     level -= sim.bytes[w]
         self.restored[target] = self.first_need[target] = moment

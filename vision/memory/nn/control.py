@@ -28,7 +28,8 @@ class Script:
     Attributes:
         num_used: steps that followed it.
         leaving: actions by the moment before which they are taken.
-        horizon: last such moment; a step that differs only later is still this one.
+        horizon: last such moment, or the middle of the forward pass; a step that differs only
+            later, as a detector's with its boxes, is still this one.
     """
 
     keys: list[tuple[Any, int]]
@@ -42,7 +43,7 @@ class Script:
         self.leaving = defaultdict(list)
         for index, action in self.plan.actions.items():
             self.leaving[self.trace.values[index].idle + 1].append((index, action))
-        self.horizon = max(self.leaving, default=-1)
+        self.horizon = max([*self.leaving, self.trace.num_forward // 2])
 
 
 class Control:
@@ -135,10 +136,6 @@ class Control:
     def forget(self, node: Node) -> None:
         self.idle.pop(node, None)
         self.residence.forget(node)
-
-    def saved_in_backward(self) -> None:
-        if torch.is_grad_enabled():
-            self.has_second_order = True
 
     def may_replay(self, call: Call) -> bool:
         return self.residence.may_replay(call)

@@ -98,6 +98,7 @@ class MemoryBudget:
         self._refused: set[str] = set()
         self._verified: set[tuple[Any, int]] = set()  # (operator, moment)
         self._scripts: list[Script] = []
+        self._scored: set[int] = set()  # signatures for which scores do better than plans
         self._said: set[str] = set()
         self._hooks: list[Any] = []
         self._num_managed = 0
@@ -153,7 +154,7 @@ class MemoryBudget:
             mode=mode, peak_bytes=step.bytes.peak, unmanaged_peak_bytes=unmanaged_peak,
             saved_bytes=step.peak_saved_bytes, num_ops=step.num_ops,
             replayed_calls=residence.replayed_calls, replay_seconds=residence.replay_seconds,
-            swapped_bytes=residence.swapped_bytes,
+            swapped_bytes=residence.swapped_bytes, swap_seconds=residence.swap_seconds,
             host_peak_bytes=self._transfer.pool.peak_bytes, op_seconds=sum(step.seconds),
             drops=residence.drops, notes=self._notes)
         self._report = report
@@ -174,13 +175,13 @@ class MemoryBudget:
             control.script.num_used += 1
         elif self.budget_bytes is not None and step.reads:
             if mode == 'reactive' and control.lost_at is not None:
-                self._tell(f'another step than planned from operator {control.lost_at} on: '
-                           'scores decided for the rest of it')
+                self._tell_once('a step went another way than the one that was planned: scores '
+                                'decide where there is no plan')
             self._trace = step.trace()
-            if self.mode == 'planned':
-                self._plan(step)
+            if self.mode == 'planned' and self._trace.signature not in self._scored:
+                self._plan(step, report)
 
-    def _plan(self, step: Step) -> None:
+    def _plan(self, step: Step, report: StepReport) -> None:
         trace, budget = self._trace, self.budget_bytes
         plan = make_plan(trace, budget, actions=self.actions, link=self._transfer.link,
                          host_bytes=self._transfer.pool.cap_bytes)
@@ -191,6 +192,14 @@ class MemoryBudget:
                 f'{name} reads and makes {_mb(need)}', why='its inputs and outputs are there at '
                 'the same time', do=f'raise the budget to {_mb(plan.peak_bytes)}, the least that '
                 'was found to do, or make the batch smaller')
+        is_near = plan.peak_bytes <= 1.05 * budget
+        if not is_near and report.mode == 'unmanaged':
+            return  # the next step shows what scores can do
+        if not is_near and report.peak_bytes < plan.peak_bytes:
+            self._scored.add(trace.signature)
+            self._tell(f'{trace.signature & 0xffff:04x}: the best plan holds '
+                       f'{_mb(plan.peak_bytes)}, scores {_mb(report.peak_bytes)}: scores decide')
+            return
         kinds = list(plan.actions.values())
         extra = (plan.replay_seconds + plan.wait_seconds) / max(trace.op_seconds, 1e-9)
         self._tell(
@@ -199,7 +208,7 @@ class MemoryBudget:
             f'peak {_mb(plan.peak_bytes)} of {_mb(trace.peak_bytes)}, {extra:.1%} more work')
         if not plan.fits:
             self._tell_once(f'no plan holds {_mb(budget)}: the least found is '
-                            f'{_mb(plan.peak_bytes)}; scores take what more they can')
+                            f'{_mb(plan.peak_bytes)}')
         self._scripts.insert(0, Script(step.keys, trace, plan))
         if sum(not script.num_used for script in self._scripts) >= MAX_SCRIPTS:
             self.mode = 'reactive'

@@ -52,7 +52,7 @@ class Residence:
         self.step, self.transfer, self.refused = step, transfer, refused
         self.must_check = must_check
         self.replayed_calls = self.swapped_bytes = 0
-        self.replay_seconds = 0.0
+        self.replay_seconds = self.swap_seconds = 0.0
         self.drops = dict(drop=0, swap=0)
         self._shells: dict[tuple, Tensor] = {}
 
@@ -135,7 +135,9 @@ class Residence:
             for other in chain.leans:
                 self._lean(node, other)
         else:
+            start = time.perf_counter()
             node.block = self.transfer.out(storage)
+            self.swap_seconds += time.perf_counter() - start
             if node.block is None:
                 return False
             self.swapped_bytes += node.num_bytes
@@ -224,7 +226,7 @@ class Residence:
         Raises:
             VisionError: it can no longer be made, or its bytes are not those that left.
         """
-        start = time.perf_counter()
+        start, swapping = time.perf_counter(), self.swap_seconds
         with self.step.passing():
             if node.away == 'swap':
                 self._back_from_host(node)
@@ -240,11 +242,13 @@ class Residence:
                 for source in chain.swapped:
                     self._back_from_host(source)
                 self._run(chain.calls)
-        self.replay_seconds += time.perf_counter() - start
+        self.replay_seconds += time.perf_counter() - start - (self.swap_seconds - swapping)
 
     def _back_from_host(self, node: Node) -> None:
+        start = time.perf_counter()
         block, node.block = node.block, None
         self._fill(node, self.transfer.back(block, node.num_bytes))
+        self.swap_seconds += time.perf_counter() - start
 
     def _fill(self, node: Node, storage: torch.UntypedStorage) -> None:
         """The storage is the node's from now on, and every handle shows it."""

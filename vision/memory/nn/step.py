@@ -254,7 +254,7 @@ class Step(TorchDispatchMode):
             storage = plain_storage(tensor)
             node = None if storage is None else self.current.get(storage._cdata)
         else:
-            self.control.saved_in_backward()
+            self.control.has_second_order = True
         if node is None or node.num_bytes < self.min_bytes or node.watch is None \
                 or tensor.device.type != self.device_type:
             return Saved(alias)
@@ -318,6 +318,7 @@ class Step(TorchDispatchMode):
             calls=calls, values=values, live_bytes=np.array(self.live, np.int64),
             made_bytes=np.array([made for _, made in self.keys], np.int64),
             seconds=np.array(self.seconds), reads=tuple(self.reads),
+            num_forward=self.num_forward,
             signature=hash(tuple(self.keys[:self.num_forward])))
 
     def close(self, *, is_failed: bool = False) -> bool:
