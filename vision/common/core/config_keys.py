@@ -22,7 +22,10 @@ TOP_LEVEL = (
     'launcher', 'env_cfg', 'log_processor', 'log_level', 'visualizer', 'vis_backends',
     'default_scope', 'randomness', 'experiment_name', 'runner_type', 'tta_model', 'tta_pipeline',
     'compile', 'activation_checkpointing', 'efficient_conv_bn_eval', 'custom_imports', 'strategy',
-    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'detect_anomalous_params')
+    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'detect_anomalous_params',
+    'activation_memory')
+# Top-level dicts without a ``type``: the class that takes their keys.
+IMPLIED = dict(activation_memory='ActivationMemoryHook')
 # Keys that the registries take out of a dict before its class sees them, and 'type' itself:
 # scopes, the priority of a hook, what optimizer and scheduler builders use up, and the weight
 # that mmdet's DETR heads take out of their loss.
@@ -47,6 +50,7 @@ def check_options(config: Mapping, options: Mapping[str, Any],
     Raises:
         VisionError: VIS-CONFIG-311, with the nearest key that exists; VIS-CONFIG-320.
     """
+    config = _with_types(config)
     for path in options:
         node: Any = config
         parts = path.split('.')
@@ -98,7 +102,7 @@ def check_arguments(config: Mapping, find_classes: FindClasses, where: str = '')
     Raises:
         VisionError: VIS-CONFIG-319, with the path of the key and the nearest arguments.
     """
-    for path, node, scope in _typed(config, '', None):
+    for path, node, scope in _typed(_with_types(config), '', None):
         known = [accepted_arguments(cls) for cls in find_classes(node['type'], scope)]
         if not known or None in known:
             continue
@@ -111,6 +115,12 @@ def check_arguments(config: Mapping, find_classes: FindClasses, where: str = '')
                     why=f'{node["type"]} has no argument {key!r}',
                     do=f'did you mean {" or ".join(near)}?' if near else
                     f'it takes: {", ".join(sorted(arguments)) or "nothing"}')
+
+
+def _with_types(config: Mapping) -> dict:
+    return {key: dict(value, type=IMPLIED[key])
+            if key in IMPLIED and isinstance(value, Mapping) else value
+            for key, value in config.items()}
 
 
 def _typed(node: Any, path: str, scope: str | None) -> Iterator[tuple[str, Mapping, str | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
 
+from vision.common.core.config_keys import IMPLIED
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
 from vision.common.mm.checkpoints import checkpoint_folders
@@ -261,11 +263,21 @@ def default_hooks_of_ours(config: dict | None) -> dict:
 
 
 def complete_hooks(runner) -> None:
-    """Add what ``REQUIRED_HOOKS`` the config does not name.
+    """Add what ``REQUIRED_HOOKS`` the config does not name, and the hooks that keys stand for.
 
     Raises:
-        VisionError: VIS-CONFIG-331, a checkpoint hook that is not ours.
+        VisionError: VIS-CONFIG-331, a checkpoint hook that is not ours; VIS-CONFIG-1438, a key
+            that stands for a hook holds no dict of its arguments.
     """
+    for key, name in IMPLIED.items():
+        options = runner.cfg.get(key)
+        if options is None:
+            continue
+        if not isinstance(options, Mapping) or not options or 'type' in options:
+            raise VisionError('VIS-CONFIG-1438', f'{key} is {options!r}', where=key,
+                              why=f'it holds the arguments of {name}, and nothing else',
+                              do=f'{key}=dict(...), or None to do without')
+        runner.register_hook(dict(options, type=f'vision.{name}'))
     for cls in REQUIRED_HOOKS:
         if not any(isinstance(hook, cls) for hook in runner.hooks):
             runner.register_hook(cls())

@@ -145,6 +145,7 @@ class ExactRuns:
                         recover_folders(folder)
                         remove_unfinished(folder)
             stack.callback(self._end_loaders)
+            stack.callback(self._close_hooks)
             stack.enter_context(dead_workers_explained())
             model = super().train()
         if self._unsaved is not None:
@@ -154,6 +155,12 @@ class ExactRuns:
                 do='make room, then run the same command with --resume: it goes on from the '
                 'last checkpoint that is there')
         return model
+
+    def _close_hooks(self) -> None:
+        """``close_run(runner)`` of each hook that has one, however the run ended."""
+        for hook in self.hooks:
+            if hasattr(hook, 'close_run'):
+                hook.close_run(self)
 
     def _end_loaders(self) -> None:
         for loop in (self._train_loop, self._val_loop, self._test_loop):

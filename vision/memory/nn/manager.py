@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -143,6 +144,7 @@ class MemoryBudget:
             if step.close(is_failed=is_failed) and not is_failed:
                 self._tell_once('a graph outlives its step: what was dropped of it is made when '
                                 'it is asked for, uncounted')
+            self._control.detach()
             self._transfer.settle(must_wait=True)
 
     def _learn(self, step: Step) -> None:
@@ -162,9 +164,11 @@ class MemoryBudget:
             self._tell_once('a graph was made in backward (create_graph, or a checkpoint inside '
                             'the model): what it saves stays')
         if self.budget_bytes is None and step.reads:
-            self.budget_bytes = max(int(self.ratio * unmanaged_peak), 1)
-            self._tell(f'a step without a budget holds {_mb(unmanaged_peak)} at its peak; the '
-                       f'budget is {_mb(self.budget_bytes)}')
+            # Without the optimizer's step, which makes its state the first time and never again.
+            peak = max(step.live[:step.backward_end])
+            self.budget_bytes = max(int(self.ratio * peak), 1)
+            self._tell(f'forward and backward without a budget hold {_mb(peak)} at their peak; '
+                       f'the budget is {_mb(self.budget_bytes)}')
         report.budget_bytes = self.budget_bytes
         if self.budget_bytes is not None:
             self._num_managed += mode != 'unmanaged'
@@ -182,7 +186,9 @@ class MemoryBudget:
                 self._plan(step, report)
 
     def _plan(self, step: Step, report: StepReport) -> None:
-        trace, budget = self._trace, self.budget_bytes
+        live = self._trace.live_bytes.copy()
+        live[step.backward_end:] = 0  # no plan has a say in what the optimizer takes
+        trace, budget = replace(self._trace, live_bytes=live), self.budget_bytes
         plan = make_plan(trace, budget, actions=self.actions, link=self._transfer.link,
                          host_bytes=self._transfer.pool.cap_bytes)
         need, name = _largest_need(trace)

@@ -60,7 +60,7 @@ class Step(TorchDispatchMode):
         self.keys: list[tuple[Any, int]] = []  # (operator, bytes it made) by moment
         self.live: list[int] = []
         self.seconds: list[float] = []
-        self.num_forward = 0
+        self.num_forward = self.backward_end = 0  # moment after the last inside backward
         self.reads: list[tuple[int, int]] = []
         self.pins = 0  # modules entered whose activations stay
         self.scopes: list[str] = []
@@ -127,6 +127,7 @@ class Step(TorchDispatchMode):
             if written:
                 self._overwritten(written)
             self.bytes.add_results(result, written)
+            self.backward_end = self.num_ops
         made = self.bytes.live - live
         self.keys.append((func, made))
         self.live.append(self.bytes.live + self.away_bytes)
@@ -242,7 +243,7 @@ class Step(TorchDispatchMode):
         """Never make this tensor's memory again."""
         storage = plain_storage(tensor)
         if storage is not None and (node := self.current.get(storage._cdata)) is not None:
-            node.is_root = True
+            node.is_root, node.call.durable = True, None
 
     # What autograd saves
 

@@ -41,7 +41,7 @@ def is_compiling() -> bool:
 def plain_kernels(device_type: str) -> Iterator[None]:
     """Operators run below autograd and autocast, as they were seen when they were recorded.
 
-    No graph is made, no version counter moves; other dispatch modes see the operators.
+    No graph is made; other dispatch modes see the operators.
     """
     was_on = torch.is_autocast_enabled(device_type)
     if was_on:
@@ -58,3 +58,11 @@ def tensor_on(storage: torch.UntypedStorage, geometry: tuple) -> Tensor:
     """A tensor of (dtype, size, stride, offset) on a storage; made below autograd, unseen."""
     dtype, size, stride, offset = geometry
     return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, offset, size, stride)
+
+
+def set_compiler_budget(ratio: float) -> float:
+    """Let ``torch.compile`` keep this share (0 to 1) of what it would save for backward; the share
+    that held before comes back. Only later compilations are changed."""
+    from torch._functorch import config  # not above: it imports the compiler, seconds
+    before, config.activation_memory_budget = config.activation_memory_budget, ratio
+    return before
