@@ -223,7 +223,7 @@ def draw_live(trace: Trace, plans: Sequence[tuple[str, int, Plan]], out: Path) -
         panel.step(moments, plan.live_bytes / 1e6, where='mid', color=colour, linewidth=1.2,
                    label=f'{text}: {plan.peak_bytes / 1e6:.0f} MB')
         panel.axhline(num_bytes / 1e6, color=colour, linewidth=0.7, linestyle=':')
-    panel.set_xlabel('operator of the step, forward then backward')
+    panel.set_xlabel('operator of the step: forward, backward, optimizer')
     panel.set_ylabel('live bytes (MB)')
     finish(figure, [panel], out)
 
@@ -314,7 +314,9 @@ def main(argv: list[str] | None = None) -> int:
     options = dict(actions=args.actions, link=link)
     plans = [(text, num_bytes, make_plan(trace, num_bytes, **options))
              for text, num_bytes in budgets_of(args, trace)]
-    show(Console(), trace, measured, plans)
+    console = Console()
+    console.width = max(console.width, 120)  # module names are long
+    show(console, trace, measured, plans)
     if args.out:
         draw_live(trace, plans, args.out / 'live.png')
         draw_trade_off(trace, trade_off(trace, CURVE_RATIOS, **options),
