@@ -445,7 +445,8 @@ def resident_reading(task: Task, name: str, budget_bytes: int) -> dict[str, Any]
         each for each in make_ours([1.0], budget_bytes) if each.name == name)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    # Before the reading: the first use of a mode imports much, kernels make their scratch.
+    # Before the reading: the first use of a mode imports much, kernels make their scratch, and a
+    # host pool, which is kept from step to step, takes its memory.
     for _ in range(method.warm_steps + 1):
         with LiveMemory() as live:
             method.step(task, model, batches[0])
