@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,8 @@ class Script:
         num_used: steps that followed it.
         leaving: actions by the moment before which they are taken.
         fetching: values whose copy back begins at a moment.
-        horizon: last such moment, or the middle of the forward pass; a step that differs only
-            later, as a detector's with its boxes, is still this one.
+        horizon: moment by which nine tenths of what is saved are; a step that differs only later,
+            as a detector's with its boxes, is still this one.
     """
 
     keys: list[tuple[Any, int]]
@@ -48,7 +49,11 @@ class Script:
         self.fetching = defaultdict(list)
         for index, moment in self.plan.fetches.items():
             self.fetching[moment].append(index)
-        self.horizon = max([*self.leaving, self.trace.num_forward // 2])
+        saved = sorted((value.packed, value.num_bytes) for value in self.trace.values
+                       if value.may_drop)
+        sums = np.cumsum([num_bytes for _, num_bytes in saved])
+        most = int(np.searchsorted(sums, 0.9 * sums[-1])) if saved else -1
+        self.horizon = saved[most][0] if saved else -1
 
 
 class Control:
@@ -81,8 +86,9 @@ class Control:
         self.pending: list[Node] = []  # saved, and somebody else may still hold them
         self.idle: dict[Node, None] = {}
         self.late: list[tuple[Node, str]] = []
+        self.made: dict[Any, int] = {}  # bytes, by an operator when it ran last
         self.order = 0  # of the value that was saved or read last
-        self.has_second_order = self.is_over = False
+        self.has_second_order = self.is_over = self.is_adrift = False
         self._set_limit()
 
     def attach(self, step: Step, residence: Residence) -> None:
@@ -102,31 +108,29 @@ class Control:
 
     # Called by the step
 
-    def before(self, moment: int) -> None:
+    def before(self, moment: int, func: Any) -> None:
         """The operator of this moment is about to run."""
         script = self.script
         if script is None:
             if self.pending:
                 self._settle(moment)
+            if self.step.bytes.live + self.made.get(func, 0) > self.limit:
+                self._make_room(self.made.get(func, 0))
         else:
             if self.late:
                 self.late = [entry for entry in self.late if not self._leaves(*entry)]
-            if moment in script.leaving:
-                nodes = self.step.nodes
-                for index, action in script.leaving[moment]:
-                    if index < len(nodes) and not self._leaves(nodes[index], action):
-                        self.late.append((nodes[index], action))
-            if moment in script.fetching:
-                for index in script.fetching[moment]:
-                    if index < len(self.step.nodes):
-                        self.residence.fetch(self.step.nodes[index])
+            if not self.is_adrift:
+                self._follow(script, moment)
         if self.step.bytes.live > self.limit:
             self._make_room()
 
     def after(self, moment: int) -> None:
-        if self.script is not None and moment <= self.script.horizon:
-            key, expected = self.step.keys[moment], self.script.keys[moment]
-            if key[1] != expected[1] or key[0] is not expected[0]:
+        key = self.step.keys[moment]
+        if self.script is None:
+            self.made[key[0]] = key[1]
+        elif not self.is_adrift:
+            keys = self.script.keys
+            if moment >= len(keys) or key[1] != keys[moment][1] or key[0] is not keys[moment][0]:
                 self._find_script(moment)
         if self.step.bytes.live > self.limit:
             self._make_room()
@@ -194,6 +198,14 @@ class Control:
         return freed > 0
 
     # How
+
+    def _follow(self, script: Script, moment: int) -> None:
+        nodes = self.step.nodes
+        for index, action in script.leaving.get(moment, ()):
+            if not self._leaves(nodes[index], action):
+                self.late.append((nodes[index], action))
+        for index in script.fetching.get(moment, ()):
+            self.residence.fetch(nodes[index])
 
     def _settle(self, moment: int) -> None:
         """Find what only autograd holds by now."""
@@ -263,16 +275,23 @@ class Control:
                             for seen, known in zip(keys, script.keys, strict=False)):
                 self.script = script
                 self._set_limit()
-                return self._catch_up(moment)
-        self.script, self.lost_at = None, moment
+                return self._catch_up(range(moment + 1))
+        if moment > self.script.horizon:  # from here on the moments are not the plan's
+            self.is_adrift = True
+            return self._catch_up(range(moment + 1, len(self.script.keys)))
+        known, self.script, self.lost_at = self.script.trace.values, None, moment
         self._set_limit()
+        for node, value in zip(self.step.nodes, known, strict=False):
+            if node.packed is not None and value.idle is not None and value.idle < moment:
+                node.idle = value.idle  # what left, and when it could have, is as it was there
         self.pending = [node for node in self.step.nodes
                         if node.handles and node.away is None and node.num_leaves < MAX_LEAVES]
 
-    def _catch_up(self, moment: int) -> None:
-        for time in range(moment + 1):
-            for index, action in self.script.leaving.get(time, ()):
-                self.late.append((self.step.nodes[index], action))
+    def _catch_up(self, moments: range) -> None:
+        """What leaves at these moments, of what is there, leaves as soon as it can."""
+        nodes, leaving = self.step.nodes, self.script.leaving
+        self.late += [(nodes[index], action) for moment in moments
+                      for index, action in leaving.get(moment, ()) if index < len(nodes)]
 
     def _make_room(self, needed: int = 0, limit: float | None = None) -> None:
         """Let the cheapest leave until the limit holds, with so many bytes to spare."""

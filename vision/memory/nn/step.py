@@ -104,7 +104,7 @@ class Step(TorchDispatchMode):
         moment, control = self.num_ops, self.control
         writes = operator.writes
         self.is_inside = True
-        control.before(moment)
+        control.before(moment, func)
         if writes and self.num_away:
             control.before_write(operator.written(args, kwargs))
         self.is_inside = False
