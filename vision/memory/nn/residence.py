@@ -100,12 +100,13 @@ class Residence:
         """May it run again, and is what it read from outside as it was?"""
         if not self.may_replay(call):
             return False
-        for position, value in enumerate(call.args):
+        for position, value in enumerate((*call.args, *call.kwargs.values())):
             for slot in value if type(value) is list else (value,):
                 if type(slot) is Slot and type(slot.source) is Leaf \
-                        and position not in call.operator.running \
-                        and slot.source.tensor._version != slot.version:
-                    return False
+                        and position not in call.operator.running:
+                    tensor = slot.source.tensor
+                    if tensor._version != slot.version or not tensor.untyped_storage().nbytes():
+                        return False  # changed, or given back (FSDP2 outside of a unit's turn)
         return True
 
     def restore_seconds(self, node: Node, actions: str) -> tuple[float, str]:
