@@ -70,95 +70,95 @@ class Stuck(Exception):
 
 
 def judge(trace, actions, link):
-    """(live_bytes, seconds) of a link without overlap, moment by moment. Locks are found by
-    running again: whatever a chain missed is held from the start of the next run."""
-    held = {}  # value -> number of the read whose replay needs it last
-    while True:
-        missed, live, seconds = _live_through(trace, actions, link, held)
-        if missed == held:
-            return live, seconds
-        held = missed
-
-
-def _live_through(trace, actions, link, held):
+    """(live_bytes, seconds) of a link without overlap, moment by moment."""
     values, calls = trace.values, trace.calls
     overwritten = {old for call in calls for old, _ in call.inplace}
-    off, missed = set(), {}
+    off, locked_by = set(), {}  # dropped value -> what it locks
     seconds = sum(values[v].num_bytes / link.out_bytes_per_s
                   for v, action in actions.items() if action == 'swap')
-    result = []
 
-    def level(moment, base, number):
+    def locked():
+        return set().union(*locked_by.values())
+
+    def is_there(w, moment):
+        if values[w].death < moment:
+            return w in locked() and w not in overwritten
+        return values[w].born < moment and w not in off
+
+    def level(moment, base):
         """``base`` of the unmanaged step, less what is off, plus what is locked."""
-        away = sum(values[v].num_bytes for v in off if values[v].death >= moment)
-        kept = sum(values[w].num_bytes for w, last in held.items()
-                   if values[w].death < moment and number <= last)
-        return base - away + kept
+        away = sum(values[v].num_bytes for v in off)
+        return base - away + sum(values[w].num_bytes for w in locked()
+                                 if values[w].death < moment and w not in overwritten)
 
+    def plan_chain(v, moment):
+        """Calls in order, copies, and what they read as it is."""
+        order, copies, roots = [], [], []
+
+        def need(call):
+            for w in call.inputs:
+                if is_there(w, moment):
+                    roots.append(w)
+                elif w in off and actions[w] == 'swap':
+                    if w not in copies and not any(w in done.outputs for done in order):
+                        copies.append(w)
+                elif calls[values[w].call] not in order:
+                    need(calls[values[w].call])
+            if not call.replayable:
+                raise Stuck
+            order.append(call)
+
+        need(calls[values[v].call])
+        return order, copies, roots
+
+    def come_back(v, moment, before):
+        """Bytes at the highest, and seconds."""
+        highest, spent, temporary = 0, 0.0, {}
+        order, copies, roots = ([], [v], []) if actions[v] == 'swap' else plan_chain(v, moment)
+        for w in copies:
+            temporary[w] = values[w].num_bytes
+            spent += values[w].num_bytes / link.in_bytes_per_s
+        highest = level(moment, before) + sum(temporary.values())
+        for index, call in enumerate(order):
+            spent += call.seconds
+            wanted = {w for after in order[index + 1:] for w in after.inputs}
+            twice = 0  # copies of what is at hand, while the call runs
+            for w in call.outputs:
+                for old, new in call.inplace:
+                    if new == w and old in temporary and old not in wanted and old not in off:
+                        del temporary[old]
+                if is_there(w, moment) or w in copies:
+                    twice += values[w].num_bytes
+                else:
+                    temporary[w] = values[w].num_bytes
+            highest = max(highest, level(moment, before) + sum(temporary.values()) + twice)
+            for w in list(temporary):
+                if w not in wanted and w not in off and w != v:
+                    del temporary[w]
+        for w in temporary:
+            off.discard(w)
+            locked_by.pop(w, None)
+        return highest, spent
+
+    result = []
     for moment in range(len(trace.live_bytes)):
+        for v in list(off):
+            if values[v].death < moment:  # autograd let go of it
+                off.remove(v)
+                locked_by.pop(v, None)
         before = int(trace.live_bytes[moment] - trace.made_bytes[moment])
         highest = 0
-        number = -1
-        for number, (when, v) in enumerate(trace.reads):
-            if when != moment or v not in off:
-                continue
-            later = {w for _, w in trace.reads[number + 1:]} | {v}
-            steps, locked = [], set()
-
-            def need(w, since, moment=moment, steps=steps, locked=locked):
-                """Append what has to happen until w is there."""
-                value = values[w]
-                if w not in off and value.born < moment <= value.death:
-                    return
-                if any(w in made for _, made in steps) or w in locked:
-                    return
-                if w not in off:
-                    if (value.packed is not None and w not in overwritten
-                            and since < value.death < moment):
-                        locked.add(w)
-                        return
-                if w in off and actions[w] == 'swap':
-                    steps.append((None, (w,)))
-                    return
-                call = calls[value.call]
-                for x in call.inputs:
-                    need(x, min(since, value.idle) if w in off else since)
-                if not call.replayable:
-                    raise Stuck
-                steps.append((call, call.outputs))
-
-            need(v, 10**9)
-            missed.update(dict.fromkeys(locked, number))
-            temporary = {}
-            copied = {made[0] for call, made in steps if call is None}
-            for index, (call, made) in enumerate(steps):
-                wanted = {x for after, _ in steps[index + 1:] if after for x in after.inputs}
-                twice = []  # copies of what is at hand, while the call runs
-                if call is None:
-                    temporary[made[0]] = values[made[0]].num_bytes
-                    seconds += values[made[0]].num_bytes / link.in_bytes_per_s
-                else:
-                    seconds += call.seconds
-                    for w in made:
-                        is_there = w not in off and values[w].born < moment <= values[w].death
-                        is_twice = is_there or w in locked or (w in copied and w in temporary)
-                        if is_twice:
-                            twice.append(values[w].num_bytes)
-                        for old, new in call.inplace:
-                            stays = old in wanted or (old in off and old in later)
-                            if new == w and old in temporary and not stays:
-                                del temporary[old]
-                        if not is_twice:
-                            temporary[w] = values[w].num_bytes
-                highest = max(highest, level(moment, before, number) + sum(temporary.values())
-                              + sum(twice))
-                for w in list(temporary):
-                    if w not in wanted and not (w in off and w in later):
-                        del temporary[w]
-            for w in temporary:
-                off.discard(w)
-        last = max([number for number, (when, _) in enumerate(trace.reads) if when <= moment],
-                   default=-1)
-        result.append(max(highest, level(moment, int(trace.live_bytes[moment]), last + 1)))
-        off.update(v for v in actions if values[v].idle == moment < values[v].death)
-    return missed, result, seconds
+        for when, v in trace.reads:
+            if when == moment and v in off:
+                peak, spent = come_back(v, moment, before)
+                highest, seconds = max(highest, peak), seconds + spent
+        result.append(max(highest, level(moment, int(trace.live_bytes[moment]))))
+        going = [v for v in sorted(actions) if values[v].idle == moment < values[v].death]
+        off.update(going)
+        for v in going:
+            if v in locked() and v not in overwritten:
+                off.remove(v)
+            elif actions[v] == 'drop':
+                _, _, roots = plan_chain(v, moment + 1)
+                locked_by[v] = {w for w in roots if not calls[values[w].call].replayable}
+    return result, seconds

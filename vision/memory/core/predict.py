@@ -7,19 +7,20 @@ The rules that ``nn`` follows and this file counts (our choice wherever a paper 
   read is called off, and the value stays). The first read after ``idle`` restores it; reads up
   to ``idle`` find it there. Once restored it stays until its ``death``.
 * A replay runs the calls that are needed in post-order, inputs in their order, each once. An input
-  is at hand when the unmanaged step holds it (``born < moment <= death``) and it is not off. An
-  input that is off and on the host is copied back by the chain.
-* An input that is gone but that autograd had saved is *locked*: it outlives its death until the
-  chain ran. So is only what was there when a dropped value of the chain was let go; what an
-  in-place call overwrote cannot be locked. Anything else that is gone is made again.
-* What a chain made or copied back stays when it was off and will be read later, by whichever
-  action; all else is freed after its last use in the chain. An output that nobody wants, or that
-  is at hand already, counts while its call runs.
+  is at hand when the unmanaged step holds it (``born < moment <= death``) and it is not off, or
+  when it is locked. What is off, on the host, and not yet dead is copied back first.
+* When a value is dropped, what its replay would read then, is at hand and cannot be made again is
+  *locked*: it outlives its death until the dropped value is there again or dead, and does not
+  leave itself. All else that is gone when a replay needs it is made again.
+* What a replay made or copied back stays until its death when it was off, by whichever action; all
+  else is freed after its last use in the chain. An output that nobody wants, or that is at hand
+  already, counts while its call runs.
 * An in-place call of a chain takes over its input's bytes when the chain made that input and
   nothing needs it afterwards; else it works on a copy.
 * Copies beside compute run one after the other in each direction, on a clock of operator seconds
   and waits; replays are not on that clock, so what they would hide comes on top.
-* A block of the host pool is held from ``idle`` until the value was restored for its first reader.
+* A block of the host pool is held from ``idle`` until the value was restored for its first reader,
+  or is dead.
 """
 
 from __future__ import annotations
@@ -118,11 +119,15 @@ class Simulator:
         self.replayable = [call.replayable for call in trace.calls]
         self.inplace = [dict((new, old) for old, new in call.inplace) for call in trace.calls]
         overwritten = {old for call in trace.calls for old, _ in call.inplace}
-        self.lockable = [value.packed is not None and index not in overwritten
+        self.lockable = [not self.replayable[value.call] and index not in overwritten
                          for index, value in enumerate(trace.values)]
+        self.is_risky: list[bool] = []  # by call: is it, or anything before it, not replayable?
+        for call in trace.calls:
+            self.is_risky.append(not call.replayable or any(
+                self.is_risky[self.call[w]] for w in call.inputs))
+        self.has_roots = not all(self.replayable)
         # A read behind the last operator is a read before it: nothing is measured later.
         self.reads = [(min(moment, self.num_ops - 1), value) for moment, value in trace.reads]
-        self.last_read = {value: position for position, (_, value) in enumerate(self.reads)}
         self.first_read: dict[int, int] = {}
         for moment, value in self.reads:
             if moment > self.idle[value]:
@@ -179,7 +184,8 @@ class _Run:
         self.root_use: dict[int, int] = {}
         self.chains: dict[int, list[int]] = {}
         self.events: dict[int, list[list]] = {}  # moment -> [peak, net bytes, bytes unlocked]
-        self.locks: dict[int, tuple[int, list]] = {}  # value -> last use: moment, event
+        self.restoring: dict[int, list] = {}  # value -> event in which a replay made it
+        self.lockers: dict[int, list[int]] = {}  # value -> those that were dropped and need it
         self.replay_seconds = self.wait_seconds = self.delay = self.in_end = 0.0
 
     def walk(self) -> _Run:
@@ -191,9 +197,15 @@ class _Run:
         if sim.link.overlaps:
             queue = sorted(((moment, sim.first_read.get(v, sim.num_ops), v)
                             for v, moment in self.fetches.items()), reverse=True)
-        for position, (moment, v) in enumerate(sim.reads):
+        leaving = []  # matters only where something can be locked
+        if sim.has_roots:
+            leaving = sorted(((first, v) for v, first in self.off_from.items()
+                              if first <= sim.num_ops), reverse=True)
+        for moment, v in sim.reads:
             if v not in actions:
                 continue
+            while leaving and leaving[-1][0] <= moment:
+                self._leave(*leaving.pop())
             while queue and queue[-1][0] <= moment:
                 self._fetch(*queue.pop()[::2])
             if self._is_off(v, moment):
@@ -203,16 +215,34 @@ class _Run:
                     num_bytes = sim.bytes[v]
                     self._add(moment, [num_bytes, num_bytes * (sim.death[v] >= moment), 0])
                 else:
-                    self._replay(v, moment, position)
+                    self._replay(v, moment)
             elif v in self.ready:
                 self._await(v, moment)
+        while leaving:
+            self._leave(*leaving.pop())
         return self
 
     def _is_off(self, v: int, moment: int) -> bool:
         return v in self.actions and v not in self.restored and self.off_from[v] <= moment
 
     def _is_there(self, v: int, moment: int) -> bool:
-        return self.sim.born[v] < moment <= self.sim.death[v] and not self._is_off(v, moment)
+        if moment > self.sim.death[v]:
+            return self._is_locked(v, moment)
+        return self.sim.born[v] < moment and not self._is_off(v, moment)
+
+    def _is_locked(self, v: int, moment: int) -> bool:
+        return self.sim.lockable[v] and any(
+            u not in self.restored and moment <= self.sim.death[u]
+            for u in self.lockers.get(v, ()))
+
+    def _leave(self, moment: int, v: int) -> None:
+        sim = self.sim
+        if self._is_locked(v, moment):
+            self.off_from[v] = sim.num_ops + 1
+        elif self.actions[v] == 'drop' and sim.is_risky[sim.call[v]]:
+            for w in self._chain(v, moment)[2]:
+                if not sim.replayable[sim.call[w]]:
+                    self.lockers.setdefault(w, []).append(v)
 
     def _fetch(self, moment: int, v: int) -> None:
         """Start the copy back of v, unless a chain made it or copied it before."""
@@ -248,93 +278,87 @@ class _Run:
         self.events.setdefault(moment, []).append(event)
         return event
 
-    def _chain(self, target: int, moment: int) -> tuple[list[int], list[int]]:
-        """Steps in order (a call, or ~value for a copy back) and the values to be locked."""
+    def _chain(self, target: int, moment: int) -> tuple[list[int], list[int], list[int]]:
+        """Calls in order, values that are copied back before, values that are read as they are."""
         sim = self.sim
-        steps, locks, made = [], [], set()
-        stack = [(sim.call[target], iter(sim.inputs[sim.call[target]]), sim.idle[target])]
+        calls, copies, roots, known = [], [], [], set()
+        actions, death, born = self.actions, sim.death, sim.born
+        stack = [(sim.call[target], iter(sim.inputs[sim.call[target]]))]
         while stack:
-            call, inputs, since = stack[-1]
+            call, inputs = stack[-1]
             for w in inputs:
-                if w in made:
+                if w in known:
                     continue
-                is_off = self._is_off(w, moment)
-                if not is_off:
-                    is_there = self._is_there(w, moment)
-                    if is_there or (sim.lockable[w] and since < sim.death[w] < moment):
-                        made.add(w)
-                        self.root_use.setdefault(w, moment)
-                        if w in self.ready:
-                            self._await(w, moment)
-                        if not is_there:
-                            locks.append(w)
-                        continue
-                elif self.actions[w] == 'swap':
-                    made.add(w)
-                    steps.append(~w)
-                    continue
-                earliest = min(since, sim.idle[w]) if is_off else since
-                stack.append((sim.call[w], iter(sim.inputs[sim.call[w]]), earliest))
-                break
+                # _is_there, without the calls that make up half of a search's time.
+                if (born[w] < moment <= death[w] if w not in actions or w in self.restored
+                        else self._is_there(w, moment)) or (
+                            sim.has_roots and self._is_locked(w, moment)):
+                    known.add(w)
+                    roots.append(w)
+                elif actions.get(w) == 'swap' and self._is_held(w, moment):
+                    known.add(w)
+                    copies.append(w)
+                else:
+                    stack.append((sim.call[w], iter(sim.inputs[sim.call[w]])))
+                    break
             else:
                 stack.pop()
                 if not sim.replayable[call]:
                     raise CannotReplay(target, moment, call, sim.trace.calls[call].name)
-                steps.append(call)
-                made.update(w for w in sim.outputs[call] if not self._is_there(w, moment))
-        return steps, locks
+                calls.append(call)
+                for w in sim.outputs[call]:
+                    if not self._is_there(w, moment):
+                        known.add(w)
+        return calls, copies, roots
 
-    def _replay(self, target: int, moment: int, position: int) -> None:
+    def _is_held(self, v: int, moment: int) -> bool:
+        """Is it off, and will be read yet or could be?"""
+        return moment <= self.sim.death[v] and self._is_off(v, moment)
+
+    def _replay(self, target: int, moment: int) -> None:
         sim = self.sim
-        steps, locks = self._chain(target, moment)
-        last_use = {w: index for index, step in enumerate(steps) if step >= 0
-                    for w in sim.inputs[step]}
-        owned, kept, at_hand = set(), [target], set(locks)
-        level = peak = 0
-        for index, step in enumerate(steps):
-            if step < 0:
-                w = ~step
-                self._copy_in(w, moment)
-                if sim.last_read.get(w, -1) > position:
-                    kept.append(w)
-                    self.restored[w] = moment
-                else:
-                    owned.add(w)
-                at_hand.add(w)
-                level += sim.bytes[w]
-                peak = max(peak, level)
-                continue
-            self.replay_seconds += sim.seconds[step]
-            unwanted = []
-            for w in sim.outputs[step]:
-                old = sim.inplace[step].get(w)
+        calls, copies, roots = self._chain(target, moment)
+        at_hand, kept = {*roots, *copies}, []
+        for w in roots:
+            self.root_use.setdefault(w, moment)
+            if w in self.ready:
+                self._await(w, moment)
+        for w in copies:
+            self._copy_in(w, moment)
+            self._keep(w, moment, kept)
+        last_use = {w: index for index, call in enumerate(calls) for w in sim.inputs[call]}
+        owned: set[int] = set()
+        level = peak = sum(sim.bytes[w] for w in copies)
+        for index, call in enumerate(calls):
+            self.replay_seconds += sim.seconds[call]
+            unwanted = 0
+            for w in sim.outputs[call]:
+                old = sim.inplace[call].get(w)
                 if old in owned and last_use[old] == index:
                     owned.discard(old)
                 else:
                     level += sim.bytes[w]
-                if w == target:
-                    continue
-                is_off = self._is_off(w, moment)
-                if is_off and sim.last_read.get(w, -1) > position:
-                    kept.append(w)
-                    self.restored[w] = self.first_need[w] = moment
-                elif w not in last_use or w in at_hand or self._is_there(w, moment):
-                    unwanted.append(w)
+                if w == target or w not in at_hand and self._is_held(w, moment):
+                    self._keep(w, moment, kept)
+                elif w in at_hand or w not in last_use or self._is_there(w, moment):
+                    unwanted += sim.bytes[w]
                 else:
                     owned.add(w)
             peak = max(peak, level)
-            level -= sum(sim.bytes[w] for w in unwanted)
-            for w in sim.inputs[step]:
+            level -= unwanted
+            for w in sim.inputs[call]:
                 if w in owned and last_use[w] == index:
                     owned.discard(w)
                     level -= sim.bytes[w]
-        self.restored[target] = self.first_need[target] = moment
         self.chains.setdefault(moment, []).extend(kept)
         assert not owned and level == sum(sim.bytes[w] for w in kept)
         event = self._add(moment, [peak, sum(sim.bytes[w] for w in kept
                                              if sim.death[w] >= moment), 0])
-        for w in locks:
-            self.locks[w] = (moment, event)
+        self.restoring.update(dict.fromkeys(kept, event))
+
+    def _keep(self, v: int, moment: int, kept: list[int]) -> None:
+        self.restored[v] = self.first_need[v] = moment
+        kept.append(v)
 
     def outcome(self) -> Outcome:
         sim, num_ops = self.sim, self.sim.num_ops
@@ -347,14 +371,19 @@ class _Run:
                 change[end] += num_bytes
             if action == 'swap' and first <= num_ops:
                 host[sim.idle[v] + 1] += num_bytes
-                # One that nobody reads again stays for chains as long as the step holds it.
-                last = self.first_need.get(v, 0) if v in self.restored else max(
-                    self.first_need.get(v, 0), sim.death[v])
-                host[min(max(last, sim.idle[v]), num_ops) + 1] -= num_bytes
-        for v, (moment, event) in self.locks.items():
-            change[sim.death[v] + 1] += sim.bytes[v]
-            change[moment] -= sim.bytes[v]
-            event[2] += sim.bytes[v]
+                last = self.first_need.get(v, sim.death[v])
+                host[min(last, num_ops) + 1] -= num_bytes
+        for v, lockers in self.lockers.items():
+            # Until the last of them is there again: in an event of that moment, or dead.
+            moment = max(self.restored.get(u, sim.death[u] + 1) for u in lockers)
+            if moment > sim.death[v]:
+                change[sim.death[v] + 1] += sim.bytes[v]
+                change[moment] -= sim.bytes[v]
+                made = [self.restoring[u] for u in lockers if self.restored.get(u) == moment]
+                for event in reversed(self.events.get(moment, ())):
+                    if any(event is other for other in made):
+                        event[2] += sim.bytes[v]
+                        break
         live = sim.live + np.cumsum(change[:num_ops])
         for moment, events in self.events.items():
             level = int(live[moment]) - sim.made[moment]

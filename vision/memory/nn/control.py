@@ -28,6 +28,7 @@ class Script:
     Attributes:
         num_used: steps that followed it.
         leaving: actions by the moment before which they are taken.
+        fetching: values whose copy back begins at a moment.
         horizon: last such moment, or the middle of the forward pass; a step that differs only
             later, as a detector's with its boxes, is still this one.
     """
@@ -36,6 +37,7 @@ class Script:
     trace: Trace
     plan: Plan
     leaving: dict[int, list[tuple[int, str]]] = field(init=False)
+    fetching: dict[int, list[int]] = field(init=False)
     horizon: int = field(init=False)
     num_used: int = 0
 
@@ -43,6 +45,9 @@ class Script:
         self.leaving = defaultdict(list)
         for index, action in self.plan.actions.items():
             self.leaving[self.trace.values[index].idle + 1].append((index, action))
+        self.fetching = defaultdict(list)
+        for index, moment in self.plan.fetches.items():
+            self.fetching[moment].append(index)
         self.horizon = max([*self.leaving, self.trace.num_forward // 2])
 
 
@@ -83,6 +88,10 @@ class Control:
     def attach(self, step: Step, residence: Residence) -> None:
         self.step, self.residence = step, residence
 
+    def detach(self) -> None:
+        """The step is over: nothing of it is held here."""
+        self.pending, self.idle, self.late = [], {}, []
+
     def _set_limit(self) -> None:
         if self.budget_bytes is None:
             self.limit = math.inf
@@ -107,6 +116,10 @@ class Control:
                 for index, action in script.leaving[moment]:
                     if index < len(nodes) and not self._leaves(nodes[index], action):
                         self.late.append((nodes[index], action))
+            if moment in script.fetching:
+                for index in script.fetching[moment]:
+                    if index < len(self.step.nodes):
+                        self.residence.fetch(self.step.nodes[index])
         if self.step.bytes.live > self.limit:
             self._make_room()
 
@@ -132,6 +145,7 @@ class Control:
             self.residence.restore(node)
             self.idle.pop(node, None)
             self.pending.append(node)
+        self.residence.arrived(node)
 
     def forget(self, node: Node) -> None:
         self.idle.pop(node, None)

@@ -144,6 +144,7 @@ class MemoryBudget:
             if step.close(is_failed=is_failed) and not is_failed:
                 self._tell_once('a graph outlives its step: what was dropped of it is made when '
                                 'it is asked for, uncounted')
+            self._control.detach()
             self._transfer.settle(must_wait=True)
 
     def _learn(self, step: Step) -> None:

@@ -45,11 +45,12 @@ class Call:
         is_plain: its tensors can be made again from slots.
         inplace: (node before, node after) of the first argument, which it changes.
         overwrites: node of the first argument, for which fresh memory stands in.
+        durable: (operators that were refused by then, could all that it needs be made again?)
         rng: state of the generator before it ran, of operators that draw.
     """
 
-    __slots__ = ('args', 'index', 'inplace', 'is_plain', 'kwargs', 'moment', 'nodes', 'operator',
-                 'outputs', 'overwrites', 'rng', 'seconds')
+    __slots__ = ('args', 'durable', 'index', 'inplace', 'is_plain', 'kwargs', 'moment', 'nodes',
+                 'operator', 'outputs', 'overwrites', 'rng', 'seconds')
 
     def __init__(self, operator: Operator, moment: int, index: int) -> None:
         self.operator, self.moment, self.index = operator, moment, index
@@ -61,6 +62,7 @@ class Call:
         self.overwrites: Node | None = None
         self.rng: Tensor | None = None
         self.is_plain = operator.may_replay
+        self.durable: tuple[int, bool] | None = None
         self.seconds = 0.0
 
     def clear(self) -> None:
@@ -76,19 +78,20 @@ class Node:
     Attributes:
         watch: of its living storage; None once another version has taken the storage over.
         handles: what autograd saved of it and still needs.
-        away: None; or 'drop' or 'swap': the handles are open and the memory is free.
+        away: None; or 'drop' or 'swap': the handles are open and the memory is free; or 'host': no
+            handle is open, but what was made from it needs the copy on the host.
+        arrival: of a copy back that may still be on its way; None on a CPU.
         anchor: alias that holds the storage for others that were dropped, while ``locks`` > 0.
         is_root: never made again, whatever made it.
         is_pinned: never leaves.
         order: position among the values that autograd saved; -1: not saved.
-        leaners: dropped nodes that are made from this one.
         num_leaves: how often it left in this step.
         check: bytes' sum when it left, where that is watched.
     """
 
-    __slots__ = ('__weakref__', 'anchor', 'away', 'block', 'born', 'call', 'check', 'death',
-                 'geometry', 'handles', 'idle', 'index', 'is_pinned', 'is_root', 'is_verified',
-                 'leaners', 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed',
+    __slots__ = ('__weakref__', 'anchor', 'arrival', 'away', 'block', 'born', 'call', 'check',
+                 'death', 'geometry', 'handles', 'idle', 'index', 'is_pinned', 'is_root',
+                 'is_verified', 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed',
                  'watch', 'where')
 
     def __init__(self, index: int, call: Call, watch: Watch, geometry: tuple) -> None:
@@ -103,8 +106,7 @@ class Node:
         self.anchor: Tensor | None = None
         self.locks = 0
         self.locked_by: list[Node] = []  # what this one's absence locks
-        self.leaners: list[Node] = []
-        self.block = None
+        self.block = self.arrival = None
         self.check: int | None = None
         self.is_root = self.is_pinned = self.is_verified = False
         self.num_leaves = 0

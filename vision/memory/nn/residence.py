@@ -25,14 +25,12 @@ class Chain(NamedTuple):
     Args:
         calls: in order; none: the value comes from the host alone.
         swapped: nodes that come back from the host first.
-        roots: nodes that are there and cannot be made again.
-        leans: nodes that are there, or on the host, and can be made again when they are gone.
+        roots: nodes that are there, or on the host, and could not be made again.
     """
 
     calls: list[Call]
     swapped: list[Node]
     roots: list[Node]
-    leans: list[Node]
 
     @property
     def seconds(self) -> float:
@@ -73,7 +71,6 @@ class Residence:
         calls: list[Call] = []
         swapped: dict[Node, None] = {}
         roots: dict[Node, None] = {}
-        leans: dict[Node, None] = {}
         seen = {target.call}
         if not self._is_ready(target.call):
             return None
@@ -82,9 +79,12 @@ class Residence:
             call, inputs = stack[-1]
             for node in inputs:
                 if node.storage() is not None:
-                    (leans if self.may_replay(node.call) else roots)[node] = None
-                elif node.away == 'swap':
+                    if not self._is_durable(node.call):
+                        roots[node] = None
+                elif node.block is not None:
                     swapped[node] = None
+                    if not self._is_durable(node.call):
+                        roots[node] = None
                 elif node.call not in seen:
                     if not self._is_ready(node.call):
                         return None
@@ -94,7 +94,7 @@ class Residence:
             else:
                 calls.append(call)
                 stack.pop()
-        return Chain(calls, list(swapped), list(roots), [*leans, *swapped])
+        return Chain(calls, list(swapped), list(roots))
 
     def _is_ready(self, call: Call) -> bool:
         """May it run again, and is what it read from outside as it was?"""
@@ -108,6 +108,25 @@ class Residence:
                     if tensor._version != slot.version or not tensor.untyped_storage().nbytes():
                         return False  # changed, or given back (FSDP2 outside of a unit's turn)
         return True
+
+    def _is_durable(self, call: Call) -> bool:
+        """Could it and all that it is made from be made from parameters and the batch alone?
+        Whatever is not so is held while something that is made from it is away."""
+        stack, age = [call], len(self.refused)
+        while stack:
+            top = stack[-1]
+            if top.durable is not None and top.durable[0] == age:
+                stack.pop()
+                continue
+            unknown = [node.call for node in top.nodes
+                       if node.call.durable is None or node.call.durable[0] != age]
+            if unknown and self.may_replay(top):
+                stack += unknown
+                continue
+            top.durable = age, self.may_replay(top) and all(
+                node.call.durable[1] for node in top.nodes)
+            stack.pop()
+        return call.durable[1]
 
     def restore_seconds(self, node: Node, actions: str) -> tuple[float, str]:
         """(seconds that its absence costs, by the better action); infinite: it must stay."""
@@ -133,8 +152,6 @@ class Residence:
                 return False
             for root in chain.roots:
                 self._lock(root, node)
-            for other in chain.leans:
-                self._lean(node, other)
         else:
             start = time.perf_counter()
             node.block = self.transfer.out(storage)
@@ -163,49 +180,37 @@ class Residence:
         return self._shells[key]
 
     def _lock(self, root: Node, dependent: Node) -> None:
-        if root.anchor is None:
-            with unseen():
-                root.anchor = tensor_on(root.storage(), root.geometry)
         root.locks += 1
         dependent.locked_by.append(root)
+        self._hold(root)
 
-    def _lean(self, dependent: Node, other: Node) -> None:
-        """A dropped value needs another one, that is there or on the host now and may be gone when
-        it comes back. Autograd tells when it lets go of that one; then it must be possible to
-        make it again, from what is there at that time, or it stays."""
-        if other.handles:
-            other.leaners.append(dependent)
-        elif (chain := self.chain(other)) is not None:
-            for root in chain.roots:
-                self._lock(root, dependent)
-            for further in chain.leans:
-                self._lean(dependent, further)
-        elif other.storage() is not None:
-            self._lock(other, dependent)
-        elif dependent.away == 'drop':
-            self.restore(dependent)
+    def _hold(self, root: Node) -> None:
+        if root.locks and root.anchor is None and (storage := root.storage()) is not None:
+            with unseen():
+                root.anchor = tensor_on(storage, root.geometry)
 
     def _unlock(self, dependent: Node) -> None:
         for root in dependent.locked_by:
             root.locks -= 1
             if not root.locks:
                 root.anchor = None
+                if root.away == 'host':
+                    self._release(root)
         dependent.locked_by = []
 
     def forget(self, node: Node) -> None:
         """No handle is open any more."""
-        leaners, node.leaners = node.leaners, []
-        for dependent in leaners:
-            if dependent.away == 'drop':
-                self._lean(dependent, node)
         if node.away is not None:
             self._count_back(node)
-            node.away = None
-        if node.block is not None:
-            self.transfer.release(node.block)
-            node.block = None
+            node.away = 'host' if node.block is not None and node.locks else None
+        if node.block is not None and node.away is None:
+            self._release(node)
         if node.locked_by:
             self._unlock(node)
+
+    def _release(self, node: Node) -> None:
+        self.transfer.release(node.block)
+        node.block = node.away = None
 
     def _count_back(self, node: Node) -> None:
         self.step.num_away -= 1
@@ -229,7 +234,7 @@ class Residence:
         """
         start, swapping = time.perf_counter(), self.swap_seconds
         with self.step.passing():
-            if node.away == 'swap':
+            if node.block is not None:
                 self._back_from_host(node)
             else:
                 chain = self.chain(node)
@@ -248,12 +253,27 @@ class Residence:
     def _back_from_host(self, node: Node) -> None:
         start = time.perf_counter()
         block, node.block = node.block, None
-        self._fill(node, self.transfer.back(block, node.num_bytes))
+        storage, node.arrival = self.transfer.back(block, node.num_bytes)
+        self._fill(node, storage)
         self.swap_seconds += time.perf_counter() - start
+
+    def fetch(self, node: Node) -> None:
+        """Begin to copy back what will be read soon."""
+        if node.block is not None:
+            with self.step.passing():
+                self._back_from_host(node)
+
+    def arrived(self, node: Node) -> None:
+        """What computes from now on waits for the node's copy."""
+        if node.arrival is not None:
+            self.transfer.wait(node.arrival)
+            node.arrival = None
 
     def _fill(self, node: Node, storage: torch.UntypedStorage) -> None:
         """The storage is the node's from now on, and every handle shows it."""
         with unseen():
+            if node.check is not None:
+                self.arrived(node)
             if node.check is not None and _checksum(storage) != node.check:
                 raise VisionError(
                     'VIS-RUN-1411', f'{node.call.operator.name} came back with other bytes',
@@ -262,17 +282,15 @@ class Residence:
                     "actions='swap'; this step's gradients were not applied")
             for handle in node.handles:
                 handle.alias.data = tensor_on(storage, handle.geometry)
-        self._adopt(node, storage)
-        if node.away is not None:
-            self._count_back(node)
-            node.away = None
-        if node.locked_by:
-            self._unlock(node)
-
-    def _adopt(self, node: Node, storage: torch.UntypedStorage) -> None:
         watches = self.step.bytes.watches
         node.watch = watches.get(storage._cdata) or self.step.bytes.add(storage)
         self.step.current[storage._cdata] = node
+        self._hold(node)
+        if node.away in ('drop', 'swap'):
+            self._count_back(node)
+        node.away = None
+        if node.locked_by:
+            self._unlock(node)
 
     def _run(self, calls: list[Call], compare: Node | None = None) -> bool:
         """Run calls again; hand their results to nodes that wait for them.
@@ -339,6 +357,7 @@ class Residence:
                 return tensor_on(source.tensor.untyped_storage(), value.geometry)
             storage = made.get(source)
             if storage is None:
+                self.arrived(source)
                 storage = source.storage()
             return None if storage is None else tensor_on(storage, value.geometry)
         if type(value) is list:
@@ -351,7 +370,7 @@ class Residence:
         """Run again what made a node that is there, and compare every byte. An operator that
         gives others is refused from then on, as is one that cannot run a second time."""
         chain = self.chain(node)
-        if chain is None or any(source.away for source in chain.swapped):
+        if chain is None or chain.swapped:
             return False
         count = self.replayed_calls
         with self.step.passing():

@@ -243,7 +243,7 @@ class Step(TorchDispatchMode):
         """Never make this tensor's memory again."""
         storage = plain_storage(tensor)
         if storage is not None and (node := self.current.get(storage._cdata)) is not None:
-            node.is_root = True
+            node.is_root, node.call.durable = True, None
 
     # What autograd saves
 

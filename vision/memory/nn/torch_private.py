@@ -41,7 +41,7 @@ def is_compiling() -> bool:
 def plain_kernels(device_type: str) -> Iterator[None]:
     """Operators run below autograd and autocast, as they were seen when they were recorded.
 
-    No graph is made, no version counter moves; other dispatch modes see the operators.
+    No graph is made; other dispatch modes see the operators.
     """
     was_on = torch.is_autocast_enabled(device_type)
     if was_on:

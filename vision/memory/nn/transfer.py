@@ -47,16 +47,20 @@ class Transfer:
                 self._copy_out(storage, block)
         return block
 
-    def back(self, block: Block, num_bytes: int) -> torch.UntypedStorage:
-        """New device memory with the bytes of a block, which is free afterwards.
+    def back(self, block: Block, num_bytes: int) -> tuple[torch.UntypedStorage, Any]:
+        """New device memory for the bytes of a block, which is free afterwards, and what to
+        ``wait`` for before they are read; None: they are there.
 
         Call it with the dispatch mode active: the new memory is counted, the copy is not seen.
         """
         storage = torch.empty(num_bytes, dtype=torch.uint8, device=self.device).untyped_storage()
         with unseen():
-            self._copy_back(block, storage)
+            arrival = self._copy_back(block, storage)
         self.release(block)
-        return storage
+        return storage, arrival
+
+    def wait(self, arrival: Any) -> None:
+        """What computes from now on comes after this arrival."""
 
     def release(self, block: Block) -> None:
         self.pool.release(block)
@@ -79,7 +83,7 @@ class Transfer:
     def _copy_out(self, storage: torch.UntypedStorage, block: Block) -> None:
         self._host(block).copy_(as_bytes(storage))
 
-    def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> None:
+    def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> Any:
         as_bytes(storage).copy_(self._host(block))
 
     def _measure(self) -> tuple[float, float]:
@@ -117,6 +121,9 @@ class CudaTransfer(Transfer):
         for block in done:
             self.pool.release(block)
 
+    def wait(self, arrival: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self.device).wait_event(arrival)
+
     def release(self, block: Block) -> None:
         self.written.pop(block, None)
         if not any(reader is block for _, reader in self.readers):
@@ -142,7 +149,7 @@ class CudaTransfer(Transfer):
         self.written[block] = event
         self.stash.append((event, storage))
 
-    def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> None:
+    def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> torch.cuda.Event:
         compute = torch.cuda.current_stream(self.device)
         allocated = compute.record_event()
         host = self._host(block)
@@ -152,7 +159,7 @@ class CudaTransfer(Transfer):
             as_bytes(storage).copy_(host, non_blocking=True)
             event = self.to_device.record_event()
         self.readers.append((event, block))
-        compute.wait_event(event)
+        return event
 
 
 def as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
