@@ -115,7 +115,7 @@ class StepReport:
         unmanaged_peak_bytes: of the last step that ran without a budget, or as a plan's profile
             has it; 0: not known.
         saved_bytes: what autograd kept for backward at most, of what we may drop.
-        replayed_calls, replay_seconds: operators that ran a second time.
+        replayed_calls, replay_seconds: operators that ran a second time, and in what time.
         swapped_bytes, swap_seconds: copied to the host, and the time of both ways as far as this
             thread waited; host_peak_bytes: most that lay there at once.
         op_seconds: of all operators, replays left out.

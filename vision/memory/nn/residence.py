@@ -232,7 +232,6 @@ class Residence:
         Raises:
             VisionError: it can no longer be made, or its bytes are not those that left.
         """
-        start, swapping = time.perf_counter(), self.swap_seconds
         with self.step.passing():
             if node.block is not None:
                 self._back_from_host(node)
@@ -248,7 +247,6 @@ class Residence:
                 for source in chain.swapped:
                     self._back_from_host(source)
                 self._run(chain.calls)
-        self.replay_seconds += time.perf_counter() - start - (self.swap_seconds - swapping)
 
     def _back_from_host(self, node: Node) -> None:
         start = time.perf_counter()
@@ -336,7 +334,9 @@ class Residence:
             if position < len(args) and isinstance(args[position], Tensor):
                 args[position] = args[position].clone()
         with kept_generator(call.rng):
+            start = time.perf_counter()
             result = call.operator.func(*args, **kwargs)
+            self.replay_seconds += time.perf_counter() - start
         del args, kwargs
         tensors = flat_tensors(result)
         return [(node, written if position == WRITTEN
@@ -372,10 +372,10 @@ class Residence:
         chain = self.chain(node)
         if chain is None or chain.swapped:
             return False
-        count = self.replayed_calls
+        before = self.replayed_calls, self.replay_seconds
         with self.step.passing():
             is_equal = self._run(chain.calls, compare=node)
-        self.replayed_calls = count
+        self.replayed_calls, self.replay_seconds = before
         if not is_equal:
             self.refused.add(node.call.operator.name)
         return is_equal
