@@ -41,8 +41,8 @@ class ActivationMemoryHook(Hook):
     backward, not of the peak; then nothing is managed here, and no scalar is written.
 
     Args:
-        budget: '12GB', or a ratio such as 0.4 of the peak of the first step, which runs without
-            a budget; of storages that are made in the step, gradients included.
+        budget: '12GB', or a ratio such as 0.4 of the peak of forward and backward in the first
+            step, which runs without a budget; of storages made there, gradients included.
         host_budget: most that may lie on the host, such as '32GB'; None: no cap.
         actions: 'recompute', 'swap' or 'both'.
         verify: replays that are compared with the original: 'first' of each operator, 'always',

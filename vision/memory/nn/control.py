@@ -19,6 +19,7 @@ from vision.memory.nn.residence import Residence, generator_state
 from vision.memory.nn.step import Step
 
 TOLERANCE = 1.04  # of a plan's peak, before scores help out; 5 % is what we promise
+GROUP_SHARE = 0.25  # of the limit: scores drop no more values in a row while others can leave
 MAX_LEAVES = 2  # a value that left twice in a step stays: the third time is thrash
 
 
@@ -309,15 +310,19 @@ class Control:
             seconds, action = residence.restore_seconds(node, self.actions)
             if seconds < math.inf:
                 distance = max(abs(self.order - node.order), 1)
-                scored.append((seconds / (node.num_bytes * distance), node.order, node, action))
+                scored.append((seconds / (node.num_bytes * distance), node.order, node))
         scored.sort(key=lambda entry: entry[:2])
-        for _, _, node, action in scored:
-            if step.bytes.live + needed <= limit:
-                return
-            # Those before it in the list may have left: what it needs may have become dear.
-            seconds, action = residence.restore_seconds(node, self.actions)
-            if seconds < math.inf and self._leave(node, action):
-                self.idle.pop(node, None)
+        # First those that will not bring much with them when they come back.
+        for most in (limit * GROUP_SHARE, math.inf):
+            for _, _, node in scored:
+                if step.bytes.live + needed <= limit:
+                    return
+                # Others left meanwhile: what it needs may have become dear.
+                seconds, action = residence.restore_seconds(node, self.actions)
+                if seconds < math.inf and (action == 'swap' or most == math.inf
+                                           or residence.joint_bytes(node) <= most) \
+                        and self._leave(node, action):
+                    self.idle.pop(node, None)
         residence.transfer.settle(must_wait=step.bytes.live + needed > limit)
         self.is_over |= step.bytes.live > limit
 

@@ -244,13 +244,21 @@ class MemoryBudget:
         self._hook(module, enter, leave)
 
     def boundary(self, module: nn.Module) -> None:
-        """Nothing before this module's inputs runs again for what is inside: those stay, or are
-        swapped. For units whose parameters are there only while the unit runs (FSDP2)."""
+        """Nothing outside of this module runs again for what is inside, and the other way round:
+        its inputs and outputs stay, or are swapped. For units whose parameters are there only
+        while the unit runs (FSDP2)."""
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if self._step is not None:
-                for tensor in flat_tensors((*args, *kwargs.values())):
-                    self._step.make_root(tensor)
+            self._make_roots((args, kwargs))
+
+        def leave(module: nn.Module, args: tuple, output: Any) -> None:
+            self._make_roots(output)
+        self._hooks.append(module.register_forward_hook(leave))
         self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+
+    def _make_roots(self, value: Any) -> None:
+        if self._step is not None:
+            for tensor in flat_tensors(value):
+                self._step.make_root(tensor)
 
     def name(self, model: nn.Module) -> None:
         """Have values know the module that made them, for reports."""

@@ -81,6 +81,8 @@ class Node:
         away: None; or 'drop' or 'swap': the handles are open and the memory is free; or 'host': no
             handle is open, but what was made from it needs the copy on the host.
         arrival: of a copy back that may still be on its way; None on a CPU.
+        dependents: dropped nodes that were to be made from this one when they left.
+        group: of dropped nodes; see ``Residence.joint_bytes``.
         anchor: alias that holds the storage for others that were dropped, while ``locks`` > 0.
         is_root: never made again, whatever made it.
         is_pinned: never leaves.
@@ -90,9 +92,9 @@ class Node:
     """
 
     __slots__ = ('__weakref__', 'anchor', 'arrival', 'away', 'block', 'born', 'call', 'check',
-                 'death', 'geometry', 'handles', 'idle', 'index', 'is_pinned', 'is_root',
-                 'is_verified', 'locked_by', 'locks', 'num_bytes', 'num_leaves', 'order', 'packed',
-                 'watch', 'where')
+                 'death', 'dependents', 'geometry', 'group', 'handles', 'idle', 'index',
+                 'is_pinned', 'is_root', 'is_verified', 'locked_by', 'locks', 'num_bytes',
+                 'num_leaves', 'order', 'packed', 'watch', 'where')
 
     def __init__(self, index: int, call: Call, watch: Watch, geometry: tuple) -> None:
         self.index, self.call, self.watch, self.geometry = index, call, watch, geometry
@@ -106,7 +108,8 @@ class Node:
         self.anchor: Tensor | None = None
         self.locks = 0
         self.locked_by: list[Node] = []  # what this one's absence locks
-        self.block = self.arrival = None
+        self.block = self.arrival = self.group = None
+        self.dependents: list[Node] = []
         self.check: int | None = None
         self.is_root = self.is_pinned = self.is_verified = False
         self.num_leaves = 0

@@ -36,11 +36,12 @@ class Operator:
         is_overwrite: what it writes does not depend on what was there.
         is_random: draws from the default generator.
         may_replay: may be run again as far as its kind tells.
+        is_refill: FSDP2 gathers parameters again, into memory that was given back meanwhile.
         running: positions of running statistics that are cloned before it runs again.
     """
 
-    __slots__ = ('func', 'is_overwrite', 'is_random', 'is_view', 'may_replay', 'name', 'running',
-                 'writes')
+    __slots__ = ('func', 'is_overwrite', 'is_random', 'is_refill', 'is_view', 'may_replay', 'name',
+                 'running', 'writes')
 
     def __init__(self, func: Any) -> None:
         schema = getattr(func, '_schema', None)
@@ -57,6 +58,7 @@ class Operator:
             output.alias_info is not None for output in schema.returns)
         self.is_overwrite = base in _OVERWRITES and self.writes == (0,)
         self.is_random = torch.Tag.nondeterministic_seeded in getattr(func, 'tags', ())
+        self.is_refill = namespace == 'fsdp'
         self.may_replay = bool(schema) and base not in _FACTORIES \
             and namespace not in _COLLECTIVES
         self.running = _BATCH_NORMS.get(base, ()) if namespace == 'aten' else ()
@@ -79,4 +81,6 @@ def flat_tensors(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, (tuple, list)):
         return [tensor for part in value for tensor in flat_tensors(part)]
+    if isinstance(value, dict):
+        return flat_tensors(list(value.values()))
     return []

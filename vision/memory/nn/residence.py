@@ -25,16 +25,33 @@ class Chain(NamedTuple):
     Args:
         calls: in order; none: the value comes from the host alone.
         swapped: nodes that come back from the host first.
+        there: nodes that are there.
         roots: nodes that are there, or on the host, and could not be made again.
     """
 
     calls: list[Call]
     swapped: list[Node]
+    there: list[Node]
     roots: list[Node]
 
     @property
     def seconds(self) -> float:
         return sum(call.seconds for call in self.calls)
+
+
+class Group:
+    """Bytes of dropped values that are made from each other."""
+
+    __slots__ = ('num_bytes', 'parent')
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes, self.parent = num_bytes, None
+
+    def root(self) -> Group:
+        group = self
+        while group.parent is not None:
+            group = group.parent
+        return group
 
 
 class Residence:
@@ -70,6 +87,7 @@ class Residence:
         """What must run so that a node that is not there is there; None: it cannot be made."""
         calls: list[Call] = []
         swapped: dict[Node, None] = {}
+        there: dict[Node, None] = {}
         roots: dict[Node, None] = {}
         seen = {target.call}
         if not self._is_ready(target.call):
@@ -79,6 +97,7 @@ class Residence:
             call, inputs = stack[-1]
             for node in inputs:
                 if node.storage() is not None:
+                    there[node] = None
                     if not self._is_durable(node.call):
                         roots[node] = None
                 elif node.block is not None:
@@ -94,18 +113,19 @@ class Residence:
             else:
                 calls.append(call)
                 stack.pop()
-        return Chain(calls, list(swapped), list(roots))
+        return Chain(calls, list(swapped), list(there), list(roots))
 
     def _is_ready(self, call: Call) -> bool:
         """May it run again, and is what it read from outside as it was?"""
         if not self.may_replay(call):
             return False
-        for position, value in enumerate(call.args):
+        for position, value in enumerate((*call.args, *call.kwargs.values())):
             for slot in value if type(value) is list else (value,):
                 if type(slot) is Slot and type(slot.source) is Leaf \
-                        and position not in call.operator.running \
-                        and slot.source.tensor._version != slot.version:
-                    return False
+                        and position not in call.operator.running:
+                    tensor = slot.source.tensor
+                    if tensor._version != slot.version or not tensor.untyped_storage().nbytes():
+                        return False  # changed, or given back (FSDP2 outside of a unit's turn)
         return True
 
     def _is_durable(self, call: Call) -> bool:
@@ -151,6 +171,7 @@ class Residence:
                 return False
             for root in chain.roots:
                 self._lock(root, node)
+            self._join(node, chain)
         else:
             start = time.perf_counter()
             node.block = self.transfer.out(storage)
@@ -171,6 +192,27 @@ class Residence:
             for handle in node.handles:
                 handle.alias.data = self._shell(handle.alias)
         return True
+
+    def joint_bytes(self, node: Node) -> int:
+        """What comes back together, at most, once this node is dropped too: dropped values that
+        are made from each other, as groups that only grow within a step (DTR's neighbourhoods)."""
+        chain = self.chain(node)
+        groups = {} if chain is None else self._groups(node, chain)
+        return node.num_bytes + sum(group.num_bytes for group in groups.values())
+
+    def _groups(self, node: Node, chain: Chain) -> dict[int, Group]:
+        made = [value for call in chain.calls for _, value in call.outputs]
+        return {id(group): group for value in made + node.dependents
+                if value.away == 'drop' for group in (value.group.root(),)}
+
+    def _join(self, node: Node, chain: Chain) -> None:
+        whole = Group(node.num_bytes)
+        for group in self._groups(node, chain).values():
+            group.parent = whole
+            whole.num_bytes += group.num_bytes
+        node.group = whole
+        for source in chain.there:
+            source.dependents.append(node)
 
     def _shell(self, alias: Tensor) -> Tensor:
         key = alias.dtype, alias.device

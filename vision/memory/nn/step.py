@@ -105,7 +105,7 @@ class Step(TorchDispatchMode):
         writes = operator.writes
         self.is_inside = True
         control.before(moment, func)
-        if writes and self.num_away:
+        if writes and self.num_away and not operator.is_refill:
             control.before_write(operator.written(args, kwargs))
         self.is_inside = False
         rng = control.draws(args) if operator.is_random and is_forward else None
