@@ -351,7 +351,7 @@ def overhead_times(step: Callable[[], None], rounds: int) -> dict[str, np.ndarra
     planned = MemoryBudget(bytes=10**12)
 
     def recording() -> MemoryBudget:
-        return MemoryBudget(bytes=10**12, verify='never')  # its first step records everything
+        return MemoryBudget(bytes=10**12, mode='reactive', verify='never')
 
     ways: dict[str, Callable[[], Any]] = {
         'eager': nullcontext, 'empty dispatch mode': Empty, 'ours, recording': recording,

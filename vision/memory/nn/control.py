@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vision.memory.core.graph import Trace
 from vision.memory.core.plan import Plan
-from vision.memory.nn.nodes import Call, Leaf, Node, Slot
+from vision.memory.nn.nodes import Call, Node
 from vision.memory.nn.residence import Residence, generator_state
 from vision.memory.nn.step import Step
 
@@ -28,7 +28,7 @@ class Script:
     """A plan, and the operators by which its step is recognised while it runs.
 
     Attributes:
-        num_used: steps that followed it.
+        num_used: steps that followed it to their end.
         leaving: actions by the moment before which they are taken.
         fetching: values whose copy back begins at a moment.
         horizon: moment by which nine tenths of what is saved are; a step that differs only later,
@@ -44,10 +44,9 @@ class Script:
     num_used: int = 0
 
     def __post_init__(self) -> None:
-        self.leaving = defaultdict(list)
+        self.leaving, self.fetching = defaultdict(list), defaultdict(list)
         for index, action in self.plan.actions.items():
             self.leaving[self.trace.values[index].idle + 1].append((index, action))
-        self.fetching = defaultdict(list)
         for index, moment in self.plan.fetches.items():
             self.fetching[moment].append(index)
         saved = sorted((value.packed, value.num_bytes) for value in self.trace.values
@@ -55,6 +54,14 @@ class Script:
         sums = np.cumsum([num_bytes for _, num_bytes in saved])
         most = int(np.searchsorted(sums, 0.9 * sums[-1])) if saved else -1
         self.horizon = saved[most][0] if saved else -1
+
+    def timed(self, seconds: list[float], horizon: int | None) -> None:
+        """Another step took so long for its operators; they are the script's up to ``horizon``."""
+        times = self.trace.seconds.copy()
+        num_known = min(len(times), len(seconds), len(times) if horizon is None else horizon + 1)
+        times[:num_known] = np.minimum(times[:num_known], seconds[:num_known])
+        self.trace = replace(self.trace, seconds=times, calls=tuple(
+            replace(call, seconds=float(times[call.moment])) for call in self.trace.calls))
 
 
 class Control:
@@ -167,18 +174,18 @@ class Control:
 
     def before_write(self, tensors: Iterable[Tensor]) -> None:
         """Bring back what is made from memory that is about to change."""
-        step = self.step
-        sources = set()
+        step, waiting = self.step, []
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
-            sources |= {source for source in (step.current.get(key), step.leaves.get(key))
-                        if source is not None}
-        if not sources:
-            return
-        for node in [node for node in step.nodes if node.away == 'drop']:
-            if node.away == 'drop' and self._reads(node, sources):
+            for source in (step.current.get(key), step.leaves.get(key)):
+                if source is not None:
+                    waiting += source.dependents
+        while waiting:
+            node = waiting.pop()
+            if node.away == 'drop':
                 self.residence.restore(node)
                 self.pending.append(node)
+                waiting += node.dependents  # they may outlive it, and it can be made no more
 
     def makes_room(self, error: RuntimeError) -> bool:
         """After an operator found no memory: let half of what may leave go. Did anything?"""
@@ -325,10 +332,3 @@ class Control:
                     self.idle.pop(node, None)
         residence.transfer.settle(must_wait=step.bytes.live + needed > limit)
         self.is_over |= step.bytes.live > limit
-
-    def _reads(self, node: Node, sources: set[Node | Leaf]) -> bool:
-        chain = self.residence.chain(node)
-        return chain is not None and any(
-            type(slot) is Slot and slot.source in sources
-            for call in chain.calls for value in [*call.args, *call.kwargs.values()]
-            for slot in (value if type(value) is list else (value,)))

@@ -13,7 +13,7 @@ from torch import nn
 
 from vision.common.core.errors import VisionError
 from vision.memory.core.graph import StepReport, Trace
-from vision.memory.core.plan import make_plan
+from vision.memory.core.plan import Plan, make_plan
 from vision.memory.nn.control import Control, Script
 from vision.memory.nn.operators import Operator, flat_tensors
 from vision.memory.nn.residence import Residence
@@ -24,6 +24,7 @@ ACTIONS = ('both', 'recompute', 'swap')
 MODES = ('planned', 'reactive')
 VERIFY = ('first', 'always', 'never')
 MAX_SCRIPTS = 8  # plans kept, of the signatures that were used last
+TIMED_STEPS = 3  # that a plan is followed before it is made again with their times
 CHECKED_STEPS = 2  # managed steps in which the bytes of what leaves are summed
 
 
@@ -174,23 +175,38 @@ class MemoryBudget:
             self._num_managed += mode != 'unmanaged'
             report.is_over = report.peak_bytes > 1.05 * self.budget_bytes
         if control.script is not None:
-            self._scripts.remove(control.script)
-            self._scripts.insert(0, control.script)
-            control.script.num_used += 1
-        elif self.budget_bytes is not None and step.reads:
-            if mode == 'reactive' and control.lost_at is not None:
-                self._tell_once('a step went another way than the one that was planned: scores '
-                                'decide where there is no plan')
+            self._used(control.script, step)
+        elif self.budget_bytes is not None and step.reads and self.mode == 'planned':
+            if control.lost_at is not None:
+                self._tell_once('a step is another one than those that are planned: scores '
+                                'decide in it, and it has a plan from the next time on')
             self._trace = step.trace()
-            if self.mode == 'planned' and self._trace.signature not in self._scored:
+            if self._trace.signature not in self._scored:
                 self._plan(step, report)
+
+    def _used(self, script: Script, step: Step) -> None:
+        """A step followed this plan; after some of them it is made again: the first step of a
+        process is cold, and the times of one step mislead."""
+        self._scripts.remove(script)
+        script.num_used += 1
+        if script.num_used <= TIMED_STEPS:
+            script.timed(step.seconds, None if not self._control.is_adrift else script.horizon)
+        if script.num_used == TIMED_STEPS and script.plan.actions:
+            plan = self._best_plan(script.trace)
+            if plan.peak_bytes <= max(self.budget_bytes, script.plan.peak_bytes):
+                self._tell_plan('planned again', script.trace, plan)
+                script = Script(script.keys, script.trace, plan, num_used=script.num_used)
+        self._scripts.insert(0, script)
+
+    def _best_plan(self, trace: Trace) -> Plan:
+        return make_plan(trace, self.budget_bytes, actions=self.actions,
+                         link=self._transfer.link, host_bytes=self._transfer.pool.cap_bytes)
 
     def _plan(self, step: Step, report: StepReport) -> None:
         live = self._trace.live_bytes.copy()
         live[step.backward_end:] = 0  # no plan has a say in what the optimizer takes
         trace, budget = replace(self._trace, live_bytes=live), self.budget_bytes
-        plan = make_plan(trace, budget, actions=self.actions, link=self._transfer.link,
-                         host_bytes=self._transfer.pool.cap_bytes)
+        plan = self._best_plan(trace)
         need, name = _largest_need(trace)
         if budget < need:
             raise VisionError(
@@ -206,12 +222,7 @@ class MemoryBudget:
             self._tell(f'{trace.signature & 0xffff:04x}: the best plan holds '
                        f'{_mb(plan.peak_bytes)}, scores {_mb(report.peak_bytes)}: scores decide')
             return
-        kinds = list(plan.actions.values())
-        extra = (plan.replay_seconds + plan.wait_seconds) / max(trace.op_seconds, 1e-9)
-        self._tell(
-            f'planned {trace.signature & 0xffff:04x}: {kinds.count("drop")} of '
-            f'{len(trace.candidates)} values are computed again, {kinds.count("swap")} swapped; '
-            f'peak {_mb(plan.peak_bytes)} of {_mb(trace.peak_bytes)}, {extra:.1%} more work')
+        self._tell_plan('planned', trace, plan)
         if not plan.fits:
             self._tell_once(f'no plan holds {_mb(budget)}: the least found is '
                             f'{_mb(plan.peak_bytes)}')
@@ -222,6 +233,14 @@ class MemoryBudget:
                        'decide from now on')
         del self._scripts[MAX_SCRIPTS:]
 
+    def _tell_plan(self, verb: str, trace: Trace, plan: Plan) -> None:
+        kinds = list(plan.actions.values())
+        extra = (plan.replay_seconds + plan.wait_seconds) / max(trace.op_seconds, 1e-9)
+        self._tell(
+            f'{verb} {trace.signature & 0xffff:04x}: {kinds.count("drop")} of '
+            f'{len(trace.candidates)} values are computed again, {kinds.count("swap")} swapped; '
+            f'peak {_mb(plan.peak_bytes)} of {_mb(trace.peak_bytes)}, {extra:.1%} more work')
+
     # What a user asks
 
     def report(self) -> StepReport:
@@ -229,7 +248,8 @@ class MemoryBudget:
         return self._report
 
     def trace(self) -> Trace | None:
-        """The last step that was recorded for a plan, as it runs without a budget."""
+        """The last step that was recorded for a plan, as it runs without a budget; None in mode
+        'reactive'."""
         return self._trace
 
     def keep(self, module: nn.Module) -> None:

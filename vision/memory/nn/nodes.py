@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,12 +14,17 @@ WRITTEN = -1
 
 
 class Leaf:
-    """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference."""
+    """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference.
 
-    __slots__ = ('key', 'tensor')
+    Attributes:
+        dependents: nodes that were dropped when a call that reads it was to make them again.
+    """
 
-    def __init__(self, tensor: Tensor, key: int) -> None:
-        self.tensor, self.key = tensor, key
+    __slots__ = ('dependents', 'tensor')
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.dependents: list[Node] = []
 
 
 class Slot(NamedTuple):
@@ -64,6 +70,14 @@ class Call:
         self.is_plain = operator.may_replay
         self.durable: tuple[int, bool] | None = None
         self.seconds = 0.0
+
+    def leaf_slots(self) -> Iterator[Slot]:
+        """What it reads from outside of the step, without running statistics."""
+        for position, value in enumerate((*self.args, *self.kwargs.values())):
+            for slot in value if type(value) is list else (value,):
+                if type(slot) is Slot and type(slot.source) is Leaf \
+                        and position not in self.operator.running:
+                    yield slot
 
     def clear(self) -> None:
         """It never runs again: let go of all that it holds."""

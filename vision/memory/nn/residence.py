@@ -119,14 +119,9 @@ class Residence:
         """May it run again, and is what it read from outside as it was?"""
         if not self.may_replay(call):
             return False
-        for position, value in enumerate((*call.args, *call.kwargs.values())):
-            for slot in value if type(value) is list else (value,):
-                if type(slot) is Slot and type(slot.source) is Leaf \
-                        and position not in call.operator.running:
-                    tensor = slot.source.tensor
-                    if tensor._version != slot.version or not tensor.untyped_storage().nbytes():
-                        return False  # changed, or given back (FSDP2 outside of a unit's turn)
-        return True
+        return all(slot.source.tensor._version == slot.version
+                   and slot.source.tensor.untyped_storage().nbytes()  # 0: given back by FSDP2
+                   for slot in call.leaf_slots())
 
     def _is_durable(self, call: Call) -> bool:
         """Could it and all that it is made from be made from parameters and the batch alone?
@@ -213,6 +208,9 @@ class Residence:
         node.group = whole
         for source in chain.there:
             source.dependents.append(node)
+        for call in chain.calls:
+            for slot in call.leaf_slots():
+                slot.source.dependents.append(node)
 
     def _shell(self, alias: Tensor) -> Tensor:
         key = alias.dtype, alias.device

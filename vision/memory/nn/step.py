@@ -181,7 +181,7 @@ class Step(TorchDispatchMode):
             leaf = self.leaves.get(key)
             if leaf is None:
                 # The tensor itself: an alias made below autograd would not share its version.
-                leaf = self.leaves[key] = Leaf(tensor, key)
+                leaf = self.leaves[key] = Leaf(tensor)
             return Slot(leaf, tensor._version, geometry)
         if node.call is call:  # written in place: the argument is the version before
             if call.inplace is not None and call.inplace[1] is node:
