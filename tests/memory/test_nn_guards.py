@@ -177,7 +177,7 @@ def test_a_saved_tensor_that_was_changed_raises_as_ever(budget, size):
 @pytest.mark.parametrize('number', [1, 2])
 def test_an_operator_that_finds_no_memory_runs_again_after_room_was_made(number):
     lines = []
-    manager = managed(lines, ratio=1.0, actions='recompute')
+    manager = managed(lines, ratio=1.0, actions='recompute', mode='reactive')
     _hungry.refusals = 0
 
     def step():

@@ -31,6 +31,7 @@ class Script:
         num_used: steps that followed it to their end.
         leaving: actions by the moment before which they are taken.
         fetching: values whose copy back begins at a moment.
+        needed: moments of the operators that may run again; the others need no record.
         horizon: moment by which nine tenths of what is saved are; a step that differs only later,
             as a detector's with its boxes, is still this one.
     """
@@ -40,6 +41,7 @@ class Script:
     plan: Plan
     leaving: dict[int, list[tuple[int, str]]] = field(init=False)
     fetching: dict[int, list[int]] = field(init=False)
+    needed: frozenset[int] = field(init=False)
     horizon: int = field(init=False)
     num_used: int = 0
 
@@ -49,11 +51,31 @@ class Script:
             self.leaving[self.trace.values[index].idle + 1].append((index, action))
         for index, moment in self.plan.fetches.items():
             self.fetching[moment].append(index)
+        self.needed = self._needed()
         saved = sorted((value.packed, value.num_bytes) for value in self.trace.values
                        if value.may_drop)
         sums = np.cumsum([num_bytes for _, num_bytes in saved])
         most = int(np.searchsorted(sums, 0.9 * sums[-1])) if saved else -1
         self.horizon = saved[most][0] if saved else -1
+
+    def _needed(self) -> frozenset[int]:
+        """From what is dropped back to what stays until the drop is read."""
+        trace, actions = self.trace, self.plan.actions
+        first_read: dict[int, int] = {}
+        for moment, index in reversed(trace.reads):
+            first_read[index] = moment
+        found = set()
+        for dropped in (index for index, action in actions.items() if action == 'drop'):
+            until = first_read.get(dropped, len(trace.seconds))
+            waiting = [trace.values[dropped].call]
+            while waiting:
+                call = trace.calls[waiting.pop()]
+                if call.moment in found:
+                    continue
+                found.add(call.moment)
+                waiting += [trace.values[index].call for index in call.inputs
+                            if index in actions or trace.values[index].death < until]
+        return frozenset(found)
 
     def timed(self, seconds: list[float], horizon: int | None) -> None:
         """Another step took so long for its operators; they are the script's up to ``horizon``."""
@@ -76,6 +98,7 @@ class Control:
     Args:
         budget_bytes: None: nothing leaves, the step is only seen.
         scripts: of earlier steps, the newest first.
+        records_all: also what the script never runs again.
         verify: 'first': in a step without a script, compare each value with a replay of it before
             it may be dropped, if ``verified`` has not its operator and moment; 'always': each
             time; 'never'.
@@ -83,13 +106,12 @@ class Control:
     """
 
     def __init__(self, *, budget_bytes: int | None, scripts: list[Script], actions: str,
-                 verify: str, verified: set[tuple[Any, int]],
+                 verify: str, verified: set[tuple[Any, int]], records_all: bool,
                  log: Callable[[str], None]) -> None:
         self.budget_bytes, self.scripts, self.actions = budget_bytes, scripts, actions
         self.verify, self.verified, self.log = verify, verified, log
         self.step: Step
         self.residence: Residence
-        self.script = scripts[0] if scripts and budget_bytes is not None else None
         self.lost_at: int | None = None
         self.pending: list[Node] = []  # saved, and somebody else may still hold them
         self.idle: dict[Node, None] = {}
@@ -97,7 +119,8 @@ class Control:
         self.made: dict[Any, int] = {}  # bytes, by an operator when it ran last
         self.order = 0  # of the value that was saved or read last
         self.has_second_order = self.is_over = self.is_adrift = False
-        self._set_limit()
+        self.records_all = records_all
+        self._set_script(scripts[0] if scripts and budget_bytes is not None else None)
 
     def attach(self, step: Step, residence: Residence) -> None:
         self.step, self.residence = step, residence
@@ -106,7 +129,9 @@ class Control:
         """The step is over: nothing of it is held here."""
         self.pending, self.idle, self.late = [], {}, []
 
-    def _set_limit(self) -> None:
+    def _set_script(self, script: Script | None) -> None:
+        self.script = script
+        self.needed = None if script is None or self.records_all else script.needed
         if self.budget_bytes is None:
             self.limit = math.inf
         elif self.script is None:
@@ -281,14 +306,13 @@ class Control:
             if script is not self.script and len(script.keys) > moment \
                     and all(seen[1] == known[1] and seen[0] is known[0]
                             for seen, known in zip(keys, script.keys, strict=False)):
-                self.script = script
-                self._set_limit()
+                self._set_script(script)
                 return self._catch_up(range(moment + 1))
         if moment > self.script.horizon:  # from here on the moments are not the plan's
-            self.is_adrift = True
+            self.is_adrift, self.needed = True, None
             return self._catch_up(range(moment + 1, len(self.script.keys)))
-        known, self.script, self.lost_at = self.script.trace.values, None, moment
-        self._set_limit()
+        known, self.lost_at = self.script.trace.values, moment
+        self._set_script(None)
         for node, value in zip(self.step.nodes, known, strict=False):
             if node.packed is not None and value.idle is not None and value.idle < moment:
                 node.idle = value.idle  # what left, and when it could have, is as it was there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -20,10 +19,10 @@ class Leaf:
         dependents: nodes that were dropped when a call that reads it was to make them again.
     """
 
-    __slots__ = ('dependents', 'tensor')
+    __slots__ = ('dependents', 'geometry', 'tensor')
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: Tensor, geometry: tuple) -> None:
+        self.tensor, self.geometry = tensor, geometry
         self.dependents: list[Node] = []
 
 
@@ -48,15 +47,15 @@ class Call:
         nodes: of the tensor arguments, without what it overwrites in full.
         outputs: (position among the result's tensors, node) of what it made; WRITTEN is the
             position of the argument that it wrote into.
-        is_plain: its tensors can be made again from slots.
+        is_plain: it is recorded in full, and its tensors can be made again from slots.
         inplace: (node before, node after) of the first argument, which it changes.
         overwrites: node of the first argument, for which fresh memory stands in.
         durable: (operators that were refused by then, could all that it needs be made again?)
         rng: state of the generator before it ran, of operators that draw.
     """
 
-    __slots__ = ('args', 'durable', 'index', 'inplace', 'is_plain', 'kwargs', 'moment', 'nodes',
-                 'operator', 'outputs', 'overwrites', 'rng', 'seconds')
+    __slots__ = ('args', 'durable', 'index', 'inplace', 'is_plain', 'kwargs', 'leaves', 'moment',
+                 'nodes', 'operator', 'outputs', 'overwrites', 'rng', 'seconds')
 
     def __init__(self, operator: Operator, moment: int, index: int) -> None:
         self.operator, self.moment, self.index = operator, moment, index
@@ -69,21 +68,24 @@ class Call:
         self.rng: Tensor | None = None
         self.is_plain = operator.may_replay
         self.durable: tuple[int, bool] | None = None
+        self.leaves: list[Slot] | None = None
         self.seconds = 0.0
 
-    def leaf_slots(self) -> Iterator[Slot]:
+    def leaf_slots(self) -> list[Slot]:
         """What it reads from outside of the step, without running statistics."""
-        for position, value in enumerate((*self.args, *self.kwargs.values())):
-            for slot in value if type(value) is list else (value,):
-                if type(slot) is Slot and type(slot.source) is Leaf \
-                        and position not in self.operator.running:
-                    yield slot
+        if self.leaves is None:
+            self.leaves = [
+                slot for position, value in enumerate((*self.args, *self.kwargs.values()))
+                for slot in (value if type(value) is list else (value,))
+                if type(slot) is Slot and type(slot.source) is Leaf
+                and position not in self.operator.running]
+        return self.leaves
 
     def clear(self) -> None:
         """It never runs again: let go of all that it holds."""
         self.is_plain = False
         self.args, self.kwargs, self.nodes, self.outputs = [], {}, [], []
-        self.inplace = self.overwrites = self.rng = None
+        self.inplace = self.overwrites = self.rng = self.leaves = None
 
 
 class Node:
@@ -136,7 +138,7 @@ class Node:
 
 class Saved:
     """A tensor that autograd saved. Its alias shares the version counter, also as the empty shell
-    that it becomes when the memory leaves."""
+    that it becomes when the memory leaves; ``geometry`` is then what it was."""
 
     __slots__ = ('alias', 'geometry', 'version')
 
@@ -160,8 +162,6 @@ class Handle:
 
     def __init__(self, saved: Saved, node: Node, step: Any) -> None:
         self.saved, self.node, self.step = saved, node, step
-        alias = saved.alias
-        saved.geometry = (alias.dtype, alias.size(), alias.stride(), alias.storage_offset())
         node.handles.append(saved)
 
     def __del__(self) -> None:

@@ -26,13 +26,11 @@ class Chain(NamedTuple):
         calls: in order; none: the value comes from the host alone.
         swapped: nodes that come back from the host first.
         there: nodes that are there.
-        roots: nodes that are there, or on the host, and could not be made again.
     """
 
     calls: list[Call]
     swapped: list[Node]
     there: list[Node]
-    roots: list[Node]
 
     @property
     def seconds(self) -> float:
@@ -88,7 +86,6 @@ class Residence:
         calls: list[Call] = []
         swapped: dict[Node, None] = {}
         there: dict[Node, None] = {}
-        roots: dict[Node, None] = {}
         seen = {target.call}
         if not self._is_ready(target.call):
             return None
@@ -98,12 +95,8 @@ class Residence:
             for node in inputs:
                 if node.storage() is not None:
                     there[node] = None
-                    if not self._is_durable(node.call):
-                        roots[node] = None
                 elif node.block is not None:
                     swapped[node] = None
-                    if not self._is_durable(node.call):
-                        roots[node] = None
                 elif node.call not in seen:
                     if not self._is_ready(node.call):
                         return None
@@ -113,7 +106,7 @@ class Residence:
             else:
                 calls.append(call)
                 stack.pop()
-        return Chain(calls, list(swapped), list(there), list(roots))
+        return Chain(calls, list(swapped), list(there))
 
     def _is_ready(self, call: Call) -> bool:
         """May it run again, and is what it read from outside as it was?"""
@@ -124,8 +117,7 @@ class Residence:
                    for slot in call.leaf_slots())
 
     def _is_durable(self, call: Call) -> bool:
-        """Could it and all that it is made from be made from parameters and the batch alone?
-        Whatever is not so is held while something that is made from it is away."""
+        """Could it and all that it is made from be made from parameters and the batch alone?"""
         stack, age = [call], len(self.refused)
         while stack:
             top = stack[-1]
@@ -141,6 +133,29 @@ class Residence:
                 node.call.durable[1] for node in top.nodes)
             stack.pop()
         return call.durable[1]
+
+    def _must_hold(self, chain: Chain) -> list[Node]:
+        """What the calls of a chain start from may go before they run. It is then made again in
+        its turn, from what is not durable but is there; that is what must be held meanwhile."""
+        held: list[Node] = []
+        is_sure: dict[Node, bool] = {}
+        stack = [*chain.there, *chain.swapped]
+        while stack:
+            node = stack[-1]
+            if node not in is_sure:
+                call = node.call
+                is_made = self._is_durable(call)
+                if not is_made and self.may_replay(call):
+                    if unknown := [each for each in call.nodes if each not in is_sure]:
+                        stack += unknown
+                        continue
+                    is_made = all(is_sure[each] for each in call.nodes)
+                is_here = node.storage() is not None or node.block is not None
+                if is_here and not is_made:
+                    held.append(node)
+                is_sure[node] = is_made or is_here
+            stack.pop()
+        return held
 
     def restore_seconds(self, node: Node, actions: str) -> tuple[float, str]:
         """(seconds that its absence costs, by the better action); infinite: it must stay."""
@@ -164,8 +179,8 @@ class Residence:
             chain = self.chain(node)
             if chain is None:
                 return False
-            for root in chain.roots:
-                self._lock(root, node)
+            for source in self._must_hold(chain):
+                self._lock(source, node)
             self._join(node, chain)
         else:
             start = time.perf_counter()
@@ -184,8 +199,10 @@ class Residence:
         self.step.num_away += 1
         self.step.away_bytes += node.num_bytes
         with unseen():
-            for handle in node.handles:
-                handle.alias.data = self._shell(handle.alias)
+            for saved in node.handles:
+                alias = saved.alias
+                saved.geometry = alias.dtype, alias.size(), alias.stride(), alias.storage_offset()
+                alias.data = self._shell(alias)
         return True
 
     def joint_bytes(self, node: Node) -> int:
@@ -317,8 +334,8 @@ class Residence:
                     where=node.where, why='a kernel that is not deterministic, or memory that '
                     'was written where autograd cannot see it', do='keep the module, or use '
                     "actions='swap'; this step's gradients were not applied")
-            for handle in node.handles:
-                handle.alias.data = tensor_on(storage, handle.geometry)
+            for saved in node.handles:
+                saved.alias.data = tensor_on(storage, saved.geometry)
         watches = self.step.bytes.watches
         node.watch = watches.get(storage._cdata) or self.step.bytes.add(storage)
         self.step.current[storage._cdata] = node
@@ -393,6 +410,8 @@ class Residence:
         if type(value) is Slot:
             source = value.source
             if type(source) is Leaf:
+                if value.geometry == source.geometry:
+                    return source.tensor
                 return tensor_on(source.tensor.untyped_storage(), value.geometry)
             storage = made.get(source)
             if storage is None:

@@ -152,6 +152,11 @@ class Step(TorchDispatchMode):
                 call.outputs.append((position, self._node(call, watch, tensor)))
         if not call.outputs:  # it wrote into parameters or buffers, or gave numbers
             return
+        self.calls.append(call)
+        needed = self.control.needed
+        if needed is not None and moment not in needed:
+            call.is_plain = False
+            return
         slot = self._slot
         inputs = call.args
         for value in args:
@@ -167,7 +172,6 @@ class Step(TorchDispatchMode):
                 call.is_plain = False
             for name, value in kwargs.items():
                 call.kwargs[name] = slot(call, value) if isinstance(value, Tensor) else value
-        self.calls.append(call)
 
     def _slot(self, call: Call, tensor: Tensor) -> Slot | None:
         storage = plain_storage(tensor)
@@ -181,7 +185,7 @@ class Step(TorchDispatchMode):
             leaf = self.leaves.get(key)
             if leaf is None:
                 # The tensor itself: an alias made below autograd would not share its version.
-                leaf = self.leaves[key] = Leaf(tensor)
+                leaf = self.leaves[key] = Leaf(tensor, geometry)
             return Slot(leaf, tensor._version, geometry)
         if node.call is call:  # written in place: the argument is the version before
             if call.inplace is not None and call.inplace[1] is node:
@@ -277,6 +281,7 @@ class Step(TorchDispatchMode):
             self.control.read(node)
         else:
             saved.refuse_if_changed()
+            return saved.alias
         with unseen():
             return saved.alias.detach()  # autograd's own: ours may become a shell
 

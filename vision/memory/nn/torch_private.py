@@ -57,7 +57,9 @@ def plain_kernels(device_type: str) -> Iterator[None]:
 def tensor_on(storage: torch.UntypedStorage, geometry: tuple) -> Tensor:
     """A tensor of (dtype, size, stride, offset) on a storage; made below autograd, unseen."""
     dtype, size, stride, offset = geometry
-    return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, offset, size, stride)
+    with unseen():
+        return torch.empty(0, dtype=dtype, device=storage.device).set_(
+            storage, offset, size, stride)
 
 
 def set_compiler_budget(ratio: float) -> float:
