@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 sys.path.insert(0, str(Path(__file__).parent))
 from memory_nets import NETS, Bottleneck, differences, train
 
+from vision.memory.core.plan import Link
 from vision.memory.nn.manager import MemoryBudget
 from vision.memory.nn.tracker import LiveMemory
 
@@ -43,7 +44,7 @@ def test_recomputing_changes_no_bit(name, ratio, plain):
 
 
 @pytest.mark.parametrize('options', [
-    dict(ratio=0.4, actions='swap'), dict(ratio=0.3, bandwidth=1e9),
+    dict(ratio=0.4, actions='swap'), dict(ratio=0.3, link=Link(1e9, 1e9, overlaps=True)),
     dict(ratio=0.4, mode='reactive'), dict(ratio=0.4, mode='reactive', actions='recompute'),
     dict(ratio=0.5, verify='always'), dict(ratio=0.5, verify='never', actions='recompute'),
     dict(ratio=0.5, host_bytes=100_000), dict(bytes=3_000_000)], ids=str)

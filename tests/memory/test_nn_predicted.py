@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from vision.memory.core.plan import Link
 from vision.memory.nn.manager import MemoryBudget
 
 
@@ -46,8 +47,8 @@ def test_peak_and_replays_are_those_that_were_predicted(model, actions):
     torch.manual_seed(0)
     net, x = model(), torch.randn(8, 3, 48, 48)
     for ratio in (0.7, 0.45):
-        manager = MemoryBudget(ratio=ratio, actions=actions, bandwidth=2e9, min_bytes=1024,
-                               log=lambda line: None)
+        manager = MemoryBudget(ratio=ratio, actions=actions, min_bytes=1024,
+                               link=Link(2e9, 2e9, overlaps=False), log=lambda line: None)
         for _ in range(3):
             with manager:
                 net(x if model is TwoHeads else x[..., :36]).backward()

@@ -46,7 +46,8 @@ GB_PER_S = 12.0
 COLOURS = ('#1769aa', '#2e8540', '#d1730f', '#8e44ad', '#c0392b', '#16a085')
 METHOD_STYLES = {
     'ours recompute': ('#1769aa', 'o-'), 'ours swap': ('#16a085', 's-'),
-    'ours mixed, 1 GB/s': ('#2e8540', 'D-'), 'ours mixed, measured': ('#8e44ad', '^-'),
+    'ours mixed, 1 GB/s beside': ('#2e8540', 'D-'),
+    'ours mixed, 1 GB/s in turn': ('#7ab648', 'd-'), 'ours mixed, measured': ('#8e44ad', '^-'),
     'block checkpoint': ('#d1730f', 'X'), 'block checkpoint, reentrant': ('#c0392b', 'X'),
     'selective checkpoint': ('#777777', 'P'), 'save_on_cpu': ('#222222', '*'),
     'compiler budget': ('#b8860b', 'v--')}

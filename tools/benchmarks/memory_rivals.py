@@ -25,6 +25,7 @@ from torch.utils.checkpoint import (
 )
 
 from vision.memory.core.graph import StepReport
+from vision.memory.core.plan import Link
 from vision.memory.nn.manager import MemoryBudget
 
 aten = torch.ops.aten
@@ -33,10 +34,16 @@ KEPT_OPERATORS = {aten.convolution.default, aten.mm.default, aten.addmm.default,
                   aten.baddbmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default}
 MOST_GRAPHS = 6  # forward and backward, of a few shapes
 MODELLED_BANDWIDTH = 1e9  # bytes/s: slow enough that swapping has a price, as on a busy PCIe link
+IN_TURN = Link(MODELLED_BANDWIDTH, MODELLED_BANDWIDTH, overlaps=False)
+BESIDE = Link(MODELLED_BANDWIDTH, MODELLED_BANDWIDTH, overlaps=True)
+# Plans for a link that copies in turn with compute, or beside it as a GPU's does; on a CPU the
+# copies themselves are made at once either way.
 OURS = {'ours recompute': dict(actions='recompute'),
-        'ours swap': dict(actions='swap', bandwidth=MODELLED_BANDWIDTH),
-        'ours mixed, 1 GB/s': dict(actions='both', bandwidth=MODELLED_BANDWIDTH),
-        'ours mixed, measured': dict(actions='both')}
+        'ours mixed, 1 GB/s beside': dict(actions='both', link=BESIDE),
+        'ours mixed, 1 GB/s in turn': dict(actions='both', link=IN_TURN),
+        'ours mixed, measured': dict(actions='both'),
+        'ours swap': dict(actions='swap', link=IN_TURN)}
+FEW = list(OURS)[3:]  # at one budget, the middle one of those that are asked for
 Meters = Sequence[TorchDispatchMode]  # entered around the operators of a step
 
 
@@ -240,4 +247,5 @@ def make_rivals() -> list[Method]:
 def make_ours(budgets: Sequence[float], peak_bytes: int, **options) -> list[Method]:
     """Each form of ours at each budget, ratios of the unmanaged peak."""
     return [Ours(name, ratio, round(ratio * peak_bytes), **form, **options)
-            for name, form in OURS.items() for ratio in budgets]
+            for name, form in OURS.items()
+            for ratio in (budgets[len(budgets) // 2:][:1] if name in FEW else budgets)]

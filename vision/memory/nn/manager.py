@@ -13,7 +13,7 @@ from torch import nn
 
 from vision.common.core.errors import VisionError
 from vision.memory.core.graph import StepReport, Trace
-from vision.memory.core.plan import Plan, make_plan
+from vision.memory.core.plan import Link, Plan, make_plan
 from vision.memory.nn.control import Control, Script
 from vision.memory.nn.operators import Operator, flat_tensors
 from vision.memory.nn.residence import Residence
@@ -53,7 +53,8 @@ class MemoryBudget:
         verify: 'first': what is to be dropped is computed again and compared in the first step of
             each signature; an operator that gives other bytes is never run twice. 'always', or
             'never'.
-        bandwidth: bytes/s between device and host, each way; None: measured.
+        link: the way to the host, for the plans; None: measured once. With a link that is given,
+            plans are made for it whatever the real one is.
         device: None: the current CUDA device, or the CPU where there is none.
         log: takes one line an event; default: the logger ``vision.memory``.
     Raises:
@@ -65,12 +66,11 @@ class MemoryBudget:
     def __init__(self, *, gib: float | None = None, ratio: float | None = None,
                  bytes: int | None = None, actions: str = 'both', host_bytes: int | None = None,
                  min_bytes: int = 65536, mode: str = 'planned', verify: str = 'first',
-                 bandwidth: float | None = None, device: torch.device | str | None = None,
+                 link: Link | None = None, device: torch.device | str | None = None,
                  log: Callable[[str], None] | None = None) -> None:
         if sum(value is not None for value in (gib, ratio, bytes)) != 1:
             raise _wrong(f'gib={gib}, ratio={ratio}, bytes={bytes}', 'give one of the three')
-        for name, value in (('gib', gib), ('ratio', ratio), ('bytes', bytes),
-                            ('bandwidth', bandwidth)):
+        for name, value in (('gib', gib), ('ratio', ratio), ('bytes', bytes)):
             if value is not None and (isinstance(value, bool) or not 0 < value < math.inf):
                 raise _wrong(f'{name}={value!r}', f'{name} must be above 0')
         if ratio is not None and ratio > 1:
@@ -94,7 +94,7 @@ class MemoryBudget:
             f'cuda:{torch.cuda.current_device()}' if torch.cuda.is_available() else 'cpu'))
         self._refuse_more_than_there_is()
         kind = CudaTransfer if self.device.type == 'cuda' else Transfer
-        self._transfer = kind(self.device, host_bytes, bandwidth)
+        self._transfer = kind(self.device, host_bytes, link)
         self._log = log or logging.getLogger('vision.memory').info
         self._operators: dict[Any, Operator] = {}
         self._refused: set[str] = set()

@@ -19,24 +19,22 @@ class Transfer:
 
     Args:
         host_bytes: cap of the host pool; None: no cap.
-        bandwidth: bytes/s each way; None: measured at the first use of ``link``.
+        link: None: measured when it is asked for.
         device: where the storages lie.
     """
 
     overlaps = False
 
-    def __init__(self, device: torch.device, host_bytes: int | None, bandwidth: float | None
-                 ) -> None:
-        self.device, self.bandwidth = device, bandwidth
+    def __init__(self, device: torch.device, host_bytes: int | None, link: Link | None) -> None:
+        self.device = device
         self.pool = HostPool(host_bytes)
         self.arenas: list[torch.Tensor] = []
-        self._link: Link | None = None
+        self._link = link
 
     @property
     def link(self) -> Link:
         if self._link is None:
-            rates = (self.bandwidth, self.bandwidth) if self.bandwidth else self._measure()
-            self._link = Link(*rates, overlaps=self.overlaps)
+            self._link = Link(*self._measure(), overlaps=self.overlaps)
         return self._link
 
     def out(self, storage: torch.UntypedStorage) -> Block | None:
