@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = re.compile(r'<!-- (?:(\w+) )?rows of (\S+\.json) -->\n((?:\|.*\n)+)')
-PAGES = [ROOT / 'README.md', ROOT / 'vision' / 'lattice' / 'README.md']
+PAGES = [ROOT / 'README.md', *(ROOT / 'vision' / room / 'README.md'
+                               for room in ('lattice', 'memory'))]
+KEYS = 'method', 'setting', 'budget'  # columns that say which row it is, where a table has them
 
 
 def tables():
@@ -21,18 +23,27 @@ def tables():
 @pytest.mark.parametrize(('path', 'table', 'protocol'), tables())
 def test_every_cell_is_in_the_file(path, table, protocol):
     """A mark may name the protocol of its rows, where a file has several."""
-    rows = {(row['method'], row['setting']): row for row in json.loads(path.read_text())['rows']
-            if not protocol or row['protocol'] == protocol}
     lines = [[cell.strip() for cell in line.strip().strip('|').split('|')]
              for line in table.splitlines()]
     columns = lines[0]
+    keys = [name for name in KEYS if name in columns]
+    rows = {tuple(shown(row[name]) for name in keys): row
+            for row in json.loads(path.read_text())['rows']
+            if not protocol or row['protocol'] == protocol}
     assert len(lines) > 2
     for line in lines[2:]:
         cells = dict(zip(columns, line, strict=True))
-        row = rows[cells.pop('method'), cells.pop('setting')]
+        row = rows[tuple(cells.pop(name) for name in keys)]
         for column, cell in cells.items():
-            expected = '-' if row[column] is None else f'{row[column]:.2f}'
-            assert cell == expected, (column, line)
+            assert cell == shown(row[column]), (column, line)
+
+
+def shown(value) -> str:
+    if value is None:
+        return '-'
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    return f'{value:.2f}' if isinstance(value, float) else str(value)
 
 
 def test_some_figures_are_shown():

@@ -118,7 +118,8 @@ class StepReport:
         replayed_calls, replay_seconds: operators that ran a second time, and in what time.
         swapped_bytes, swap_seconds: copied to the host, and the time of both ways as far as this
             thread waited; host_peak_bytes: most that lay there at once.
-        op_seconds: of all operators, replays left out.
+        op_seconds: of all operators, replays left out. On a GPU these and ``replay_seconds`` are
+            of launches.
         drops: values left out, by action.
         is_over: the peak passed the budget by more than its tolerance.
         notes: what was logged in this step.

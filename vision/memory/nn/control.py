@@ -64,10 +64,11 @@ class Script:
         first_read: dict[int, int] = {}
         for moment, index in reversed(trace.reads):
             first_read[index] = moment
-        found = set()
-        for dropped in (index for index, action in actions.items() if action == 'drop'):
-            until = first_read.get(dropped, len(trace.seconds))
-            waiting = [trace.values[dropped].call]
+        found: set[int] = set()
+        dropped = sorted(((first_read.get(index, len(trace.seconds)), index)
+                          for index, action in actions.items() if action == 'drop'), reverse=True)
+        for until, first in dropped:  # the latest first: it needs most of what it shares
+            waiting = [trace.values[first].call]
             while waiting:
                 call = trace.calls[waiting.pop()]
                 if call.moment in found:
@@ -118,7 +119,7 @@ class Control:
         self.late: list[tuple[Node, str]] = []
         self.made: dict[Any, int] = {}  # bytes, by an operator when it ran last
         self.order = 0  # of the value that was saved or read last
-        self.has_second_order = self.is_over = self.is_adrift = False
+        self.has_second_order = self.is_adrift = False
         self.records_all = records_all
         self._set_script(scripts[0] if scripts and budget_bytes is not None else None)
 
@@ -331,9 +332,17 @@ class Control:
         limit = self.limit if limit is None else limit
         if self.script is not None and self.pending:
             self._settle(step.num_ops)
-        residence.transfer.settle()
-        if step.bytes.live + needed <= limit:
-            return
+        transfer = residence.transfer
+        transfer.settle()
+
+        def fits() -> bool:
+            return step.bytes.live - transfer.leaving_bytes + needed <= limit
+        if not fits():
+            self._let_go(fits, limit)
+        transfer.settle(must_wait=step.bytes.live + needed > limit)
+
+    def _let_go(self, fits: Callable[[], bool], limit: float) -> None:
+        residence = self.residence
         scored = []
         for node in self.idle:
             if node.locks or node.is_pinned or node.num_leaves >= MAX_LEAVES:
@@ -346,7 +355,7 @@ class Control:
         # First those that will not bring much with them when they come back.
         for most in (limit * GROUP_SHARE, math.inf):
             for _, _, node in scored:
-                if step.bytes.live + needed <= limit:
+                if fits():
                     return
                 # Others left meanwhile: what it needs may have become dear.
                 seconds, action = residence.restore_seconds(node, self.actions)
@@ -354,5 +363,3 @@ class Control:
                                            or residence.joint_bytes(node) <= most) \
                         and self._leave(node, action):
                     self.idle.pop(node, None)
-        residence.transfer.settle(must_wait=step.bytes.live + needed > limit)
-        self.is_over |= step.bytes.live > limit

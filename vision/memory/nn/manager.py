@@ -17,7 +17,7 @@ from vision.memory.core.plan import Link, Plan, make_plan
 from vision.memory.nn.control import Control, Script
 from vision.memory.nn.operators import Operator, flat_tensors
 from vision.memory.nn.residence import Residence
-from vision.memory.nn.step import Step
+from vision.memory.nn.step import Clock, CudaClock, Step
 from vision.memory.nn.transfer import CudaTransfer, Transfer
 
 ACTIONS = ('both', 'recompute', 'swap')
@@ -125,7 +125,8 @@ class MemoryBudget:
                                 actions=self.actions, verify=self.verify,
                                 verified=self._verified, log=self._tell,
                                 records_all=self._records_all or self._may_end)
-        step = Step(self._control, self._operators, self.min_bytes, self.device.type)
+        step = Step(self._control, self._operators, self.min_bytes, self.device.type,
+                    self._new_clock())
         self._residence = Residence(
             step, self._transfer, self._refused,
             must_check=self.verify == 'always' or (
@@ -152,6 +153,12 @@ class MemoryBudget:
             self._control.detach()
             self._transfer.settle(must_wait=True)
 
+    def _new_clock(self) -> Clock:
+        """Events cost more than they tell once a plan's times are known."""
+        script = self._control.script
+        is_known = script is not None and script.num_used >= TIMED_STEPS
+        return CudaClock() if self.device.type == 'cuda' and not is_known else Clock()
+
     def _learn(self, step: Step) -> None:
         control, residence = self._control, self._residence
         mode = 'unmanaged' if self.budget_bytes is None else \
@@ -162,7 +169,7 @@ class MemoryBudget:
             saved_bytes=step.peak_saved_bytes, num_ops=step.num_ops,
             replayed_calls=residence.replayed_calls, replay_seconds=residence.replay_seconds,
             swapped_bytes=residence.swapped_bytes, swap_seconds=residence.swap_seconds,
-            host_peak_bytes=self._transfer.pool.peak_bytes, op_seconds=sum(step.seconds),
+            host_peak_bytes=self._transfer.pool.peak_bytes, op_seconds=sum(step.clock.seconds),
             drops=residence.drops, notes=self._notes)
         self._report = report
         if control.has_second_order:
@@ -198,7 +205,7 @@ class MemoryBudget:
         self._scripts.remove(script)
         script.num_used += 1
         if script.num_used <= TIMED_STEPS:
-            script.timed(step.seconds, None if not self._control.is_adrift else script.horizon)
+            script.timed(step.clock.read(), script.horizon if self._control.is_adrift else None)
         if script.num_used == TIMED_STEPS and script.plan.actions:
             plan = self._best_plan(script.trace)
             if plan.peak_bytes <= max(self.budget_bytes, script.plan.peak_bytes):

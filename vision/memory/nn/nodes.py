@@ -107,7 +107,7 @@ class Node:
         check: bytes' sum when it left, where that is watched.
     """
 
-    __slots__ = ('__weakref__', 'anchor', 'arrival', 'away', 'block', 'born', 'call', 'check',
+    __slots__ = ('anchor', 'arrival', 'away', 'block', 'born', 'call', 'check',
                  'death', 'dependents', 'geometry', 'group', 'handles', 'idle', 'index',
                  'is_pinned', 'is_root', 'is_verified', 'locked_by', 'locks', 'num_bytes',
                  'num_leaves', 'order', 'packed', 'watch', 'where')

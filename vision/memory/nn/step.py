@@ -26,6 +26,48 @@ COMPILED = VisionError(
     "the compiler's own: torch._functorch.config.activation_memory_budget")
 
 
+class Clock:
+    """Seconds of each operator, on the thread that runs it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def start(self) -> Any:
+        return time.perf_counter()
+
+    def stop(self, start: Any) -> float:
+        self.seconds.append(time.perf_counter() - start)
+        return self.seconds[-1]
+
+    def read(self) -> list[float]:
+        """By moment; may wait for the device."""
+        return self.seconds
+
+
+class CudaClock(Clock):
+    """On the device, which is ahead of no one: what ``stop`` gives back is the launch alone, and
+    events tell the rest once the step is over. Never run on a GPU by us."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self) -> Any:
+        began = torch.cuda.Event(enable_timing=True)
+        began.record()
+        return began, time.perf_counter()
+
+    def stop(self, start: Any) -> float:
+        ended = torch.cuda.Event(enable_timing=True)
+        ended.record()
+        self.events.append((start[0], ended))
+        return super().stop(start[1])
+
+    def read(self) -> list[float]:
+        torch.cuda.synchronize()
+        return [began.elapsed_time(ended) / 1e3 for began, ended in self.events]
+
+
 class Step(TorchDispatchMode):
     """Records the operators of one step and counts its memory.
 
@@ -46,9 +88,9 @@ class Step(TorchDispatchMode):
         return False  # dynamo's wrapper costs more than the record; compiled models are refused
 
     def __init__(self, control: Any, operators: dict[Any, Operator], min_bytes: int,
-                 device_type: str) -> None:
+                 device_type: str, clock: Clock) -> None:
         super().__init__()
-        self.control, self.operators = control, operators
+        self.control, self.operators, self.clock = control, operators, clock
         self.min_bytes, self.device_type = min_bytes, device_type
         self.bytes = LiveBytes(self._storage_freed)
         self.nodes: list[Node] = []
@@ -60,7 +102,6 @@ class Step(TorchDispatchMode):
         self.is_passing = self.is_inside = self.is_closed = False
         self.keys: list[tuple[Any, int]] = []  # (operator, bytes it made) by moment
         self.live: list[int] = []
-        self.seconds: list[float] = []
         self.num_forward = self.backward_end = 0  # moment after the last inside backward
         self.reads: list[tuple[int, int]] = []
         self.pins = 0  # modules entered whose activations stay
@@ -116,14 +157,17 @@ class Step(TorchDispatchMode):
             control.before_write(operator.written(args, kwargs))
         self.is_inside = False
         rng = control.draws(args) if operator.is_random and is_forward else None
-        start = time.perf_counter()
+        start = self.clock.start()
         try:
             result = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:
-            if writes or not control.makes_room(error):
+            self.is_inside = True
+            has_room = not writes and control.makes_room(error)
+            self.is_inside = False
+            if not has_room:
                 raise
             result = func(*args, **kwargs) if kwargs else func(*args)
-        seconds = time.perf_counter() - start
+        seconds = self.clock.stop(start)
         live = self.bytes.live
         self.num_ops += 1
         if is_forward:
@@ -138,7 +182,6 @@ class Step(TorchDispatchMode):
         made = self.bytes.live - live
         self.keys.append((func, made))
         self.live.append(self.bytes.live + self.away_bytes)
-        self.seconds.append(seconds)
         self.is_inside = True
         control.after(moment)
         self.is_inside = False
@@ -314,14 +357,15 @@ class Step(TorchDispatchMode):
 
     def trace(self) -> graph.Trace:
         """The step in numbers; of a managed step, as it would have been without a budget."""
-        last = self.num_ops - 1
+        last, seconds = self.num_ops - 1, self.clock.read()
         values = tuple(graph.Value(
             num_bytes=node.num_bytes, call=node.call.index, born=node.born,
             death=last if node.death < 0 else max(node.death, node.born), packed=node.packed,
             idle=node.idle, may_drop=node.packed is not None and not node.is_pinned,
             where=node.where, shape=tuple(node.geometry[1])) for node in self.nodes)
         calls = tuple(graph.Call(
-            name=call.operator.name, moment=call.moment, seconds=call.seconds,
+            name=call.operator.name, moment=call.moment,
+            seconds=seconds[call.moment],
             inputs=tuple(dict.fromkeys(node.index for node in call.nodes)),
             outputs=tuple(node.index for _, node in call.outputs),
             replayable=self.control.may_replay(call),
@@ -330,7 +374,7 @@ class Step(TorchDispatchMode):
         return graph.Trace(
             calls=calls, values=values, live_bytes=np.array(self.live, np.int64),
             made_bytes=np.array([made for _, made in self.keys], np.int64),
-            seconds=np.array(self.seconds), reads=tuple(self.reads),
+            seconds=np.array(seconds), reads=tuple(self.reads),
             num_forward=self.num_forward,
             signature=hash(tuple(self.keys[:self.num_forward])))
 

@@ -24,6 +24,7 @@ class Transfer:
     """
 
     overlaps = False
+    leaving_bytes = 0  # of device memory whose copy is not done
 
     def __init__(self, device: torch.device, host_bytes: int | None, link: Link | None) -> None:
         self.device = device
@@ -79,10 +80,13 @@ class Transfer:
         return torch.empty(size, dtype=torch.uint8)
 
     def _copy_out(self, storage: torch.UntypedStorage, block: Block) -> None:
-        self._host(block).copy_(as_bytes(storage))
+        self._copy(self._host(block), as_bytes(storage))
 
     def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> Any:
-        as_bytes(storage).copy_(self._host(block))
+        self._copy(as_bytes(storage), self._host(block))
+
+    def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source, non_blocking=True)
 
     def _measure(self) -> tuple[float, float]:
         with unseen():
@@ -108,23 +112,31 @@ class CudaTransfer(Transfer):
         self.to_device = torch.cuda.Stream(self.device)
         self.stash: list[tuple[torch.cuda.Event, torch.UntypedStorage]] = []
         self.written: dict[Block, torch.cuda.Event] = {}  # copies to the host
-        self.readers: list[tuple[torch.cuda.Event, Block]] = []  # copies from it
+        # Copies from it; the memory that they fill stays ours until then, read or not.
+        self.readers: list[tuple[torch.cuda.Event, Block, torch.UntypedStorage]] = []
+
+    @property
+    def leaving_bytes(self) -> int:
+        return sum(storage.nbytes() for _, storage in self.stash)
 
     def settle(self, *, must_wait: bool = False) -> None:
         if must_wait and self.stash:
             self.stash[-1][0].synchronize()
         self.stash = [entry for entry in self.stash if not entry[0].query()]
-        done = [block for event, block in self.readers if event.query()]
-        self.readers = [entry for entry in self.readers if not entry[0].query()]
-        for block in done:
-            self.pool.release(block)
+        waiting = []
+        for entry in self.readers:
+            if entry[0].query():
+                self.pool.release(entry[1])
+            else:
+                waiting.append(entry)
+        self.readers = waiting
 
     def wait(self, arrival: torch.cuda.Event) -> None:
         torch.cuda.current_stream(self.device).wait_event(arrival)
 
     def release(self, block: Block) -> None:
         self.written.pop(block, None)
-        if not any(reader is block for _, reader in self.readers):
+        if not any(reader is block for _, reader, _ in self.readers):
             self.pool.release(block)
 
     def close(self) -> None:
@@ -142,7 +154,7 @@ class CudaTransfer(Transfer):
         host = self._host(block)
         with torch.cuda.stream(self.to_host):
             self.to_host.wait_event(made)
-            host.copy_(as_bytes(storage), non_blocking=True)
+            self._copy(host, as_bytes(storage))
             event = self.to_host.record_event()
         self.written[block] = event
         self.stash.append((event, storage))
@@ -154,9 +166,9 @@ class CudaTransfer(Transfer):
         with torch.cuda.stream(self.to_device):
             self.to_device.wait_event(allocated)
             self.to_device.wait_event(self.written[block])
-            as_bytes(storage).copy_(host, non_blocking=True)
+            self._copy(as_bytes(storage), host)
             event = self.to_device.record_event()
-        self.readers.append((event, block))
+        self.readers.append((event, block, storage))
         return event
 
 
