@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,7 @@ from vision.memory.core.predict import (
 
 __all__ = ['CannotReplay', 'Link', 'Plan', 'make_plan', 'predict', 'trade_off']
 
+KINDS = dict(recompute=('drop',), swap=('swap',), both=('drop', 'swap'))
 # Pieces of equal saved bytes, each recomputed from the values that enter it (Chen et al., 2016,
 # arXiv:1604.06174). The square root of a network's depth is in this range.
 SEGMENTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
@@ -110,11 +111,10 @@ class _Planner:
     """Search for one trace; ``solve`` may be called for many budgets."""
 
     def __init__(self, sim: Simulator, actions: str, host_bytes: int | None) -> None:
-        kinds = dict(recompute=('drop',), swap=('swap',), both=('drop', 'swap'))
-        if actions not in kinds:
-            raise ValueError(f'actions must be one of {", ".join(kinds)}, got {actions!r}')
-        self.sim, self.host_bytes = sim, host_bytes
-        self.kinds = kinds[actions]
+        if actions not in KINDS:
+            raise ValueError(f'actions must be one of {", ".join(KINDS)}, got {actions!r}')
+        self.sim, self.actions, self.host_bytes = sim, actions, host_bytes
+        self.kinds = KINDS[actions]
         if host_bytes == 0:
             self.kinds = tuple(kind for kind in self.kinds if kind != 'swap')
         self.candidates = [v for v in sim.trace.candidates if sim.idle[v] < sim.death[v]]
@@ -123,6 +123,13 @@ class _Planner:
 
     def solve(self, budget_bytes: int) -> _Trial:
         first = best = self._search(budget_bytes, MAX_TRIALS)
+        # The times of one step mislead a search into corners that other prices lead out of.
+        for prices in ('equal', 'bytes'):
+            if not best.over_bytes:
+                break
+            actions = self._priced(prices)._search(budget_bytes, MAX_TRIALS).actions
+            self.budget_bytes = budget_bytes
+            best = min(best, self._try(actions), key=lambda trial: trial.key)
         # A search ends in another corner when it asks for more or for less.
         for share in OTHER_TARGETS:
             if not best.over_bytes:
@@ -134,6 +141,17 @@ class _Planner:
             return best
         self.budget_bytes, self.trials_left = budget_bytes, MAX_TRIALS
         return self._improve(best)  # what asked for less is dearer than it need be
+
+    def _priced(self, prices: str) -> _Planner:
+        """The same step where each operator costs as much, or as much as the bytes it made."""
+        trace = self.sim.trace
+        calls = tuple(replace(call, seconds=1.0 if prices == 'equal' else float(
+            1 + sum(trace.values[v].num_bytes for v in call.outputs))) for call in trace.calls)
+        seconds = np.ones(len(trace.seconds))
+        for call in calls:
+            seconds[call.moment] = call.seconds
+        return _Planner(Simulator(replace(trace, calls=calls, seconds=seconds), self.sim.link),
+                        self.actions, self.host_bytes)
 
     def _search(self, budget_bytes: int, num_trials: int) -> _Trial:
         self.budget_bytes, self.trials_left = budget_bytes, num_trials
