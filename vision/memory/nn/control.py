@@ -18,6 +18,7 @@ from vision.memory.nn.nodes import Call, Node
 from vision.memory.nn.residence import Residence, generator_state
 from vision.memory.nn.step import Step
 
+FIRST_MOMENTS = 16  # recorded in any case: by then the shapes of the input tell plans apart
 TOLERANCE = 1.04  # of a plan's peak, before scores help out; 5 % is what we promise
 GROUP_SHARE = 0.25  # of the limit: scores drop no more values in a row while others can leave
 MAX_LEAVES = 2  # a value that left twice in a step stays: the third time is thrash
@@ -76,7 +77,7 @@ class Script:
                 found.add(call.moment)
                 waiting += [trace.values[index].call for index in call.inputs
                             if index in actions or trace.values[index].death < until]
-        return frozenset(found)
+        return frozenset(found) | frozenset(range(FIRST_MOMENTS))
 
     def timed(self, seconds: list[float], horizon: int | None) -> None:
         """Another step took so long for its operators; they are the script's up to ``horizon``."""
@@ -120,6 +121,7 @@ class Control:
         self.made: dict[Any, int] = {}  # bytes, by an operator when it ran last
         self.order = 0  # of the value that was saved or read last
         self.has_second_order = self.is_adrift = False
+        self.is_half_recorded = False  # for the plan that turned out to be the right one, or none
         self.records_all = records_all
         self._set_script(scripts[0] if scripts and budget_bytes is not None else None)
 
@@ -308,12 +310,14 @@ class Control:
                     and all(seen[1] == known[1] and seen[0] is known[0]
                             for seen, known in zip(keys, script.keys, strict=False)):
                 self._set_script(script)
+                self.is_half_recorded |= moment >= FIRST_MOMENTS
                 return self._catch_up(range(moment + 1))
         if moment > self.script.horizon:  # from here on the moments are not the plan's
             self.is_adrift, self.needed = True, None
             return self._catch_up(range(moment + 1, len(self.script.keys)))
         known, self.lost_at = self.script.trace.values, moment
         self._set_script(None)
+        self.is_half_recorded |= moment >= FIRST_MOMENTS
         for node, value in zip(self.step.nodes, known, strict=False):
             if node.packed is not None and value.idle is not None and value.idle < moment:
                 node.idle = value.idle  # what left, and when it could have, is as it was there

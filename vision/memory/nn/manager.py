@@ -102,9 +102,8 @@ class MemoryBudget:
         self._scripts: list[Script] = []
         self._scored: set[int] = set()  # signatures for which scores do better than plans
         self._said: set[str] = set()
-        self._records_all = False  # for one step, after one that left its plan half way
         # Where an operator may find no memory, all that is saved must be ready to leave.
-        self._may_end = self.device.type == 'cuda'
+        self._records_all = self.device.type == 'cuda'
         self._hooks: list[Any] = []
         self._num_managed = 0
         self._step: Step | None = None
@@ -124,7 +123,7 @@ class MemoryBudget:
         self._control = Control(budget_bytes=self.budget_bytes, scripts=scripts,
                                 actions=self.actions, verify=self.verify,
                                 verified=self._verified, log=self._tell,
-                                records_all=self._records_all or self._may_end)
+                                records_all=self._records_all)
         step = Step(self._control, self._operators, self.min_bytes, self.device.type,
                     self._new_clock())
         self._residence = Residence(
@@ -185,12 +184,11 @@ class MemoryBudget:
         if self.budget_bytes is not None:
             self._num_managed += mode != 'unmanaged'
             report.is_over = report.peak_bytes > 1.05 * self.budget_bytes
-        was_full, self._records_all = self._records_all, False
+        if control.is_half_recorded and not self._records_all:
+            self._records_all = True  # steps part late here: record all that any plan may need
+            return
         if control.script is not None:
             self._used(control.script, step)
-        elif control.lost_at and not was_full:
-            self._records_all = True  # half of this step has no record to plan with
-            return
         elif self.budget_bytes is not None and step.reads and self.mode == 'planned':
             if control.lost_at is not None:
                 self._tell_once('a step is another one than those that are planned: scores '
