@@ -20,7 +20,9 @@ from vision.memory.nn.step import Step
 
 FIRST_MOMENTS = 16  # recorded in any case: by then the shapes of the input tell plans apart
 TOLERANCE = 1.04  # of a plan's peak, before scores help out; 5 % is what we promise
-GROUP_SHARE = 0.25  # of the limit: scores drop no more values in a row while others can leave
+# Of the limit: as long as others can leave, scores drop no more values in a row than this.
+GROUP_SHARES = (0.25, 0.5, 1.0, math.inf)
+REACTIVE_SHARE = 0.95  # of the budget: what scores hold, since an operator is seen once it has run
 MAX_LEAVES = 2  # a value that left twice in a step stays: the third time is thrash
 
 
@@ -138,7 +140,7 @@ class Control:
         if self.budget_bytes is None:
             self.limit = math.inf
         elif self.script is None:
-            self.limit = self.budget_bytes
+            self.limit = REACTIVE_SHARE * self.budget_bytes
         else:
             self.limit = TOLERANCE * max(self.budget_bytes, self.script.plan.peak_bytes)
 
@@ -357,7 +359,8 @@ class Control:
                 scored.append((seconds / (node.num_bytes * distance), node.order, node))
         scored.sort(key=lambda entry: entry[:2])
         # First those that will not bring much with them when they come back.
-        for most in (limit * GROUP_SHARE, math.inf):
+        for share in GROUP_SHARES:
+            most = limit * share
             for _, _, node in scored:
                 if fits():
                     return
