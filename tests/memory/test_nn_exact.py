@@ -177,3 +177,32 @@ def test_two_losses_and_a_weight_that_moves_between_them():
         for one, two in zip(run(None), run(manager), strict=True):
             assert torch.equal(one, two)
         assert manager.report().drops['drop'] > 0
+
+
+def test_a_step_whose_middle_changes_each_time_keeps_its_plan():
+    """As a detector's does, whose boxes are never as many: the plan covers what was before them,
+    scores the rest."""
+    def run(manager):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(*(layer for _ in range(8) for layer in (
+            nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))))
+        head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 4, 1))
+        reports = []
+        for number in range(6):
+            x = torch.randn(4, 8, 32, 32)
+            with manager or torch.enable_grad():
+                maps = trunk(x)
+                chosen = (maps.detach().mean(1) > 0.05 * number).nonzero()
+                boxes = maps[chosen[:, 0], :, chosen[:, 1], chosen[:, 2]].exp().mean()
+                for _ in range(number):  # more operators each time, too
+                    boxes = boxes * 1.5
+                (boxes + head(maps).square().mean()).backward()
+            if manager is not None:
+                reports.append(manager.report())
+        return [parameter.grad for parameter in trunk.parameters()], reports
+    manager = managed(ratio=0.6, actions='recompute')
+    expected, found = run(None)[0], run(manager)
+    for one, other in zip(expected, found[0], strict=True):
+        assert torch.equal(one, other)
+    assert [report.mode for report in found[1]] == ['unmanaged'] + ['planned'] * 5
+    assert all(report.drops['drop'] > 0 and not report.is_over for report in found[1][1:])

@@ -35,8 +35,9 @@ class Script:
         leaving: actions by the moment before which they are taken.
         fetching: values whose copy back begins at a moment.
         needed: moments of the operators that may run again; the others need no record.
-        horizon: moment by which nine tenths of what is saved are; a step that differs only later,
-            as a detector's with its boxes, is still this one.
+        horizon: moment by which half of what is saved is; a step that differs only later, as a
+            detector's with its boxes, is still this one. The plan then has its way with what was
+            there before, and scores with the rest where they must.
     """
 
     keys: list[tuple[Any, int]]
@@ -58,7 +59,7 @@ class Script:
         saved = sorted((value.packed, value.num_bytes) for value in self.trace.values
                        if value.may_drop)
         sums = np.cumsum([num_bytes for _, num_bytes in saved])
-        most = int(np.searchsorted(sums, 0.9 * sums[-1])) if saved else -1
+        most = int(np.searchsorted(sums, 0.5 * sums[-1])) if saved else -1
         self.horizon = saved[most][0] if saved else -1
 
     def _needed(self) -> frozenset[int]:
@@ -316,6 +317,7 @@ class Control:
                 return self._catch_up(range(moment + 1))
         if moment > self.script.horizon:  # from here on the moments are not the plan's
             self.is_adrift, self.needed = True, None
+            self.limit /= TOLERANCE  # scores notice late, and have more to do now
             return self._catch_up(range(moment + 1, len(self.script.keys)))
         known, self.lost_at = self.script.trace.values, moment
         self._set_script(None)
