@@ -124,7 +124,7 @@ def find_faces(args: argparse.Namespace, finder, found, rows: list[int]) -> Iter
         except VisionError as error:
             if args.strict:
                 raise
-            console.print(f'WARNING {error.what}: left out', markup=False)
+            console.print(f'WARNING {error.what}: left out', markup=False, soft_wrap=True)
             continue
         rows.append(row)
         yield crop
