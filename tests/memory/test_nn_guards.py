@@ -21,6 +21,7 @@ from vision.memory.nn.manager import MemoryBudget
 LIBRARY = torch.library.Library('memory_tests', 'DEF')
 LIBRARY.define('scaled(Tensor x) -> Tensor')
 LIBRARY.define('hungry(Tensor x) -> Tensor')
+LIBRARY.define('once(Tensor x) -> Tensor')
 
 
 @torch.library.impl(LIBRARY, 'scaled', 'CPU')
@@ -36,6 +37,14 @@ def _hungry(x):
         _hungry.refusals -= 1
         raise torch.OutOfMemoryError('out of memory')
     return x * 2
+
+
+@torch.library.impl(LIBRARY, 'once', 'CPU')
+def _once(x):
+    _once.number += 1
+    if _once.number % 2 == 0:
+        raise RuntimeError('its state is used up')
+    return x * 3
 
 
 def managed(lines=None, **options) -> MemoryBudget:
@@ -81,6 +90,22 @@ def test_an_operator_that_gives_something_else_is_named_and_never_run_twice(opti
     assert manager._refused == {'memory_tests.scaled'}
     assert sum('memory_tests.scaled gave other bytes' in line for line in lines) == 1
     assert manager.report().drops['drop'] > 0  # others still are
+
+
+def test_an_operator_that_cannot_run_a_second_time_is_left_alone():
+    """Its trial in the first step fails; the training goes on without another."""
+    lines, x = [], torch.full((256, 256), 0.5)
+    manager = managed(lines, ratio=0.5, actions='recompute')
+    for _ in range(3):
+        _once.number = 0
+        weight = torch.ones(256, 256, requires_grad=True)
+        with manager:
+            out = torch.ops.memory_tests.once(x) * weight
+            for _ in range(5):
+                out = (out * weight).tanh()
+            out.sum().backward()
+    assert manager._refused == {'memory_tests.once'} and _once.number == 1
+    assert manager.report().drops['drop'] > 0
 
 
 @pytest.mark.parametrize('options', [dict(ratio=0.4), dict(ratio=0.4, mode='reactive')], ids=str)

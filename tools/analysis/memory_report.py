@@ -150,13 +150,13 @@ def budgets_of(args: argparse.Namespace, trace: Trace) -> list[tuple[str, int]]:
     amounts = [(text, parse_budget(number(text))) for text in args.budget]
     budgets = [(text, amount.bytes if amount.bytes is not None
                 else round(amount.ratio * trace.peak_bytes)) for text, amount in amounts]
-    largest_op = int(trace.made_bytes.max(initial=0))
+    need, name = trace.largest_need
     for text, num_bytes in budgets:
-        if num_bytes < largest_op:
+        if num_bytes < need:
             raise VisionError('VIS-CONFIG-1452', f'the budget {text} is less than what one '
-                              'operator makes', where='--budget',
-                              why=f'{format_bytes(num_bytes)} against '
-                              f'{format_bytes(largest_op)}: nothing is left to plan with',
+                              'operator needs', where='--budget',
+                              why=f'{name} reads and makes {format_bytes(need)}, and the budget '
+                              f'is {format_bytes(num_bytes)}',
                               do='give a larger budget, or a smaller --batch')
     return budgets
 
@@ -205,7 +205,7 @@ def show(console: Console, trace: Trace, measured: int, plans: Sequence[tuple[st
 
 def extra_time(plan: Plan, trace: Trace) -> float:
     """Of the step's operators' time."""
-    return (plan.replay_seconds + plan.wait_seconds) / max(trace.op_seconds, 1e-9)
+    return plan.extra_seconds / max(trace.op_seconds, 1e-9)
 
 
 def pyplot():

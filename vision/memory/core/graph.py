@@ -77,7 +77,6 @@ class Trace:
         seconds: (K,) of each operator.
         reads: (moment, value) in the order in which backward asks for saved values; the operator
             of that moment is the next to run.
-        num_forward: operators of the forward pass.
         signature: of the operators and shapes of the forward pass; plans are kept by it.
     """
 
@@ -87,7 +86,6 @@ class Trace:
     made_bytes: np.ndarray
     seconds: np.ndarray
     reads: tuple[tuple[int, int], ...]
-    num_forward: int = 0
     signature: int = 0
 
     @property
@@ -97,6 +95,14 @@ class Trace:
     @property
     def op_seconds(self) -> float:
         return float(self.seconds.sum())
+
+    @property
+    def largest_need(self) -> tuple[int, str]:
+        """(bytes, name) of the operator of the forward pass whose inputs and outputs take most:
+        no plan gets below."""
+        return max(((sum(self.values[index].num_bytes for index in {*call.inputs, *call.outputs})
+                     - sum(self.values[new].num_bytes for _, new in call.inplace), call.name)
+                    for call in self.calls), default=(0, ''))
 
     @property
     def candidates(self) -> list[int]:
@@ -130,7 +136,6 @@ class StepReport:
     peak_bytes: int = 0
     unmanaged_peak_bytes: int = 0
     saved_bytes: int = 0
-    num_ops: int = 0
     replayed_calls: int = 0
     replay_seconds: float = 0.0
     swapped_bytes: int = 0

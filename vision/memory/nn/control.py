@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vision.memory.core.graph import Trace
 from vision.memory.core.plan import Plan
-from vision.memory.nn.nodes import Call, Node
+from vision.memory.nn.nodes import Node
 from vision.memory.nn.residence import Residence, generator_state
 from vision.memory.nn.step import Step
 
@@ -193,9 +193,6 @@ class Control:
     def forget(self, node: Node) -> None:
         self.idle.pop(node, None)
         self.residence.forget(node)
-
-    def may_replay(self, call: Call) -> bool:
-        return self.residence.may_replay(call)
 
     def draws(self, args: tuple) -> tuple[torch.device, Tensor]:
         """State of the generator that an operator is about to draw from."""

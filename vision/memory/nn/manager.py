@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vision.common.core.errors import VisionError
+from vision.memory.core.amounts import format_bytes
 from vision.memory.core.graph import StepReport, Trace
 from vision.memory.core.plan import Link, Plan, make_plan
 from vision.memory.nn.control import Control, Script
@@ -165,7 +166,7 @@ class MemoryBudget:
         unmanaged_peak = max(step.live, default=0)
         report = StepReport(
             mode=mode, peak_bytes=step.bytes.peak, unmanaged_peak_bytes=unmanaged_peak,
-            saved_bytes=step.peak_saved_bytes, num_ops=step.num_ops,
+            saved_bytes=step.peak_saved_bytes,
             replayed_calls=residence.replayed_calls, replay_seconds=residence.replay_seconds,
             swapped_bytes=residence.swapped_bytes, swap_seconds=residence.swap_seconds,
             host_peak_bytes=self._transfer.pool.peak_bytes, op_seconds=sum(step.clock.seconds),
@@ -178,8 +179,8 @@ class MemoryBudget:
             # Without the optimizer's step, which makes its state the first time and never again.
             peak = max(step.live[:step.backward_end])
             self.budget_bytes = max(int(self.ratio * peak), 1)
-            self._tell(f'forward and backward without a budget hold {_mb(peak)} at their peak; '
-                       f'the budget is {_mb(self.budget_bytes)}')
+            self._tell(f'forward and backward without a budget hold {format_bytes(peak)} at their '
+                       f'peak; the budget is {format_bytes(self.budget_bytes)}')
         report.budget_bytes = self.budget_bytes
         if self.budget_bytes is not None:
             self._num_managed += mode != 'unmanaged'
@@ -220,25 +221,27 @@ class MemoryBudget:
         live[step.backward_end:] = 0  # no plan has a say in what the optimizer takes
         trace, budget = replace(self._trace, live_bytes=live), self.budget_bytes
         plan = self._best_plan(trace)
-        need, name = _largest_need(trace)
+        need, name = trace.largest_need
         if budget < need:
             raise VisionError(
-                'VIS-CONFIG-1411', f'a budget of {_mb(budget)} is below what one operator needs: '
-                f'{name} reads and makes {_mb(need)}', why='its inputs and outputs are there at '
-                'the same time', do=f'raise the budget to {_mb(plan.peak_bytes)}, the least that '
-                'was found to do, or make the batch smaller')
+                'VIS-CONFIG-1411', f'a budget of {format_bytes(budget)} is below what one '
+                f'operator needs: {name} reads and makes {format_bytes(need)}', why='its inputs and '
+                'outputs are there at the same time', do='raise the budget to '
+                f'{format_bytes(plan.peak_bytes)}, the least that was found to do, or make the '
+                'batch smaller')
         is_near = plan.peak_bytes <= 1.05 * budget
         if not is_near and report.mode == 'unmanaged':
             return  # the next step shows what scores can do
         if not is_near and report.peak_bytes < plan.peak_bytes:
             self._scored.add(trace.signature)
             self._tell(f'{trace.signature & 0xffff:04x}: the best plan holds '
-                       f'{_mb(plan.peak_bytes)}, scores {_mb(report.peak_bytes)}: scores decide')
+                       f'{format_bytes(plan.peak_bytes)}, scores '
+                       f'{format_bytes(report.peak_bytes)}: scores decide')
             return
         self._tell_plan('planned', trace, plan)
         if not plan.fits:
-            self._tell_once(f'no plan holds {_mb(budget)}: the least found is '
-                            f'{_mb(plan.peak_bytes)}')
+            self._tell_once(f'no plan holds {format_bytes(budget)}: the least found is '
+                            f'{format_bytes(plan.peak_bytes)}')
         self._scripts.insert(0, Script(step.keys, trace, plan))
         if sum(not script.num_used for script in self._scripts) >= MAX_SCRIPTS:
             self.mode = 'reactive'
@@ -248,11 +251,12 @@ class MemoryBudget:
 
     def _tell_plan(self, verb: str, trace: Trace, plan: Plan) -> None:
         kinds = list(plan.actions.values())
-        extra = (plan.replay_seconds + plan.wait_seconds) / max(trace.op_seconds, 1e-9)
+        extra = plan.extra_seconds / max(trace.op_seconds, 1e-9)
         self._tell(
             f'{verb} {trace.signature & 0xffff:04x}: {kinds.count("drop")} of '
             f'{len(trace.candidates)} values are computed again, {kinds.count("swap")} swapped; '
-            f'peak {_mb(plan.peak_bytes)} of {_mb(trace.peak_bytes)}, {extra:.1%} more work')
+            f'peak {format_bytes(plan.peak_bytes)} of {format_bytes(trace.peak_bytes)}, '
+            f'{extra:.1%} more work')
 
     # What a user asks
 
@@ -334,25 +338,13 @@ class MemoryBudget:
         total = torch.cuda.get_device_properties(self.device).total_memory
         if self.budget_bytes > total:
             raise VisionError(
-                'VIS-CONFIG-1414', f'a budget of {_mb(self.budget_bytes)} on a device of '
-                f'{_mb(total)}', where=str(self.device), why='it would never act before the '
-                'device is full', do='give less than the device has left beside parameters, '
-                'gradients and optimizer state')
+                'VIS-CONFIG-1414', f'a budget of {format_bytes(self.budget_bytes)} on a device of '
+                f'{format_bytes(total)}', where=str(self.device),
+                why='it would never act before the device is full', do='give less than the '
+                'device has left beside parameters, gradients and optimizer state')
 
 
 def _wrong(came: str, rule: str) -> VisionError:
     return VisionError('VIS-CONFIG-1410', f'MemoryBudget({came})', why=rule,
                        do='MemoryBudget(gib=12), MemoryBudget(ratio=0.4) or '
                        'MemoryBudget(bytes=12_000_000_000)')
-
-
-def _largest_need(trace: Trace) -> tuple[int, str]:
-    """(bytes, name) of the recorded operator whose inputs and outputs take most."""
-    needs = [(sum(trace.values[index].num_bytes for index in {*call.inputs, *call.outputs})
-              - sum(trace.values[new].num_bytes for _, new in call.inplace), call.name)
-             for call in trace.calls]
-    return max(needs, default=(0, ''))
-
-
-def _mb(num_bytes: float) -> str:
-    return f'{num_bytes / 1e9:.2f} GB' if num_bytes >= 1e9 else f'{num_bytes / 1e6:.1f} MB'

@@ -13,7 +13,7 @@ _FACTORIES = frozenset((
     'empty', 'empty_like', 'empty_strided', 'empty_permuted', 'new_empty', 'new_empty_strided',
     'zeros', 'zeros_like', 'new_zeros', 'ones', 'ones_like', 'new_ones', 'full', 'full_like',
     'new_full', 'arange', 'linspace', 'eye', 'rand', 'rand_like', 'randn', 'randn_like', 'randint',
-    'randint_like', 'randperm', 'scalar_tensor', '_to_copy_from_host', 'lift_fresh_copy'))
+    'randint_like', 'randperm', 'scalar_tensor', 'lift_fresh_copy'))
 # In-place operators whose result does not depend on what was in the memory before.
 _OVERWRITES = frozenset(('bernoulli_', 'uniform_', 'normal_', 'copy_', 'fill_', 'zero_',
                          'random_', 'exponential_', 'log_normal_'))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,13 @@ from vision.common.core.errors import VisionError
 from vision.memory.nn.nodes import WRITTEN, Call, Leaf, Node, Slot
 from vision.memory.nn.operators import flat_tensors
 from vision.memory.nn.step import Step
-from vision.memory.nn.torch_private import count_holders, plain_kernels, tensor_on, unseen
+from vision.memory.nn.torch_private import (
+    count_holders,
+    geometry,
+    plain_kernels,
+    tensor_on,
+    unseen,
+)
 from vision.memory.nn.transfer import Transfer, as_bytes
 
 
@@ -200,9 +207,8 @@ class Residence:
         self.step.away_bytes += node.num_bytes
         with unseen():
             for saved in node.handles:
-                alias = saved.alias
-                saved.geometry = alias.dtype, alias.size(), alias.stride(), alias.storage_offset()
-                alias.data = self._shell(alias)
+                saved.geometry = geometry(saved.alias)
+                saved.alias.data = self._shell(saved.alias)
         return True
 
     def joint_bytes(self, node: Node) -> int:
@@ -431,31 +437,35 @@ class Residence:
         if chain is None or chain.swapped:
             return False
         before = self.replayed_calls, self.replay_seconds
-        with self.step.passing():
-            is_equal = self._run(chain.calls, compare=node)
-        self.replayed_calls, self.replay_seconds = before
+        try:
+            with self.step.passing():
+                is_equal = self._run(chain.calls, compare=node)
+        except torch.OutOfMemoryError:  # says nothing about the operator
+            return False
+        except RuntimeError:
+            is_equal = False
+        finally:
+            self.replayed_calls, self.replay_seconds = before
         if not is_equal:
             self.refused.add(node.call.operator.name)
         return is_equal
 
 
-class kept_generator:
+@contextmanager
+def kept_generator(state: tuple[torch.device, Tensor] | None) -> Iterator[None]:
     """Inside, the default generator stands where it stood when an operator first drew."""
-
-    def __init__(self, state: tuple[torch.device, Tensor] | None) -> None:
-        self.state = state
-
-    def __enter__(self) -> None:
-        if self.state is not None:
-            device, state = self.state
-            with unseen():
-                self.before = generator_state(device)[1]
-                set_generator_state(device, state)
-
-    def __exit__(self, *error) -> None:
-        if self.state is not None:
-            with unseen():
-                set_generator_state(self.state[0], self.before)
+    if state is None:
+        yield
+        return
+    device, drawn_at = state
+    with unseen():
+        before = generator_state(device)[1]
+        set_generator_state(device, drawn_at)
+    try:
+        yield
+    finally:
+        with unseen():
+            set_generator_state(device, before)
 
 
 def generator_state(device: torch.device) -> tuple[torch.device, Tensor]:
@@ -476,7 +486,7 @@ def _same_bytes(one: torch.UntypedStorage, other: torch.UntypedStorage) -> bool:
 
 
 def _checksum(storage: torch.UntypedStorage) -> int:
-    """Two sums over the bytes, the second weighed by place: a changed or moved word shows."""
+    """Of all words, and of those in odd places with another weight: any one change shows."""
     raw = as_bytes(storage)
     words = raw[:raw.numel() // 8 * 8].view(torch.int64)
     half = words[::2].sum() - 3 * words[1::2].sum()

@@ -16,8 +16,14 @@ from vision.common.core.errors import VisionError
 from vision.memory.core import graph
 from vision.memory.nn.nodes import WRITTEN, Call, Handle, Leaf, Node, Saved, Slot
 from vision.memory.nn.operators import PLAIN_DTYPES, Operator, flat_tensors
-from vision.memory.nn.torch_private import TorchDispatchMode, graph_task, is_compiling, unseen
-from vision.memory.nn.tracker import LiveBytes, Watch
+from vision.memory.nn.torch_private import (
+    TorchDispatchMode,
+    geometry,
+    graph_task,
+    is_compiling,
+    unseen,
+)
+from vision.memory.nn.tracker import LiveBytes, Watch, storage_of
 
 COMPILED = VisionError(
     'VIS-CONFIG-1412', 'a compiled model runs under an activation budget of ours',
@@ -229,25 +235,24 @@ class Step(TorchDispatchMode):
             call.is_plain = False
             return None
         key = storage._cdata
-        geometry = (tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
+        view = geometry(tensor)
         node = self.current.get(key)
         if node is None:
             leaf = self.leaves.get(key)
             if leaf is None:
                 # The tensor itself: an alias made below autograd would not share its version.
-                leaf = self.leaves[key] = Leaf(tensor, geometry)
-            return Slot(leaf, tensor._version, geometry)
+                leaf = self.leaves[key] = Leaf(tensor, view)
+            return Slot(leaf, tensor._version, view)
         if node.call is call:  # written in place: the argument is the version before
             if call.inplace is not None and call.inplace[1] is node:
                 call.nodes.append(call.inplace[0])
-                return Slot(call.inplace[0], 0, geometry)
-            return Slot(node, 0, geometry)  # overwritten in full
+                return Slot(call.inplace[0], 0, view)
+            return Slot(node, 0, view)  # overwritten in full
         call.nodes.append(node)
-        return Slot(node, 0, geometry)
+        return Slot(node, 0, view)
 
     def _node(self, call: Call, watch: Watch, tensor: Tensor) -> Node:
-        node = Node(len(self.nodes), call, watch, (
-            tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset()))
+        node = Node(len(self.nodes), call, watch, geometry(tensor))
         if self.pins:
             node.is_pinned = True
         if self.scopes:
@@ -368,14 +373,13 @@ class Step(TorchDispatchMode):
             seconds=seconds[call.moment],
             inputs=tuple(dict.fromkeys(node.index for node in call.nodes)),
             outputs=tuple(node.index for _, node in call.outputs),
-            replayable=self.control.may_replay(call),
+            replayable=self.control.residence.may_replay(call),
             inplace=((call.inplace[0].index, call.inplace[1].index),) if call.inplace else ())
             for call in self.calls)
         return graph.Trace(
             calls=calls, values=values, live_bytes=np.array(self.live, np.int64),
             made_bytes=np.array([made for _, made in self.keys], np.int64),
             seconds=np.array(seconds), reads=tuple(self.reads),
-            num_forward=self.num_forward,
             signature=hash(tuple(self.keys[:self.num_forward])))
 
     def close(self, *, is_failed: bool = False) -> bool:
@@ -393,10 +397,7 @@ class Step(TorchDispatchMode):
 
 
 def plain_storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The storage of a tensor that (dtype, size, stride, offset) describes; None of any other."""
+    """The storage of a tensor that its geometry describes; None of any other."""
     if tensor.dtype not in PLAIN_DTYPES or tensor.is_neg() or tensor.layout is not torch.strided:
         return None
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return None
+    return storage_of(tensor)

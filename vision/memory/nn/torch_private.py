@@ -23,8 +23,8 @@ except ImportError as error:
     raise ImportError(f'written for torch 2.13, found {torch.__version__}: update '
                       'vision/memory/nn/torch_private.py and its contract test') from error
 
-__all__ = ['TorchDispatchMode', 'below_autograd', 'count_holders', 'graph_task', 'is_compiling',
-           'plain_kernels', 'unseen']
+__all__ = ['TorchDispatchMode', 'below_autograd', 'count_holders', 'geometry', 'graph_task',
+           'is_compiling', 'plain_kernels', 'tensor_on', 'unseen']
 
 
 def count_holders(storage: torch.UntypedStorage) -> int:
@@ -54,9 +54,14 @@ def plain_kernels(device_type: str) -> Iterator[None]:
             torch.set_autocast_enabled(device_type, True)
 
 
-def tensor_on(storage: torch.UntypedStorage, geometry: tuple) -> Tensor:
+def geometry(tensor: Tensor) -> tuple:
+    """What ``tensor_on`` makes the same view of a storage from."""
+    return tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset()
+
+
+def tensor_on(storage: torch.UntypedStorage, view: tuple) -> Tensor:
     """A tensor of (dtype, size, stride, offset) on a storage; made below autograd, unseen."""
-    dtype, size, stride, offset = geometry
+    dtype, size, stride, offset = view
     with unseen():
         return torch.empty(0, dtype=dtype, device=storage.device).set_(
             storage, offset, size, stride)
