@@ -225,8 +225,8 @@ class MemoryBudget:
         if budget < need:
             raise VisionError(
                 'VIS-CONFIG-1411', f'a budget of {format_bytes(budget)} is below what one '
-                f'operator needs: {name} reads and makes {format_bytes(need)}', why='its inputs and '
-                'outputs are there at the same time', do='raise the budget to '
+                f'operator needs: {name} reads and makes {format_bytes(need)}', why='its inputs '
+                'and outputs are there at the same time', do='raise the budget to '
                 f'{format_bytes(plan.peak_bytes)}, the least that was found to do, or make the '
                 'batch smaller')
         is_near = plan.peak_bytes <= 1.05 * budget
