@@ -1,0 +1,1 @@
+"""Pipeline and sharded-data training after ZeroPP; see README.md."""

@@ -1,0 +1,1 @@
+"""Action tables: made, checked, simulated, chosen. Standard library and numpy alone."""

@@ -1,0 +1,120 @@
+"""What the ranks of a pipeline do: actions, tables of them, and what each costs.
+
+P pipeline ranks hold S = P * V stages (V chunks of the model on each rank); a step runs M
+micro-batches. Stages are numbered along the model, ranks and micro-batches from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# Values are those that torch writes for its actions.
+F, I, W, B = 'F', 'I', 'W', 'B'  # noqa: E741  forward; gradient of the input; of the weights; both
+UNSHARD, RESHARD, REDUCE_GRAD = 'UNSHARD', 'RESHARD', 'REDUCE_GRAD'
+SEND_F, RECV_F, SEND_B, RECV_B = 'SEND_F', 'RECV_F', 'SEND_B', 'RECV_B'
+COMPUTE = (F, I, W, B)
+TRANSFERS = (SEND_F, RECV_F, SEND_B, RECV_B)
+
+
+class Action(NamedTuple):
+    """One entry of a rank's row. ``mb`` is None for what is done to a chunk as a whole."""
+
+    stage: int
+    kind: str
+    mb: int | None = None
+
+    def __str__(self) -> str:
+        """As torch writes it: 3F0, 3SEND_F0, 3UNSHARD."""
+        return f'{self.stage}{self.kind}{"" if self.mb is None else self.mb}'
+
+
+@dataclass(frozen=True)
+class Table:
+    """What each rank does, in order; the same object is simulated, drawn and run.
+
+    Args:
+        name: of the schedule, as a user writes it.
+        rank_of: rank of each stage.
+        num_microbatches: M.
+        rows: actions by rank. Either compute actions alone, or complete (``with_gathers``,
+            ``with_transfers``).
+        unit: micro-batches of a scheduling unit (ZeroPP), or None.
+    """
+
+    name: str
+    rank_of: tuple[int, ...]
+    num_microbatches: int
+    rows: tuple[tuple[Action, ...], ...]
+    unit: int | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.rank_of)
+
+    @property
+    def num_chunks(self) -> int:
+        """V, the stages of a rank."""
+        return self.num_stages // self.num_ranks
+
+    def stages_of(self, rank: int) -> tuple[int, ...]:
+        return tuple(stage for stage, owner in enumerate(self.rank_of) if owner == rank)
+
+
+def looped(num_ranks: int, num_chunks: int) -> tuple[int, ...]:
+    """Rank of each stage: 0 1 2 3 0 1 2 3, chunk after chunk."""
+    return tuple(stage % num_ranks for stage in range(num_ranks * num_chunks))
+
+
+def v_shaped(num_ranks: int) -> tuple[int, ...]:
+    """Rank of each stage with two chunks: 0 1 2 3 3 2 1 0; the last stage is on the first rank."""
+    return (*range(num_ranks), *reversed(range(num_ranks)))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one micro-batch, by stage, in seconds (or any one unit) and bytes.
+
+    Args:
+        forward, backward_input, backward_weight: time of F, I and W; B takes I + W. Stage 0
+            computes no gradient of its input: torch does all of its backward in W.
+        latency: from the end of F or I to the moment its output is on another rank.
+        gather: time of the all-gather of a chunk's parameters; reduce: of the reduce-scatter of
+            its gradients. 0 without sharded data.
+        activation_bytes: kept from F to W for one micro-batch.
+        weight_bytes: of a chunk's parameters, whole.
+        static_bytes: by rank: shards of parameters, gradients and optimizer state, and what else
+            does not depend on the schedule.
+    """
+
+    forward: tuple[float, ...]
+    backward_input: tuple[float, ...]
+    backward_weight: tuple[float, ...]
+    latency: float = 0.0
+    gather: tuple[float, ...] = ()
+    reduce: tuple[float, ...] = ()
+    activation_bytes: tuple[int, ...] = ()
+    weight_bytes: tuple[int, ...] = ()
+    static_bytes: tuple[int, ...] = ()
+
+    @classmethod
+    def uniform(cls, num_stages: int, times: Sequence[float] = (1.0, 1.0, 1.0), *,
+                latency: float = 0.0, gather: float = 0.0, reduce: float = 0.0) -> Costs:
+        """Every stage takes ``times`` for F, I and W."""
+        forward, backward_input, backward_weight = ((value,) * num_stages for value in times)
+        return cls(forward, backward_input, backward_weight, latency=latency,
+                   gather=(gather,) * num_stages, reduce=(reduce,) * num_stages,
+                   activation_bytes=(1,) * num_stages, weight_bytes=(1,) * num_stages)
+
+    def time_of(self, action: Action) -> float:
+        """Of a compute action."""
+        stage = action.stage
+        if action.kind == B:
+            return self.backward_input[stage] + self.backward_weight[stage]
+        return dict(F=self.forward, I=self.backward_input,
+                    W=self.backward_weight)[action.kind][stage]
