@@ -196,7 +196,8 @@ def steps_of(runner) -> dict[str, int | None]:
     dataloader = runner.train_loop.dataloader
     batches = dataloader.batch_sampler
     size = dataloader.batch_size or getattr(batches, 'batch_size', None)
-    return dict(processes=get_world_size(), batch_size=size, samples=len(dataloader.dataset))
+    processes = runner.data_ranks[1] if runner.data_ranks else get_world_size()
+    return dict(processes=processes, batch_size=size, samples=len(dataloader.dataset))
 
 
 def require_same_steps(runner, before: dict | None, filename: str) -> None:

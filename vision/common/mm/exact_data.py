@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from mmengine.dataset import InfiniteSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -46,17 +46,22 @@ ENDLESS = ('InfiniteSampler', 'MultiSourceSampler', 'GroupMultiSourceSampler')
 
 
 def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
-                     diff_rank_seed: bool = False) -> DataLoader:
+                     diff_rank_seed: bool = False, *,
+                     data_ranks: tuple[int, int] | None = None) -> DataLoader:
     """As MMEngine's; data set, sampler and batch sampler are wrapped, also ready-made ones.
 
     Args:
         seed: of this rank; with ``diff_rank_seed`` it is that of the run plus the rank.
+        data_ranks: (i, n), this rank reads the i-th of n shares; default: its share of all ranks.
+    Raises:
+        VisionError: VIS-CONFIG-1531, shares of a sampler that only knows the number of ranks.
     """
     seed = DEFAULT_SEED if seed is None else seed
     if diff_rank_seed:
         seed -= get_rank()  # samplers share theirs, and samples are seeded by rank anyway
+    share, num_shares = data_ranks or (get_rank(), get_world_size())
     if isinstance(dataloader, DataLoader):
-        return _rebuilt(dataloader, seed)
+        return _rebuilt(dataloader, seed, share)
     config = copy.deepcopy(dict(dataloader))
     dataset = config['dataset']
     if isinstance(dataset, dict):
@@ -66,13 +71,15 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
     length = None
     if num_batches := config.pop('num_batch_per_epoch', None):
         size = config.get('batch_size') or config['batch_sampler']['batch_size']
-        length = min(num_batches * size * get_world_size(), len(dataset))
-    config['dataset'] = SeededDataset(dataset, (seed, get_rank()), length)
+        length = min(num_batches * size * num_shares, len(dataset))
+    config['dataset'] = SeededDataset(dataset, (seed, share), length)
     sampler = config['sampler']
     if isinstance(sampler, dict):
         # Samplers of videos look at the class of their data set.
         counted = dataset if length is None else config['dataset']
         sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=counted, seed=seed))
+    if num_shares != get_world_size():
+        _read_share(sampler, share, num_shares)
     config['sampler'] = PlacedSampler(sampler, seed)
     batches = config.get('batch_sampler')
     if isinstance(batches, dict):
@@ -84,7 +91,21 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
     return Runner.build_dataloader(config, seed=seed)
 
 
-def _rebuilt(dataloader: DataLoader, seed: int) -> DataLoader:
+def _read_share(sampler: Any, share: int, num_shares: int) -> None:
+    """Let one of MMEngine's samplers, which divide the data by all ranks, divide it by these."""
+    if type(sampler) not in (DefaultSampler, InfiniteSampler):
+        raise VisionError('VIS-CONFIG-1531', f'{type(sampler).__name__} divides the data by the '
+                          f'number of ranks, the strategy has {num_shares} shares of data',
+                          where='sampler', why='ranks that hold layers of one model read the '
+                          'same samples', do='use DefaultSampler or InfiniteSampler')
+    sampler.rank, sampler.world_size = share, num_shares
+    if isinstance(sampler, DefaultSampler):
+        size = len(sampler.dataset)
+        sampler.num_samples = -(-(size if sampler.round_up else size - share) // num_shares)
+        sampler.total_size = sampler.num_samples * num_shares if sampler.round_up else size
+
+
+def _rebuilt(dataloader: DataLoader, seed: int, share: int) -> DataLoader:
     """A ready-made loader of the same options over the wrapped data set and batches."""
     if isinstance(dataloader.dataset, SeededDataset | IterableDataset):
         return dataloader
@@ -93,7 +114,7 @@ def _rebuilt(dataloader: DataLoader, seed: int) -> DataLoader:
         options.update(batch_size=None, sampler=PlacedSampler(dataloader.sampler, seed))
     else:
         options['batch_sampler'] = SkippableBatches(dataloader.batch_sampler, seed)
-    return DataLoader(SeededDataset(dataloader.dataset, (seed, get_rank())), **options)
+    return DataLoader(SeededDataset(dataloader.dataset, (seed, share)), **options)
 
 
 class PlacedInt(int):

@@ -7,23 +7,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import FlexibleRunner
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.common.mm.agreement import one_for_all
+from vision.common.mm.agreement import decided_by_first, one_for_all
 from vision.common.mm.checkpoints import (
     gathered_gradients,
     parameters_of,
     restore_gradients,
 )
+from vision.common.mm.exact_data import build_dataloader
 from vision.common.mm.hooks import of_ours
 from vision.common.mm.runner import ExactRuns
 from vision.common.mm.strategies import shard_of, sharded_like
-from vision.common.nn.checkpoint_folder import folder_damage, load_folder
+from vision.common.nn import checkpoint as io
+from vision.common.nn.checkpoint_folder import (
+    ELSEWHERE,
+    folder_damage,
+    gathered,
+    load_folder,
+    save_folder,
+)
 from vision.registry import RUNNERS, STRATEGIES
 
+# Of these entries of a checkpoint each rank has a part where ranks hold different layers.
+SPREAD = ('state_dict', 'optimizer', 'ema_state_dict')
 
 @RUNNERS.register_module()
 class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
@@ -31,8 +42,13 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
 
     ``strategy=dict(type='DDPStrategy')`` writes and reads the checkpoints of ``ExactRunner``.
     ``strategy=dict(type='FSDP2Strategy', wrap=['ResidualBlock'])`` shards the parameters, and
-    writes folders. Either reads what the other wrote, with any number of ranks that gives a step
-    as many samples.
+    writes folders. ``strategy=dict(type='ZeroPPStrategy', pp=4, num_microbatches=16)`` gives each
+    rank some of the layers as well (``vision/pipeline``). Each reads what the others wrote, with
+    any number of ranks that gives a step as many samples.
+
+    A strategy whose ranks hold different layers (``is_split``) says what lies where:
+    ``data_ranks``, ``place_of(key)``, ``optimizer_state``, ``own_optimizer_state``,
+    ``checkpoint``; it adds ``meta()`` to a checkpoint, and sees it again in ``go_on_from``.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -48,6 +64,19 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
     def is_sharded(self) -> bool:
         return getattr(self.strategy, 'is_sharded', False)
 
+    @property
+    def is_split(self) -> bool:
+        return getattr(self.strategy, 'is_split', False)
+
+    @property
+    def data_ranks(self) -> tuple[int, int] | None:
+        return getattr(self.strategy, 'data_ranks', None)
+
+    def build_dataloader(self, dataloader, seed: int | None = None,
+                         diff_rank_seed: bool = False):
+        """As MMEngine's; ranks that hold layers of one model read the same samples."""
+        return build_dataloader(dataloader, seed, diff_rank_seed, data_ranks=self.data_ranks)
+
     def build_strategy(self, strategy=None, launcher: str = 'none', **options):
         """As MMEngine's; names are looked up in this project first."""
         if strategy is None:
@@ -59,7 +88,8 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
                 strategy['type'] = STRATEGIES.get(name)
                 if strategy['type'] is None:
                     raise VisionError('VIS-CONFIG-343', f'no strategy is called {name!r}',
-                                      where='strategy.type', do='DDPStrategy or FSDP2Strategy')
+                                      where='strategy.type', do='DDPStrategy, FSDP2Strategy '
+                                      'or ZeroPPStrategy')
         options['env_cfg'] = options.get('env_cfg') or {}
         return super().build_strategy(strategy, launcher, **options)
 
@@ -98,6 +128,62 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
             content = super().read_checkpoint(path, map_location)
         return self._sharded(content, ())
 
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
+        content = super().load_checkpoint(filename, *args, **kwargs)
+        if self.is_split:
+            self.strategy.go_on_from(content)
+        return content
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> bool:
+        if self.is_split:
+            kwargs['meta'] = dict(kwargs.get('meta') or {}, **self.strategy.meta())
+        return super().save_checkpoint(out_dir, filename, *args, **kwargs)
+
+    def optimizer_state(self) -> dict:
+        state = super().optimizer_state()
+        return self.strategy.optimizer_state(state) if self.is_split else state
+
+    def load_optimizer(self, state: dict, filename: str) -> None:
+        if self.is_split:
+            state = self.strategy.own_optimizer_state(state, filename)
+        super().load_optimizer(state, filename)
+
+    def waiting_buffers(self) -> list:
+        return [] if self.is_split else super().waiting_buffers()
+
+    def parts_of_ranks(self) -> dict[str, dict]:
+        """Buffers that differ from rank to rank, as BatchNorm's averages do."""
+        if not self.is_split or self.strategy.checkpoint == 'full':
+            return {}
+        own = {name: buffer.cpu() for name, buffer in self._bare_model().named_buffers()}
+        return dict(buffers=dict(ranks=[dict(data_ranks=list(self.data_ranks), tensors=own)]))
+
+    def restore_buffers(self, content: dict) -> None:
+        """Those of the rank that had this share of the data; with other shares, all have what
+        ``state_dict`` has."""
+        buffers = content.get('buffers', [])
+        if isinstance(buffers, list):
+            super().restore_buffers(content)
+            return
+        share = list(self.data_ranks or (get_rank(), get_world_size()))
+        own = dict(self._bare_model().named_buffers())
+        with torch.no_grad():
+            for entry in buffers['ranks']:
+                if entry['data_ranks'] == share:
+                    for name in entry['tensors'].keys() & own.keys():
+                        own[name].copy_(entry['tensors'][name])
+
+    def _save(self, content: dict, path: Path, parts: dict, **manifest: Any) -> None:
+        if not self.is_split:
+            super()._save(content, path, parts, **manifest)
+            return
+        of_stages = dict(spread=SPREAD, is_copy=self.data_ranks[0] > 0)
+        if self.strategy.checkpoint == 'folder' or parts:
+            save_folder(content, path, parts=parts, **of_stages, **manifest)
+            return
+        whole = gathered(content, **of_stages)
+        decided_by_first(lambda: io.save_checkpoint(whole, path, **manifest))
+
     def waiting_gradients(self) -> list:
         if not self.is_sharded:
             return gathered_gradients(self.optim_wrapper)
@@ -111,8 +197,11 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         for parameter, gradient in zip(parameters_of(self.optim_wrapper), ranks[0], strict=True):
             parameter.grad = gradient
 
-    def _parameter_at(self, key: tuple) -> Tensor | None:
-        """The parameter that something in a checkpoint belongs to, by its place there."""
+    def _parameter_at(self, key: tuple) -> Any:
+        """The parameter that something in a checkpoint belongs to, by its place there; ELSEWHERE
+        if another rank has it."""
+        if self.is_split:
+            return self.strategy.place_of(key)
         if key[0] in ('state_dict', 'ema_state_dict') and len(key) == 2:
             return dict(self.model.named_parameters()).get(key[1].removeprefix('module.'))
         if key[:2] == ('optimizer', 'state') or key[0] == 'gradients':
@@ -121,20 +210,27 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
             return parameters[number] if number < len(parameters) else None
         return None
 
-    def _shard_for(self, key: tuple, like: Tensor) -> Tensor | None:
+    def _shard_for(self, key: tuple, like: Tensor) -> Any:
         parameter = self._parameter_at(key)
-        return None if parameter is None else sharded_like(like, parameter)
+        if parameter is None or parameter is ELSEWHERE:
+            return parameter
+        return sharded_like(like, parameter)
 
     def _sharded(self, content: Any, key: tuple) -> Any:
         """The content with this rank's shards in place of whole tensors of sharded parameters."""
         if isinstance(content, dict):
-            return {name: self._sharded(value, (*key, str(name)))
-                    for name, value in content.items()} if len(key) < 4 else content
+            if len(key) >= 4:
+                return content
+            parts = {name: self._sharded(value, (*key, str(name)))
+                     for name, value in content.items()}
+            return {name: part for name, part in parts.items() if part is not ELSEWHERE}
         if isinstance(content, list):
             return [self._sharded(value, (*key, str(number)))
                     for number, value in enumerate(content)]
         if isinstance(content, Tensor) and not hasattr(content, 'placements'):
             parameter = self._parameter_at(key)
+            if parameter is ELSEWHERE:
+                return ELSEWHERE
             if parameter is not None and parameter.shape == content.shape and content.ndim:
                 return shard_of(content, parameter)
         return content

@@ -21,10 +21,13 @@ class _FiniteSteps:
 
     Attributes:
         num_skipped: steps left out so far; num_skipped_in_row: those since the last good one.
+        norm_group: ranks that hold other parameters of the same model, as the stages of a
+            pipeline do. Norms of gradients are then those of the whole model.
     """
 
     num_skipped = 0
     num_skipped_in_row = 0
+    norm_group: torch.distributed.ProcessGroup | None = None
 
     def initialize_count_status(self, model: torch.nn.Module, init_counts: int,
                                 max_counts: int) -> None:
@@ -41,8 +44,12 @@ class _FiniteSteps:
                       zero_kwargs: dict | None = None) -> None:
         loss = self.scale_loss(loss)
         self.backward(loss)
-        if not self.should_update():
-            return
+        if self.should_update():
+            self.finish_step(step_kwargs, zero_kwargs)
+
+    def finish_step(self, step_kwargs: dict | None = None,
+                    zero_kwargs: dict | None = None) -> None:
+        """The step from gradients that are there; what comes after backward."""
         if self.is_scaled or self._are_gradients_finite():
             self._step(step_kwargs or {})
         else:
@@ -59,11 +66,50 @@ class _FiniteSteps:
     def _are_gradients_finite(self) -> bool:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group['params']
                      if p.grad is not None]
-        if not gradients:
+        if not gradients and self.norm_group is None:
             return True
-        # A NaN or infinity anywhere makes the norm so; of shards it is brought together.
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return bool(getattr(norm, 'full_tensor', lambda: norm)().isfinite())
+        # A NaN or infinity anywhere makes the norm so.
+        return bool(total_norm(gradients, group=self.norm_group).isfinite())
+
+    def _clip_grad(self) -> None:
+        """As MMEngine's; by the norm of the whole model where ranks hold parts of it."""
+        if self.norm_group is None or self.clip_func is not torch.nn.utils.clip_grad_norm_:
+            super()._clip_grad()
+            return
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']
+                      if p.requires_grad and p.grad is not None]
+        options = dict(self.clip_grad_kwargs)
+        max_norm = float(options.pop('max_norm'))
+        is_strict = options.pop('error_if_nonfinite', False)
+        norm = total_norm([p.grad for p in parameters], group=self.norm_group, **options)
+        if is_strict and not norm.isfinite():
+            raise RuntimeError(f'the norm of the gradients is {float(norm)}')
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm,
+                                             foreach=options.get('foreach'))
+        self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
+
+
+def total_norm(gradients: list[torch.Tensor], norm_type: float = 2.0, *,
+               foreach: bool | None = None,
+               group: torch.distributed.ProcessGroup | None = None) -> torch.Tensor:
+    """Norm of gradients, those of ``group``'s other ranks included; shards are brought together.
+
+    Every rank of the group must come here, also one that has no gradient.
+    """
+    if gradients:
+        norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=foreach)
+        norm = getattr(norm, 'full_tensor', lambda: norm)().float()
+    else:
+        norm = torch.zeros((), device=torch.device('cuda', torch.cuda.current_device())
+                           if torch.cuda.is_available() else 'cpu')
+    if group is None:
+        return norm
+    if norm_type == float('inf'):
+        torch.distributed.all_reduce(norm, torch.distributed.ReduceOp.MAX, group)
+        return norm
+    power = norm ** norm_type
+    torch.distributed.all_reduce(power, torch.distributed.ReduceOp.SUM, group)
+    return power ** (1 / norm_type)
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -73,6 +73,7 @@ class ExactRuns:
 
     is_exact = True
     is_sharded = False  # do the ranks hold different parts of the parameters?
+    data_ranks: tuple[int, int] | None = None  # (i, n): share of the data; None: as the ranks
 
     def __init__(self, *args, **kwargs) -> None:
         kwargs['randomness'] = _seeded(kwargs.get('randomness'))
@@ -211,10 +212,10 @@ class ExactRuns:
         meta = content['meta']
         self.train_loop._epoch, self.train_loop._iter = meta['epoch'], meta['iter']
         go_to(self.train_loop, meta['epoch'], meta['iter'])
-        restore_buffers(self._bare_model(), content.get('buffers', []))
+        self.restore_buffers(content)
         self.message_hub.load_state_dict(restored_hub(content['message_hub']))
         if resume_optimizer:
-            load_optimizer(self.optim_wrapper, content['optimizer'], filename)
+            self.load_optimizer(content['optimizer'], filename)
             self.restore_gradients(content.get('gradients', []))
         if resume_param_scheduler and self.param_schedulers is not None:
             load_schedulers(self.param_schedulers, content['param_schedulers'])
@@ -228,22 +229,47 @@ class ExactRuns:
         on every rank.
         """
         gradients = self.waiting_gradients() if kwargs.get('save_optimizer', True) else []
-        spread = dict(gradients=gradients, buffers=gathered_buffers(self._bare_model()))
-        parts = dict(filter(None, (hook.checkpoint_part(self) for hook in self.hooks
-                                   if hasattr(hook, 'checkpoint_part'))))
+        spread = dict(gradients=gradients, buffers=self.waiting_buffers())
+        parts = self.parts_of_ranks() | dict(filter(None, (
+            hook.checkpoint_part(self) for hook in self.hooks
+            if hasattr(hook, 'checkpoint_part'))))
         write = partial(self._write_checkpoint, Path(out_dir) / filename, spread, parts,
                         *args, **kwargs)
-        self._unsaved = write() if self._is_folder(parts) else decided_by_first(write)
+        self._unsaved = write() if self._is_joint(parts) else decided_by_first(write)
         return self._unsaved is None
 
-    def _is_folder(self, parts: dict) -> bool:
+    def _is_joint(self, parts: dict) -> bool:
+        """Is a checkpoint written by all ranks?"""
         return self.is_sharded or bool(parts) and get_world_size() > 1
 
+    # How a model lies on the ranks; ExactFlexibleRunner asks its strategy.
     def waiting_gradients(self) -> list:
         return gathered_gradients(self.optim_wrapper)
 
     def restore_gradients(self, ranks: list) -> None:
         restore_gradients(self.optim_wrapper, ranks)
+
+    def waiting_buffers(self) -> list:
+        return gathered_buffers(self._bare_model())
+
+    def restore_buffers(self, content: dict) -> None:
+        restore_buffers(self._bare_model(), content.get('buffers', []))
+
+    def optimizer_state(self) -> dict:
+        return self.optim_wrapper.state_dict()
+
+    def load_optimizer(self, state: dict, filename: str) -> None:
+        load_optimizer(self.optim_wrapper, state, filename)
+
+    def parts_of_ranks(self) -> dict[str, dict]:
+        """What each rank writes for itself, beside the hooks' parts."""
+        return {}
+
+    def _save(self, content: dict, path: Path, parts: dict, **manifest: Any) -> None:
+        if self._is_joint(parts):
+            save_folder(content, path, parts=parts, **manifest)
+        else:
+            io.save_checkpoint(content | parts, path, **manifest)
 
     def _write_checkpoint(self, path: Path, spread: dict, parts: dict,
                           file_client_args: dict | None = None,
@@ -257,17 +283,14 @@ class ExactRuns:
                        state_dict=self._bare_model().state_dict(),
                        message_hub=stored_hub(self.message_hub.state_dict()))
         if save_optimizer:
-            content['optimizer'] = self.optim_wrapper.state_dict()
+            content['optimizer'] = self.optimizer_state()
             content.update(spread)
         if save_param_scheduler and self.param_schedulers is not None:
             content['param_schedulers'] = scheduler_states(self.param_schedulers)
         self.call_hook('before_save_checkpoint', checkpoint=content)
         is_resumable = save_optimizer and (save_param_scheduler or self.param_schedulers is None)
         try:
-            if self._is_folder(parts):
-                save_folder(content, path, parts=parts, **position, is_resumable=is_resumable)
-            else:
-                io.save_checkpoint(content | parts, path, **position, is_resumable=is_resumable)
+            self._save(content, path, parts, **position, is_resumable=is_resumable)
         except VisionError as error:
             self.logger.error(f'{error.render()}\nThe run goes on and tries again later.')
             return error

@@ -17,7 +17,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,21 @@ MANIFEST = 'manifest.json'
 REPLACED = '.replaced-'  # prefix of a folder whose name is being written again
 RUN = 'run.pth'
 SHARD_OF = '__sharded__'  # in run.pth, in place of a sharded tensor
+ELSEWHERE = object()  # what ``place`` gives for a tensor that this rank has no use for
 
 
 def save_folder(content: Mapping[str, Any], path: Path, *,
                 parts: Mapping[str, Mapping[str, Any]] | None = None,
-                **manifest: Any) -> None:
-    """Write a checkpoint of all ranks; every rank must come here, with contents of one shape.
+                spread: Collection[str] = (), is_copy: bool = False, **manifest: Any) -> None:
+    """Write a checkpoint of all ranks; every rank must come here, with contents of one shape
+    but for what is ``spread``.
 
     Args:
         content: nested dicts and lists. Sharded tensors (DTensor) are written by the ranks that
             hold them, everything else by rank 0 as it is there.
+        spread: top-level entries of which each rank has a part, such as the layers of a stage.
+            All their tensors are written by the ranks that hold them.
+        is_copy: another rank writes the same whole tensors of ``spread`` entries.
         parts: what this rank writes for itself, by name. Lists in them are joined over the ranks
             by ``load_folder``, in rank order; of other entries it gives those of rank 0.
         manifest: more entries of the manifest, such as the position of the run.
@@ -60,17 +65,47 @@ def save_folder(content: Mapping[str, Any], path: Path, *,
     """
     rank, world = _rank_and_world()
     with _whole(Path(path), manifest) as folder:
-        plain, sharded = _split(content)
+        plain, sharded = _split(content, spread=spread)
+        if spread:
+            plain |= _united(_of_all({name: plain[name] for name in spread if name in plain}))
+        if is_copy:
+            sharded = {key: tensor for key, tensor in sharded.items() if _is_shard(tensor)}
         if rank == 0:
             with atomic_write(folder / RUN) as file:
                 torch.save(plain, file)
         for name, part in (parts or {}).items():
             with atomic_write(folder / f'{name}-{rank}-of-{world}.pt') as file:
                 torch.save(dict(part), file)
-        if sharded:
+        if any(_of_all(bool(sharded))) if spread else sharded:
             import torch.distributed.checkpoint as dcp
             writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
             dcp.save(sharded, storage_writer=writer)
+
+
+def gathered(content: Mapping[str, Any], *, spread: Collection[str],
+             is_copy: bool = False) -> dict[str, Any] | None:
+    """The content of all ranks on rank 0, whole and in host memory, None on the others; for one
+    file where ``save_folder`` writes many. Arguments as there; every rank must come here."""
+    rank, world = _rank_and_world()
+    plain, tensors = _split(content, spread=spread)
+    plain |= _united(_of_all({name: plain[name] for name in spread if name in plain}))
+    # Shards are brought together by the ranks that share them, one tensor at a time.
+    held = {key: (tensor.full_tensor() if _is_shard(tensor) else tensor).cpu()
+            for key, tensor in tensors.items()}
+    if is_copy:
+        held = {}
+    filled = dict(held) if rank == 0 else {}
+    on = torch.device('cuda') if 'nccl' in dist.get_backend() else torch.device('cpu')
+    described = _of_all([(key, tensor.shape, tensor.dtype) for key, tensor in held.items()])
+    for sender, entries in enumerate(described[1:], 1):
+        for key, shape, dtype in entries:
+            if rank == sender:
+                dist.send(held[key].contiguous().to(on), 0)
+            elif rank == 0:
+                tensor = torch.empty(shape, dtype=dtype, device=on)
+                dist.recv(tensor, sender)
+                filled[key] = tensor.cpu()
+    return _joined(plain, filled) if rank == 0 else None
 
 
 def load_folder(path: Path, *, place: Callable[[tuple, Tensor], Tensor | None] | None = None,
@@ -81,8 +116,8 @@ def load_folder(path: Path, *, place: Callable[[tuple, Tensor], Tensor | None] |
     Args:
         place: called with the key path and a tensor without memory (device meta) for each that
             was sharded; gives the tensor to be filled, a DTensor of this run, say, or None for
-            a whole one. With it, every rank must come here. Without it all tensors are whole,
-            and other ranks are not needed.
+            a whole one, or ELSEWHERE to leave it out. With it, every rank must come here. Without
+            it all tensors are whole, and other ranks are not needed.
     Returns:
         The content, and the joined parts by name; their tensors are memory-mapped: only what is
         used is read, while the file is there.
@@ -251,19 +286,36 @@ def _fault(error: Exception) -> str:
     return f'{prefix}{type(error).__name__}: {str(error)[:500]}'
 
 
-def _split(content: Any, key: str = '') -> tuple[Any, dict[str, Tensor]]:
-    """(the content with marks in place of sharded tensors, those tensors by key)."""
-    if isinstance(content, Tensor) and hasattr(content, 'placements'):  # a DTensor
-        return {SHARD_OF: key}, {key: content}
+def _is_shard(value: Any) -> bool:
+    return isinstance(value, Tensor) and hasattr(value, 'placements')  # a DTensor
+
+
+def _split(content: Any, key: str = '', *, is_spread: bool = False,
+           spread: Collection[str] = ()) -> tuple[Any, dict[str, Tensor]]:
+    """(the content with marks in place of sharded and spread tensors, those tensors by key)."""
+    if _is_shard(content) or is_spread and isinstance(content, Tensor):
+        return {SHARD_OF: key}, {key: content.detach()}
     if isinstance(content, Mapping):
-        pairs = {name: _split(value, f'{key}/{name}') for name, value in content.items()}
+        pairs = {name: _split(value, f'{key}/{name}', is_spread=is_spread or name in spread)
+                 for name, value in content.items()}
         return ({name: plain for name, (plain, _) in pairs.items()},
                 {k: t for _, found in pairs.values() for k, t in found.items()})
     if isinstance(content, list | tuple):
-        both = [_split(value, f'{key}/{number}') for number, value in enumerate(content)]
+        both = [_split(value, f'{key}/{number}', is_spread=is_spread)
+                for number, value in enumerate(content)]
         return (type(content)(plain for plain, _ in both),
                 {k: t for _, found in both for k, t in found.items()})
     return content, {}
+
+
+def _united(contents: list[Any]) -> Any:
+    """Nested dicts of several ranks as one; of anything else the first rank's."""
+    first = contents[0]
+    if not all(isinstance(content, Mapping) for content in contents):
+        return first
+    names = {name: None for content in contents for name in content}
+    return {name: _united([content[name] for content in contents if name in content])
+            for name in names}
 
 
 def _joined(content: Any, filled: Mapping[str, Tensor]) -> Any:
@@ -272,7 +324,9 @@ def _joined(content: Any, filled: Mapping[str, Tensor]) -> Any:
             if content[SHARD_OF] not in filled:
                 raise _damaged(f'tensor {content[SHARD_OF]!r} is in none of its files')
             return filled[content[SHARD_OF]]
-        return {name: _joined(value, filled) for name, value in content.items()}
+        joined = {name: _joined(value, filled) for name, value in content.items()}
+        return {name: value for name, value in joined.items() if value is not ELSEWHERE
+                and not (value == {} and content[name] != {})}  # all of it is elsewhere
     if isinstance(content, list | tuple):
         return type(content)(_joined(value, filled) for value in content)
     return content
@@ -287,14 +341,15 @@ def _read_shards(path: Path, place: Callable[[tuple, Tensor], Tensor] | None
         stored = reader.read_metadata().state_dict_metadata
     except Exception as error:
         raise _damaged(f'{type(error).__name__}: {error}', path) from error
-    targets = {}
+    targets: dict[str, Any] = {}
     for key, entry in stored.items():
         like = torch.empty(entry.size, dtype=entry.properties.dtype, device='meta')
         target = None if place is None else place(tuple(key.split('/')[1:]), like)
         targets[key] = torch.empty(like.shape, dtype=like.dtype) if target is None else target
+    wanted = {key: target for key, target in targets.items() if target is not ELSEWHERE}
     with warnings.catch_warnings():  # without a group it is said that there is none
         warnings.simplefilter('ignore', UserWarning)
-        dcp.load(targets, storage_reader=reader, no_dist=place is None)
+        dcp.load(wanted, storage_reader=reader, no_dist=place is None)
     return targets
 
 
