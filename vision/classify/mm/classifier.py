@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
@@ -159,7 +160,31 @@ class ImageClassifier(BaseModel):
 
     def forward(self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None,
                 mode: str = 'tensor') -> Tensor | dict | list[BaseDataElement]:
-        logits = self.head(self.extract_feat(inputs))
+        return self.finish(self.head(self.extract_feat(inputs)), data_samples, mode)
+
+    def pipeline_stages(self) -> list[tuple[str, Callable[..., Any] | None]]:
+        """(name, run) of the backbone's parts, the neck and the head, in order of execution; see
+        ``vision.pipeline``. What follows the head is ``finish``.
+
+        Raises:
+            VisionError: VIS-CONFIG-1240, the backbone does not say where it can be cut.
+        """
+        cut = getattr(self.backbone, 'pipeline_stages', None)
+        if cut is None:
+            raise VisionError('VIS-CONFIG-1240', f'{type(self.backbone).__name__} does not say '
+                              'where it can be cut', where='model.backbone', do='PolyNet and '
+                              'VisionTransformer do; give this one a method pipeline_stages() '
+                              'with the names of its parts, or list the names of all modules for '
+                              'the strategy')
+        pieces = [(f'backbone.{entry}', None) if isinstance(entry, str) else
+                  (f'backbone.{entry[0]}', entry[1]) for entry in cut()]
+        if self.neck is not None:
+            pieces.append(('neck', _on_levels))
+        return [*pieces, ('head', _on_levels)]
+
+    def finish(self, logits: Tensor, data_samples: list[BaseDataElement] | None = None,
+               mode: str = 'tensor') -> Tensor | dict | list[BaseDataElement]:
+        """What ``forward`` does with the head's logits (B, num_classes), by ``mode``."""
         if mode == 'tensor':
             return logits
         if mode == 'loss':
@@ -189,6 +214,11 @@ class ImageClassifier(BaseModel):
                               'crops', where='ImageClassifier.test_cfg',
                               do='lower it, or add MultiCrop to the test pipeline')
         return scores.topk(self.crop_topk, dim=0).values.mean(0)
+
+
+def _on_levels(module: nn.Module, *feats: Tensor) -> Any:
+    """Backbones give levels as a tuple, which a pipeline passes tensor by tensor."""
+    return module(feats)
 
 
 def _check_widths(feature: nn.Module, head: nn.Module) -> None:

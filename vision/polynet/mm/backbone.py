@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -92,6 +92,10 @@ class PolyNet(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.trunk(x)
+
+    def pipeline_stages(self) -> list[tuple[str, Callable[..., Tensor]]]:
+        """(name, run) of the parts that a pipeline may put on different ranks, in order."""
+        return [(f'trunk.{name}', run) for name, run in self.trunk.pipeline_stages()]
 
     def init_weights(self) -> None:
         """As ``init_cfg`` says. ``Pretrained`` takes a file or zoo:NAME with the tensors of this

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from math import ceil, inf
 
 import torch
@@ -159,30 +160,68 @@ class PolyNetTrunk(nn.Module):
                 if hasattr(self, f'stage_{letter}')]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not self.layers.is_same and min(x.shape[-2:]) < SMALLEST_INPUT:
-            height, width = x.shape[-2:]
-            raise VisionError(
-                'VIS-INPUT-014', f'image of {height}x{width} pixels is too small for PolyNet '
-                'without padding', why=f'below {SMALLEST_INPUT} pixels the map of stage C is '
-                'empty', do=f"make it at least {SMALLEST_INPUT} pixels, or build with "
-                "padding_mode='same'")
-        *levels, x = self.stem(x)
+        *levels, x = run_stem(self.stem, x, is_padded=self.layers.is_same)
         if self.stem.num_parts < 3:  # nothing above is asked for
             levels.append(x)
         for index, stage in enumerate(self.stages):
             if index > 0:
                 x = getattr(self, f'reduction_{STAGES[index - 1]}')(x)
-            num_recomputed = ceil(RECOMPUTED[STAGES[index]] * len(stage))
-            for position, module in enumerate(stage):
-                x = self.run(module, x, is_recomputed=position < num_recomputed)
+            for module, is_recomputed in zip(stage, self.recomputed(index), strict=True):
+                x = run_module(module, x, is_recomputed=is_recomputed)
             levels.append(x)
         return tuple(levels[level] for level in self.out_levels)
 
-    def run(self, module: nn.Module, x: Tensor, *, is_recomputed: bool) -> Tensor:
-        if not (self.uses_checkpoint and is_recomputed and x.requires_grad):
-            return module(x)
-        return checkpoint(module, x, use_reentrant=False,
-                          context_fn=lambda: (nullcontext(), frozen_statistics(module)))
+    def recomputed(self, index: int) -> list[bool]:
+        """Whether each module of a stage is recomputed in the backward pass."""
+        stage = self.stages[index]
+        num_recomputed = ceil(RECOMPUTED[STAGES[index]] * len(stage))
+        return [self.uses_checkpoint and position < num_recomputed
+                for position in range(len(stage))]
+
+    def pipeline_stages(self) -> list[tuple[str, Callable[..., Tensor]]]:
+        """(name, run) of stem, modules and reductions in order: ``run(module, x)`` gives the x of
+        the next, the last the one level of ``out_levels`` as a bare tensor.
+
+        Raises:
+            VisionError: VIS-CONFIG-1241, more than one level.
+        """
+        if len(self.out_levels) > 1:
+            raise VisionError('VIS-CONFIG-1241', f'PolyNet with levels {self.out_levels} cannot '
+                              'be cut for a pipeline', where='backbone.out_indices', why='from one '
+                              'module to the next goes one map', do='keep one level, as a '
+                              'classifier needs it: out_indices=(4,)')
+        pieces: list[tuple[str, Callable[..., Tensor]]] = [
+            ('stem', partial(run_stem_alone, is_padded=self.layers.is_same))]
+        for index in range(len(self.stages)):
+            if index > 0:
+                pieces.append((f'reduction_{STAGES[index - 1]}', run_module))
+            pieces += [(f'stage_{STAGES[index]}.{position}',
+                        partial(run_module, is_recomputed=is_recomputed))
+                       for position, is_recomputed in enumerate(self.recomputed(index))]
+        return pieces
+
+
+def run_stem(stem: Stem, x: Tensor, *, is_padded: bool) -> tuple[Tensor, ...]:
+    if not is_padded and min(x.shape[-2:]) < SMALLEST_INPUT:
+        height, width = x.shape[-2:]
+        raise VisionError(
+            'VIS-INPUT-014', f'image of {height}x{width} pixels is too small for PolyNet '
+            'without padding', why=f'below {SMALLEST_INPUT} pixels the map of stage C is '
+            'empty', do=f"make it at least {SMALLEST_INPUT} pixels, or build with "
+            "padding_mode='same'")
+    return stem(x)
+
+
+def run_stem_alone(stem: Stem, x: Tensor, *, is_padded: bool) -> Tensor:
+    """The lower levels are dropped."""
+    return run_stem(stem, x, is_padded=is_padded)[-1]
+
+
+def run_module(module: nn.Module, x: Tensor, *, is_recomputed: bool = False) -> Tensor:
+    if not (is_recomputed and x.requires_grad):
+        return module(x)
+    return checkpoint(module, x, use_reentrant=False,
+                      context_fn=lambda: (nullcontext(), frozen_statistics(module)))
 
 
 @contextmanager
