@@ -32,10 +32,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vision.common.core.amounts import format_bytes, parse_budget
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import read_report
-from vision.memory.core.amounts import format_bytes, parse_budget
 from vision.memory.core.graph import Trace
 from vision.memory.core.plan import Link, Plan, make_plan, trade_off
 

@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from vision.common.core.amounts import format_bytes, parse_budget
 from vision.common.core.errors import VisionError
-from vision.memory.core.amounts import format_bytes, parse_budget
 from vision.memory.core.graph import StepReport
 from vision.memory.nn.manager import MemoryBudget
 from vision.memory.nn.torch_private import set_compiler_budget

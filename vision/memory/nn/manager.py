@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
-from vision.memory.core.amounts import format_bytes
 from vision.memory.core.graph import StepReport, Trace
 from vision.memory.core.plan import Link, Plan, make_plan
 from vision.memory.nn.control import Control, Script

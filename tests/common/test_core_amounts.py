@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from vision.common.core.amounts import Amount, format_bytes, parse_budget
 from vision.common.core.errors import VisionError
-from vision.memory.core.amounts import Amount, format_bytes, parse_budget
 
 
 @pytest.mark.parametrize(('value', 'amount'), [
