@@ -47,6 +47,10 @@ class _FiniteSteps:
         if self.should_update():
             self.finish_step(step_kwargs, zero_kwargs)
 
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss whose backward gives the gradients that ``finish_step`` expects."""
+        return loss
+
     def finish_step(self, step_kwargs: dict | None = None,
                     zero_kwargs: dict | None = None) -> None:
         """The step from gradients that are there; what comes after backward."""
@@ -154,6 +158,9 @@ class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
             _OptimWrapper.__init__(self, **kwargs)
             self.loss_scaler = torch.amp.GradScaler(enabled=False)
             self._scale_update_param, self.cast_dtype = None, dtype
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        return self.loss_scaler.scale(loss)
 
     def _step(self, step_kwargs: dict) -> None:
         before = self.loss_scaler.get_scale()
