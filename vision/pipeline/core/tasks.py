@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 # Values are those that torch writes for its actions.
@@ -40,7 +41,7 @@ class Table:
         num_microbatches: M.
         rows: actions by rank. Either compute actions alone, or complete (``with_gathers``,
             ``with_transfers``).
-        unit: micro-batches of a scheduling unit (ZeroPP), or None.
+        unit: micro-batches of the largest scheduling unit (ZeroPP), or None.
     """
 
     name: str
@@ -64,6 +65,16 @@ class Table:
 
     def stages_of(self, rank: int) -> tuple[int, ...]:
         return tuple(stage for stage, owner in enumerate(self.rank_of) if owner == rank)
+
+
+def unit_ranges(num_microbatches: int, unit: int) -> list[range]:
+    """Micro-batches of each scheduling unit: as few units as ``unit`` allows, of equal size or one
+    apart (our choice: a short last unit costs bubble, 3.5 % against 1.5 % for 7 + 7 + 2 and 8 + 8
+    micro-batches with 4 ranks of 4 chunks)."""
+    num_units = -(-num_microbatches // unit)
+    small, num_large = divmod(num_microbatches, num_units)
+    starts = [k * small + min(k, num_large) for k in range(num_units + 1)]
+    return [range(*pair) for pair in pairwise(starts)]
 
 
 def looped(num_ranks: int, num_chunks: int) -> tuple[int, ...]:
