@@ -187,9 +187,9 @@ class PolyNetTrunk(nn.Module):
         """
         if len(self.out_levels) > 1:
             raise VisionError('VIS-CONFIG-1241', f'PolyNet with levels {self.out_levels} cannot '
-                              'be cut for a pipeline', where='backbone.out_indices', why='from one '
-                              'module to the next goes one map', do='keep one level, as a '
-                              'classifier needs it: out_indices=(4,)')
+                              'be cut for a pipeline', where='backbone.out_indices',
+                              why='from one module to the next goes one map',
+                              do='keep one level, as a classifier needs it: out_indices=(4,)')
         pieces: list[tuple[str, Callable[..., Tensor]]] = [
             ('stem', partial(run_stem_alone, is_padded=self.layers.is_same))]
         for index in range(len(self.stages)):
