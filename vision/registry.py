@@ -12,7 +12,7 @@ from mmengine.registry import Registry
 from vision.common.core.references import register_finder
 
 # Only rooms that exist and register something: a missing one breaks every build.
-ROOMS = ('common', 'lattice', 'polynet', 'classify', 'faces', 'memory')
+ROOMS = ('common', 'lattice', 'polynet', 'classify', 'faces', 'memory', 'pipeline')
 _LOCATIONS = [f'vision.{room}.mm' for room in ROOMS]
 
 

@@ -120,9 +120,11 @@ class ExactRuns:
 
     def _with_data_checked(self, loop, name: str):
         """The loop. A model with ``check_dataset(metainfo, where)`` sees its data set first, and
-        may refuse it before the first step."""
+        may refuse it before the first step; so does a strategy with ``see_data(dataloader)``."""
         model = self._bare_model()
         dataloader = getattr(loop, 'dataloader', None)
+        if hasattr(getattr(self, 'strategy', None), 'see_data'):
+            self.strategy.see_data(dataloader)
         metainfo = getattr(getattr(dataloader, 'dataset', None), 'metainfo', None)
         if metainfo is not None and hasattr(model, 'check_dataset'):
             model.check_dataset(metainfo, f'{name}.dataset')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,8 +28,11 @@ class PipelinedModel(nn.Module):
         module: an MMEngine model with ``finish(outputs, data_samples, mode)``: 'loss' gives its
             losses, 'predict' its results, both from what its last layer gave.
         chunks: of this rank by stage, made of the module's own layers.
-        table: the first one; ``runtime.use`` changes it.
+        table: the first one; ``use`` changes it.
         group: ranks of this pipeline.
+
+    Attributes:
+        after_step: called with the number of steps so far, on all ranks at the same places.
     """
 
     def __init__(self, module: nn.Module, chunks: Mapping[int, nn.Module], table: Table, *,
@@ -50,6 +53,8 @@ class PipelinedModel(nn.Module):
         self._logged: dict[int, dict[str, float]] = {}
         self._scaled: Any = None
         self.runtime: PipelineRuntime | None = None
+        self.num_steps = 0
+        self.after_step: Callable[[int], None] | None = None
 
     @property
     def table(self) -> Table:
@@ -82,6 +87,9 @@ class PipelinedModel(nn.Module):
         log = self._told_by_last()
         optim_wrapper.finish_step()
         self._batch = None
+        self.num_steps += 1
+        if self.after_step is not None:
+            self.after_step(self.num_steps)
         return log
 
     def _in_parts(self, data: dict, num_parts: int) -> list[list | None]:

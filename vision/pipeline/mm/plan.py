@@ -1,0 +1,162 @@
+"""From the options of a config to the table that all ranks run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vision.common.core.amounts import format_bytes
+from vision.common.core.errors import VisionError
+from vision.pipeline.core.choose import choose
+from vision.pipeline.core.gathers import with_gathers
+from vision.pipeline.core.schedules import SCHEDULES, make_table
+from vision.pipeline.core.simulate import Timeline, simulate
+from vision.pipeline.core.tasks import Costs, Table, looped, v_shaped
+from vision.pipeline.core.transfers import with_transfers
+from vision.pipeline.core.zeropp import zeropp
+from vision.pipeline.nn.chunks import PieceCost
+from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, torch_table
+
+NAMES = ('zeropp', *SCHEDULES, *TORCH_SCHEDULES)
+V_SHAPED = ('zbv', 'dualpipev')
+ONE_CHUNK = ('gpipe', '1f1b')
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes tables of one pipeline.
+
+    Args:
+        schedule: a name of ``NAMES``.
+        num_ranks, num_chunks, num_microbatches: P, V and M.
+        unit: U of zeropp, or 'auto'; no other schedule has one.
+        budget_bytes: of the memory of a rank; None: as much as the schedule takes.
+        active: chunks of a rank whose parameters are whole at a time (sharded data).
+        reduce_grad: 'per_unit' or 'per_step'.
+        is_sharded: are parameters sharded over several ranks of a stage?
+    Raises:
+        VisionError: VIS-CONFIG-1535, options that do not go together.
+    """
+
+    schedule: str
+    num_ranks: int
+    num_chunks: int
+    num_microbatches: int
+    unit: int | str = 'auto'
+    budget_bytes: int | None = None
+    active: int = 2
+    reduce_grad: str = 'per_unit'
+    is_sharded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schedule not in NAMES:
+            raise _refused(f'no schedule is called {self.schedule!r}', 'strategy.schedule',
+                           f'one of {", ".join(NAMES)}')
+        is_number = isinstance(self.unit, int) and not isinstance(self.unit, bool)
+        if not (self.unit == 'auto' or is_number and 1 <= self.unit <= self.num_microbatches):
+            raise _refused(f'a unit of {self.unit!r} micro-batches', 'strategy.unit',
+                           f"'auto', or from 1 to num_microbatches={self.num_microbatches}")
+        if self.schedule != 'zeropp' and (is_number or self.budget_bytes is not None):
+            option = 'unit' if is_number else 'memory'
+            raise _refused(f'{option} with schedule={self.schedule!r}', f'strategy.{option}',
+                           f"remove it, or take schedule='zeropp', which alone reads {option}")
+
+    @property
+    def rank_of(self) -> tuple[int, ...]:
+        """Rank of each stage."""
+        if self.schedule in V_SHAPED:
+            return v_shaped(self.num_ranks)
+        return looped(self.num_ranks, self.num_chunks)
+
+    def make(self, costs: Costs, unit: int | str | None = None) -> tuple[Table, str]:
+        """(complete table, what it is expected to do in words).
+
+        Args:
+            unit: instead of the one that was given.
+        Raises:
+            VisionError: VIS-CONFIG-1503, no unit fits the budget; 1504, 1510: sizes that the
+                schedule cannot have.
+        """
+        sizes = self.num_ranks, self.num_chunks, self.num_microbatches
+        unit = unit or self.unit
+        if self.schedule == 'zeropp' and unit == 'auto':
+            choice = choose(*sizes, costs, budget_bytes=self.budget_bytes, active=self.active,
+                            reduce=self.reduce_grad, is_sharded=self.is_sharded,
+                            extra=self._rivals())
+            text = told(choice.timeline)
+            return choice.table, f'{choice.warning}\n{text}' if choice.warning else text
+        if self.schedule == 'zeropp':
+            table = zeropp(*sizes, int(unit), costs, self._rivals(), active=self.active)
+        elif self.schedule in TORCH_SCHEDULES:
+            table = torch_table(self.schedule, *sizes)
+        else:
+            table = make_table(self.schedule, *sizes)
+        if self.is_sharded:
+            table = with_gathers(table, active=self.active, reduce=self.reduce_grad)
+        timeline = simulate(with_transfers(table, costs), costs)
+        self._require_fit(timeline)
+        return timeline.table, told(timeline)
+
+    def _rivals(self) -> list[Table]:
+        """torch's own order, where it has one of these sizes: the search may find it best."""
+        try:
+            return [torch_table('interleaved-zero-bubble', self.num_ranks, self.num_chunks,
+                                self.num_microbatches)]
+        except VisionError:
+            return []
+
+    def _require_fit(self, timeline: Timeline) -> None:
+        needed = max(timeline.peak_bytes)
+        if self.budget_bytes is not None and needed > self.budget_bytes:
+            raise VisionError(
+                'VIS-CONFIG-1503', f'a unit of {timeline.table.unit} micro-batches takes '
+                f'{format_bytes(needed)}, the budget is {format_bytes(self.budget_bytes)}',
+                where='strategy.unit', do="a smaller unit, unit='auto', or a larger memory")
+
+
+def told(timeline: Timeline) -> str:
+    """What a table is expected to do, for the log."""
+    table = timeline.table
+    unit = '' if table.unit is None else f', unit {table.unit}'
+    gathers = f', {max(timeline.gathers)} gathers of chunks' if any(timeline.gathers) else ''
+    return (f'{table.name}{unit}: {table.num_ranks} ranks of {table.num_chunks} chunks, '
+            f'{table.num_microbatches} micro-batches; expected idle {100 * timeline.bubble:.1f} % '
+            f'of a step, at most {max(timeline.peak_in_flight)} chunk activations held, '
+            f'{format_bytes(max(timeline.peak_bytes))} on a rank{gathers}')
+
+
+def counted_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]],
+                  rank_of: Sequence[int], *, num_microbatches: int, num_shares: int,
+                  states: int) -> Costs:
+    """Costs of stages before anything was run: times are floating-point operations of a forward
+    pass, and each half of a backward pass does as many.
+
+    Args:
+        pieces: of the whole model, for one micro-batch.
+        ranges: pieces (begin, end) of each stage.
+        num_shares: ranks over which a stage's parameters are sharded.
+        states: tensors of the optimizer for each parameter.
+    """
+    def of_stages(name: str) -> list[int]:
+        return [sum(getattr(piece, name) for piece in pieces[a:b]) for a, b in ranges]
+
+    flops = [max(count, 1) for count in of_stages('flops')]
+    weights = of_stages('parameter_bytes')
+    entering = [pieces[a - 1].output_bytes if a else 0 for a, _ in ranges]
+    static = [0] * (max(rank_of) + 1)
+    for stage, rank in enumerate(rank_of):
+        # Shards of parameters, gradients and states; torch keeps the input of a stage, and the
+        # gradient of its output, of every micro-batch in buffers of their own.
+        leaving = entering[stage + 1] if stage + 1 < len(ranges) else 0
+        static[rank] += (2 + states) * weights[stage] // num_shares \
+            + num_microbatches * (entering[stage] + leaving)
+    return Costs(tuple(map(float, flops)), (0.0, *map(float, flops[1:])),
+                 (2.0 * flops[0], *map(float, flops[1:])),
+                 gather=(0.0,) * len(ranges), reduce=(0.0,) * len(ranges),
+                 activation_bytes=tuple(of_stages('activation_bytes')),
+                 weight_bytes=tuple(weights) if num_shares > 1 else (0,) * len(ranges),
+                 static_bytes=tuple(static))
+
+
+def _refused(what: str, where: str, do: str) -> VisionError:
+    return VisionError('VIS-CONFIG-1535', what, where=where, do=do)
