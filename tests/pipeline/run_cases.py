@@ -1,0 +1,191 @@
+"""What forked ranks of a run do together for the tests of the strategy; results are files.
+
+  python tests/pipeline/run_cases.py CASE FOLDER
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'common'))
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
+import runs
+import toy  # noqa: F401  registers the data set and hooks
+from rank_faults import fork_ranks
+
+from vision.common.mm.flexible import ExactFlexibleRunner
+from vision.common.mm.runner import ExactRunner
+from vision.common.nn.watchdog import ends_together
+from vision.registry import METRICS, MODELS
+
+NUM_STEPS = 6
+
+
+@MODELS.register_module()
+class StackInputs(BaseDataPreprocessor):
+    def forward(self, data, training=False):
+        data = self.cast_data(data)
+        return dict(inputs=torch.stack(list(data['inputs'])), data_samples=data['data_samples'])
+
+
+class Block(nn.Module):
+    def __init__(self, width, norm, drop):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width) if norm == 'batch' else nn.LayerNorm(width)
+        self.body = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Dropout(drop),
+                                  nn.Linear(2 * width, width))
+
+    def forward(self, x):
+        return x + self.body(self.norm(x))
+
+
+@MODELS.register_module()
+class PipeToy(BaseModel):
+    """Regression in six pieces."""
+
+    def __init__(self, width=8, norm='layer', drop=0.0, is_skipping=False):
+        super().__init__(dict(type='StackInputs'))
+        self.stem = nn.Linear(6, width)
+        self.blocks = nn.Sequential(*(Block(width, norm, drop) for _ in range(4)))
+        self.head = nn.Linear(width, 1)
+        self.is_skipping = is_skipping
+
+    def pipeline_stages(self):
+        return ['stem', *(f'blocks.{i}' for i in range(len(self.blocks))), 'head']
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.stem(inputs)
+        y = self.blocks(x)
+        return self.finish(self.head(y + x if self.is_skipping else y), data_samples, mode)
+
+    def finish(self, outputs, data_samples, mode):
+        if mode == 'tensor':
+            return outputs
+        if mode == 'predict':
+            return [dict(value=float(value), target=target)
+                    for value, target in zip(outputs[:, 0], data_samples, strict=True)]
+        target = torch.tensor(data_samples, dtype=torch.float32)
+        error = outputs[:, 0].float() - target
+        return dict(loss=error.square().mean(), error=error.detach().abs().mean())
+
+
+@METRICS.register_module()
+class MeanError(BaseMetric):
+    """Also tells how many samples were seen, and in which order."""
+
+    default_prefix = 'toy'
+
+    def process(self, data_batch, data_samples):
+        self.results += [(each['value'], each['target']) for each in data_samples]
+
+    def compute_metrics(self, results):
+        order = sum(i * target for i, (_, target) in enumerate(results))
+        return dict(error=sum(abs(v - t) for v, t in results) / len(results),
+                    count=len(results), order=order)
+
+
+def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, ema=False,
+           amp=False, drop_last=True, val=False, strategy=None, **options):
+    hooks = [dict(type='EMAHook', momentum=0.1)] if ema else []
+    if options.get('crash'):
+        hooks.append(dict(type='CrashHook', step=options['crash'], priority='LOWEST'))
+    cfg = dict(
+        default_scope='vision', work_dir=str(work_dir), model=dict(type='PipeToy', **(model or {})),
+        train_dataloader=dict(batch_size=batch_size, num_workers=0, drop_last=drop_last,
+                              sampler=dict(type='DefaultSampler', shuffle=True),
+                              dataset=dict(type='ToyDataset')),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=1000),
+        custom_hooks=hooks, log_level='ERROR',
+        optim_wrapper=dict(type='AmpOptimWrapper' if amp else 'OptimWrapper',
+                           clip_grad=dict(max_norm=clip),
+                           paramwise_cfg=dict(norm_decay_mult=0.0),
+                           optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1)),
+        param_scheduler=[dict(type='CosineAnnealingLR', T_max=20, by_epoch=False)],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)),
+        load_from=options.get('load_from'), resume=options.get('resume', False),
+        experiment_name=f'pipe-{Path(work_dir).name}')
+    if val:
+        cfg.update(val_dataloader=dict(
+            batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='ToyDataset')), val_evaluator=dict(type='MeanError'),
+            val_cfg=dict(type='ValLoop'), test_dataloader=dict(
+            batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='ToyDataset')), test_evaluator=dict(type='MeanError'),
+            test_cfg=dict(type='TestLoop'))
+    if strategy is not None:
+        cfg.update(strategy=strategy, launcher='pytorch',
+                   env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=60)))
+    return Config(cfg)
+
+
+def zeropp(**options):
+    return dict(dict(type='ZeroPPStrategy', num_microbatches=4, unit=2), **options)
+
+
+def build(cfg):
+    if 'strategy' not in cfg:
+        return ExactRunner.from_cfg(cfg)
+    with mock.patch('mmengine._strategy.base.collect_env', dict):
+        return ExactFlexibleRunner.from_cfg(cfg)
+
+
+def outcome(runner):
+    log = runner.message_hub.log_scalars
+    return dict(losses=log['train/loss'].data[0].tolist(),
+                norms=log['train/grad_norm'].data[0].tolist(),
+                error=log['train/error'].data[0].tolist(),
+                lr=[group['lr'] for group in runner.optim_wrapper.param_groups])
+
+
+def train(folder, name, options):
+    """On each rank; leaves NAME-RANK.json, and checkpoints in folder/NAME."""
+    with ends_together(60):
+        runner = build(config(folder / name, **options))
+        runner.train()
+    rank = os.environ.get('RANK', '0')
+    (folder / f'{name}-{rank}.json').write_text(json.dumps(outcome(runner)))
+
+
+def test(folder, name, options):
+    with ends_together(60):
+        metrics = build(config(folder / name, val=True, **options)).test()
+    rank = os.environ.get('RANK', '0')
+    (folder / f'{name}-{rank}.json').write_text(json.dumps(metrics))
+
+
+def play(folder, ranks, work, *args, fails=False):
+    ended = fork_ranks(work, ranks, folder, *args, wait_s=300)
+    texts = [f'--- rank {rank} ended with {end.code}:\n{end.text[-6000:]}'
+             for rank, end in enumerate(ended) if end.code != 0]
+    if fails:
+        return [end.code for end in ended], '\n'.join(texts)
+    if texts:
+        print(*texts, file=sys.stderr)
+    assert not texts, work.__name__
+    return None
+
+
+def equality(folder):
+    """The same run by one process and by pipelines."""
+    play(folder, 1, train, 'one', dict())
+    for name, ranks, batch, strategy in (
+            ('pp2', 2, 12, zeropp(pp=2)), ('pp4', 4, 12, zeropp(pp=4, chunks=1, unit='auto')),
+            ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3, unit=2)),
+            ('gpipe', 2, 12, zeropp(pp=2, schedule='gpipe', unit='auto', checkpoint='full')),
+            ('zbv', 2, 12, zeropp(pp=2, schedule='zbv', unit='auto', cut=[2, 2, 1, 1]))):
+        play(folder, ranks, train, name, dict(batch_size=batch, strategy=strategy))
+
+
+CASES = dict(equality=equality)
+
+if __name__ == '__main__':
+    runs.import_all()
+    CASES[sys.argv[1]](Path(sys.argv[2]))
