@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.gathers import with_gathers
 from vision.pipeline.core.schedules import refuse_sizes
-from vision.pipeline.core.simulate import Timeline, simulate
+from vision.pipeline.core.simulate import simulate
 from vision.pipeline.core.tasks import (
     Action,
     Costs,
@@ -30,6 +31,7 @@ from vision.pipeline.core.transfers import validate
 # Costs become whole numbers: sums that are equal on paper are then equal, and no tie is decided
 # by rounding. A millionth of the longest task is far below what is measured.
 RESOLUTION = 10**6
+NEAR_BEST = 1.005
 TIES = ('backward', 'forward', 'patient')
 
 
@@ -81,49 +83,51 @@ def refuse_unit(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
 
 
 def zeropp(num_ranks: int, num_chunks: int, num_microbatches: int, unit: int, costs: Costs,
-           extra: Sequence[Table] = (), *, cap: int | None = None, active: int = 2) -> Table:
+           extra: Sequence[Table] = (), *, cap: int | None = None, active: int | None = 2
+           ) -> Table:
     """The best table found for a unit: several settings of ``zeropp_rows``, and other tables.
 
-    Least simulated time wins, then fewest gathers, then least memory, then the earlier one; a
-    later table must be better by more than a billionth. The result depends on the arguments
-    alone, so ranks that make it for themselves have the same.
+    The least simulated time wins. Of times within half a percent of it, one with at most
+    (2 V - 1) gathers a unit is preferred, as many as visits of chunks in a blockwise unit: what a
+    gather costs the links is not simulated. Then time, gathers, memory, and the earlier table
+    decide. The result depends on the arguments alone, so ranks that each make it have the same.
 
     Args:
         extra: tables of compute actions with the same stages, such as torch's interleaved zero
             bubble. One that holds more than ``cap`` activations is left out.
-        cap: most chunk activations on a rank (default V * U + P).
+        cap: most chunk activations on a rank (default V * U + P), at least V * U.
         active: chunks that are whole at the same time, for the gathers that are counted and, if
-            the costs have a time for them, simulated.
+            the costs have a time for them, simulated; None if the data are not sharded.
     Raises:
         VisionError: as ``zeropp_rows``; or an extra table is not valid.
     """
     refuse_unit(num_ranks, num_chunks, num_microbatches, unit)
-    size = len(unit_ranges(num_microbatches, unit)[0])
+    units = unit_ranges(num_microbatches, unit)
+    size = len(units[0])
     most = num_chunks * size + num_ranks if cap is None else cap
-    best: Table | None = None
-    best_score: tuple = ()
+    found: list[tuple[float, int, int, Table]] = []
     for table in _candidates(num_ranks, num_chunks, num_microbatches, size, costs, most, extra):
-        timeline = simulate(with_gathers(table, active=active), costs)
-        if max(timeline.peak_in_flight) > most:
-            continue
-        score = _score(timeline)
-        if best is None or _is_better(score, best_score):
-            best, best_score = table, score
-    assert best is not None
+        timeline = simulate(with_gathers(table, active=active) if active else table, costs)
+        peak = max(timeline.peak_in_flight)
+        if peak <= most:
+            found.append((timeline.makespan, max(timeline.gathers), peak, table))
+    best = _choose(found, (2 * num_chunks - 1) * len(units))
     validate(best)
     return best
 
 
 def _candidates(num_ranks: int, num_chunks: int, num_microbatches: int, unit: int, costs: Costs,
-                cap: int, extra: Sequence[Table]):
+                cap: int, extra: Sequence[Table]) -> Iterator[Table]:
     tight = num_chunks * unit
     caps = sorted({min(cap, tight + more) for more in (0, num_ranks)}, reverse=True)
-    lags = [2 * (num_ranks - 1), num_ranks, 3 * num_ranks, num_chunks * unit]
-    for most in caps:
-        for lag in dict.fromkeys(lags):
-            for tie in TIES:
-                yield zeropp_rows(num_ranks, num_chunks, num_microbatches, unit, costs, lag=lag,
-                                  cap=most, tie=tie)
+    lags = dict.fromkeys([2 * (num_ranks - 1), num_ranks, 3 * num_ranks, num_chunks * unit])
+    seen = set()
+    for most, lag, tie in product(caps, lags, TIES):
+        table = zeropp_rows(num_ranks, num_chunks, num_microbatches, unit, costs, lag=lag,
+                            cap=most, tie=tie)
+        if table.rows not in seen:
+            seen.add(table.rows)
+            yield table
     for table in extra:
         assert table.rank_of == looped(num_ranks, num_chunks)
         assert table.num_microbatches == num_microbatches
@@ -131,15 +135,17 @@ def _candidates(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
         yield Table('zeropp', table.rank_of, num_microbatches, table.rows, unit=unit)
 
 
-def _score(timeline: Timeline) -> tuple[float, int, int]:
-    return timeline.makespan, sum(timeline.gathers), max(timeline.peak_in_flight)
+def _choose(found: Sequence[tuple[float, int, int, Table]], most_gathers: int) -> Table:
+    """Of (time, gathers, memory, table); times a billionth apart are equal."""
+    least = min(time for time, *_ in found)
 
+    def score(place: int) -> tuple:
+        time, gathers, peak, _ = found[place]
+        ratio = round(time / least, 9) if least else 1.0
+        is_slow = ratio > NEAR_BEST
+        return is_slow, not is_slow and gathers > most_gathers, ratio, gathers, peak, place
 
-def _is_better(score: tuple[float, int, int], than: tuple[float, int, int]) -> bool:
-    margin = 1e-9 * than[0]
-    if abs(score[0] - than[0]) > margin:
-        return score[0] < than[0]
-    return score[1:] < than[1:]
+    return found[min(range(len(found)), key=score)][-1]
 
 
 class _Scheduler:
