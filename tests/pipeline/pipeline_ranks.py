@@ -8,22 +8,30 @@ import os
 import sys
 import time
 import traceback
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.tensor import DTensor
 
+from vision.common.core.errors import VisionError
 from vision.pipeline.core.gathers import with_gathers
 from vision.pipeline.core.schedules import make_table
-from vision.pipeline.core.tasks import Costs
+from vision.pipeline.core.tasks import Costs, looped, v_shaped
 from vision.pipeline.core.transfers import with_transfers
 from vision.pipeline.core.zeropp import zeropp
+from vision.pipeline.nn.evaluate import forward_only
+from vision.pipeline.nn.profile import measured_costs
 from vision.pipeline.nn.runtime import PipelineRuntime
-from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, torch_table
+from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, to_torch, torch_table
 
 WORLD, MB_SIZE, WIDTH = 4, 2, 6
 
@@ -67,7 +75,6 @@ class Ranks:
     def __init__(self):
         self.rank = dist.get_rank()
         self.mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=('dp', 'pp'))
-        self.trio = None
 
     def group(self, num_ranks):
         return dist.group.WORLD if num_ranks == 4 else self.mesh.get_group('pp')
@@ -132,41 +139,384 @@ def whole(tensor):
 
 
 def equality(ranks, name, num_ranks, num_chunks, num_microbatches, unit=None, dp=False,
-             kind='mlp', num_steps=1, **options):
+             kind='mlp', num_steps=1, frozen=(), **options):
     """Losses, gradients and buffers beside those of one process."""
     table = complete(table_of(name, num_ranks, num_chunks, num_microbatches, unit), dp, **options)
     stages = build(kind, table.num_stages)
+    for stage in frozen:
+        stages[stage].requires_grad_(False)
     runtime = runtime_of(ranks, table, stages, dp)
-    num_copies = 2 if dp else 1
-    gradient_error = scale = loss_error = 0.0
+    copies = [copy.deepcopy(stages) for _ in range(2 if dp else 1)]
+    own = ranks.copy_index(num_ranks) if dp else 0
     for step in range(num_steps):
         batches = [batch_of(kind, MB_SIZE * num_microbatches, index, step)
-                   for index in range(num_copies)]
-        losses = runtime.step(batches[ranks.copy_index(num_ranks) if dp else 0])
-        expected = [one_process(stages, batch, num_microbatches) for batch in batches]
-        own = expected[ranks.copy_index(num_ranks) if dp else 0]
+                   for index in range(len(copies))]
+        losses = runtime.step(batches[own])
+        expected = [one_process(judge, batch, num_microbatches)
+                    for judge, batch in zip(copies, batches)]
         is_last = table.num_stages - 1 in runtime.chunks
-        assert len(losses) == (num_microbatches if is_last else 0)
-        loss_error = max([loss_error, *((a - b).abs().item() for a, b in zip(losses, own))])
-    buffers_equal = True
+        assert losses == (expected[own] if is_last else []), (losses, expected[own])
+    return dict(gradient_error=gradient_error(runtime, copies),
+                buffers_equal=all(torch.equal(a, b) for stage, chunk in runtime.chunks.items()
+                                  for a, b in zip(chunk.buffers(), copies[own][stage].buffers())),
+                peak=runtime.spans.peak_in_flight)
+
+
+def gradient_error(runtime, copies):
+    """Largest difference from the mean over the copies, relative to the largest gradient; of
+    what has none, 1."""
+    error, scale = 0.0, 1e-30
     for stage, chunk in runtime.chunks.items():
-        judge = stages[stage]
-        for (key, found), (_, wanted) in zip(chunk.named_parameters(), judge.named_parameters()):
-            difference = whole(found.grad) - wanted.grad / num_copies
-            gradient_error = max(gradient_error, difference.abs().max().item())
-            scale = max(scale, wanted.grad.abs().max().item())
-        buffers_equal &= all(torch.equal(a, b) for a, b in zip(chunk.buffers(), judge.buffers()))
-    return dict(loss_error=loss_error, gradient_error=gradient_error / scale,
-                buffers_equal=buffers_equal, peak=runtime.spans.peak_in_flight)
+        for name, found in chunk.named_parameters():
+            wanted = [dict(judge[stage].named_parameters())[name].grad for judge in copies]
+            if wanted[0] is None:
+                assert found.grad is None
+                continue
+            wanted = torch.stack(wanted).mean(0)
+            scale = max(scale, wanted.abs().max().item())
+            lost = wanted if found.grad is None else whole(found.grad) - wanted
+            error = max(error, lost.abs().max().item())
+    return error / scale
+
+
+def training(ranks, num_ranks=2, num_chunks=2, num_microbatches=6, unit=3):
+    """Three steps of AdamW with the norm clipped over the pipeline, and their judge."""
+    table = complete(table_of('zeropp', num_ranks, num_chunks, num_microbatches, unit), True)
+    stages = build('attention', table.num_stages)
+    runtime = runtime_of(ranks, table, stages, True)
+    parameters = [p for chunk in runtime.chunks.values() for p in chunk.parameters()]
+    judged = [p for stage in stages for p in stage.parameters()]
+    optimizer, judge = (torch.optim.AdamW(each, 1e-2) for each in (parameters, judged))
+    norm_error = 0.0
+    for step in range(3):
+        batches = [batch_of('attention', MB_SIZE * num_microbatches, index, step)
+                   for index in range(2)]
+        optimizer.zero_grad(), judge.zero_grad()
+        runtime.step(batches[ranks.copy_index(num_ranks)])
+        for batch in batches:
+            one_process(stages, batch, num_microbatches)
+        for p in judged:
+            p.grad /= 2
+        square = sum(whole(p.grad).square().sum() for p in parameters)
+        dist.all_reduce(square, group=ranks.group(num_ranks))
+        expected = torch.nn.utils.clip_grad_norm_(judged, 0.01)
+        norm_error = max(norm_error, (square.sqrt() / expected - 1).abs().item())
+        for p in parameters:
+            p.grad *= 0.01 / (square.sqrt() + 1e-6)
+        optimizer.step(), judge.step()
+    error = max((whole(a) - b).abs().max().item() for stage, chunk in runtime.chunks.items()
+                for a, b in zip(chunk.parameters(), stages[stage].parameters()))
+    return dict(error=error, norm_error=norm_error)
+
+
+def changes(ranks):
+    """Another shape, another table and another number of micro-batches, step after step."""
+    stages, found = build('conv', 8), []
+    tables = [complete(table_of('zeropp', 4, 2, *sizes)) for sizes in ((6, 3), (6, 6), (4, 4))]
+    runtime = runtime_of(ranks, tables[0], stages, False)
+    before = torch.get_rng_state()
+    for table, size in ((tables[0], 2), (tables[0], 3), (tables[1], 3), (tables[2], 3),
+                        (tables[0], 2)):
+        for parameter in (p for s in (*stages, *runtime.chunks.values()) for p in s.parameters()):
+            parameter.grad = None
+        runtime.loss_of = loss_for(table.num_microbatches)
+        for stage in runtime.stages:
+            stage.loss_of = runtime.loss_of
+        runtime.use(table)
+        for stage in runtime.stages:
+            stage.loss_of = runtime.loss_of
+        batch = batch_of('conv', size * table.num_microbatches, 0)
+        runtime.step(batch)
+        one_process(stages, batch, table.num_microbatches)
+        found.append(gradient_error(runtime, [stages]))
+    buffers = all(torch.equal(a, b) for stage, chunk in runtime.chunks.items()
+                  for a, b in zip(chunk.buffers(), stages[stage].buffers()))
+    return dict(errors=found, buffers_equal=buffers,
+                is_random_kept=torch.equal(before, torch.get_rng_state()))
+
+
+def stock(ranks, reshard, with_units):
+    """Gradients of torch's runtime as it is: T1 with its own schedule, T2 with ours."""
+    torch_runtime, stage_class = schedules._PipelineScheduleRuntime, PipelineStage
+    num_microbatches, stages = 6, build('mlp', 4)
+    table = complete(table_of('zeropp', 2, 2, 6, 3) if with_units else
+                     table_of('interleaved-zero-bubble', 2, 2, 6), True)
+    group = ranks.group(2)
+    chunks = {stage: copy.deepcopy(stages[stage])
+              for stage in table.stages_of(dist.get_rank(group))}
+    for chunk in chunks.values():
+        fully_shard(chunk, mesh=ranks.mesh['dp'], reshard_after_forward=reshard)
+    made = [stage_class(chunk, stage, 4, torch.device('cpu'), group=group)
+            for stage, chunk in chunks.items()]
+    loss_of = loss_for(num_microbatches)
+    options = dict(loss_fn=lambda output, target: loss_of(output, int(target[0])),
+                   scale_grads=False)
+    if with_units:
+        schedule = torch_runtime(made, num_microbatches, **options)
+        schedule._prepare_schedule_with_comms(to_torch(table), format='compute_comms')
+    else:
+        schedule = schedules.ScheduleInterleavedZeroBubble(made, num_microbatches, **options)
+    copies = [copy.deepcopy(stages) for _ in range(2)]
+    batches = [batch_of('mlp', MB_SIZE * num_microbatches, index) for index in range(2)]
+    for judge, batch in zip(copies, batches):
+        one_process(judge, batch, num_microbatches)
+    inputs = (batches[ranks.copy_index(2)],) if 0 in chunks else ()
+    target = torch.arange(num_microbatches).repeat_interleave(MB_SIZE)
+    schedule.step(*inputs, target=target, losses=[])
+    return dict(error=gradient_error(SimpleNamespace(chunks=chunks), copies))
+
+
+def bfloat16(ranks):
+    """Gradients of bfloat16 are added up in float32: as those of a float32 sum of the judge."""
+    num_microbatches = 12
+    table = complete(table_of('zeropp', 2, 2, num_microbatches, num_microbatches), True)
+    stages = build('mlp', 4)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    runtime = runtime_of(ranks, table, stages, True, mp_policy=policy)
+    batch = batch_of('mlp', MB_SIZE * num_microbatches, 0)
+    runtime.step(batch)
+    judge = [copy.deepcopy(stage).bfloat16() for stage in stages]
+    sums = {}
+    loss_of = loss_for(num_microbatches)
+    for mb, x in enumerate(batch.bfloat16().chunk(num_microbatches)):
+        for stage in judge:
+            x = stage(x)
+        loss_of(x, mb).backward()
+        for number, stage in enumerate(judge):
+            for name, p in stage.named_parameters():
+                sums[number, name] = sums.get((number, name), 0) + p.grad.float()
+                p.grad = None
+    differences = [(whole(p.grad) - sums[stage, name]).abs().max() / sums[stage, name].abs().max()
+                   for stage, chunk in runtime.chunks.items()
+                   for name, p in chunk.named_parameters()]
+    return dict(error=max(differences).item())
+
+
+class Counted:
+    """Counts the collectives of FSDP2 while it is entered."""
+    NAMES = ('all_gather_into_tensor', 'reduce_scatter_tensor', '_all_gather_base',
+             '_reduce_scatter_base')
+
+    def __enter__(self):
+        self.counts, self.before = dict.fromkeys(self.NAMES, 0), {}
+        for name in self.NAMES:
+            self.before[name] = getattr(dist, name)
+            setattr(dist, name, self._counting(name))
+        return self
+
+    def _counting(self, name):
+        def call(*args, **kwargs):
+            self.counts[name] += 1
+            return self.before[name](*args, **kwargs)
+        return call
+
+    def __exit__(self, *args):
+        for name in self.NAMES:
+            setattr(dist, name, self.before[name])
+
+    @property
+    def gathers_and_reduces(self):
+        gather, reduce, old_gather, old_reduce = self.counts.values()
+        return gather + old_gather, reduce + old_reduce
+
+
+def counted(ranks, name, num_chunks, num_microbatches, unit=None, **options):
+    """Real collectives of a step beside those of the table's row."""
+    table = complete(table_of(name, 2, num_chunks, num_microbatches, unit), True, **options)
+    runtime = runtime_of(ranks, table, build('mlp', table.num_stages), True)
+    batch = batch_of('mlp', MB_SIZE * num_microbatches, 0)
+    runtime.step(batch)
+    with Counted() as counts:
+        runtime.step(batch)
+    kinds = [action.kind for action in table.rows[runtime.rank]]
+    return dict(real=counts.gathers_and_reduces,
+                planned=(kinds.count('UNSHARD'), kinds.count('REDUCE_GRAD')))
+
+
+class Watched(nn.Module):
+    """Counts what its forward passes left alive: graphs by what autograd saved, and outputs."""
+
+    def __init__(self, module, graphs, outputs):
+        super().__init__()
+        self.module, self.peaks = module, [0, 0]
+        self.graphs, self.outputs = graphs, outputs
+
+    def forward(self, x):
+        mark = type('Mark', (), {})()
+        self.graphs.add(mark)
+        hooks = torch.autograd.graph.saved_tensors_hooks
+        with hooks(lambda tensor: (tensor, mark), lambda kept: kept[0]):
+            output = self.module(x)
+        self.outputs.add(output)
+        return output
+
+
+def memory(ranks, name, unit=None):
+    """Live graphs and outputs of a rank at most, with 12 and with 24 micro-batches."""
+    found = []
+    for num_microbatches in (12, 24):
+        table = complete(table_of(name, 4, 2, num_microbatches, unit))
+        graphs, outputs, peaks = WeakSet(), WeakSet(), [0, 0]
+        stages = [Watched(stage, graphs, outputs) for stage in build('mlp', 8)]
+        group = ranks.group(4)
+        chunks = {s: stages[s] for s in table.stages_of(dist.get_rank(group))}
+        runtime = PipelineRuntime(chunks, table, group=group, device='cpu',
+                                  loss_of=loss_for(num_microbatches))
+        watch = runtime.spans.__class__.__call__
+
+        class Watching(runtime.spans.__class__):
+            @contextmanager
+            def __call__(self, action):
+                with watch(self, action):
+                    yield
+                peaks[:] = max(peaks[0], len(graphs)), max(peaks[1], len(outputs))
+
+        runtime.spans.__class__ = Watching
+        for step in range(2):
+            runtime.step(batch_of('mlp', MB_SIZE * num_microbatches, 0))
+            if step == 0:  # shapes were learned in it
+                peaks[:] = 0, 0
+        found.append((runtime.spans.peak_in_flight, *peaks))
+        assert not graphs
+    return dict(few=found[0], many=found[1])
+
+
+def refusals(ranks):
+    """The code of each fault that ends before anything is sent, or on all ranks alike."""
+    table, found = complete(table_of('zeropp', 2, 2, 4, 4)), {}
+    sharded = complete(table_of('zeropp', 2, 2, 4, 4), True)
+    stages = build('mlp', 4)
+
+    def code_of(work):
+        try:
+            work()
+        except VisionError as error:
+            return error.code
+        return None
+
+    found['reshards'] = code_of(
+        lambda: runtime_of(ranks, sharded, stages, True, reshard_after_forward=True))
+    found['no gathers'] = code_of(lambda: runtime_of(ranks, table, stages, True))
+    found['compute only'] = code_of(
+        lambda: runtime_of(ranks, table_of('zeropp', 2, 2, 4, 4), stages, False))
+    found['compiled'] = code_of(
+        lambda: runtime_of(ranks, table, [torch.compile(stage) for stage in stages], False))
+    found['ranks'] = code_of(lambda: PipelineRuntime(
+        {}, table, group=ranks.group(4), device='cpu', loss_of=loss_for(4)))
+    wrapped = {stage: nn.parallel.DistributedDataParallel(copy.deepcopy(stages[stage]))
+               for stage in table.stages_of(dist.get_rank(ranks.group(2)))}
+    found['ddp'] = code_of(lambda: PipelineRuntime(
+        wrapped, table, group=ranks.group(2), device='cpu', loss_of=loss_for(4)))
+    runtime = runtime_of(ranks, table, stages, False)
+    found['batch'] = code_of(lambda: runtime._split(batch_of('mlp', 9, 0)))
+    late = runtime_of(ranks, sharded, stages, True)
+    for chunk in late.chunks.values():
+        chunk.set_reshard_after_forward(True)
+    # All ranks have stages with a split backward whose turn comes; the last stage's is first.
+    found['late'] = code_of(lambda: late.stages[-1]._refuse_sharded())
+    unused = [copy.deepcopy(stage) for stage in stages]
+    for stage in unused:
+        stage.register_parameter('unused', nn.Parameter(torch.ones(2)))
+    unused = runtime_of(ranks, table, unused, False)
+    found['unused'] = code_of(lambda: unused.step(batch_of('mlp', 8, 0)))
+    other = complete(table_of('zeropp', 2, 2, 4, 2))
+    if runtime.rank:
+        runtime.use(other)
+    found['tables'] = code_of(lambda: runtime._agree(()))
+    return found
+
+
+def evaluation(ranks, num_ranks, placement, sizes, dp=False):
+    """Outputs of micro-batches of all sizes beside those of one process."""
+    rank_of = v_shaped(num_ranks) if placement == 'v' else looped(num_ranks, 3)
+    stages = build('attention', len(rank_of))
+    group = ranks.group(num_ranks)
+    chunks = {stage: copy.deepcopy(stages[stage]) for stage, rank in enumerate(rank_of)
+              if rank == dist.get_rank(group)}
+    for chunk in chunks.values() if dp else ():
+        fully_shard(chunk, mesh=ranks.mesh['dp'], reshard_after_forward=False)
+    batches = [batch_of('attention', size, 0, number) for number, size in enumerate(sizes)]
+    with Counted() as counts:
+        outputs = forward_only(chunks, rank_of, batches if 0 in chunks else None, group=group,
+                               device='cpu')
+    expected = []
+    for x in batches:
+        for stage in stages:
+            x = stage(x)
+        expected.append(x)
+    is_last = len(rank_of) - 1 in chunks
+    is_equal = len(outputs) == len(expected) * is_last and \
+        all(torch.equal(a, b) for a, b in zip(outputs, expected))
+    return dict(is_equal=is_equal, gathers=counts.gathers_and_reduces[0], chunks=len(chunks),
+                is_free=not any(output.requires_grad for output in outputs),
+                is_sharded=all(isinstance(p, DTensor) for chunk in chunks.values()
+                               for p in chunk.parameters()))
+
+
+def profile(ranks):
+    """Costs of a pipeline of two, sharded, on every rank."""
+    table = complete(table_of('zeropp', 2, 2, 6, 3), True)
+    runtime = runtime_of(ranks, table, build('mlp', 4), True)
+    for _ in range(2):
+        runtime.step(batch_of('mlp', MB_SIZE * 6, 0))
+    costs = measured_costs(runtime, group=ranks.group(2), dp_group=ranks.mesh.get_group('dp'))
+    everyone = [None] * WORLD
+    dist.all_gather_object(everyone, costs)
+    return dict(is_same=all(other == costs for other in everyone), costs=asdict(costs))
+
+
+def equality_cases():
+    """Name -> (arguments, options) of ``equality``."""
+    found = {}
+    for num_chunks in (2, 4):
+        for dp in (False, True):
+            for num_microbatches, unit in ((6, 2), (6, 3), (6, 6), (7, 3)):
+                found[f'zeropp-2-{num_chunks}-{num_microbatches}-{unit}-{dp}'] = (
+                    ('zeropp', 2, num_chunks, num_microbatches, unit), dict(dp=dp))
+        for num_microbatches, unit in ((14, 4), (14, 7), (14, 14), (10, 4)):
+            found[f'zeropp-4-{num_chunks}-{num_microbatches}-{unit}'] = (
+                ('zeropp', 4, num_chunks, num_microbatches, unit), {})
+    for name, num_chunks in (('gpipe', 1), ('1f1b', 1), ('interleaved-1f1b', 2),
+                             ('breadth-first', 2), ('interleaved-zero-bubble', 2), ('zbv', 2),
+                             ('dualpipev', 2)):
+        found[f'{name}-4'] = (name, 4, num_chunks, 8), {}
+        found[f'{name}-2-dp'] = (name, 2, num_chunks, 8), dict(dp=True)
+    for kind in ('conv', 'attention'):
+        found[f'{kind}-4'] = ('zeropp', 4, 2, 14, 7), dict(kind=kind, num_steps=3)
+        found[f'{kind}-dp'] = ('zeropp', 2, 2, 6, 3), dict(kind=kind, num_steps=2, dp=True)
+        found[f'{kind}-per-step'] = (('zeropp', 2, 4, 6, 3),
+                                     dict(kind=kind, dp=True, reduce='per_step'))
+    found['frozen'] = ('zeropp', 4, 2, 8, 4), dict(frozen=(0, 1, 2))
+    found['frozen-v'] = ('zbv', 4, 2, 8), dict(frozen=(0, 1, 2, 3, 4))
+    found['frozen-dp'] = ('zeropp', 2, 2, 6, 3), dict(frozen=(0, 2), dp=True)
+    return found
 
 
 CASES = {
-    'first': (equality, ('1f1b', 4, 1, 6)),
-    'second': (equality, ('zeropp', 4, 2, 8, 4)),
-    'third': (equality, ('zeropp', 2, 2, 6, 3), dict(dp=True)),
-    'conv': (equality, ('zeropp', 4, 2, 6, 4), dict(kind='conv', num_steps=3)),
-    'att': (equality, ('zeropp', 4, 2, 6, 4), dict(kind='attention')),
-    'zbv': (equality, ('zbv', 4, 2, 6), dict(kind='attention')),
+    **{f'equal-{name}': (equality, *case) for name, case in equality_cases().items()},
+    'training': (training, ()),
+    'changes': (changes, ()),
+    'stock-right': (stock, (False, False)),
+    'stock-reshards': (stock, (True, False)),
+    'stock-units': (stock, (False, True)),
+    'bfloat16': (bfloat16, ()),
+    **{f'counted-{name}-{num_chunks}-{unit}-{active}-{reduce}': (
+        counted, (name, num_chunks, 6, unit), dict(active=active, reduce=reduce))
+       for name, num_chunks, unit, active, reduce in (
+           ('zeropp', 4, 3, 2, 'per_unit'), ('zeropp', 4, 3, 3, 'per_step'),
+           ('zeropp', 4, 6, 1, 'per_unit'), ('zeropp', 4, 2, 2, 'per_unit'),
+           ('breadth-first', 4, None, 2, 'per_unit'),
+           ('interleaved-zero-bubble', 4, None, 2, 'per_unit'))},
+    'memory-zeropp': (memory, ('zeropp', 4)),
+    'memory-breadth': (memory, ('breadth-first',)),
+    'refusals': (refusals, ()),
+    'evaluate-looped': (evaluation, (4, 'looped', (2, 2, 2, 2, 2, 1))),
+    'evaluate-one': (evaluation, (4, 'looped', (3,))),
+    'evaluate-few': (evaluation, (4, 'v', (2, 1))),
+    'evaluate-none': (evaluation, (4, 'v', ())),
+    'evaluate-v': (evaluation, (4, 'v', (2,) * 9 + (1,))),
+    'evaluate-dp': (evaluation, (2, 'looped', (2, 2, 1)), dict(dp=True)),
+    'profile': (profile, ()),
 }
 
 
@@ -175,7 +525,10 @@ def work(rank, folder):
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
                             world_size=WORLD, timeout=datetime.timedelta(seconds=20))
     ranks, found = Ranks(), {}
+    wanted = os.environ.get('CASES', '').split()
     for name, (case, args, *options) in CASES.items():
+        if wanted and not any(part in name for part in wanted):
+            continue
         start = time.perf_counter()
         own = case(ranks, *args, **(options[0] if options else {}))
         everyone = [None] * WORLD

@@ -75,21 +75,22 @@ class PipelineRuntime:
         for stage, chunk in self.chunks.items():
             _refuse_wrappers(stage, chunk)
         self.spans = Spans(self.device)
-        self._learned = 0
-        self.table = table
-        self.use(table)
+        self._take(table)
+        self._rebuild()
 
     def use(self, table: Table) -> None:
         """Run this table from the next step on; on every rank before the same step."""
+        is_as_long = table.num_microbatches == self.table.num_microbatches
+        self._take(table)
+        if is_as_long:
+            self._schedule.load(table)
+        else:
+            self._rebuild()
+
+    def _take(self, table: Table) -> None:
         _refuse_misfit(table, self.chunks, self.rank, dist.get_world_size(self.group))
-        is_new = not hasattr(self, '_schedule') or self._schedule.num_microbatches != \
-            table.num_microbatches
         self.table = table
         self._checksum = zlib.crc32(repr(table.rows).encode())
-        if is_new:
-            self._rebuild()
-        else:
-            self._schedule.load(table)
 
     def step(self, inputs: Tensor | tuple[Tensor, ...] | None) -> list[Tensor]:
         """Forward and backward of a batch; gradients are added to those that are there.
@@ -118,15 +119,15 @@ class PipelineRuntime:
                 raise error.__cause__ from None
             raise
         _refuse_missing_gradients(self.chunks)
-        losses = self._stages[-1].losses if table.num_stages - 1 in self.chunks else {}
+        losses = self.stages[-1].losses if table.num_stages - 1 in self.chunks else {}
         return [losses[mb] for mb in sorted(losses)]
 
     def _rebuild(self) -> None:
         """torch's objects hold shapes and one slot for each micro-batch: new ones."""
         self._learned = 0
-        self._stages = [Stage(chunk, stage, self.table.num_stages, self.device, self.group,
+        self.stages = [Stage(chunk, stage, self.table.num_stages, self.device, self.group,
                               self.spans, self.loss_of) for stage, chunk in self.chunks.items()]
-        self._schedule = Schedule(self._stages, self.table)
+        self._schedule = Schedule(self.stages, self.table)
 
     def _split(self, inputs: Tensor | tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
         num = self.table.num_microbatches

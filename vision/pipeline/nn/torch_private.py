@@ -125,6 +125,9 @@ class Stage(PipelineStage):
         super().__init__(chunk, index, num_stages, device, group=group)
         self.span, self.loss_of = span, loss_of
         self.losses: dict[int, Tensor] = {}
+        # Known once shapes are learned; of one micro-batch.
+        self.activation_bytes = self.sent_bytes = 0
+        self.sends_gradient = False
         self._graph_losses: dict[int, Tensor] = {}
         self._whole_backward: dict[int, Tensor | None] = {}
         self._sends: dict[tuple[str, int], list[dist.Work]] = {}
@@ -225,8 +228,27 @@ class Stage(PipelineStage):
         return tensor
 
     def _compute_outputs(self, *args: Tensor, module: nn.Module, **kwargs) -> Any:
-        output = super()._compute_outputs(*args, module=module, **kwargs)
-        return _tensors(output) if self.is_last else _contiguous(output)
+        """While shapes are learned; what a micro-batch keeps is counted on the way."""
+        kept: dict[int, int] = {}  # bytes by storage; all of them live until the end of this
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            output = super()._compute_outputs(*args, module=module, **kwargs)
+        output = _tensors(output) if self.is_last else _contiguous(output)
+        for tensor in (*args, *_tensors(output)):
+            count(tensor)
+        for parameter in module.parameters():
+            if not isinstance(parameter, DTensor):
+                kept.pop(parameter.untyped_storage().data_ptr(), None)
+        self.activation_bytes = sum(kept.values())
+        self.sent_bytes = 0 if self.is_last else sum(
+            tensor.numel() * tensor.element_size() for tensor in _tensors(output))
+        self.sends_gradient = not self.is_first and any(tensor.requires_grad for tensor in args)
+        return output
 
     def _compute_input_grads(self, *args, **kwargs) -> tuple:
         return _contiguous(super()._compute_input_grads(*args, **kwargs))
@@ -285,10 +307,6 @@ class Schedule(schedules._PipelineScheduleRuntime):
         self.register_custom_function(Kind.REDUCE_GRAD, self._reduce)
         self.load(table)
 
-    @property
-    def num_microbatches(self) -> int:
-        return self._n_microbatches
-
     def load(self, table: Table) -> None:
         self._prepare_schedule_with_comms(to_torch(table), format='compute_comms')
 
@@ -344,6 +362,26 @@ def _groups(chunk: nn.Module) -> Iterator[Any]:
     for module in chunk.modules():
         if isinstance(module, FSDPModule):
             yield from module._get_fsdp_state()._fsdp_param_groups
+
+
+def gathered_bytes(chunk: nn.Module) -> int:
+    """Of its parameters, whole, in the type in which they are gathered."""
+    return _bytes_in(chunk, 'param_dtype')[0]
+
+
+def reduced_bytes(chunk: nn.Module) -> tuple[int, torch.dtype]:
+    """Of its gradients, whole, and the type in which they are reduced."""
+    return _bytes_in(chunk, 'reduce_dtype')
+
+
+def _bytes_in(chunk: nn.Module, field: str) -> tuple[int, torch.dtype]:
+    policies = [group.mp_policy for group in _groups(chunk)]
+    wanted = next((found for policy in policies if (found := getattr(policy, field) or
+                                                     policy.param_dtype)), None)
+    parameters = list(chunk.parameters())
+    num_bytes = sum(parameter.numel() * (wanted or parameter.dtype).itemsize
+                    for parameter in parameters)
+    return num_bytes, wanted or (parameters[0].dtype if parameters else torch.float32)
 
 
 def reshards_after_forward(chunk: FSDPModule) -> list[str]:
