@@ -168,6 +168,19 @@ def late(folder):
     play(folder, 3, lingering)
 
 
+def raising():
+    """Every rank raises the same error at the same time, as after a decision of rank 0."""
+    with ends_together(TIMEOUT_S):
+        dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=TIMEOUT_S))
+        dist.barrier()
+        raise ValueError('what rank 0 has found')
+
+
+def together(folder):
+    (folder / 'together.json').write_text(json.dumps(
+        [[(end.code, end.text) for end in fork_ranks(raising, 3)] for _ in range(5)]))
+
+
 def faults(folder):
     """What the ranks of each fault ended with: code, seconds, text. Three faults at once: their
     time is that of waiting."""
@@ -209,6 +222,6 @@ def report(folder, path):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    if sys.argv[1] not in ('faults', 'late'):  # their ranks run nothing of MMEngine
+    if sys.argv[1] not in ('faults', 'late', 'together'):  # their ranks run nothing of MMEngine
         runs.import_all()
     globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -40,6 +40,15 @@ def test_ranks_that_end_later_than_the_one_with_the_store_end_well(repository, t
     play('late', tmp_path, repository)
 
 
+@pytest.mark.fault('R28')
+def test_what_all_ranks_raise_at_once_is_printed(repository, tmp_path):
+    play('together', tmp_path, repository)
+    for row in json.loads((tmp_path / 'together.json').read_text()):
+        text = ''.join(text for _, text in row)
+        assert 'ValueError: what rank 0 has found' in text and 'is gone' not in text
+        assert all(code != 0 for code, _ in row)
+
+
 def others(row, rank):
     return [part for other, part in enumerate(row) if other != rank]
 

@@ -93,7 +93,7 @@ class MeanError(BaseMetric):
 
 
 def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, ema=False,
-           amp=False, drop_last=True, val=False, strategy=None, **options):
+           amp=False, drop_last=True, val=False, strategy=None, is_plain=True, **options):
     hooks = [dict(type='EMAHook', momentum=0.1)] if ema else []
     if options.get('crash'):
         hooks.append(dict(type='CrashHook', step=options['crash'], priority='LOWEST'))
@@ -101,24 +101,24 @@ def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, em
         default_scope='vision', work_dir=str(work_dir), model=dict(type='PipeToy', **(model or {})),
         train_dataloader=dict(batch_size=batch_size, num_workers=0, drop_last=drop_last,
                               sampler=dict(type='DefaultSampler', shuffle=True),
-                              dataset=dict(type='ToyDataset')),
+                              dataset=dict(type='ToyDataset', is_plain=is_plain)),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=1000),
         custom_hooks=hooks, log_level='ERROR',
         optim_wrapper=dict(type='AmpOptimWrapper' if amp else 'OptimWrapper',
                            clip_grad=dict(max_norm=clip),
                            paramwise_cfg=dict(norm_decay_mult=0.0),
                            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1)),
-        param_scheduler=[dict(type='CosineAnnealingLR', T_max=20, by_epoch=False)],
+        param_scheduler=[dict(type='CosineAnnealingLR', T_max=20, end=50, by_epoch=False)],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)),
         load_from=options.get('load_from'), resume=options.get('resume', False),
         experiment_name=f'pipe-{Path(work_dir).name}')
     if val:
         cfg.update(val_dataloader=dict(
             batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-            dataset=dict(type='ToyDataset')), val_evaluator=dict(type='MeanError'),
+            dataset=dict(type='ToyDataset', is_plain=True)), val_evaluator=dict(type='MeanError'),
             val_cfg=dict(type='ValLoop'), test_dataloader=dict(
             batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-            dataset=dict(type='ToyDataset')), test_evaluator=dict(type='MeanError'),
+            dataset=dict(type='ToyDataset', is_plain=True)), test_evaluator=dict(type='MeanError'),
             test_cfg=dict(type='TestLoop'))
     if strategy is not None:
         cfg.update(strategy=strategy, launcher='pytorch',
@@ -184,7 +184,48 @@ def equality(folder):
         play(folder, ranks, train, name, dict(batch_size=batch, strategy=strategy))
 
 
-CASES = dict(equality=equality)
+def resumed(folder):
+    """Everything that a step depends on, dropout and BatchNorm's averages too, stopped and gone
+    on with by the same ranks."""
+    for name, ranks, options in (
+            ('dp1', 2, dict(strategy=zeropp(pp=2, unit='auto'), amp=True)),
+            ('dp2', 4, dict(batch_size=6, strategy=zeropp(pp=2, dp=2, num_microbatches=3)))):
+        options = dict(options, model=dict(norm='batch', drop=0.3), ema=True, is_plain=False)
+        play(folder, ranks, train, f'{name}-whole', options)
+        play(folder, ranks, train, f'{name}-cut', dict(options, crash=4), fails=True)
+        play(folder, ranks, train, f'{name}-cut', dict(options, resume=True))
+
+
+FORMS = (('one', 1, 12, None), ('pp4', 4, 12, zeropp(pp=4, chunks=1)),
+         ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3)),
+         ('full', 2, 12, zeropp(pp=2, checkpoint='full', unit=4)),
+         ('fsdp2', 2, 6, dict(type='FSDP2Strategy')), ('pp2', 2, 12, zeropp(pp=2)))
+
+
+def others(folder):
+    """One run whose checkpoints are taken up by other numbers and kinds of ranks, one behind the
+    other: three steps each."""
+    names = [name for name, *_ in FORMS]
+    play(folder, 1, train, 'whole', dict(steps=3 * len(FORMS), ema=True))
+    for number, (name, ranks, batch, strategy) in enumerate(FORMS):
+        options = dict(steps=3 * number + 3, batch_size=batch, strategy=strategy, ema=True)
+        if number:
+            last = folder / names[number - 1] / f'iter_{3 * number}.pth'
+            options.update(load_from=str(last), resume=True)
+        play(folder, ranks, train, name, options)
+
+
+def evaluated(folder):
+    """Metrics of one checkpoint by one process and by pipelines; 30 samples in batches of 8."""
+    play(folder, 1, train, 'train', dict(model=dict(norm='batch')))
+    load = dict(load_from=str(folder / 'train' / 'iter_6.pth'), model=dict(norm='batch'))
+    for name, ranks, strategy in (('one', 1, None), ('pp2', 2, zeropp(pp=2)),
+                                  ('pp3', 3, zeropp(pp=3, num_microbatches=7)),
+                                  ('pp2dp2', 4, zeropp(pp=2, dp=2))):
+        play(folder, ranks, test, name, dict(load, strategy=strategy))
+
+
+CASES = dict(equality=equality, resumed=resumed, others=others, evaluated=evaluated)
 
 if __name__ == '__main__':
     runs.import_all()

@@ -231,6 +231,7 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
             parameter = self._parameter_at(key)
             if parameter is ELSEWHERE:
                 return ELSEWHERE
-            if parameter is not None and parameter.shape == content.shape and content.ndim:
+            if hasattr(parameter, 'placements') and parameter.shape == content.shape \
+                    and content.ndim:
                 return shard_of(content, parameter)
         return content

@@ -151,8 +151,11 @@ class Watchdog:
                 if self._is_connected() and self._find_fault():
                     break
             except dist.DistError as error:  # the store is gone with the process that held it
-                if self._has_finished():
-                    return
+                # Where all raised at once rank 0 may be gone first: what this rank raised is
+                # still to be printed.
+                with self._arming:
+                    if self._has_finished() or self._failure is not None:
+                        return
                 self._end_without_store('is gone', f'held the store of all ranks, where: {error}')
         self._is_ending.set()
         if not self._has_finished():

@@ -160,6 +160,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         model = self._init_model_weights(self.build_model(model))
         model = self._with_norms(model)
         pieces = pieces_of(model, self.stages)
+        model.train(optim_wrapper is not None)
         costs, ranges = decided_by_first(lambda: self._cut(model, pieces))
         if optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(_shared(optim_wrapper), model)
