@@ -454,8 +454,8 @@ def evaluation(ranks, num_ranks, placement, sizes, dp=False):
             x = stage(x)
         expected.append(x)
     is_last = len(rank_of) - 1 in chunks
-    is_equal = len(outputs) == len(expected) * is_last and \
-        all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+    is_equal = bool(outputs) == (is_last and bool(expected)) and \
+        all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=is_last))
     return dict(is_equal=is_equal, gathers=counts.gathers_and_reduces[0], chunks=len(chunks),
                 is_free=not any(output.requires_grad for output in outputs),
                 is_sharded=all(isinstance(p, DTensor) for chunk in chunks.values()
