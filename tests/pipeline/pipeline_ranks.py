@@ -28,9 +28,10 @@ from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.tasks import Costs, looped, v_shaped
 from vision.pipeline.core.transfers import with_transfers
 from vision.pipeline.core.zeropp import zeropp
+from vision.pipeline.nn import evaluate
 from vision.pipeline.nn.evaluate import forward_only
 from vision.pipeline.nn.profile import measured_costs
-from vision.pipeline.nn.runtime import PipelineRuntime
+from vision.pipeline.nn.runtime import PipelineRuntime, Spans
 from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, to_torch, torch_table
 
 WORLD, MB_SIZE, WIDTH = 4, 2, 6
@@ -54,7 +55,13 @@ class Attention(nn.Module):
 
     def forward(self, x):
         y = self.norm(x)
-        return (x + self.attend(y, y, y, need_weights=False)[0]).transpose(1, 2).transpose(1, 2)
+        x = x + self.attend(y, y, y, need_weights=False)[0]
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+class Several(nn.Module):
+    def forward(self, x):
+        return dict(x=x)
 
 
 class Linear(nn.Module):
@@ -74,10 +81,11 @@ class Ranks:
 
     def __init__(self):
         self.rank = dist.get_rank()
-        self.mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=('dp', 'pp'))
+        self.mesh = init_device_mesh('cpu', (2, 2, 1), mesh_dim_names=('dp', 'pp', 'alone'))
 
     def group(self, num_ranks):
-        return dist.group.WORLD if num_ranks == 4 else self.mesh.get_group('pp')
+        return {4: dist.group.WORLD, 2: self.mesh.get_group('pp'),
+                1: self.mesh.get_group('alone')}[num_ranks]
 
     def copy_index(self, num_ranks):
         return 0 if num_ranks == 4 else self.mesh.get_local_rank('dp')
@@ -153,12 +161,13 @@ def equality(ranks, name, num_ranks, num_chunks, num_microbatches, unit=None, dp
                    for index in range(len(copies))]
         losses = runtime.step(batches[own])
         expected = [one_process(judge, batch, num_microbatches)
-                    for judge, batch in zip(copies, batches)]
+                    for judge, batch in zip(copies, batches, strict=True)]
         is_last = table.num_stages - 1 in runtime.chunks
         assert losses == (expected[own] if is_last else []), (losses, expected[own])
     return dict(gradient_error=gradient_error(runtime, copies),
                 buffers_equal=all(torch.equal(a, b) for stage, chunk in runtime.chunks.items()
-                                  for a, b in zip(chunk.buffers(), copies[own][stage].buffers())),
+                                  for a, b in zip(chunk.buffers(), copies[own][stage].buffers(),
+                                                  strict=True)),
                 peak=runtime.spans.peak_in_flight)
 
 
@@ -182,14 +191,14 @@ def gradient_error(runtime, copies):
 def training(ranks, num_ranks=2, num_chunks=2, num_microbatches=6, unit=3):
     """Three steps of AdamW with the norm clipped over the pipeline, and their judge."""
     table = complete(table_of('zeropp', num_ranks, num_chunks, num_microbatches, unit), True)
-    stages = build('attention', table.num_stages)
+    stages = build('mlp', table.num_stages)
     runtime = runtime_of(ranks, table, stages, True)
     parameters = [p for chunk in runtime.chunks.values() for p in chunk.parameters()]
     judged = [p for stage in stages for p in stage.parameters()]
     optimizer, judge = (torch.optim.AdamW(each, 1e-2) for each in (parameters, judged))
     norm_error = 0.0
     for step in range(3):
-        batches = [batch_of('attention', MB_SIZE * num_microbatches, index, step)
+        batches = [batch_of('mlp', MB_SIZE * num_microbatches, index, step)
                    for index in range(2)]
         optimizer.zero_grad(), judge.zero_grad()
         runtime.step(batches[ranks.copy_index(num_ranks)])
@@ -205,7 +214,7 @@ def training(ranks, num_ranks=2, num_chunks=2, num_microbatches=6, unit=3):
             p.grad *= 0.01 / (square.sqrt() + 1e-6)
         optimizer.step(), judge.step()
     error = max((whole(a) - b).abs().max().item() for stage, chunk in runtime.chunks.items()
-                for a, b in zip(chunk.parameters(), stages[stage].parameters()))
+                for a, b in zip(chunk.parameters(), stages[stage].parameters(), strict=True))
     return dict(error=error, norm_error=norm_error)
 
 
@@ -220,17 +229,13 @@ def changes(ranks):
         for parameter in (p for s in (*stages, *runtime.chunks.values()) for p in s.parameters()):
             parameter.grad = None
         runtime.loss_of = loss_for(table.num_microbatches)
-        for stage in runtime.stages:
-            stage.loss_of = runtime.loss_of
         runtime.use(table)
-        for stage in runtime.stages:
-            stage.loss_of = runtime.loss_of
         batch = batch_of('conv', size * table.num_microbatches, 0)
         runtime.step(batch)
         one_process(stages, batch, table.num_microbatches)
         found.append(gradient_error(runtime, [stages]))
     buffers = all(torch.equal(a, b) for stage, chunk in runtime.chunks.items()
-                  for a, b in zip(chunk.buffers(), stages[stage].buffers()))
+                  for a, b in zip(chunk.buffers(), stages[stage].buffers(), strict=True))
     return dict(errors=found, buffers_equal=buffers,
                 is_random_kept=torch.equal(before, torch.get_rng_state()))
 
@@ -258,7 +263,7 @@ def stock(ranks, reshard, with_units):
         schedule = schedules.ScheduleInterleavedZeroBubble(made, num_microbatches, **options)
     copies = [copy.deepcopy(stages) for _ in range(2)]
     batches = [batch_of('mlp', MB_SIZE * num_microbatches, index) for index in range(2)]
-    for judge, batch in zip(copies, batches):
+    for judge, batch in zip(copies, batches, strict=True):
         one_process(judge, batch, num_microbatches)
     inputs = (batches[ranks.copy_index(2)],) if 0 in chunks else ()
     target = torch.arange(num_microbatches).repeat_interleave(MB_SIZE)
@@ -294,8 +299,7 @@ def bfloat16(ranks):
 
 class Counted:
     """Counts the collectives of FSDP2 while it is entered."""
-    NAMES = ('all_gather_into_tensor', 'reduce_scatter_tensor', '_all_gather_base',
-             '_reduce_scatter_base')
+    NAMES = ('all_gather_single', 'reduce_scatter_single')
 
     def __enter__(self):
         self.counts, self.before = dict.fromkeys(self.NAMES, 0), {}
@@ -316,8 +320,7 @@ class Counted:
 
     @property
     def gathers_and_reduces(self):
-        gather, reduce, old_gather, old_reduce = self.counts.values()
-        return gather + old_gather, reduce + old_reduce
+        return tuple(self.counts.values())
 
 
 def counted(ranks, name, num_chunks, num_microbatches, unit=None, **options):
@@ -338,47 +341,45 @@ class Watched(nn.Module):
 
     def __init__(self, module, graphs, outputs):
         super().__init__()
-        self.module, self.peaks = module, [0, 0]
+        self.module = module
         self.graphs, self.outputs = graphs, outputs
 
     def forward(self, x):
         mark = type('Mark', (), {})()
         self.graphs.add(mark)
         hooks = torch.autograd.graph.saved_tensors_hooks
-        with hooks(lambda tensor: (tensor, mark), lambda kept: kept[0]):
+        with hooks(lambda tensor: (tensor.detach(), mark), lambda kept: kept[0]):
             output = self.module(x)
         self.outputs.add(output)
         return output
 
 
 def memory(ranks, name, unit=None):
-    """Live graphs and outputs of a rank at most, with 12 and with 24 micro-batches."""
-    found = []
-    for num_microbatches in (12, 24):
-        table = complete(table_of(name, 4, 2, num_microbatches, unit))
-        graphs, outputs, peaks = WeakSet(), WeakSet(), [0, 0]
-        stages = [Watched(stage, graphs, outputs) for stage in build('mlp', 8)]
-        group = ranks.group(4)
-        chunks = {s: stages[s] for s in table.stages_of(dist.get_rank(group))}
-        runtime = PipelineRuntime(chunks, table, group=group, device='cpu',
-                                  loss_of=loss_for(num_microbatches))
-        watch = runtime.spans.__class__.__call__
+    """In flight, live graphs and live outputs of a rank at most, with 8 and 16 micro-batches."""
+    return dict(few=peaks_of(ranks, complete(table_of(name, 4, 2, 8, unit))),
+                many=peaks_of(ranks, complete(table_of(name, 4, 2, 16, unit))))
 
-        class Watching(runtime.spans.__class__):
-            @contextmanager
-            def __call__(self, action):
-                with watch(self, action):
-                    yield
-                peaks[:] = max(peaks[0], len(graphs)), max(peaks[1], len(outputs))
 
-        runtime.spans.__class__ = Watching
-        for step in range(2):
-            runtime.step(batch_of('mlp', MB_SIZE * num_microbatches, 0))
-            if step == 0:  # shapes were learned in it
-                peaks[:] = 0, 0
-        found.append((runtime.spans.peak_in_flight, *peaks))
-        assert not graphs
-    return dict(few=found[0], many=found[1])
+def peaks_of(ranks, table):
+    graphs, outputs, peaks = WeakSet(), WeakSet(), [0, 0]
+    stages = [Watched(stage, graphs, outputs) for stage in build('mlp', 8)]
+    group = ranks.group(4)
+    runtime = PipelineRuntime({s: stages[s] for s in table.stages_of(dist.get_rank(group))}, table,
+                              group=group, device='cpu', loss_of=loss_for(table.num_microbatches))
+
+    class Watching(Spans):
+        @contextmanager
+        def __call__(self, action):
+            with super().__call__(action):
+                yield
+            peaks[:] = max(peaks[0], len(graphs)), max(peaks[1], len(outputs))
+
+    runtime.spans.__class__ = Watching
+    for _ in range(2):  # shapes are learned in the first
+        peaks[:] = 0, 0
+        runtime.step(batch_of('mlp', MB_SIZE * table.num_microbatches, 0))
+    assert not graphs
+    return runtime.spans.peak_in_flight, *peaks
 
 
 def refusals(ranks):
@@ -409,16 +410,24 @@ def refusals(ranks):
         wrapped, table, group=ranks.group(2), device='cpu', loss_of=loss_for(4)))
     runtime = runtime_of(ranks, table, stages, False)
     found['batch'] = code_of(lambda: runtime._split(batch_of('mlp', 9, 0)))
-    late = runtime_of(ranks, sharded, stages, True)
+    # A pipeline of one rank: all ranks meet the fault in the same place, and none waits.
+    alone = complete(table_of('zeropp', 1, 2, 4, 4), True)
+    late = runtime_of(ranks, alone, stages[:2], True)
     for chunk in late.chunks.values():
         chunk.set_reshard_after_forward(True)
-    # All ranks have stages with a split backward whose turn comes; the last stage's is first.
-    found['late'] = code_of(lambda: late.stages[-1]._refuse_sharded())
+    found['late'] = code_of(lambda: late.step(batch_of('mlp', 8, 0)))
     unused = [copy.deepcopy(stage) for stage in stages]
     for stage in unused:
         stage.register_parameter('unused', nn.Parameter(torch.ones(2)))
     unused = runtime_of(ranks, table, unused, False)
     found['unused'] = code_of(lambda: unused.step(batch_of('mlp', 8, 0)))
+    several = PipelineRuntime({0: Several(), 1: nn.Identity()}, complete(
+        table_of('zeropp', 1, 2, 4, 4)), group=ranks.group(1), device='cpu', loss_of=loss_for(4))
+    found['outputs'] = code_of(lambda: several.step(batch_of('mlp', 8, 0)))
+    found['outputs of evaluation'] = code_of(
+        lambda: evaluate._send(dict(x=1), 0, 1, None, 'cpu'))
+    found['many outputs'] = code_of(
+        lambda: evaluate._send([torch.ones(1)] * 100, 0, 1, None, 'cpu'))
     other = complete(table_of('zeropp', 2, 2, 4, 2))
     if runtime.rank:
         runtime.use(other)
@@ -445,8 +454,8 @@ def evaluation(ranks, num_ranks, placement, sizes, dp=False):
             x = stage(x)
         expected.append(x)
     is_last = len(rank_of) - 1 in chunks
-    is_equal = len(outputs) == len(expected) * is_last and \
-        all(torch.equal(a, b) for a, b in zip(outputs, expected))
+    is_equal = bool(outputs) == (is_last and bool(expected)) and \
+        all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=is_last))
     return dict(is_equal=is_equal, gathers=counts.gathers_and_reduces[0], chunks=len(chunks),
                 is_free=not any(output.requires_grad for output in outputs),
                 is_sharded=all(isinstance(p, DTensor) for chunk in chunks.values()

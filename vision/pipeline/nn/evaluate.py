@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vision.common.core.errors import VisionError
+from vision.pipeline.nn.torch_private import refuse_others_than_tensors
 
 # What is told ahead of the tensors of a transfer: their number, then dtype, dimensions and sizes
 # of each. 42 tensors with 4 dimensions fit; one more message of 2 KB costs nothing beside them.
@@ -37,7 +38,7 @@ def forward_only(chunks: Mapping[int, nn.Module], rank_of: Sequence[int],
 
     Raises:
         VisionError: VIS-CONFIG-1518 for a stage, not the last, that gives something else than
-            tensors, or too many.
+            tensors, 1519 for too many of them.
     """
     rank = dist.get_rank(group)
     told = torch.tensor([len(batches or ())], device=device)
@@ -96,24 +97,18 @@ def _as_tuple(value: Any) -> tuple:
 
 def _send(output: Any, stage: int, target: int, group: dist.ProcessGroup | None,
           device: torch.device | str) -> list[tuple[dist.Work, Tensor]]:
+    refuse_others_than_tensors(stage, output)
     tensors = _as_tuple(output)
-    is_fit = all(isinstance(tensor, Tensor) and tensor.dtype in _DTYPES for tensor in tensors)
     header = [len(tensors), *(number for tensor in tensors for number in
-                              (_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape))] \
-        if is_fit else []
-    if not 0 < len(header) <= _HEADER:
+                              (_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape))]
+    if len(header) > _HEADER:
         raise VisionError(
-            'VIS-CONFIG-1518', f'stage {stage} gives {_shown(tensors)}',
-            why='between stages go tensors, or a tuple of a few',
-            do='let the chunk return a tensor or a flat tuple of tensors')
+            'VIS-CONFIG-1519', f'stage {stage} gives {len(tensors)} tensors',
+            why=f'what is told of them ahead has {_HEADER} numbers, and this needs {len(header)}',
+            do='cut the model where fewer tensors pass, or let the chunk join some of them')
     header += [0] * (_HEADER - len(header))
     parts = [torch.tensor(header, device=device), *(tensor.contiguous() for tensor in tensors)]
     return [(dist.isend(part, group=group, group_dst=target), part) for part in parts]
-
-
-def _shown(values: tuple) -> str:
-    return f'{len(values)} values, the first of type {type(values[0]).__name__}' if values \
-        else 'nothing'
 
 
 def _receive(source: int, group: dist.ProcessGroup | None,

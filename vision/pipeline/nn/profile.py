@@ -98,7 +98,7 @@ def _collective_times(chunk: Any, dp_group: dist.ProcessGroup | None,
     part = torch.zeros(size, dtype=dtype, device=device)
     return dict(gather=_median_seconds(gather, device, after=shard),
                 reduce=_median_seconds(
-                    lambda: dist.reduce_scatter_tensor(part, whole, group=dp_group), device))
+                    lambda: dist.reduce_scatter_single(part, whole, group=dp_group), device))
 
 
 def _median_seconds(work: Callable[[], Any], device: torch.device,

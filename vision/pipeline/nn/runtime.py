@@ -57,13 +57,17 @@ class PipelineRuntime:
         group: of the pipeline's ranks; None for all.
         device: of the chunks.
         loss_of: (output of the last stage, number of the micro-batch) -> scalar, already divided
-            by the number of micro-batches.
+            by the number of micro-batches. ``runtime.loss_of`` may be set between steps.
+
+    After a step ``spans`` has the times of its actions and the most micro-batches in flight. An
+    error in a step leaves this object, and FSDP, in the middle of it: make a new one.
 
     Raises:
         VisionError: VIS-CONFIG-1512 for FSDP modules that shard again after the forward pass,
             1514 for compiled ones, 1515 for DDP, 1516 where chunks and table do not fit. From
-            ``step`` VIS-CONFIG-1511 for a batch that cannot be split, VIS-RUN-1513 for gradients
-            that are missing, 1517 where ranks run different tables.
+            ``step`` VIS-CONFIG-1511 for a batch that cannot be split, 1518 for outputs that are
+            not tensors, VIS-RUN-1513 for gradients that are missing, 1517 where ranks run
+            different tables.
     """
 
     def __init__(self, chunks: Mapping[int, nn.Module], table: Table, *,
@@ -126,8 +130,11 @@ class PipelineRuntime:
         """torch's objects hold shapes and one slot for each micro-batch: new ones."""
         self._learned = 0
         self.stages = [Stage(chunk, stage, self.table.num_stages, self.device, self.group,
-                              self.spans, self.loss_of) for stage, chunk in self.chunks.items()]
+                              self.spans, self._loss_of) for stage, chunk in self.chunks.items()]
         self._schedule = Schedule(self.stages, self.table)
+
+    def _loss_of(self, output: Any, mb: int) -> Tensor:
+        return self.loss_of(output, mb)  # as it is now: it may be set anew between steps
 
     def _split(self, inputs: Tensor | tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
         num = self.table.num_microbatches

@@ -1,7 +1,7 @@
 """Names of torch without a promise that ``vision.pipeline`` uses; here and only here.
 
-Their contract is tested in ``tests/pipeline/test_nn_torch_private.py``: a torch that changes one of
-them fails there, and not in the middle of a training.
+Their contract is tested in ``tests/pipeline/test_nn_torch_private.py``: a torch that changes one
+of them fails there, and not in the middle of a training.
 """
 
 from __future__ import annotations
@@ -234,10 +234,12 @@ class Stage(PipelineStage):
         def count(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # an output that its own graph holds would never be freed
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             output = super()._compute_outputs(*args, module=module, **kwargs)
+        if not self.is_last:
+            refuse_others_than_tensors(self.stage_index, output)
         output = _tensors(output) if self.is_last else _contiguous(output)
         for tensor in (*args, *_tensors(output)):
             count(tensor)
@@ -270,6 +272,17 @@ class Stage(PipelineStage):
                 f'input gradient of micro-batch {mb}', why='its weight gradients would be lost '
                 'without a word', do='freeze the parameters of the stage if its output does not '
                 'depend on them; otherwise something replaced them after the forward pass')
+
+
+def refuse_others_than_tensors(stage: int, output: Any) -> None:
+    """Of a stage that is not the last."""
+    values = output if isinstance(output, (tuple, list)) else (output,)
+    others = sorted({type(value).__name__ for value in values if not isinstance(value, Tensor)})
+    if others or not values:
+        raise VisionError(
+            'VIS-CONFIG-1518', f'stage {stage} gives {" and ".join(others) or "nothing"}',
+            why='between stages go tensors', do='let its chunk return a tensor or a flat tuple '
+            'of tensors')
 
 
 def _tensors(output: Any) -> tuple[Tensor, ...]:
@@ -318,7 +331,8 @@ class Schedule(schedules._PipelineScheduleRuntime):
         """
         for stage in self._stages:
             stage.has_backward = True
-        self._initialize_stages(inputs, {}, torch.zeros(()))
+        # Copies: what counts as kept is a micro-batch, and not the batch that it is a part of.
+        self._initialize_stages(tuple(tensor.clone() for tensor in inputs), {}, torch.zeros(()))
         for stage in self._stages:
             for infos in (*stage.args_recv_info.values(), *stage.grad_recv_info.values()):
                 _release(infos)
