@@ -142,10 +142,10 @@ def test_forward_ends_with_finish():
 
 def test_what_cannot_be_cut_is_refused():
     two = classifier(dict(POLYNET, out_indices=(3, 4)), 2048)
-    with pytest.raises(VisionError, match=r'(?s)VIS-CONFIG-1241.*\(3, 4\).*one level'):
+    with pytest.raises(VisionError, match=r'(?s)VIS-CONFIG-1245.*\(3, 4\).*one level'):
         pieces_of(two)
     two.backbone = torch.nn.Conv2d(3, 4, 3)
-    with pytest.raises(VisionError, match='VIS-CONFIG-1240: Conv2d does not say'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1244: Conv2d does not say'):
         pieces_of(two)
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_cut_is_refused():
     (dict(out_type='raw'), "out_type='raw'.*avg_featmap"),
     (dict(drop_rate=1.0), '0 <= drop_rate < 1'), (dict(drop_path_rate=-0.1), 'drop_path_rate')])
 def test_vision_transformer_refuses(options, message):
-    with pytest.raises(VisionError, match=f'(?s)VIS-CONFIG-1242: .*{message}'):
+    with pytest.raises(VisionError, match=f'(?s)VIS-CONFIG-1246: .*{message}'):
         VisionTransformer(**{'arch': 'tiny', **options})
 
 

@@ -115,5 +115,5 @@ def test_dropout_is_where_the_paper_has_it():
 
 
 def test_other_image_sizes_are_refused():
-    with pytest.raises(VisionError, match='(?s)VIS-INPUT-1243: images of 8x12 .* 8x8'):
+    with pytest.raises(VisionError, match='(?s)VIS-INPUT-1247: images of 8x12 .* 8x8'):
         small()(torch.zeros(1, 3, 8, 12).double())
