@@ -28,7 +28,7 @@ class VisionTransformer(BaseModule):
         qkv_bias, final_norm, out_type: see ``VitTrunk``.
         init_cfg: None is the published initialisation.
     Raises:
-        VisionError: VIS-CONFIG-1242, an option that is not possible.
+        VisionError: VIS-CONFIG-1246, an option that is not possible.
     """
 
     def __init__(self, arch: str | Mapping = 'base', *, img_size: int = 224, patch_size: int = 16,
@@ -81,5 +81,5 @@ def _arch(arch: str | Mapping) -> VitArch:
 
 def _check(is_possible: bool, given: str, allowed: str) -> None:
     if not is_possible:
-        raise VisionError('VIS-CONFIG-1242', f'{given} is not possible', where='VisionTransformer',
+        raise VisionError('VIS-CONFIG-1246', f'{given} is not possible', where='VisionTransformer',
                           do=f'give {allowed}')

@@ -167,11 +167,11 @@ class ImageClassifier(BaseModel):
         ``vision.pipeline``. What follows the head is ``finish``.
 
         Raises:
-            VisionError: VIS-CONFIG-1240, the backbone does not say where it can be cut.
+            VisionError: VIS-CONFIG-1244, the backbone does not say where it can be cut.
         """
         cut = getattr(self.backbone, 'pipeline_stages', None)
         if cut is None:
-            raise VisionError('VIS-CONFIG-1240', f'{type(self.backbone).__name__} does not say '
+            raise VisionError('VIS-CONFIG-1244', f'{type(self.backbone).__name__} does not say '
                               'where it can be cut', where='model.backbone', do='PolyNet and '
                               'VisionTransformer do; give this one a method pipeline_stages() '
                               'with the names of its parts, or list the names of all modules for '

@@ -50,7 +50,7 @@ class Embed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != (self.img_size, self.img_size):
             height, width = images.shape[-2:]
-            raise VisionError('VIS-INPUT-1243', f'images of {height}x{width} pixels, the network '
+            raise VisionError('VIS-INPUT-1247', f'images of {height}x{width} pixels, the network '
                               f'has positions for {self.img_size}x{self.img_size}',
                               where='VisionTransformer', do=f'resize or crop to {self.img_size} '
                               'in the pipeline, or set img_size of the backbone')
@@ -152,7 +152,7 @@ class VitTrunk(nn.Module):
         its own), biases of the feed-forward part with a deviation of 1e-6, LeCun for the patches,
         0.02 for positions, zeros for the class token."""
         embed = self.embed
-        nn.init.trunc_normal_(embed.projection.weight, std=_lecun_std(embed.projection.weight))
+        _lecun_normal(embed.projection.weight)
         nn.init.zeros_(embed.projection.bias)
         nn.init.zeros_(embed.cls_token)
         nn.init.normal_(embed.pos_embed, std=0.02)
@@ -187,6 +187,7 @@ def pooled(norm: nn.Module, tokens: Tensor, *, out_type: str) -> Tensor:
     return norm(tokens[:, 0] if out_type == 'cls_token' else tokens[:, 1:].mean(dim=1))
 
 
-def _lecun_std(weight: Tensor) -> float:
-    """Variance 1 / fan-in after the cut at two deviations, which leaves 0.8796 of one."""
-    return 1 / (0.87962566 * math.sqrt(weight[0].numel()))
+def _lecun_normal(weight: Tensor) -> None:
+    """Variance 1 / fan-in, after a cut at two deviations, which leaves 0.8796 of one."""
+    std = 1 / (0.87962566 * math.sqrt(weight[0].numel()))
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)  # a and b are values

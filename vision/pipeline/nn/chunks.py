@@ -248,11 +248,7 @@ def _without_data(model: nn.Module) -> nn.Module:
 
 
 def _count(model: nn.Module, pieces: Sequence[Piece], inputs: Tensors) -> list[PieceCost]:
-    watch = Calls(model, [piece.name for piece in pieces])
-    with watch:
-        whole = _whole(model, inputs)
-    if not any(piece.run for piece in pieces):
-        watch.check(inputs, whole)
+    whole = _checked(model, pieces, inputs)
     constants = {id(each.untyped_storage()): each.untyped_storage()
                  for each in (*model.parameters(), *model.buffers())}
     costs, current = [], inputs
@@ -282,6 +278,19 @@ def _count(model: nn.Module, pieces: Sequence[Piece], inputs: Tensors) -> list[P
     return costs
 
 
+def _checked(model: nn.Module, pieces: Sequence[Piece], inputs: Tensors) -> Any:
+    """The output of the whole model; bare names must be all of it."""
+    watch = Calls(model, [piece.name for piece in pieces])
+    has_mode = 'mode' in inspect.signature(model.forward).parameters  # MMEngine's models
+    # Without gradients: on real tensors the activations of the whole model would stay.
+    with watch, torch.no_grad(), _explained(
+            f'{type(model).__name__} cannot be run on {inputs[0].device} tensors'):
+        whole = model(*inputs, mode='tensor') if has_mode else model(*inputs)
+    if not any(piece.run for piece in pieces):
+        watch.check(inputs, whole)
+    return whole
+
+
 def _run(pieces: Sequence[Piece], index: int, module: nn.Module, inputs: Tensors) -> Tensors:
     before = f'what {pieces[index - 1].name!r} gives' if index else 'the inputs of the model'
     shapes = ', '.join(str(tuple(each.shape)) for each in inputs)
@@ -298,12 +307,6 @@ def _explained(what: str) -> Iterator[None]:
                           do='each piece takes what the one before gives and leaves it unchanged '
                           '(inplace=False at its begin), or pipeline_stages() says how it is run; '
                           'a model that must see real data is measured, not counted') from error
-
-
-def _whole(model: nn.Module, inputs: Tensors) -> Any:
-    has_mode = 'mode' in inspect.signature(model.forward).parameters  # MMEngine's models
-    with _explained(f'{type(model).__name__} cannot be run on {inputs[0].device} tensors'):
-        return model(*inputs, mode='tensor') if has_mode else model(*inputs)
 
 
 def _time(model: nn.Module, pieces: Sequence[Piece],

@@ -183,10 +183,10 @@ class PolyNetTrunk(nn.Module):
         the next, the last the one level of ``out_levels`` as a bare tensor.
 
         Raises:
-            VisionError: VIS-CONFIG-1241, more than one level.
+            VisionError: VIS-CONFIG-1245, more than one level.
         """
         if len(self.out_levels) > 1:
-            raise VisionError('VIS-CONFIG-1241', f'PolyNet with levels {self.out_levels} cannot '
+            raise VisionError('VIS-CONFIG-1245', f'PolyNet with levels {self.out_levels} cannot '
                               'be cut for a pipeline', where='backbone.out_indices',
                               why='from one module to the next goes one map',
                               do='keep one level, as a classifier needs it: out_indices=(4,)')
