@@ -37,14 +37,18 @@ class StackInputs(BaseDataPreprocessor):
 
 
 class Block(nn.Module):
+    """With ``norm='twice'`` its body is used twice, with a norm of its own for each."""
+
     def __init__(self, width, norm, drop):
         super().__init__()
+        self.again = nn.LayerNorm(width) if norm == 'twice' else None
         self.norm = nn.BatchNorm1d(width) if norm == 'batch' else nn.LayerNorm(width)
         self.body = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Dropout(drop),
                                   nn.Linear(2 * width, width))
 
     def forward(self, x):
-        return x + self.body(self.norm(x))
+        y = self.body(self.norm(x))
+        return x + (self.body(self.again(y)) if self.again is not None else y)
 
 
 @MODELS.register_module()
@@ -107,7 +111,8 @@ def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, em
         optim_wrapper=dict(type='AmpOptimWrapper' if amp else 'OptimWrapper',
                            clip_grad=dict(max_norm=clip),
                            paramwise_cfg=dict(norm_decay_mult=0.0),
-                           optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1)),
+                           # Adam's first steps would make much of rounding where a gradient is next to nothing.
+                           optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1, eps=1e-3)),
         param_scheduler=[dict(type='CosineAnnealingLR', T_max=20, end=50, by_epoch=False)],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)),
         load_from=options.get('load_from'), resume=options.get('resume', False),
@@ -184,6 +189,13 @@ def equality(folder):
         play(folder, ranks, train, name, dict(batch_size=batch, strategy=strategy))
 
 
+def tied(folder):
+    """Weights that are used behind another use of themselves."""
+    model = dict(norm='twice')
+    play(folder, 1, train, 'one', dict(model=model))
+    play(folder, 2, train, 'pp2', dict(model=model, strategy=zeropp(pp=2)))
+
+
 def resumed(folder):
     """Everything that a step depends on, dropout and BatchNorm's averages too, stopped and gone
     on with by the same ranks."""
@@ -225,7 +237,7 @@ def evaluated(folder):
         play(folder, ranks, test, name, dict(load, strategy=strategy))
 
 
-CASES = dict(equality=equality, resumed=resumed, others=others, evaluated=evaluated)
+CASES = dict(equality=equality, tied=tied, resumed=resumed, others=others, evaluated=evaluated)
 
 if __name__ == '__main__':
     runs.import_all()

@@ -4,6 +4,8 @@ import inspect
 from collections import Counter
 
 import pytest
+import torch
+from torch import nn
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.pipelining import PipelineStage
@@ -18,6 +20,7 @@ from vision.pipeline.nn.torch_private import (
     Kind,
     Stage,
     TorchAction,
+    has_chained_uses,
     to_torch,
     torch_table,
 )
@@ -103,3 +106,28 @@ def test_what_torch_has_no_schedule_of_is_refused(name, num_ranks, num_chunks, n
         torch_table(name, num_ranks, num_chunks, num_microbatches)
     assert caught.value.code == 'VIS-CONFIG-1510'
     assert all(name in caught.value.do for name in TORCH_SCHEDULES)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.shared(self.norm(self.shared(x)))
+
+
+class SideBySide(Twice):
+    def forward(self, x):
+        return self.shared(x) + self.shared(self.norm(x))
+
+
+@pytest.mark.parametrize('module, expected', [
+    (Twice(), True), (SideBySide(), False), (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), False),
+    (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), False)],
+    ids=lambda value: type(value).__name__)
+def test_a_weight_behind_another_use_of_itself_is_found(module, expected):
+    x = torch.randn(3, 4) if not isinstance(module, nn.TransformerEncoderLayer) else \
+        torch.randn(2, 3, 4)
+    x.requires_grad_()
+    assert has_chained_uses([module(x)], [x], module.parameters()) is expected

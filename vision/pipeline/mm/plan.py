@@ -126,8 +126,7 @@ def told(timeline: Timeline) -> str:
 
 
 def counted_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]],
-                  rank_of: Sequence[int], *, num_microbatches: int, num_shares: int,
-                  states: int) -> Costs:
+                  rank_of: Sequence[int], *, num_shares: int, states: int) -> Costs:
     """Costs of stages before anything was run: times are floating-point operations of a forward
     pass, and each half of a backward pass does as many.
 
@@ -144,16 +143,13 @@ def counted_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]]
     weights = of_stages('parameter_bytes')
     entering = [pieces[a - 1].output_bytes if a else 0 for a, _ in ranges]
     static = [0] * (max(rank_of) + 1)
-    for stage, rank in enumerate(rank_of):
-        # Shards of parameters, gradients and states; torch keeps the input of a stage, and the
-        # gradient of its output, of every micro-batch in buffers of their own.
-        leaving = entering[stage + 1] if stage + 1 < len(ranges) else 0
-        static[rank] += (2 + states) * weights[stage] // num_shares \
-            + num_microbatches * (entering[stage] + leaving)
+    for stage, rank in enumerate(rank_of):  # shards of parameters, gradients and states
+        static[rank] += (2 + states) * weights[stage] // num_shares
     return Costs(tuple(map(float, flops)), (0.0, *map(float, flops[1:])),
                  (2.0 * flops[0], *map(float, flops[1:])),
                  gather=(0.0,) * len(ranges), reduce=(0.0,) * len(ranges),
-                 activation_bytes=tuple(of_stages('activation_bytes')),
+                 activation_bytes=tuple(map(sum, zip(
+                     entering, of_stages('activation_bytes'), strict=True))),
                  weight_bytes=tuple(weights) if num_shares > 1 else (0,) * len(ranges),
                  static_bytes=tuple(static))
 

@@ -173,8 +173,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
             self.numbering.keep(self.optim_wrapper, model)
             self.optim_wrapper.norm_group = self.mesh['pp'].get_group()
         self.costs = counted_costs(
-            costs, ranges, self.planner.rank_of, num_microbatches=self.planner.num_microbatches,
-            num_shares=self.dp, states=self._num_states())
+            costs, ranges, self.planner.rank_of, num_shares=self.dp, states=self._num_states())
         table = decided_by_first(lambda: self._planned(self.costs))
         self.model = PipelinedModel(model, chunks, table, group=self.mesh['pp'].get_group(),
                                     device=torch.device(get_device()))
@@ -263,7 +262,8 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         if num_steps != self.profile_steps or self._unit is not None:
             return
         costs = measured_costs(self.model.runtime, group=self.mesh['pp'].get_group(),
-                               dp_group=self.mesh['dp'].get_group() if self.dp > 1 else None)
+                               dp_group=self.mesh['dp'].get_group() if self.dp > 1 else None,
+                               optimizer=self.optim_wrapper.optimizer)
         self.costs = decided_by_first(lambda: costs)
         self.model.use(decided_by_first(lambda: self._planned(self.costs)))
         self._unit = self.model.table.unit

@@ -6,7 +6,7 @@ of them fails there, and not in the middle of a training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from vision.pipeline.core.tasks import Action, B, F, I, Table, W, looped, v_shap
 
 try:
     from torch._dynamo import OptimizedModule
-    from torch.distributed.pipelining import schedules
+    from torch.distributed.pipelining import _backward, schedules
     from torch.distributed.pipelining.schedules import _Action as TorchAction
     from torch.distributed.pipelining.schedules import _ComputationType as Kind
     from torch.distributed.pipelining.stage import _make_tensor_from_meta
@@ -112,7 +112,8 @@ class Stage(PipelineStage):
     of the step; here they live as long as they are needed, so that memory does not grow with the
     number of micro-batches. And where no input needs a gradient (all before is frozen) torch
     finds no weight gradients in I, without a word: there I does nothing and W all, as torch does
-    in stage 0.
+    in stage 0. Where a weight is used behind another use of itself (``has_chained_uses``) torch
+    fails: there I does all and W nothing.
 
     Args:
         span: is entered around each compute action.
@@ -128,6 +129,8 @@ class Stage(PipelineStage):
         # Known once shapes are learned; of one micro-batch.
         self.activation_bytes = self.sent_bytes = 0
         self.sends_gradient = False
+        self.is_splittable = True
+        self._done_early: set[int] = set()
         self._graph_losses: dict[int, Tensor] = {}
         self._whole_backward: dict[int, Tensor | None] = {}
         self._sends: dict[tuple[str, int], list[dist.Work]] = {}
@@ -165,18 +168,23 @@ class Stage(PipelineStage):
                 self._whole_backward[mb] = loss
                 self.bwd_cache[mb] = (None,) * len(inputs)
                 return
-            if not full_backward:
+            is_split = not full_backward and self.is_splittable
+            if is_split:
                 self._refuse_sharded()
-            super().backward_one_chunk(mb, loss, full_backward, last_backward)
+            elif not full_backward:
+                self._done_early.add(mb)
+            super().backward_one_chunk(mb, loss, not is_split, last_backward)
             self.bwd_cache[mb] = _contiguous(self.bwd_cache[mb])
-            if not full_backward and not self.is_first:
+            if is_split and not self.is_first:
                 self._refuse_no_groups(mb)
         _release(self.grad_recv_info[mb])
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         mb = bwd_chunk_id
         with self.span(Action(self.stage_index, W, mb)):
-            if mb in self._whole_backward:
+            if mb in self._done_early:
+                self._done_early.remove(mb)
+            elif mb in self._whole_backward:
                 super().backward_one_chunk(mb, self._whole_backward.pop(mb), True, last_backward)
                 del self.bwd_cache[mb]  # I has sent it
                 _release(self.grad_recv_info[mb])
@@ -250,6 +258,8 @@ class Stage(PipelineStage):
         self.sent_bytes = 0 if self.is_last else sum(
             tensor.numel() * tensor.element_size() for tensor in _tensors(output))
         self.sends_gradient = not self.is_first and any(tensor.requires_grad for tensor in args)
+        self.is_splittable = not (self.sends_gradient and has_chained_uses(
+            _tensors(output), args, module.parameters()))
         return output
 
     def _compute_input_grads(self, *args, **kwargs) -> tuple:
@@ -272,6 +282,34 @@ class Stage(PipelineStage):
                 f'input gradient of micro-batch {mb}', why='its weight gradients would be lost '
                 'without a word', do='freeze the parameters of the stage if its output does not '
                 'depend on them; otherwise something replaced them after the forward pass')
+
+
+def has_chained_uses(outputs: Iterable[Tensor], inputs: Iterable[Tensor],
+                     weights: Iterable[Tensor]) -> bool:
+    """Is a weight used behind another use of itself, as in F(F(x))?
+
+    The way from the later use to the weight then leads through the earlier one and all between
+    them; torch would go it for the later one's weight gradient, and again for each layer between,
+    whose graph is freed by then.
+    """
+    def starts(tensors: Iterable[Tensor]) -> list:
+        nodes = (_backward._get_grad_fn_or_grad_acc(tensor) for tensor in tensors
+                 if tensor.requires_grad)
+        return [node for node in nodes if node is not None]
+
+    reverse = _backward.construct_reverse_graph(starts(outputs))
+    for group in _backward.get_param_groups(starts(inputs), starts(weights), reverse):
+        uses = group['intermediates']
+        for use in uses if len(uses) > 1 else ():
+            seen, waiting = {use}, [use]
+            while waiting:
+                for node, _ in waiting.pop().next_functions:
+                    if node in uses:
+                        return True
+                    if node is not None and node not in seen:
+                        seen.add(node)
+                        waiting.append(node)
+    return False
 
 
 def refuse_others_than_tensors(stage: int, output: Any) -> None:
