@@ -7,7 +7,7 @@ micro-batches. Stages are numbered along the model, ranks and micro-batches from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -121,6 +121,19 @@ class Costs:
         return cls(forward, backward_input, backward_weight, latency=latency,
                    gather=(gather,) * num_stages, reduce=(reduce,) * num_stages,
                    activation_bytes=(1,) * num_stages, weight_bytes=(1,) * num_stages)
+
+    def merged(self, num_stages: int) -> Costs:
+        """Of the same model in fewer stages, each of as many neighbours; for schedules with fewer
+        chunks on a rank. ``num_stages`` divides the number of stages."""
+        size, rest = divmod(len(self.forward), num_stages)
+        assert not rest, (len(self.forward), num_stages)
+
+        def sums(values: Sequence) -> tuple:
+            return tuple(sum(values[at:at + size]) for at in range(0, len(values), size))
+
+        return replace(self, **{name: sums(getattr(self, name)) for name in (
+            'forward', 'backward_input', 'backward_weight', 'gather', 'reduce',
+            'activation_bytes', 'weight_bytes')})
 
     def time_of(self, action: Action) -> float:
         """Of a compute action."""

@@ -1,0 +1,149 @@
+"""Schedules of a pipeline side by side.
+
+Part 'simulated': every schedule under the same costs, by the simulator of vision.pipeline.core.
+
+  bubble        idle share of the step of the rank that is idle most.
+  activations   most that a rank holds from forward to the gradient of the weights; 1 is one
+                micro-batch in all chunks of the rank.
+  gathers_K     all-gathers of sharded parameters of the rank that has most, in a step with K of
+                its chunks whole at a time (all of them, where it has no more).
+  step          time, in that of a chunk's forward.
+
+Costs F:I:W are of one micro-batch in one chunk; a schedule with fewer chunks on a rank gets the
+same model in longer chunks. Latency is until an output is on the next rank; gather is the time of
+an all-gather of a chunk (two chunks whole then, and step and bubble wait for it). ZeroPP's table
+is the one that the search finds for its unit, without tables of others.
+
+Examples:
+  python tools/benchmarks/pipeline.py --part simulated --json docs/results/pipeline_simulated.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Printed
+
+from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
+from vision.common.core.report import write_report
+from vision.pipeline.core.gathers import count, with_gathers
+from vision.pipeline.core.schedules import make_table
+from vision.pipeline.core.simulate import simulate
+from vision.pipeline.core.tasks import UNSHARD, Costs, Table
+from vision.pipeline.core.transfers import validate, with_transfers
+from vision.pipeline.core.zeropp import zeropp
+from vision.pipeline.nn.torch_private import torch_table
+
+ACTIVE = (1, 2, 3)
+# Chunks on a rank: fixed by the schedule, or those of the setting (None).
+CHUNKS = {'gpipe': 1, '1f1b': 1, 'interleaved-1f1b': None, 'breadth-first': None,
+          'interleaved-zero-bubble': None, 'zbv': 2, 'dualpipev': 2}
+TORCH = ('interleaved-zero-bubble', 'zbv', 'dualpipev')
+
+
+@dataclass(frozen=True)
+class Setting:
+    """P, V, M, the units of ZeroPP (P, 2 P - 1 or so, more, M), and costs."""
+
+    ranks: int
+    chunks: int
+    microbatches: int
+    units: tuple[int, ...]
+    times: tuple[float, float, float] = (1, 1, 1)
+    latency: float = 0.0
+    gather: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f'P={self.ranks} V={self.chunks} M={self.microbatches}',
+                 ':'.join(f'{time:g}' for time in self.times)]
+        parts += [f'{name} {value:g}' for name, value in
+                  (('latency', self.latency), ('gather', self.gather)) if value]
+        return ', '.join(parts)
+
+
+LARGE = 4, 4, 28, (4, 7, 14, 28)
+SETTINGS = (Setting(*LARGE), Setting(*LARGE, latency=0.25),
+            Setting(*LARGE, (1, 1.3, 0.7), 0.25), Setting(*LARGE, (1, 0.8, 1.2), 0.25),
+            Setting(*LARGE, (1, 1.3, 0.7), 0.25, gather=1),
+            Setting(4, 2, 16, (4, 8, 16)), Setting(8, 2, 32, (8, 16, 32)))
+
+
+def simulated() -> list[dict[str, Any]]:
+    """A row for each schedule in each setting."""
+    rows = []
+    for setting in SETTINGS:
+        costs = Costs.uniform(setting.ranks * setting.chunks, setting.times,
+                              latency=setting.latency, gather=setting.gather)
+        rows += [row_of(setting, table, costs.merged(table.num_stages))
+                 for table in tables(setting, costs)]
+    return rows
+
+
+def tables(setting: Setting, costs: Costs) -> Iterator[Table]:
+    for name, fixed in CHUNKS.items():
+        make = torch_table if name in TORCH else make_table
+        yield make(name, setting.ranks, fixed or setting.chunks, setting.microbatches)
+    for unit in setting.units:
+        yield zeropp(setting.ranks, setting.chunks, setting.microbatches, unit, costs)
+
+
+def row_of(setting: Setting, table: Table, costs: Costs) -> dict[str, Any]:
+    complete = with_transfers(with_gathers(table, active=2), costs)
+    validate(complete)
+    timeline = simulate(complete, costs)
+    gathers = {f'gathers_{active}': max(count(with_gathers(table, active=active))[UNSHARD])
+               for active in ACTIVE}
+    return dict(setting=str(setting),
+                method=table.name if table.unit is None else f'zeropp U={table.unit}',
+                chunks=table.num_chunks, bubble=round(timeline.bubble, 6),
+                step=round(timeline.makespan, 6),
+                activations=max(timeline.peak_in_flight) / table.num_chunks, **gathers)
+
+
+PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {'simulated': simulated}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add('--part', choices=PARTS, default='simulated', help='what is measured (default: simulated)')
+    add('--json', type=Path, metavar='FILE', help='write the rows to this file')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    refuse_unwritable(args.json)
+    rows = PARTS[args.part]()
+    show(rows)
+    if args.json:
+        write_report(args.json, rows, part=args.part)
+        print(f'rows: {args.json}')
+    return 0
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A table for each setting."""
+    console = Console()
+    console.width = max(console.width, 100)  # a table is of no use in pieces
+    for setting in dict.fromkeys(row['setting'] for row in rows):
+        mine = [row for row in rows if row['setting'] == setting]
+        columns = [column for column in mine[0] if column != 'setting']
+        table = Printed(title=setting)
+        for column in columns:
+            table.add_column(column, justify='left' if column == 'method' else 'right')
+        for row in mine:
+            table.add_row(*(f'{100 * row[column]:.1f} %' if column == 'bubble' else
+                            f'{row[column]:g}' if isinstance(row[column], float) else
+                            str(row[column]) for column in columns))
+        console.print(table)
+
+
+if __name__ == '__main__':
+    run_cli(main)
