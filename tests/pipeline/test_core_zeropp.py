@@ -169,3 +169,16 @@ def test_units_are_equal():
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(VisionError, match='VIS-CONFIG-1504'):
         zeropp(*sizes, uniform())
+
+
+def test_slow_gathers_are_planned_for():
+    """With an all-gather as long as a chunk's forward the table is another one, and far better
+    than tables that are made without a look at gathers."""
+    blind, seeing = uniform(**UNEQUAL), uniform(**UNEQUAL, gather=1)
+
+    def makespan(table):
+        return simulate(with_gathers(table, active=2), seeing).makespan
+
+    ours = makespan(zeropp(P, V, M, P, seeing))
+    assert ours < 0.95 * makespan(zeropp(P, V, M, P, blind))
+    assert ours < 0.88 * makespan(torch_table('interleaved-zero-bubble', P, V, M))

@@ -120,7 +120,8 @@ def _candidates(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
                 cap: int, extra: Sequence[Table]) -> Iterator[Table]:
     tight = num_chunks * unit
     caps = sorted({min(cap, tight + more) for more in (0, num_ranks)}, reverse=True)
-    lags = dict.fromkeys([2 * (num_ranks - 1), num_ranks, 3 * num_ranks, num_chunks * unit])
+    # 1 makes W follow its I, so chunks change least: the best where gathers take long.
+    lags = dict.fromkeys([2 * (num_ranks - 1), num_ranks, 3 * num_ranks, num_chunks * unit, 1])
     seen = set()
     for most, lag, tie in product(caps, lags, TIES):
         table = zeropp_rows(num_ranks, num_chunks, num_microbatches, unit, costs, lag=lag,
