@@ -1,20 +1,7 @@
-"""Schedules that run: what the ranks of a pipeline did, beside what their tables promised.
+"""Part 'executed' of pipeline.py: schedules that run on four forks of this process.
 
-Four forks of this process talk by gloo. All schedules take turns in one run, round after round.
-
-  makespan_s       from the first action of any rank to the last, median of the rounds. Each
-                   action sleeps until --task-ms are over (twice that with one chunk a rank), so
-                   that the waits are those of the schedule and not of two cores for four ranks.
-  simulated_s      by vision.pipeline.core.simulate with the median times of this run's actions
-                   and the latency of a transfer, as vision.pipeline.nn.profile measures them.
-  busy_s           what a rank without any wait would take.
-  gradient_error   largest difference from one process, over the largest gradient; data alone,
-                   then sharded over two copies of a pipeline of two ranks.
-  in_flight        most micro-batches of chunks at once on a rank, counted from what ran.
-  gathers, reduces collectives of the sharded step that ran, by rank, and as planned.
-
-Example:
-  python tools/benchmarks/pipeline_executed.py --json docs/results/pipeline_executed.json
+They talk by gloo. All schedules take turns in one run, round after round; each action sleeps until
+its time is over, so that the waits are those of the schedule and not of two cores for four ranks.
 """
 
 from __future__ import annotations
@@ -32,16 +19,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rank_faults import fork_ranks
-from rich.console import Console
-from rich.table import Table as Grid
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
 from vision.pipeline.core.gathers import with_gathers
 from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.simulate import simulate
@@ -53,12 +35,13 @@ from vision.pipeline.nn.runtime import PipelineRuntime, Spans
 from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, torch_table
 
 NUM_RANKS, NUM_MICROBATCHES, WIDTH, SEED = 4, 8, 8, 0
-# Schedule, chunks of a rank, micro-batches of a unit.
-SCHEDULES = (('gpipe', 1, None), ('1f1b', 1, None), ('interleaved-1f1b', 2, None),
-             ('breadth-first', 2, None), ('interleaved-zero-bubble', 2, None), ('zbv', 2, None),
-             ('dualpipev', 2, None), ('zeropp', 2, 4), ('zeropp', 2, 8))
+NUM_ROUNDS, TASK_S = 7, 0.04  # of one action with two chunks on a rank; twice that with one
+# Schedule, chunks of a rank, those of a rank where data is sharded, micro-batches of a unit.
+SCHEDULES = (('gpipe', 1, 1, None), ('1f1b', 1, 1, None), ('interleaved-1f1b', 2, 4, None),
+             ('breadth-first', 2, 4, None), ('interleaved-zero-bubble', 2, 4, None),
+             ('zbv', 2, 2, None), ('dualpipev', 2, 2, None), ('zeropp', 2, 4, 4),
+             ('zeropp', 2, 4, 8))
 COLLECTIVES = ('all_gather_single', 'reduce_scatter_single')  # of FSDP2
-BARS = dict(makespan_to_1f1b=0.85, makespan_to_breadth_first=0.90, simulation_error=0.05)
 
 
 class Sleeping(Spans):
@@ -151,34 +134,49 @@ def everyone(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     return found
 
 
-def play(folder: str, num_rounds: int, task_s: float) -> None:
+def executed() -> list[dict[str, Any]]:
+    """A row for each schedule; columns as in the docstring of pipeline.py."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        ended = fork_ranks(play, NUM_RANKS, folder, wait_s=900)
+        assert all(end.code == 0 for end in ended), '\n'.join(end.text for end in ended)
+        rows = json.loads((Path(folder) / 'rows.json').read_text())
+    times = {row['method']: row['makespan_s'] for row in rows}
+    for row in rows:
+        row['to_1f1b'] = round(row['makespan_s'] / times['1f1b'], 4)
+        row['to_breadth_first'] = round(row['makespan_s'] / times['breadth-first'], 4)
+    return rows
+
+
+def play(folder: str) -> None:
     """Of each rank; rank 0 writes the rows."""
     dist.init_process_group('gloo')
     mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=('dp', 'pp'))
     rows, pipelines = [], []
-    for name, num_chunks, unit in SCHEDULES:
+    for name, num_chunks, num_sharded_chunks, unit in SCHEDULES:
         plain = Pipeline(table_of(name, NUM_RANKS, num_chunks, unit), dist.group.WORLD)
         plain.runtime.step(plain.batch(0))
-        sharded = sharded_step(name, num_chunks, unit, mesh)
-        rows.append(dict(schedule=name, unit=unit, num_chunks=num_chunks,
-                         gradient_error=max(everyone(plain.gradient_error())),
-                         in_flight=everyone(plain.runtime.spans.peak_in_flight), **sharded))
+        rows.append(dict(
+            setting=f'P={NUM_RANKS} V=2 M={NUM_MICROBATCHES}, {TASK_S * 1e3:.0f} ms an action',
+            method=name if unit is None else f'zeropp U={unit}', chunks=num_chunks,
+            gradient_error=max(everyone(plain.gradient_error())),
+            in_flight=max(everyone(plain.runtime.spans.peak_in_flight)),
+            **sharded_step(name, num_sharded_chunks, unit, mesh)))
         plain.runtime.spans.__class__ = Sleeping
-        plain.runtime.spans.task_s = task_s * 2 / num_chunks
+        plain.runtime.spans.task_s = TASK_S * 2 / num_chunks
         pipelines.append(plain)
     makespans: list[list[float]] = [[] for _ in pipelines]
-    for _ in range(num_rounds):
+    for _ in range(NUM_ROUNDS):
         for pipeline, found in zip(pipelines, makespans, strict=True):
             dist.barrier()
             pipeline.runtime.step(pipeline.batch(0))
             found.append(makespan(pipeline.runtime.spans))
     for row, pipeline, found in zip(rows, pipelines, makespans, strict=True):
         costs = measured_costs(pipeline.runtime, group=dist.group.WORLD)
-        simulated = simulate(pipeline.table, costs).makespan
-        measured = statistics.median(found)
-        row.update(makespan_s=measured, makespans_s=found, simulated_s=simulated,
-                   simulation_error=simulated / measured - 1, latency_s=costs.latency,
-                   busy_s=3 * 2 * NUM_MICROBATCHES * task_s)
+        measured, simulated = statistics.median(found), simulate(pipeline.table, costs).makespan
+        row.update(makespan_s=round(measured, 4), least_s=round(min(found), 4),
+                   most_s=round(max(found), 4), simulated_s=round(simulated, 4),
+                   simulation_error=round(simulated / measured - 1, 4))
     if dist.get_rank() == 0:
         (Path(folder) / 'rows.json').write_text(json.dumps(rows))
 
@@ -195,8 +193,8 @@ def sharded_step(name: str, num_chunks: int, unit: int | None, mesh: Any) -> dic
     kinds = [action.kind for action in table.rows[pipeline.runtime.rank]]
     real, planned = everyone(list(counts.values())), everyone(
         [kinds.count(UNSHARD), kinds.count(REDUCE_GRAD)])
-    return dict(sharded_gradient_error=error, gathers=[gathers for gathers, _ in real],
-                reduces=[reduces for _, reduces in real], is_as_planned=real == planned)
+    return dict(sharded_gradient_error=error, gathers=max(gathers for gathers, _ in real),
+                reduces=max(reduces for _, reduces in real), is_as_planned=real == planned)
 
 
 def makespan(spans: Spans) -> float:
@@ -204,50 +202,3 @@ def makespan(spans: Spans) -> float:
     found = spans.seconds()
     ranks = everyone((spans.origin + found[0][1], spans.origin + found[-1][2]))
     return max(end for _, end in ranks) - min(start for start, _ in ranks)
-
-
-def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    times = {row['schedule']: row['makespan_s'] for row in rows}
-    return [row | dict(makespan_to_1f1b=row['makespan_s'] / times['1f1b'],
-                       makespan_to_breadth_first=row['makespan_s'] / times['breadth-first'])
-            for row in rows]
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    grid = Grid(title='Executed on four ranks')
-    for column in ('schedule', 'unit', 'makespan', 'to 1f1b', 'to breadth-first', 'simulated',
-                   'in flight', 'gradient error', 'sharded', 'gathers', 'reduces', 'as planned'):
-        grid.add_column(column, justify='left' if column == 'schedule' else 'right')
-    for row in rows:
-        grid.add_row(row['schedule'], str(row['unit'] or '-'), f'{row["makespan_s"]:.3f} s',
-                     f'{row["makespan_to_1f1b"]:.2f}', f'{row["makespan_to_breadth_first"]:.2f}',
-                     f'{row["simulation_error"]:+.1%}', str(max(row['in_flight'])),
-                     f'{row["gradient_error"]:.1e}', f'{row["sharded_gradient_error"]:.1e}',
-                     '/'.join(map(str, row['gathers'][:2])), str(max(row['reduces'])),
-                     'yes' if row['is_as_planned'] else 'NO')
-    Console().print(grid)
-
-
-def main() -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--task-ms', type=float, default=40.0,
-                        help='of one action with two chunks a rank')
-    parser.add_argument('--json', type=Path, help='write the rows as a result')
-    args = parser.parse_args()
-    if args.json:
-        refuse_unwritable(args.json)
-    with tempfile.TemporaryDirectory() as folder:
-        ended = fork_ranks(play, NUM_RANKS, folder, args.rounds, args.task_ms / 1e3, wait_s=900)
-        assert all(end.code == 0 for end in ended), '\n'.join(end.text for end in ended)
-        rows = with_ratios(json.loads((Path(folder) / 'rows.json').read_text()))
-    show(rows)
-    if args.json:
-        write_report(args.json, rows, seed=SEED, bars=BARS, num_ranks=NUM_RANKS,
-                     num_microbatches=NUM_MICROBATCHES, task_ms=args.task_ms, rounds=args.rounds)
-    return 0
-
-
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    run_cli(main)
