@@ -14,8 +14,23 @@ same model in longer chunks. Latency is until an output is on the next rank; gat
 an all-gather of a chunk (two chunks whole then, and step and bubble wait for it). ZeroPP's table
 is the one that the search finds for its unit, without tables of others.
 
+Part 'executed': every schedule by the runtime of vision.pipeline.nn, on four forks of this process
+(2.5 minutes).
+
+  makespan_s        from the first action of any rank to the last: median of the rounds, in which
+                    all schedules take turns; least_s and most_s beside it. Each action sleeps
+                    until its time is over. to_1f1b, to_breadth_first: over theirs.
+  simulated_s       by the simulator with the times and the latency measured in this run;
+                    simulation_error is its difference from makespan_s, relative to that.
+  in_flight         most micro-batches in chunks of a rank at once, counted from what ran.
+  gradient_error    largest difference from one process, over the largest gradient;
+                    sharded_gradient_error: two pipelines of two ranks with sharded data.
+  gathers, reduces  collectives that a rank ran in a sharded step, of the rank that has most;
+                    is_as_planned: on each rank as many as its row of the table has.
+
 Examples:
   python tools/benchmarks/pipeline.py --part simulated --json docs/results/pipeline_simulated.json
+  python tools/benchmarks/pipeline.py --part executed --json docs/results/pipeline_executed.json
 """
 
 from __future__ import annotations
@@ -26,6 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline_executed import executed
 from rich.console import Console
 from rich.table import Table as Printed
 
@@ -106,7 +122,8 @@ def row_of(setting: Setting, table: Table, costs: Costs) -> dict[str, Any]:
                 activations=max(timeline.peak_in_flight) / table.num_chunks, **gathers)
 
 
-PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {'simulated': simulated}
+PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    'simulated': simulated, 'executed': executed}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -171,7 +171,7 @@ class Spans:
     def clear(self) -> None:
         self._found: list[tuple[Action, Any, Any]] = []
         self._in_flight = self.peak_in_flight = 0
-        self._origin = self._now()
+        self.origin = self._now()
 
     def _now(self) -> Any:
         if not self._is_cuda:
@@ -192,11 +192,11 @@ class Spans:
     def seconds(self) -> list[tuple[Action, float, float]]:
         """Compute actions in order with start and end, in seconds since the step began."""
         if not self._is_cuda:
-            return [(action, start - self._origin, end - self._origin)
+            return [(action, start - self.origin, end - self.origin)
                     for action, start, end in self._found]
         torch.cuda.synchronize()
-        return [(action, self._origin.elapsed_time(start) / 1e3,
-                 self._origin.elapsed_time(end) / 1e3) for action, start, end in self._found]
+        return [(action, self.origin.elapsed_time(start) / 1e3,
+                 self.origin.elapsed_time(end) / 1e3) for action, start, end in self._found]
 
 
 @contextmanager
