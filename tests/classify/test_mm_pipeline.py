@@ -1,5 +1,6 @@
 """Classifiers cut into pieces compute what they compute whole, bit for bit."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mmengine.structures import BaseDataElement
 from vision.classify.mm.backbones import VisionTransformer
 from vision.classify.mm.classifier import ImageClassifier
 from vision.common.core.errors import VisionError
+from vision.common.mm.launch import read_config
 from vision.pipeline.nn.chunks import Chunk, count_pieces, keep_pieces, pieces_of
 from vision.registry import MODELS
 
@@ -176,9 +178,22 @@ def test_a_model_built_without_memory_gets_its_first_values():
 
 @pytest.mark.parametrize('name', ['vit-tiny_pp4', 'polynet-small_pp2'])
 def test_configs_name_models_that_can_be_cut(name):
-    config = Config.fromfile(CONFIGS / f'pipeline/{name}_imagenette160.py')
+    config = read(f'pipeline/{name}_imagenette160.py')
     with torch.device('meta'):
         model = MODELS.build(config.model)
     assert len(pieces_of(model)) >= 2 * config.strategy.pp
     assert config.train_dataloader.batch_size % config.strategy.num_microbatches == 0
     assert config.strategy.num_microbatches >= 2 * config.strategy.pp - 1
+
+
+def test_the_plain_twin_is_the_same_run():
+    """A key or argument that nobody reads would be refused here."""
+    twin, cut = (read(f'{name}_imagenette160.py')
+                 for name in ('classify/vit-tiny', 'pipeline/vit-tiny_pp4'))
+    assert {key for key in cut if cut[key] != twin.get(key)} == {'runner_type', 'strategy'}
+
+
+def read(name: str) -> Config:
+    """As tools read it."""
+    return read_config(Namespace(config=str(CONFIGS / name), cfg_options=None, local_rank=0,
+                                 launcher='none', work_dir='work'))

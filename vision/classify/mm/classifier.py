@@ -174,7 +174,7 @@ class ImageClassifier(BaseModel):
             raise VisionError('VIS-CONFIG-1244', f'{type(self.backbone).__name__} does not say '
                               'where it can be cut', where='model.backbone', do='PolyNet and '
                               'VisionTransformer do; give this one a method pipeline_stages() '
-                              'with the names of its parts, or list the names of all modules for '
+                              'with the names of its parts, or list all modules as stages of '
                               'the strategy')
         pieces = [(f'backbone.{entry}', None) if isinstance(entry, str) else
                   (f'backbone.{entry[0]}', entry[1]) for entry in cut()]

@@ -96,12 +96,13 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
         if ask is None:
             raise VisionError('VIS-CONFIG-1520', f'nothing says how to cut {type(model).__name__}',
                               where='pipeline pieces', do='list the names of its modules in order '
-                              'of execution, or give the model a method pipeline_stages()')
+                              'of execution as stages of the strategy, or give the model a method '
+                              'pipeline_stages()')
         names = ask()
     if isinstance(names, str) or not names:
-        raise VisionError('VIS-CONFIG-1520', f'pieces={names!r} is no list of names',
-                          where='pipeline pieces', do="write e.g. ['stem', 'body.0', 'body.1', "
-                          "'head']")
+        raise VisionError('VIS-CONFIG-1520', f'stages={names!r} is no list of names',
+                          where='pipeline pieces', do="write e.g. stages=['stem', 'body.0', "
+                          "'body.1', 'head']")
     pieces = [Piece(entry) if isinstance(entry, str) else Piece(*entry) for entry in names]
     _check_names(model, pieces)
     _check_parameters(model, pieces)
