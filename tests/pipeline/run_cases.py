@@ -101,6 +101,9 @@ def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, em
     hooks = [dict(type='EMAHook', momentum=0.1)] if ema else []
     if options.get('crash'):
         hooks.append(dict(type='CrashHook', step=options['crash'], priority='LOWEST'))
+    rank, hook = options.get('hook_of_rank', (None, None))
+    if os.environ.get('RANK') == str(rank):
+        hooks.append(hook)
     cfg = dict(
         default_scope='vision', work_dir=str(work_dir), model=dict(type='PipeToy', **(model or {})),
         train_dataloader=dict(batch_size=batch_size, num_workers=0, drop_last=drop_last,
@@ -110,6 +113,7 @@ def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, em
         custom_hooks=hooks, log_level='ERROR',
         optim_wrapper=dict(type='AmpOptimWrapper' if amp else 'OptimWrapper',
                            clip_grad=dict(max_norm=clip),
+                           accumulative_counts=options.get('accumulation', 1),
                            paramwise_cfg=dict(norm_decay_mult=0.0),
                            # Adam's first steps would make much of rounding where a gradient is next to nothing.
                            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1, eps=1e-3)),
@@ -168,7 +172,7 @@ def test(folder, name, options):
 
 def play(folder, ranks, work, *args, fails=False):
     ended = fork_ranks(work, ranks, folder, *args, wait_s=300)
-    texts = [f'--- rank {rank} ended with {end.code}:\n{end.text[-6000:]}'
+    texts = [f'--- rank {rank} ended with {end.code}:\n{end.text[-40_000:]}'
              for rank, end in enumerate(ended) if end.code != 0]
     if fails:
         return [end.code for end in ended], '\n'.join(texts)
@@ -237,7 +241,41 @@ def evaluated(folder):
         play(folder, ranks, test, name, dict(load, strategy=strategy))
 
 
-CASES = dict(equality=equality, tied=tied, resumed=resumed, others=others, evaluated=evaluated)
+WRONG = dict(
+    processes=(dict(strategy=zeropp(pp=3)), 'VIS-CONFIG-1530'),
+    schedule=(dict(strategy=zeropp(pp=2, schedule='2f2b')), 'VIS-CONFIG-1535'),
+    unit=(dict(strategy=zeropp(pp=2, unit=9)), 'VIS-CONFIG-1535'),
+    useless=(dict(strategy=zeropp(pp=2, schedule='gpipe', unit=2)), 'VIS-CONFIG-1535'),
+    memory=(dict(strategy=zeropp(pp=2, unit='auto', memory='500 B')), 'VIS-CONFIG-1503'),
+    ratio=(dict(strategy=zeropp(pp=2, memory='50%')), 'VIS-CONFIG-1535'),
+    reshard=(dict(strategy=zeropp(pp=2, reshard_after_forward=True)), 'VIS-CONFIG-1535'),
+    layers=(dict(strategy=zeropp(pp=2, chunks=4)), 'VIS-CONFIG-1501'),
+    cut=(dict(strategy=zeropp(pp=2, cut=[1, 1, 1, 1])), 'VIS-CONFIG-1535'),
+    batch=(dict(batch_size=10, strategy=zeropp(pp=2)), 'VIS-CONFIG-1511'),
+    skip=(dict(model=dict(is_skipping=True), strategy=zeropp(pp=2)), 'VIS-CONFIG-1524'),
+    names=(dict(strategy=zeropp(pp=2, stages=['stem', 'blocks', 'neck', 'head'])),
+           'VIS-CONFIG-1521'),
+    accumulation=(dict(accumulation=2, strategy=zeropp(pp=2)), 'VIS-CONFIG-1536'))
+
+
+def wrong(folder):
+    """What each wrong option ends with, on two ranks."""
+    found = {name: play(folder, 2, train, name, options, fails=True)
+             for name, (options, _) in WRONG.items()}
+    (folder / 'wrong.json').write_text(json.dumps(found))
+
+
+def dies(folder):
+    """A rank of the last stage raises, another is killed, in the fifth step."""
+    for name, hook in (('raises', dict(type='CrashHook', step=5, priority='LOWEST')),
+                       ('killed', dict(type='CrashHook', step=5, kill=True, priority='LOWEST'))):
+        found = play(folder, 4, train, name, dict(
+            batch_size=6, strategy=zeropp(pp=2, dp=2, num_microbatches=3), hook_of_rank=(3, hook)),
+            fails=True)
+        (folder / f'{name}.json').write_text(json.dumps(found))
+
+
+CASES = dict(equality=equality, tied=tied, wrong=wrong, dies=dies, resumed=resumed, others=others, evaluated=evaluated)
 
 if __name__ == '__main__':
     runs.import_all()

@@ -113,7 +113,8 @@ class PipelinedModel(nn.Module):
     def _loss_of(self, output: Any, mb: int) -> Tensor:
         losses = self.module.finish(output, self._batch[mb], 'loss')
         loss, log = self.module.parse_losses(losses)
-        self._logged[mb] = {name: float(value) for name, value in log.items()}
+        self._logged[mb] = {name: float(torch.as_tensor(value).detach())
+                            for name, value in log.items()}
         return self._scaled(loss / self._table.num_microbatches)
 
     def _told_by_last(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,6 +180,8 @@ class ZeroPPStrategy(SingleDeviceStrategy):
                                     device=torch.device(get_device()))
         if self.profile_steps:
             self.model.after_step = self._after_step
+        if not self.model.is_last:
+            self.logger.addFilter(_is_no_warning_of_no_results)
         if param_scheduler is not None:
             self.param_schedulers = self.build_param_scheduler(param_scheduler,
                                                                self.optim_wrapper)
@@ -206,7 +209,9 @@ class ZeroPPStrategy(SingleDeviceStrategy):
             ends = [sum(counts[:i + 1]) for i in range(num_stages)]
             return costs, list(zip([0, *ends], ends, strict=False))
         if self.cut == 'measured':
-            costs = measure_pieces(model, pieces, inputs)
+            device = get_device()
+            costs = measure_pieces(model.to(device), pieces, inputs.to(device))
+            model.to('cpu')
             return costs, cut([cost.seconds for cost in costs], num_stages)
         costs = count_pieces(model, pieces, inputs)
         return costs, cut([cost.flops for cost in costs], num_stages)
@@ -318,6 +323,11 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         self.logger.info(f'learning rate x {ratio:g}: a batch of {batch}')
         for group in self.optim_wrapper.optimizer.param_groups:
             group['lr'] *= ratio
+
+
+def _is_no_warning_of_no_results(record: logging.LogRecord) -> bool:
+    """Metrics warn on every rank that has no predictions; only the last stage's have some."""
+    return 'got empty `self.results`' not in record.getMessage()
 
 
 def _shared(config: Any) -> Any:
