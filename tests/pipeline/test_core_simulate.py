@@ -113,6 +113,16 @@ def test_gradients_of_a_step_stay_whole():
     assert per_unit < per_step <= per_unit + 4
 
 
+@pytest.mark.parametrize('mode', ['per_unit', 'per_step'])
+def test_what_is_made_is_freed(mode):
+    """Memory of each unit's gradients too: it ends as it began and is never less."""
+    costs = Costs.uniform(16, reduce=0.1, gather=0.2)
+    timeline = simulate(with_gathers(zeropp_rows(4, 4, 28, 7, costs), reduce=mode), costs)
+    for rank in range(4):
+        curve = [num_bytes for _, num_bytes in timeline.memory(rank)]
+        assert curve[-1] == 0 == min(curve)
+
+
 def test_activations_are_held_from_forward_to_weight_gradient():
     costs = Costs.uniform(1)
     kinds = [(0, F, 0), (0, F, 1), (0, I, 0), (0, I, 1), (0, W, 0), (0, W, 1)]

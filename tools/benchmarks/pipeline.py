@@ -7,6 +7,7 @@ Part 'simulated': every schedule under the same costs, by the simulator of visio
                 micro-batch in all chunks of the rank.
   gathers_K     all-gathers of sharded parameters of the rank that has most, in a step with K of
                 its chunks whole at a time (all of them, where it has no more).
+  whole_2       share of a rank's parameters that two whole chunks are: 1 where it has no more.
   step          time, in that of a chunk's forward.
 
 Costs F:I:W are of one micro-batch in one chunk; a schedule with fewer chunks on a rank gets the
@@ -119,7 +120,8 @@ def row_of(setting: Setting, table: Table, costs: Costs) -> dict[str, Any]:
                 method=table.name if table.unit is None else f'zeropp U={table.unit}',
                 chunks=table.num_chunks, bubble=round(timeline.bubble, 6),
                 step=round(timeline.makespan, 6),
-                activations=max(timeline.peak_in_flight) / table.num_chunks, **gathers)
+                activations=max(timeline.peak_in_flight) / table.num_chunks, **gathers,
+                whole_2=min(2, table.num_chunks) / table.num_chunks)
 
 
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
