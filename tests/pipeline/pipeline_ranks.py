@@ -382,6 +382,8 @@ def peaks_of(ranks, table):
         peaks[:] = 0, 0
         runtime.step(batch_of('mlp', MB_SIZE * table.num_microbatches, 0))
     assert not graphs
+    assert all(info.buffer is None for stage in runtime.stages for infos in
+               (*stage.args_recv_info.values(), *stage.grad_recv_info.values()) for info in infos)
     return runtime.spans.peak_in_flight, *peaks
 
 
