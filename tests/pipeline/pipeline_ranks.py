@@ -147,8 +147,11 @@ def whole(tensor):
 
 
 def equality(ranks, name, num_ranks, num_chunks, num_microbatches, unit=None, dp=False,
-             kind='mlp', num_steps=1, frozen=(), **options):
-    """Losses, gradients and buffers beside those of one process."""
+             kind='mlp', num_steps=1, frozen=(), growth=0, **options):
+    """Losses, gradients, added up over steps, and buffers beside those of one process.
+
+    ``growth``: samples that a micro-batch has more from step to step.
+    """
     table = complete(table_of(name, num_ranks, num_chunks, num_microbatches, unit), dp, **options)
     stages = build(kind, table.num_stages)
     for stage in frozen:
@@ -157,7 +160,7 @@ def equality(ranks, name, num_ranks, num_chunks, num_microbatches, unit=None, dp
     copies = [copy.deepcopy(stages) for _ in range(2 if dp else 1)]
     own = ranks.copy_index(num_ranks) if dp else 0
     for step in range(num_steps):
-        batches = [batch_of(kind, MB_SIZE * num_microbatches, index, step)
+        batches = [batch_of(kind, (MB_SIZE + growth * step) * num_microbatches, index, step)
                    for index in range(len(copies))]
         losses = runtime.step(batches[own])
         expected = [one_process(judge, batch, num_microbatches)
@@ -379,6 +382,8 @@ def peaks_of(ranks, table):
         peaks[:] = 0, 0
         runtime.step(batch_of('mlp', MB_SIZE * table.num_microbatches, 0))
     assert not graphs
+    assert all(info.buffer is None for stage in runtime.stages for infos in
+               (*stage.args_recv_info.values(), *stage.grad_recv_info.values()) for info in infos)
     return runtime.spans.peak_in_flight, *peaks
 
 
@@ -482,7 +487,7 @@ def equality_cases():
             for num_microbatches, unit in ((6, 2), (6, 3), (6, 6), (7, 3)):
                 found[f'zeropp-2-{num_chunks}-{num_microbatches}-{unit}-{dp}'] = (
                     ('zeropp', 2, num_chunks, num_microbatches, unit), dict(dp=dp))
-        for num_microbatches, unit in ((14, 4), (14, 7), (14, 14), (10, 4)):
+        for num_microbatches, unit in ((14, 4), (14, 7), (10, 4)) + ((14, 14),) * (num_chunks < 4):
             found[f'zeropp-4-{num_chunks}-{num_microbatches}-{unit}'] = (
                 ('zeropp', 4, num_chunks, num_microbatches, unit), {})
     for name, num_chunks in (('gpipe', 1), ('1f1b', 1), ('interleaved-1f1b', 2),
@@ -491,10 +496,11 @@ def equality_cases():
         found[f'{name}-4'] = (name, 4, num_chunks, 8), {}
         found[f'{name}-2-dp'] = (name, 2, num_chunks, 8), dict(dp=True)
     for kind in ('conv', 'attention'):
-        found[f'{kind}-4'] = ('zeropp', 4, 2, 14, 7), dict(kind=kind, num_steps=3)
+        found[f'{kind}-4'] = ('zeropp', 4, 2, 14, 7), dict(kind=kind, num_steps=3 if kind == 'conv' else 1)
         found[f'{kind}-dp'] = ('zeropp', 2, 2, 6, 3), dict(kind=kind, num_steps=2, dp=True)
         found[f'{kind}-per-step'] = (('zeropp', 2, 4, 6, 3),
                                      dict(kind=kind, dp=True, reduce='per_step'))
+    found['growth-dp'] = ('zeropp', 2, 2, 6, 3), dict(kind='conv', num_steps=3, growth=1, dp=True)
     found['frozen'] = ('zeropp', 4, 2, 8, 4), dict(frozen=(0, 1, 2))
     found['frozen-v'] = ('zbv', 4, 2, 8), dict(frozen=(0, 1, 2, 3, 4))
     found['frozen-dp'] = ('zeropp', 2, 2, 6, 3), dict(frozen=(0, 2), dp=True)
