@@ -496,7 +496,8 @@ def equality_cases():
         found[f'{name}-4'] = (name, 4, num_chunks, 8), {}
         found[f'{name}-2-dp'] = (name, 2, num_chunks, 8), dict(dp=True)
     for kind in ('conv', 'attention'):
-        found[f'{kind}-4'] = ('zeropp', 4, 2, 14, 7), dict(kind=kind, num_steps=3 if kind == 'conv' else 1)
+        num_steps = 3 if kind == 'conv' else 1
+        found[f'{kind}-4'] = ('zeropp', 4, 2, 14, 7), dict(kind=kind, num_steps=num_steps)
         found[f'{kind}-dp'] = ('zeropp', 2, 2, 6, 3), dict(kind=kind, num_steps=2, dp=True)
         found[f'{kind}-per-step'] = (('zeropp', 2, 4, 6, 3),
                                      dict(kind=kind, dp=True, reduce='per_step'))

@@ -105,7 +105,8 @@ def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, em
     if os.environ.get('RANK') == str(rank):
         hooks.append(hook)
     cfg = dict(
-        default_scope='vision', work_dir=str(work_dir), model=dict(type='PipeToy', **(model or {})),
+        default_scope='vision', work_dir=str(work_dir),
+        model=dict(type='PipeToy', **(model or {})),
         train_dataloader=dict(batch_size=batch_size, num_workers=0, drop_last=drop_last,
                               sampler=dict(type='DefaultSampler', shuffle=True),
                               dataset=dict(type='ToyDataset', is_plain=is_plain)),
@@ -115,7 +116,7 @@ def config(work_dir, *, steps=NUM_STEPS, batch_size=12, model=None, clip=0.5, em
                            clip_grad=dict(max_norm=clip),
                            accumulative_counts=options.get('accumulation', 1),
                            paramwise_cfg=dict(norm_decay_mult=0.0),
-                           # Adam's first steps would make much of rounding where a gradient is next to nothing.
+                           # Adam makes much of rounding where a gradient is next to nothing.
                            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1, eps=1e-3)),
         param_scheduler=[dict(type='CosineAnnealingLR', T_max=20, end=50, by_epoch=False)],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)),
@@ -275,7 +276,8 @@ def dies(folder):
         (folder / f'{name}.json').write_text(json.dumps(found))
 
 
-CASES = dict(equality=equality, tied=tied, wrong=wrong, dies=dies, resumed=resumed, others=others, evaluated=evaluated)
+CASES = dict(equality=equality, tied=tied, wrong=wrong, dies=dies, resumed=resumed,
+             others=others, evaluated=evaluated)
 
 if __name__ == '__main__':
     runs.import_all()

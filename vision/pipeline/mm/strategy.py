@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
@@ -26,7 +25,7 @@ from vision.common.nn.seeds import kept_random_states
 from vision.pipeline.core.cut import cut
 from vision.pipeline.mm.model import PipelinedModel
 from vision.pipeline.mm.numbering import Numbering
-from vision.pipeline.mm.plan import ONE_CHUNK, V_SHAPED, Planner, counted_costs
+from vision.pipeline.mm.plan import ONE_CHUNK, Planner, counted_costs
 from vision.pipeline.nn.chunks import (
     Chunk,
     Piece,
@@ -220,8 +219,8 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         """Inputs of one micro-batch of the train_dataloader (one sample for evaluation alone)."""
         loader = self._dataloader
         if loader is None:
-            raise VisionError('VIS-CONFIG-1537', 'there is no data to see the size of the model\'s '
-                              'inputs', where='train_dataloader', do='give a dataloader')
+            raise VisionError('VIS-CONFIG-1537', 'there is no data to see the size of the inputs',
+                              where='train_dataloader', do='give a dataloader')
         size = max((loader.batch_size or 1) // self.planner.num_microbatches, 1)
         with kept_random_states():
             samples = [loader.dataset[i % len(loader.dataset)] for i in range(size)]
