@@ -14,11 +14,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(folder: str, name: str):
+    """A tool as its command runs it: its folder is where it finds its parts."""
     spec = importlib.util.spec_from_file_location(f'{name}_{folder}_tool',
                                                   ROOT / 'tools' / folder / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / 'tools' / folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / 'tools' / folder))
     return module
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -51,44 +51,43 @@ def with_transfers(table: Table, costs: Costs) -> Table:
     assert not any(action.kind in TRANSFERS for row in table.rows for action in row), \
         'the table has transfers already'
     timeline = simulate(table, costs)
-    rows: list[list[Action]] = [[] for _ in table.rows]
-    places = [0] * table.num_ranks
+    todo = [deque(zip(*each, strict=True))
+            for each in zip(table.rows, timeline.starts, timeline.ends, strict=True)]
+    rows: list[list[Action]] = [[] for _ in todo]
     arrived: set[Action] = set()
+    held: dict[Action, int] = {}  # ranks whose next action waits for a receive
     # (moment, 0 transfer or 1 action, rank, stage, kind, mb): moments alone may be equal.
     events: list[tuple] = []
-    held: dict[Action, int] = {}
 
     def push_next(rank: int) -> None:
-        if places[rank] == len(table.rows[rank]):
-            return
-        action = table.rows[rank][places[rank]]
-        receive = _receive_before(table, action)
-        if receive is not None and receive not in arrived:
-            held[receive] = rank
-        else:
-            heapq.heappush(events, (timeline.starts[rank][places[rank]], 1, rank, 0, '', 0))
+        if todo[rank]:
+            action, start, _ = todo[rank][0]
+            receive = _receive_before(table, action)
+            if receive is None or receive in arrived:
+                heapq.heappush(events, (start, 1, rank, 0, '', 0))
+            else:
+                held[receive] = rank
 
     for rank in range(table.num_ranks):
         push_next(rank)
     while events:
-        moment, is_action, rank, *rest = heapq.heappop(events)
-        if not is_action:
-            send = Action(*rest)
-            receive = _receive_of(send)
-            rows[rank].append(send)
-            rows[table.rank_of[receive.stage]].append(receive)
-            arrived.add(receive)
-            if receive in held:
-                push_next(held.pop(receive))
+        _, is_action, rank, *rest = heapq.heappop(events)
+        if is_action:
+            action, _, end = todo[rank].popleft()
+            rows[rank].append(action)
+            send = _send_behind(table, action)
+            if send is not None:
+                heapq.heappush(events, (end, 0, rank, *send))
+            push_next(rank)
             continue
-        action = table.rows[rank][places[rank]]
-        rows[rank].append(action)
-        send = _send_behind(table, action)
-        if send is not None:
-            heapq.heappush(events, (timeline.ends[rank][places[rank]], 0, rank, *send))
-        places[rank] += 1
-        push_next(rank)
-    assert places == [len(row) for row in table.rows]
+        send = Action(*rest)
+        receive = _receive_of(send)
+        rows[rank].append(send)
+        rows[table.rank_of[receive.stage]].append(receive)
+        arrived.add(receive)
+        if receive in held:
+            push_next(held.pop(receive))
+    assert not any(todo)
     return replace(table, rows=tuple(map(tuple, rows)))
 
 
