@@ -10,7 +10,7 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import damage, load_checkpoint
-from vision.pipeline.mm.plan import NAMES, Planner, counted_costs
+from vision.pipeline.mm.plan import NAMES, Planner, stage_costs
 from vision.pipeline.nn.chunks import PieceCost
 
 pytestmark = pytest.mark.distributed
@@ -146,14 +146,14 @@ def test_every_schedule_makes_a_complete_table(name):
     planner = Planner(name, 2, chunks, 4, is_sharded=True)
     count = len(planner.rank_of)
     ranges = [(0, 2), (2, 4)] if count == 2 else [(i, i + 1) for i in range(4)]
-    costs = counted_costs(PIECES, ranges, planner.rank_of, num_shares=2, states=2)
+    costs = stage_costs(PIECES, ranges, planner.rank_of, num_shares=2, states=2)
     table, text = planner.make(costs)
     kinds = {action.kind for row in table.rows for action in row}
     assert {'F', 'SEND_F', 'RECV_B', 'UNSHARD', 'REDUCE_GRAD'} <= kinds and name in text
 
 
-def test_counted_costs_of_stages():
-    costs = counted_costs(PIECES, [(0, 1), (1, 3), (3, 4)], (0, 1, 0), num_shares=2, states=1)
+def test_stage_costs_of_stages():
+    costs = stage_costs(PIECES, [(0, 1), (1, 3), (3, 4)], (0, 1, 0), num_shares=2, states=1)
     assert costs.forward == (3, 3, 4)
     assert costs.backward_input == (0, 3, 4) and costs.backward_weight == (6, 3, 4)
     # A stage keeps its input: 7 bytes from the stage before.
@@ -163,7 +163,7 @@ def test_counted_costs_of_stages():
 
 def test_a_unit_that_does_not_fit_is_refused():
     planner = Planner('zeropp', 2, 2, 4, unit=4, budget_bytes=500)
-    costs = counted_costs(PIECES, [(i, i + 1) for i in range(4)], planner.rank_of, num_shares=1,
+    costs = stage_costs(PIECES, [(i, i + 1) for i in range(4)], planner.rank_of, num_shares=1,
                           states=0)
     with pytest.raises(VisionError, match='VIS-CONFIG-1503'):
         planner.make(costs)

@@ -86,31 +86,13 @@ def record(args: argparse.Namespace) -> tuple[Trace, int]:
     """
     import torch
     from mmengine.optim import build_optim_wrapper
-    from mmengine.registry import init_default_scope
 
-    from vision.common.mm.exact_data import build_dataloader
-    from vision.common.mm.launch import explained, read_config
+    from vision.common.mm.launch import explained, model_and_batch
     from vision.memory.nn.manager import MemoryBudget
     from vision.memory.nn.tracker import LiveMemory
-    from vision.registry import MODELS
-    config = read_config(argparse.Namespace(config=args.config, cfg_options=args.cfg_options,
-                                            launcher='none', local_rank=0, work_dir=None))
-    missing = [key for key in ('model', 'train_dataloader', 'optim_wrapper')
-               if not config.get(key)]
-    if missing:
-        raise VisionError('VIS-CONFIG-1450', f'the config has no {" and no ".join(missing)}',
-                          where=args.config, why='a step of its training is run and recorded',
-                          do='give a config that tools/train.py trains')
-    init_default_scope(config.get('default_scope') or 'vision')
-    loader = dict(config.train_dataloader, num_workers=0, persistent_workers=False)
-    loader.pop('prefetch_factor', None)  # is of worker processes
-    if args.batch:
-        loader['batch_size'] = args.batch
-    torch.manual_seed(0)
+    config, model, batch = model_and_batch(args, batch_size=args.batch, device=args.device)
     with explained(config):
-        model = MODELS.build(config.model).to(args.device).train()
         optimizer = build_optim_wrapper(model, config.optim_wrapper)
-        batch = next(iter(build_dataloader(loader)))
 
     def step() -> None:
         model.train_step(batch, optimizer)

@@ -11,6 +11,10 @@ With --out it draws timeline.png (a row for each rank; shades are chunks, number
 memory.png (over the step, of the rank that needs most), and writes trace.json of the first
 schedule, which chrome://tracing and ui.perfetto.dev open.
 
+--profile CONFIG runs the model of a config here, on one micro-batch of its data, piece by piece
+forward and backward, cuts it into stages of even time, and takes their seconds and bytes; the
+latency between ranks is the one that you give, in seconds.
+
 Times are in one unit of your choice; --costs-file holds measured ones by stage:
   {"forward": [..], "backward_input": [..], "backward_weight": [..], "latency": 0.001,
    "gather": [..], "reduce": [..], "activation_bytes": [..], "weight_bytes": [..],
@@ -24,6 +28,8 @@ Examples:
       --compare 1f1b breadth-first interleaved-zero-bubble --out report
   python tools/analysis/pipeline_schedule.py --ranks 2 --chunks 4 --microbatches 16 --gather 0.5 \\
       --active 3 --budget 40
+  python tools/analysis/pipeline_schedule.py --microbatches 8 --chunks 2 --compare 1f1b \\
+      --profile configs/pipeline/vit-tiny_pp4_imagenette160.py
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -41,6 +47,7 @@ from vision.common.core.amounts import format_bytes, parse_budget
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.pipeline.core.choose import Candidate, choose
+from vision.pipeline.core.cut import cut
 from vision.pipeline.core.gathers import REDUCE_MODES, count, with_gathers
 from vision.pipeline.core.schedules import SCHEDULES, make_table
 from vision.pipeline.core.simulate import Timeline, simulate
@@ -54,6 +61,7 @@ from vision.pipeline.core.tasks import (
     I,
     Table,
     W,
+    looped,
 )
 from vision.pipeline.core.transfers import validate, with_transfers
 from vision.pipeline.core.zeropp import zeropp
@@ -92,6 +100,8 @@ def costs_of(args: argparse.Namespace) -> Costs:
         VisionError: VIS-DATA-1501, a file of costs that cannot be read.
     """
     num_stages = args.ranks * args.chunks
+    if args.profile:
+        return profiled(args)
     if args.costs_file:
         return read_costs(args.costs_file, args.ranks, num_stages)
     uniform = Costs.uniform(num_stages, args.costs, latency=args.latency, gather=args.gather,
@@ -99,6 +109,35 @@ def costs_of(args: argparse.Namespace) -> Costs:
     # Without measured bytes memory is counted in activations of one chunk.
     return Costs(**{field.name: getattr(uniform, field.name) for field in fields(Costs)}
                  | dict(weight_bytes=()))
+
+
+def profiled(args: argparse.Namespace) -> Costs:
+    """Of the model of ``--profile`` on this machine, in even stages.
+
+    Raises:
+        VisionError: VIS-CONFIG-1511, a batch that has fewer samples than micro-batches; the
+            model cannot be cut (1501, 1520 to 1527).
+    """
+    from vision.common.mm.launch import model_and_batch
+    from vision.pipeline.mm.plan import stage_costs
+    from vision.pipeline.nn.chunks import measure_pieces, pieces_of
+    args.config = args.profile
+    config, model, batch = model_and_batch(args)
+    inputs = model.data_preprocessor(batch, True)['inputs']
+    size = len(inputs) // args.microbatches
+    if not size:
+        raise VisionError('VIS-CONFIG-1511', f'a batch of {len(inputs)} samples for '
+                          f'{args.microbatches} micro-batches',
+                          where='train_dataloader.batch_size', do='--microbatches N, or --cfg-options train_dataloader.batch_size=N')
+    pieces = pieces_of(model, (config.get('strategy') or {}).get('stages'))
+    costs = measure_pieces(model, pieces, inputs[:size])
+    ranges = cut([cost.seconds for cost in costs], args.ranks * args.chunks)
+    Console().print(f'{len(pieces)} pieces in {len(ranges)} stages of '
+                    f'{", ".join(str(end - begin) for begin, end in ranges)}; a micro-batch of '
+                    f'{size} takes {sum(cost.seconds for cost in costs):.3g} s in all of them')
+    stages = stage_costs(costs, ranges, looped(args.ranks, args.chunks))
+    return replace(stages, latency=args.latency, gather=(args.gather,) * len(ranges),
+                   reduce=(args.reduce_time,) * len(ranges))
 
 
 def read_costs(path: Path, num_ranks: int, num_stages: int) -> Costs:
@@ -152,6 +191,10 @@ def simulated(name: str, args: argparse.Namespace, costs: Costs) -> Simulated:
     return Simulated(label, simulate(table, costs))
 
 
+def has_bytes(args: argparse.Namespace) -> bool:
+    return bool(args.costs_file or args.profile)
+
+
 def torch_table(name: str, *sizes: int) -> Table:
     from vision.pipeline.nn.torch_private import torch_table  # seconds, and not always needed
     return torch_table(name, *sizes)
@@ -161,7 +204,7 @@ def show(console: Console, found: Sequence[Simulated], args: argparse.Namespace)
     table = Printed(title=f'{args.ranks} ranks, {args.chunks} chunks on each, '
                     f'{args.microbatches} micro-batches')
     columns = ('schedule', 'chunks', 'step', 'bubble', 'activations',
-               *(['peak memory'] if args.costs_file else []),
+               *(['peak memory'] if has_bytes(args) else []),
                f'gathers, {args.active} whole', 'reductions')
     for column in columns:
         table.add_column(column, justify='left' if column == 'schedule' else 'right')
@@ -170,7 +213,7 @@ def show(console: Console, found: Sequence[Simulated], args: argparse.Namespace)
         reductions = count(timeline.table)[REDUCE_GRAD]
         table.add_row(each.label, str(timeline.table.num_chunks), f'{timeline.makespan:.5g}',
                       f'{100 * timeline.bubble:.1f} %', f'{each.devices_in_flight:g}',
-                      *([format_bytes(max(timeline.peak_bytes))] if args.costs_file else []),
+                      *([format_bytes(max(timeline.peak_bytes))] if has_bytes(args) else []),
                       str(max(timeline.gathers)), str(max(reductions)))
     console.print(table)
     for each in found:
@@ -188,7 +231,7 @@ def show_candidates(console: Console, each: Simulated, args: argparse.Namespace)
         table.add_row(f'{row.unit} tight' if row.is_tight else str(row.unit),
                       f'{row.makespan:.5g}', f'{100 * row.bubble:.1f} %',
                       f'{row.peak_in_flight / args.chunks:g}',
-                      format_bytes(row.peak_bytes) if args.costs_file else
+                      format_bytes(row.peak_bytes) if has_bytes(args) else
                       f'{row.peak_bytes} activations of a chunk', str(row.gathers),
                       'yes' if row.fits else 'no')
     console.print(table)
@@ -273,21 +316,21 @@ def _is_dark(colour: str) -> bool:
 
 def draw_memory(found: Sequence[Simulated], args: argparse.Namespace, out: Path) -> None:
     figure, panel = _pyplot().subplots(figsize=(8, 4))
-    scale = 1e6 if args.costs_file else 1
+    scale = 1e6 if has_bytes(args) else 1
     for each, colour in zip(found, LINES * len(found), strict=False):
         peaks = each.timeline.peak_bytes
         rank = peaks.index(max(peaks))
         moments, values = zip(*each.timeline.memory(rank), strict=True)
-        if not args.costs_file:  # chunks differ in size from schedule to schedule
+        if not has_bytes(args):  # chunks differ in size from schedule to schedule
             scale = each.timeline.table.num_chunks * each.timeline.costs.activation_bytes[0]
         panel.step(moments, [value / scale for value in values], where='post', color=colour,
                    linewidth=1.2, label=f'{each.label}, rank {rank}: '
-                   f'{max(peaks) / scale:g}{" MB" if args.costs_file else ""}')
+                   f'{max(peaks) / scale:g}{" MB" if has_bytes(args) else ""}')
     if args.budget:
         panel.axhline(args.budget / scale, color='#222222', linewidth=0.8, linestyle=':',
                       label='budget')
     panel.set_xlabel('time')
-    panel.set_ylabel('memory (MB)' if args.costs_file else
+    panel.set_ylabel('memory (MB)' if has_bytes(args) else
                      'activations, in micro-batches of all chunks of a rank')
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.3)
@@ -336,6 +379,7 @@ def duration(text: str) -> float:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('--ranks', type=int, default=4, help='P, of the pipeline (default: 4)')
@@ -353,7 +397,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="all-gather of a chunk's parameters (default: 0)")
     add('--reduce-time', type=duration, default=0.0, metavar='TIME',
         help="reduce-scatter of a chunk's gradients (default: 0)")
-    add('--costs-file', type=Path, metavar='JSON', help='measured costs instead of these four')
+    costs = parser.add_mutually_exclusive_group()
+    costs.add_argument('--costs-file', type=Path, metavar='JSON',
+                       help='measured costs instead of these four')
+    costs.add_argument('--profile', metavar='CONFIG', help='measure the model of a config that '
+                       'tools/train.py trains')
     add('--active', type=int, default=2, metavar='N',
         help='chunks of a rank that are whole at the same time (default: 2)')
     add('--reduce', choices=REDUCE_MODES, default='per_unit',
@@ -363,6 +411,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--compare', nargs='+', choices=NAMES, default=[], metavar='NAME',
         help='further schedules, simulated with the same costs')
     add('--out', type=Path, metavar='FOLDER', help='where pictures and trace go (default: none)')
+    add_config_arguments(parser)
     return parser
 
 

@@ -129,6 +129,36 @@ def find_classes(name: Any, scope: str | None = None) -> list[Any]:
     return found
 
 
+def model_and_batch(args: argparse.Namespace, *, batch_size: int | None = None,
+                    device: str = 'cpu') -> tuple[Config, torch.nn.Module, Any]:
+    """(config, model for training, first batch of its train_dataloader) of ``args.config``, for
+    tools that run a step of a training without a runner.
+
+    Raises:
+        VisionError: VIS-CONFIG-1450, the config does not train.
+    """
+    from mmengine.registry import init_default_scope
+
+    from vision.common.mm.exact_data import build_dataloader
+    config = read_config(argparse.Namespace(config=args.config, cfg_options=args.cfg_options,
+                                            launcher='none', local_rank=0, work_dir=None))
+    missing = [key for key in ('model', 'train_dataloader', 'optim_wrapper')
+               if not config.get(key)]
+    if missing:
+        raise VisionError('VIS-CONFIG-1450', f'the config has no {" and no ".join(missing)}',
+                          where=args.config, why='a step of its training is run and measured',
+                          do='give a config that tools/train.py trains')
+    init_default_scope(config.get('default_scope') or 'vision')
+    loader = dict(config.train_dataloader, num_workers=0, persistent_workers=False)
+    loader.pop('prefetch_factor', None)  # is of worker processes
+    if batch_size:
+        loader['batch_size'] = batch_size
+    torch.manual_seed(0)
+    with explained(config):
+        model = registry.MODELS.build(config.model).to(device).train()
+        return config, model, next(iter(build_dataloader(loader)))
+
+
 def rank_timeout_s(config: Config) -> float:
     """The time-out of a collective, ``env_cfg.dist_cfg.timeout``: a rank that waits for longer is
     said to hang (``vision.common.nn.watchdog``)."""

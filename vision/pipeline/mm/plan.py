@@ -86,7 +86,8 @@ class Planner:
             text = told(choice.timeline)
             return choice.table, f'{choice.warning}\n{text}' if choice.warning else text
         if self.schedule == 'zeropp':
-            table = zeropp(*sizes, int(unit), costs, self._rivals(), active=self.active)
+            table = zeropp(*sizes, int(unit), costs, self._rivals(),
+                           active=self.active if self.is_sharded else None)
         elif self.schedule in TORCH_SCHEDULES:
             table = torch_table(self.schedule, *sizes)
         else:
@@ -125,10 +126,13 @@ def told(timeline: Timeline) -> str:
             f'{format_bytes(max(timeline.peak_bytes))} on a rank{gathers}')
 
 
-def counted_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]],
-                  rank_of: Sequence[int], *, num_shares: int, states: int) -> Costs:
-    """Costs of stages before anything was run: times are floating-point operations of a forward
-    pass, and each half of a backward pass does as many.
+def stage_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]],
+                rank_of: Sequence[int], *, num_shares: int = 1, states: int = 0) -> Costs:
+    """Costs of stages from those of their pieces, before a pipeline has run.
+
+    Times are seconds where the pieces were measured, else floating-point operations. Half of a
+    backward pass is for the input, half for the weights (our choice: the two products of a layer
+    have as many operations); counted, each half has as many as the forward pass.
 
     Args:
         pieces: of the whole model, for one micro-batch.
@@ -136,20 +140,23 @@ def counted_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]]
         num_shares: ranks over which a stage's parameters are sharded.
         states: tensors of the optimizer for each parameter.
     """
-    def of_stages(name: str) -> list[int]:
-        return [sum(getattr(piece, name) for piece in pieces[a:b]) for a, b in ranges]
+    def of_stages(values: Sequence) -> list:
+        return [sum(values[a:b]) for a, b in ranges]
 
-    flops = [max(count, 1) for count in of_stages('flops')]
-    weights = of_stages('parameter_bytes')
+    is_measured = all(piece.seconds is not None for piece in pieces)
+    forward = of_stages([piece.forward_seconds if is_measured else float(max(piece.flops, 1))
+                         for piece in pieces])
+    half = [value / 2 for value in of_stages([piece.backward_seconds for piece in pieces])] \
+        if is_measured else forward
+    weights = of_stages([piece.parameter_bytes for piece in pieces])
+    kept = of_stages([piece.activation_bytes for piece in pieces])
     entering = [pieces[a - 1].output_bytes if a else 0 for a, _ in ranges]
     static = [0] * (max(rank_of) + 1)
     for stage, rank in enumerate(rank_of):  # shards of parameters, gradients and states
         static[rank] += (2 + states) * weights[stage] // num_shares
-    return Costs(tuple(map(float, flops)), (0.0, *map(float, flops[1:])),
-                 (2.0 * flops[0], *map(float, flops[1:])),
+    return Costs(tuple(forward), (0.0, *half[1:]), (2 * half[0], *half[1:]),
                  gather=(0.0,) * len(ranges), reduce=(0.0,) * len(ranges),
-                 activation_bytes=tuple(map(sum, zip(
-                     entering, of_stages('activation_bytes'), strict=True))),
+                 activation_bytes=tuple(map(sum, zip(entering, kept, strict=True))),
                  weight_bytes=tuple(weights) if num_shares > 1 else (0,) * len(ranges),
                  static_bytes=tuple(static))
 

@@ -25,7 +25,7 @@ from vision.common.nn.seeds import kept_random_states
 from vision.pipeline.core.cut import cut
 from vision.pipeline.mm.model import PipelinedModel
 from vision.pipeline.mm.numbering import Numbering
-from vision.pipeline.mm.plan import ONE_CHUNK, Planner, counted_costs
+from vision.pipeline.mm.plan import ONE_CHUNK, Planner, stage_costs
 from vision.pipeline.nn.chunks import (
     Chunk,
     Piece,
@@ -172,7 +172,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         if optim_wrapper is not None:
             self.numbering.keep(self.optim_wrapper, model)
             self.optim_wrapper.norm_group = self.mesh['pp'].get_group()
-        self.costs = counted_costs(
+        self.costs = stage_costs(
             costs, ranges, self.planner.rank_of, num_shares=self.dp, states=self._num_states())
         table = decided_by_first(lambda: self._planned(self.costs))
         self.model = PipelinedModel(model, chunks, table, group=self.mesh['pp'].get_group(),
