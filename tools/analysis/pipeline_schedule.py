@@ -128,7 +128,8 @@ def profiled(args: argparse.Namespace) -> Costs:
     if not size:
         raise VisionError('VIS-CONFIG-1511', f'a batch of {len(inputs)} samples for '
                           f'{args.microbatches} micro-batches',
-                          where='train_dataloader.batch_size', do='--microbatches N, or --cfg-options train_dataloader.batch_size=N')
+                          where='train_dataloader.batch_size', do='--microbatches N, or '
+                          '--cfg-options train_dataloader.batch_size=N')
     pieces = pieces_of(model, (config.get('strategy') or {}).get('stages'))
     costs = measure_pieces(model, pieces, inputs[:size])
     ranges = cut([cost.seconds for cost in costs], args.ranks * args.chunks)

@@ -29,9 +29,18 @@ Part 'executed': every schedule by the runtime of vision.pipeline.nn, on four fo
   gathers, reduces  collectives that a rank ran in a sharded step, of the rank that has most;
                     is_as_planned: on each rank as many as its row of the table has.
 
+Part 'training': real steps of two configs on two processes of this machine, under ZeroPP and
+under what a user would take instead (10 minutes; reads data/imagenette160).
+
+  step_ms           forward, backward and optimizer, of the slowest rank: median of five steps
+                    after four.
+  parameters_mb     that a rank holds between steps, of the rank that has most.
+  resident_mb       by how much the resident memory of that rank grew at most.
+
 Examples:
   python tools/benchmarks/pipeline.py --part simulated --json docs/results/pipeline_simulated.json
   python tools/benchmarks/pipeline.py --part executed --json docs/results/pipeline_executed.json
+  python tools/benchmarks/pipeline.py --part training --json docs/results/pipeline_training.json
 """
 
 from __future__ import annotations
@@ -43,6 +52,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_executed import executed
+from pipeline_training import training
 from rich.console import Console
 from rich.table import Table as Printed
 
@@ -125,7 +135,7 @@ def row_of(setting: Setting, table: Table, costs: Costs) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    'simulated': simulated, 'executed': executed}
+    'simulated': simulated, 'executed': executed, 'training': training}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.gathers import with_gathers
 from vision.pipeline.core.simulate import Timeline, simulate
@@ -164,8 +165,10 @@ def _warning(candidate: Candidate, num_ranks: int) -> str:
 
 def _too_small(budget_bytes: int, least: Candidate) -> VisionError:
     return VisionError(
-        'VIS-CONFIG-1503', f'no schedule fits a memory budget of {budget_bytes} bytes a rank',
-        why=f'the least that was found is {least.peak_bytes} bytes, with a unit of {least.unit}: '
+        'VIS-CONFIG-1503', f'no schedule fits a memory budget of '
+        f'{format_bytes(budget_bytes)} a rank',
+        why=f'the least that was found is {format_bytes(least.peak_bytes)}, with a unit of '
+        f'{least.unit}: '
         'static bytes, activations and whole chunks of the rank that needs most',
         do='use more data-parallel ranks (smaller shards), more chunks on each rank (smaller '
         'whole ones), smaller micro-batches, an activation memory budget, or a larger budget')
