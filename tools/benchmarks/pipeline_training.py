@@ -88,7 +88,8 @@ def steps(name: str, size: int, strategy: dict | None, folder: Path) -> None:
         for part in ('dataloader', 'evaluator', 'cfg'):
             config.pop(f'{key}_{part}', None)
     config.param_scheduler = None
-    config.default_hooks.checkpoint = dict(by_epoch=False, interval=10**6, save_last=False)
+    config.default_hooks.checkpoint = dict(
+        type='CheckpointHook', by_epoch=False, interval=10**6, save_last=False)
     config.update(work_dir=str(folder / 'run'), log_level='ERROR', custom_hooks=[
         dict(type='StepTimes')])
     if strategy is not None:
