@@ -187,8 +187,9 @@ def equality(folder):
     """The same run by one process and by pipelines."""
     play(folder, 1, train, 'one', dict())
     for name, ranks, batch, strategy in (
-            ('pp2', 2, 12, zeropp(pp=2)), ('pp4', 4, 12, zeropp(pp=4, chunks=1, unit='auto')),
-            ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3, unit=2)),
+            ('pp2', 2, 12, zeropp(pp=2)),
+            ('pp4', 4, 12, zeropp(pp=4, chunks=1, unit='auto', schedule='zeropp')),
+            ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3, chunks=3)),
             ('gpipe', 2, 12, zeropp(pp=2, schedule='gpipe', unit='auto', checkpoint='full')),
             ('zbv', 2, 12, zeropp(pp=2, schedule='zbv', unit='auto', cut=[2, 2, 1, 1]))):
         play(folder, ranks, train, name, dict(batch_size=batch, strategy=strategy))
@@ -205,8 +206,9 @@ def resumed(folder):
     """Everything that a step depends on, dropout and BatchNorm's averages too, stopped and gone
     on with by the same ranks."""
     for name, ranks, options in (
-            ('dp1', 2, dict(strategy=zeropp(pp=2, unit='auto'), amp=True)),
-            ('dp2', 4, dict(batch_size=6, strategy=zeropp(pp=2, dp=2, num_microbatches=3)))):
+            ('dp1', 2, dict(strategy=zeropp(pp=2, schedule='zeropp', unit='auto'), amp=True)),
+            ('dp2', 4, dict(batch_size=6, strategy=zeropp(pp=2, dp=2, num_microbatches=3,
+                                                          chunks=2)))):
         options = dict(options, model=dict(norm='batch', drop=0.3), ema=True, is_plain=False)
         play(folder, ranks, train, f'{name}-whole', options)
         play(folder, ranks, train, f'{name}-cut', dict(options, crash=4), fails=True)
@@ -214,7 +216,7 @@ def resumed(folder):
 
 
 FORMS = (('one', 1, 12, None), ('pp4', 4, 12, zeropp(pp=4, chunks=1)),
-         ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3)),
+         ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3, chunks=2)),
          ('full', 2, 12, zeropp(pp=2, checkpoint='full', unit=4)),
          ('fsdp2', 2, 6, dict(type='FSDP2Strategy')), ('pp2', 2, 12, zeropp(pp=2)))
 
@@ -238,7 +240,7 @@ def evaluated(folder):
     load = dict(load_from=str(folder / 'train' / 'iter_6.pth'), model=dict(norm='batch'))
     for name, ranks, strategy in (('one', 1, None), ('pp2', 2, zeropp(pp=2)),
                                   ('pp3', 3, zeropp(pp=3, num_microbatches=7)),
-                                  ('pp2dp2', 4, zeropp(pp=2, dp=2))):
+                                  ('pp2dp2', 4, zeropp(pp=2, dp=2, chunks=2))):
         play(folder, ranks, test, name, dict(load, strategy=strategy))
 
 
@@ -271,8 +273,8 @@ def dies(folder):
     for name, hook in (('raises', dict(type='CrashHook', step=5, priority='LOWEST')),
                        ('killed', dict(type='CrashHook', step=5, kill=True, priority='LOWEST'))):
         found = play(folder, 4, train, name, dict(
-            batch_size=6, strategy=zeropp(pp=2, dp=2, num_microbatches=3), hook_of_rank=(3, hook)),
-            fails=True)
+            batch_size=6, strategy=zeropp(pp=2, dp=2, num_microbatches=3, chunks=2),
+            hook_of_rank=(3, hook)), fails=True)
         (folder / f'{name}.json').write_text(json.dumps(found))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import damage, load_checkpoint
+from vision.pipeline.core.simulate import simulate
 from vision.pipeline.mm.plan import NAMES, Planner, stage_costs
 from vision.pipeline.nn.chunks import PieceCost
 
@@ -140,19 +141,40 @@ def test_a_stage_that_dies_ends_all_and_leaves_the_last_checkpoint_whole(played,
 PIECES = [PieceCost(f'{i}', flops, 100 * flops, 10, 7) for i, flops in enumerate((3, 1, 2, 4))]
 
 
+def costs_of(num_stages, num_shares=1):
+    ranges = {2: [(0, 2), (2, 4)], 4: [(i, i + 1) for i in range(4)]}[num_stages]
+    return lambda rank_of: stage_costs(PIECES, ranges, rank_of, num_shares=num_shares, states=2)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_every_schedule_makes_a_complete_table(name):
     chunks = 1 if name in ('gpipe', '1f1b') else 2
-    planner = Planner(name, 2, chunks, 4, is_sharded=True)
-    count = len(planner.rank_of)
-    ranges = [(0, 2), (2, 4)] if count == 2 else [(i, i + 1) for i in range(4)]
-    costs = stage_costs(PIECES, ranges, planner.rank_of, num_shares=2, states=2)
-    table, text = planner.make(costs)
+    table, text = Planner(name, 2, chunks, 4, is_sharded=True).make(costs_of(2 * chunks, 2))
     kinds = {action.kind for row in table.rows for action in row}
-    assert {'F', 'SEND_F', 'RECV_B', 'UNSHARD', 'REDUCE_GRAD'} <= kinds and name in text
+    assert {'F', 'SEND_F', 'RECV_B', 'UNSHARD', 'REDUCE_GRAD'} <= kinds
+    assert table.name in text and name in ('auto', table.name)
 
 
-def test_stage_costs_of_stages():
+def test_auto_is_as_fast_as_the_fastest_and_of_equals_the_smallest():
+    timelines = {}
+    for name in ('auto', 'zeropp', 'zbv', 'dualpipev'):
+        table, _ = Planner(name, 2, 2, 8).make(costs_of(4))
+        timelines[name] = simulate(table, costs_of(4)(table.rank_of))
+    auto = timelines.pop('auto')
+    least = min(timeline.makespan for timeline in timelines.values())
+    assert auto.makespan <= 1.001 * least
+    assert max(auto.peak_bytes) == min(max(t.peak_bytes) for t in timelines.values()
+                                       if t.makespan <= 1.001 * least)
+
+
+def test_a_budget_takes_a_smaller_unit():
+    free, _ = Planner('zeropp', 2, 2, 8).make(costs_of(4))
+    peak = max(simulate(free, costs_of(4)(free.rank_of)).peak_bytes)
+    tight, _ = Planner('zeropp', 2, 2, 8, budget_bytes=peak - 1).make(costs_of(4))
+    assert max(simulate(tight, costs_of(4)(tight.rank_of)).peak_bytes) < peak
+
+
+def test_counted_costs_of_stages():
     costs = stage_costs(PIECES, [(0, 1), (1, 3), (3, 4)], (0, 1, 0), num_shares=2, states=1)
     assert costs.forward == (3, 3, 4)
     assert costs.backward_input == (0, 3, 4) and costs.backward_weight == (6, 3, 4)
@@ -161,9 +183,11 @@ def test_stage_costs_of_stages():
     assert costs.static_bytes == ((10 + 10) * 3 // 2, 20 * 3 // 2)
 
 
-def test_a_unit_that_does_not_fit_is_refused():
-    planner = Planner('zeropp', 2, 2, 4, unit=4, budget_bytes=500)
-    costs = stage_costs(PIECES, [(i, i + 1) for i in range(4)], planner.rank_of, num_shares=1,
-                          states=0)
+@pytest.mark.parametrize('options', [dict(schedule='zeropp', unit=4), dict(schedule='gpipe'),
+                                     dict(schedule='auto')])
+def test_what_does_not_fit_is_refused(options):
+    chunks = 1 if options['schedule'] == 'gpipe' else 2
+    planner = Planner(**options, num_ranks=2, num_chunks=chunks, num_microbatches=4,
+                      budget_bytes=400)
     with pytest.raises(VisionError, match='VIS-CONFIG-1503'):
-        planner.make(costs)
+        planner.make(costs_of(2 * chunks))

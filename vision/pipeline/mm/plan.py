@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vision.common.core.amounts import format_bytes
@@ -17,9 +17,10 @@ from vision.pipeline.core.zeropp import zeropp
 from vision.pipeline.nn.chunks import PieceCost
 from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, torch_table
 
-NAMES = ('zeropp', *SCHEDULES, *TORCH_SCHEDULES)
 V_SHAPED = ('zbv', 'dualpipev')
 ONE_CHUNK = ('gpipe', '1f1b')
+NAMES = ('auto', 'zeropp', *SCHEDULES, *TORCH_SCHEDULES)
+EQUAL_TIMES = 1.001  # of predicted steps: then the one that takes less memory is better
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Planner:
     """Makes tables of one pipeline.
 
     Args:
-        schedule: a name of ``NAMES``.
+        schedule: a name of ``NAMES``. 'auto' is the fastest by simulation that fits: ZeroPP, or
+            with two chunks one of torch's V-shaped ones.
         num_ranks, num_chunks, num_microbatches: P, V and M.
         unit: U of zeropp, or 'auto'; no other schedule has one.
         budget_bytes: of the memory of a rank; None: as much as the schedule takes.
@@ -56,47 +58,56 @@ class Planner:
         if not (self.unit == 'auto' or is_number and 1 <= self.unit <= self.num_microbatches):
             raise _refused(f'a unit of {self.unit!r} micro-batches', 'strategy.unit',
                            f"'auto', or from 1 to num_microbatches={self.num_microbatches}")
-        if self.schedule != 'zeropp' and (is_number or self.budget_bytes is not None):
-            option = 'unit' if is_number else 'memory'
-            raise _refused(f'{option} with schedule={self.schedule!r}', f'strategy.{option}',
-                           f"remove it, or take schedule='zeropp', which alone reads {option}")
+        if is_number and self.schedule != 'zeropp':
+            raise _refused(f'unit={self.unit} with schedule={self.schedule!r}', 'strategy.unit',
+                           "remove it, or take schedule='zeropp', which alone has units")
 
-    @property
-    def rank_of(self) -> tuple[int, ...]:
-        """Rank of each stage."""
-        if self.schedule in V_SHAPED:
-            return v_shaped(self.num_ranks)
-        return looped(self.num_ranks, self.num_chunks)
-
-    def make(self, costs: Costs, unit: int | str | None = None) -> tuple[Table, str]:
+    def make(self, costs_of: Callable[[tuple[int, ...]], Costs]) -> tuple[Table, str]:
         """(complete table, what it is expected to do in words).
 
         Args:
-            unit: instead of the one that was given.
+            costs_of: costs where these ranks have the stages.
         Raises:
-            VisionError: VIS-CONFIG-1503, no unit fits the budget; 1504, 1510: sizes that the
+            VisionError: VIS-CONFIG-1503, nothing fits the budget; 1504, 1510: sizes that the
                 schedule cannot have.
         """
+        names = [self.schedule]
+        if self.schedule == 'auto':
+            names = ['zeropp', *(V_SHAPED if self.num_chunks == 2 else ())]
+        found, errors = [], []
+        for name in names:
+            try:
+                found.append(self._simulated(name, costs_of))
+            except VisionError as error:  # V-shaped ones ask for a number of micro-batches
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        least = min(timeline.makespan for timeline, _ in found)
+        timeline, warning = min(
+            (each for each in found if each[0].makespan <= least * EQUAL_TIMES),
+            key=lambda each: max(each[0].peak_bytes))
+        return timeline.table, '\n'.join(filter(None, (warning, told(timeline))))
+
+    def _simulated(self, name: str, costs_of: Callable) -> tuple[Timeline, str]:
+        """(a schedule in time, what to warn of)."""
         sizes = self.num_ranks, self.num_chunks, self.num_microbatches
-        unit = unit or self.unit
-        if self.schedule == 'zeropp' and unit == 'auto':
+        costs = costs_of(v_shaped(self.num_ranks) if name in V_SHAPED else
+                         looped(self.num_ranks, self.num_chunks))
+        if name == 'zeropp' and self.unit == 'auto':
             choice = choose(*sizes, costs, budget_bytes=self.budget_bytes, active=self.active,
                             reduce=self.reduce_grad, is_sharded=self.is_sharded,
                             extra=self._rivals())
-            text = told(choice.timeline)
-            return choice.table, f'{choice.warning}\n{text}' if choice.warning else text
-        if self.schedule == 'zeropp':
-            table = zeropp(*sizes, int(unit), costs, self._rivals(),
+            return choice.timeline, choice.warning
+        if name == 'zeropp':
+            table = zeropp(*sizes, int(self.unit), costs, self._rivals(),
                            active=self.active if self.is_sharded else None)
-        elif self.schedule in TORCH_SCHEDULES:
-            table = torch_table(self.schedule, *sizes)
         else:
-            table = make_table(self.schedule, *sizes)
+            table = (torch_table if name in TORCH_SCHEDULES else make_table)(name, *sizes)
         if self.is_sharded:
             table = with_gathers(table, active=self.active, reduce=self.reduce_grad)
         timeline = simulate(with_transfers(table, costs), costs)
         self._require_fit(timeline)
-        return timeline.table, told(timeline)
+        return timeline, ''
 
     def _rivals(self) -> list[Table]:
         """torch's own order, where it has one of these sizes: the search may find it best."""
@@ -107,12 +118,14 @@ class Planner:
             return []
 
     def _require_fit(self, timeline: Timeline) -> None:
-        needed = max(timeline.peak_bytes)
+        needed, table = max(timeline.peak_bytes), timeline.table
         if self.budget_bytes is not None and needed > self.budget_bytes:
+            unit = '' if table.unit is None else f' with a unit of {table.unit}'
             raise VisionError(
-                'VIS-CONFIG-1503', f'a unit of {timeline.table.unit} micro-batches takes '
-                f'{format_bytes(needed)}, the budget is {format_bytes(self.budget_bytes)}',
-                where='strategy.unit', do="a smaller unit, unit='auto', or a larger memory")
+                'VIS-CONFIG-1503', f'{table.name}{unit} takes {format_bytes(needed)} on a rank, '
+                f'the budget is {format_bytes(self.budget_bytes)}', where='strategy.memory',
+                do="schedule='zeropp' with unit='auto', which looks for one that fits, or a "
+                'larger memory')
 
 
 def told(timeline: Timeline) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +25,10 @@ from vision.common.mm.strategies import require_ranks
 from vision.common.nn.checkpoint_folder import ELSEWHERE
 from vision.common.nn.seeds import kept_random_states
 from vision.pipeline.core.cut import cut
+from vision.pipeline.core.tasks import Table
 from vision.pipeline.mm.model import PipelinedModel
 from vision.pipeline.mm.numbering import Numbering
-from vision.pipeline.mm.plan import ONE_CHUNK, Planner, stage_costs
+from vision.pipeline.mm.plan import ONE_CHUNK, V_SHAPED, Planner, stage_costs
 from vision.pipeline.nn.chunks import (
     Chunk,
     Piece,
@@ -55,9 +58,12 @@ class ZeroPPStrategy(SingleDeviceStrategy):
             its own. ``pp * dp`` is the number of processes.
         num_microbatches: parts of a batch of one ``dp`` rank (M); ``batch_size`` of the
             train_dataloader is a multiple.
-        chunks: stages of each rank (V); default 2, for gpipe and 1f1b 1.
+        chunks: stages of each rank (V). Default: 1 for gpipe and 1f1b, 4 where data is sharded
+            (two of them are whole at a time), else 2.
         schedule: 'zeropp', 'gpipe', '1f1b', 'interleaved-1f1b', 'breadth-first',
-            'interleaved-zero-bubble', 'zbv' or 'dualpipev'.
+            'interleaved-zero-bubble', 'zbv' or 'dualpipev'. 'auto': zeropp with a unit chosen, or
+            with two chunks zbv or dualpipev, where simulation has them faster, or as fast with
+            less memory; a number as ``unit`` means zeropp.
         unit: micro-batches of a scheduling unit (U): more wait less and gather less often, fewer
             hold fewer activations. 'auto' takes the fastest that ``memory`` allows, by counted
             costs, and again by costs measured in the first ``profile_steps`` steps.
@@ -84,7 +90,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
     is_sharded = is_split = True
 
     def __init__(self, *, pp: int, num_microbatches: int, dp: int = 1, chunks: int | None = None,
-                 schedule: str = 'zeropp', unit: int | str = 'auto',
+                 schedule: str = 'auto', unit: int | str = 'auto',
                  memory: str | int | None = None, profile_steps: int = 3,
                  cut: str | Sequence[int] = 'counted', stages: Sequence[str] | None = None,
                  active: int = 2, reduce_grad: str = 'per_unit', param_dtype: str | None = None,
@@ -107,18 +113,20 @@ class ZeroPPStrategy(SingleDeviceStrategy):
             raise _refused(f'param_dtype={param_dtype!r} with dp=1', 'param_dtype',
                            "dp > 1, or optim_wrapper=dict(type='AmpOptimWrapper')")
         self.pp, self.dp, self.cut, self.stages = pp, dp, cut, stages
-        self.profile_steps = profile_steps if unit == 'auto' and schedule == 'zeropp' else 0
+        self.profile_steps = profile_steps
         self.param_dtype, self.checkpoint = param_dtype, checkpoint
         amount = None if memory is None else parse_budget(memory)
         if amount is not None and amount.bytes is None:
             raise _refused(f'memory={memory!r}', 'memory', "bytes with a unit, such as '60GB'")
+        if schedule == 'auto' and unit != 'auto':
+            schedule = 'zeropp'
         if chunks is None:
-            chunks = 1 if schedule in ONE_CHUNK else 2
+            chunks = 4 if dp > 1 and schedule not in V_SHAPED else 2
+            chunks = 1 if schedule in ONE_CHUNK else chunks
         self.planner = Planner(schedule, pp, chunks, num_microbatches, unit,
                                amount and amount.bytes, active, reduce_grad, is_sharded=dp > 1)
         self.numbering: Numbering | None = None
         self._dataloader: Any = None
-        self._unit: int | None = None
         super().__init__(**options)
         require_ranks(type(self).__name__)
         if get_world_size() != pp * dp:
@@ -168,16 +176,20 @@ class ZeroPPStrategy(SingleDeviceStrategy):
             self._scale_lr()
         self.names = {name for name, _ in model.named_parameters()} \
             | {name for name, _ in model.named_buffers()}
-        chunks = self._own_chunks(model, pieces, ranges)
+        self._costs_of = partial(stage_costs, costs, ranges, num_shares=self.dp,
+                                 states=self._num_states())
+        table = self._planned()
+        # From here on nothing but the unit may change: the layers lie where they lie.
+        self.planner = replace(self.planner, schedule=table.name)
+        chunks = self._own_chunks(model, pieces, ranges, table)
         if optim_wrapper is not None:
             self.numbering.keep(self.optim_wrapper, model)
             self.optim_wrapper.norm_group = self.mesh['pp'].get_group()
-        self.costs = stage_costs(
-            costs, ranges, self.planner.rank_of, num_shares=self.dp, states=self._num_states())
-        table = decided_by_first(lambda: self._planned(self.costs))
         self.model = PipelinedModel(model, chunks, table, group=self.mesh['pp'].get_group(),
                                     device=torch.device(get_device()))
-        if self.profile_steps:
+        self._is_profiled = table.name != 'zeropp' or self.planner.unit != 'auto' \
+            or not self.profile_steps
+        if not self._is_profiled:
             self.model.after_step = self._after_step
         if not self.model.is_last:
             self.logger.addFilter(_is_no_warning_of_no_results)
@@ -199,7 +211,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
     def _cut(self, model: nn.Module,
              pieces: Sequence[Piece]) -> tuple[list[PieceCost], list[tuple[int, int]]]:
         inputs = self._micro_batch(model)
-        num_stages = len(self.planner.rank_of)
+        num_stages = self.pp * self.planner.num_chunks
         if self.cut not in ('counted', 'measured'):
             costs, counts = count_pieces(model, pieces, inputs), list(self.cut)
             if len(counts) != num_stages or sum(counts) != len(pieces) or min(counts) < 1:
@@ -228,10 +240,9 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         return data['inputs']
 
     def _own_chunks(self, model: nn.Module, pieces: Sequence[Piece],
-                    ranges: Sequence[tuple[int, int]]) -> dict[int, nn.Module]:
+                    ranges: Sequence[tuple[int, int]], table: Table) -> dict[int, nn.Module]:
         """This rank's chunks by stage, on its device and sharded; the rest of the model goes."""
-        own = [stage for stage, rank in enumerate(self.planner.rank_of) if rank == self.pp_rank]
-        parts = {stage: pieces[slice(*ranges[stage])] for stage in own}
+        parts = {stage: pieces[slice(*ranges[stage])] for stage in table.stages_of(self.pp_rank)}
         keep_pieces(model, [piece for part in parts.values() for piece in part], pieces)
         model.to(get_device())
         chunks = {stage: Chunk(model, part) for stage, part in parts.items()}
@@ -256,34 +267,39 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         options = self.optim_wrapper.optimizer.defaults
         return 2 if 'betas' in options else int(bool(options.get('momentum')))
 
-    def _planned(self, costs):
-        table, text = self.planner.make(costs, self._unit)
+    def _planned(self) -> Table:
+        """The table that rank 0 finds best by the costs so far, on every rank."""
+        table, text = decided_by_first(lambda: self.planner.make(self._costs_of))
         self.logger.info(text)
         return table
 
     def _after_step(self, num_steps: int) -> None:
         """Choose the unit again, once, by what the first steps took."""
-        if num_steps != self.profile_steps or self._unit is not None:
+        if num_steps != self.profile_steps or self._is_profiled:
             return
         costs = measured_costs(self.model.runtime, group=self.mesh['pp'].get_group(),
                                dp_group=self.mesh['dp'].get_group() if self.dp > 1 else None,
                                optimizer=self.optim_wrapper.optimizer)
-        self.costs = decided_by_first(lambda: costs)
-        self.model.use(decided_by_first(lambda: self._planned(self.costs)))
-        self._unit = self.model.table.unit
+        self._costs_of = lambda _: costs
+        self._use(self._planned())
+
+    def _use(self, table: Table) -> None:
+        self._is_profiled = True
+        self.model.use(table)
 
     # What of a checkpoint is whose.
     def meta(self) -> dict[str, Any]:
         """What a resumed run should know of this one's schedule."""
-        return dict(pipeline=dict(self._sizes(), unit=self._unit or self.model.table.unit))
+        return dict(pipeline=dict(self._sizes(), unit=self.model.table.unit,
+                                  is_profiled=self._is_profiled))
 
     def go_on_from(self, content: dict) -> None:
         """Take the unit of the run that wrote a checkpoint, if it was chosen for these sizes."""
         stored = dict(content.get('meta', {}).get('pipeline') or {})
-        unit = stored.pop('unit', None)
-        if self.profile_steps and unit and stored == self._sizes():
-            self._unit = unit
-            self.model.use(decided_by_first(lambda: self._planned(self.costs)))
+        unit, is_profiled = stored.pop('unit', None), stored.pop('is_profiled', False)
+        if is_profiled and not self._is_profiled and stored == self._sizes():
+            self.planner = replace(self.planner, unit=unit)
+            self._use(self._planned())
 
     def _sizes(self) -> dict[str, Any]:
         planner = self.planner
