@@ -19,7 +19,7 @@ from vision.memory.nn.torch_private import set_compiler_budget
 from vision.registry import HOOKS
 
 # They run backward themselves, or free the storage of parameters within a step.
-OWN_BACKWARD = ('DeepSpeedStrategy', 'ColossalAIStrategy', 'FSDPStrategy')
+OWN_BACKWARD = ('DeepSpeedStrategy', 'ColossalAIStrategy', 'FSDPStrategy', 'ZeroPPStrategy')
 # Backends of torch.compile that ask the compiler's partitioner what to save for backward.
 PARTITIONED = ('inductor', 'aot_eager')
 
