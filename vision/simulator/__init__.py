@@ -1,0 +1,1 @@
+"""Training predicted before it is paid for, after Proteus; see README.md."""
