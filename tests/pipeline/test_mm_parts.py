@@ -1,4 +1,4 @@
-"""Shares of the data, norms over ranks, one loss scale: what a pipeline asks of the common room."""
+"""Shares of the data, norms over ranks, one loss scale: what a pipeline asks of others."""
 
 import multiprocessing
 from unittest import mock
