@@ -60,7 +60,7 @@ class _Run:
         self.num_ended = 0
         self.readers: list[list[int]] = [[] for _ in nodes]
         self.waits = [0] * len(nodes)
-        for number, before in _befores(program):
+        for number, before in befores(program):
             self.readers[before].append(number)
             self.waits[number] += 1
         self.heap: list[tuple] = []
@@ -189,8 +189,8 @@ class _Run:
         heapq.heappush(self.heap, (now + work.left / rate, work.node, work.number, work))
 
 
-def _befores(program: Program) -> Iterator[tuple[int, int]]:
-    """(node, one that has to end before it begins)."""
+def befores(program: Program) -> Iterator[tuple[int, int]]:
+    """(node, one that has to end before it begins): by ``after``, or on a stream of both."""
     last: dict[tuple[int, str], int] = {}
     for number, node in enumerate(program.nodes):
         for before in node.after:
@@ -206,7 +206,7 @@ def _befores(program: Program) -> Iterator[tuple[int, int]]:
 def _stuck(program: Program, ends: list[float | None]) -> VisionError:
     """VIS-CONFIG-1601 with one cycle of nodes that wait for each other."""
     waits_for: dict[int, int] = {}
-    for number, before in _befores(program):
+    for number, before in befores(program):
         if ends[number] is None and ends[before] is None:
             waits_for.setdefault(number, before)
     seen: dict[int, None] = {}

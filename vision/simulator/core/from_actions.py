@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vision.pipeline.core.simulate import refuse_short_costs
+from vision.pipeline.core.tasks import COMPUTE as TASKS
 from vision.pipeline.core.tasks import (
     REDUCE_GRAD,
     RESHARD,
@@ -22,7 +23,6 @@ from vision.pipeline.core.tasks import (
     Table,
     W,
 )
-from vision.pipeline.core.tasks import COMPUTE as TASKS
 from vision.pipeline.core.transfers import KINDS, validate
 from vision.simulator.core.program import FEATURE, GRADIENT, TRANSFER, Buffer, Node, Program
 

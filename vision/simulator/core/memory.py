@@ -43,6 +43,7 @@ class Allocator:
 
 
 TENSORS = Allocator(block_bytes=1)
+BLOCKS = Allocator()
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def curve(lives: Sequence[Lifetime], allocator: Allocator = TENSORS) -> Curve:
     return Curve(tuple(moments), total, categories)
 
 
-def peak(rank: int, lives: Sequence[Lifetime], allocator: Allocator = Allocator()) -> Peak:
+def peak(rank: int, lives: Sequence[Lifetime], allocator: Allocator = BLOCKS) -> Peak:
     over = curve(lives, allocator)
     num_bytes = max(over.total)
     at = over.total.index(num_bytes)
@@ -159,7 +160,7 @@ def peak(rank: int, lives: Sequence[Lifetime], allocator: Allocator = Allocator(
                 tuple(sizes[:NUM_CULPRITS]))
 
 
-def verdict(peaks: Sequence[Peak], capacity_bytes: int, allocator: Allocator = Allocator()
+def verdict(peaks: Sequence[Peak], capacity_bytes: int, allocator: Allocator = BLOCKS
             ) -> Verdict:
     """Of the rank that needs most.
 

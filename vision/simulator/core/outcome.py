@@ -8,7 +8,15 @@ from functools import cached_property
 from typing import Any
 
 from vision.simulator.core import memory
-from vision.simulator.core.memory import TENSORS, Allocator, Curve, Lifetime, Peak, Verdict
+from vision.simulator.core.memory import (
+    BLOCKS,
+    TENSORS,
+    Allocator,
+    Curve,
+    Lifetime,
+    Peak,
+    Verdict,
+)
 from vision.simulator.core.program import COMPUTE, STREAMS, Program
 from vision.simulator.core.trace import chrome_trace
 
@@ -49,7 +57,8 @@ class Outcome:
     @cached_property
     def exposed(self) -> tuple[float, ...]:
         """Seconds in which a rank does not compute while something runs on another of its streams,
-        to the end of the step."""
+        to the end of the step. A collective that waits for other ranks does not run yet: that time
+        is neither busy nor exposed."""
         others = [stream for stream in STREAMS if stream != COMPUTE]
         found = []
         for rank in range(self.program.num_ranks):
@@ -67,11 +76,11 @@ class Outcome:
         """Over time; of tensors alone, or as an allocator gives them out."""
         return memory.curve(self.lifetimes[rank], allocator)
 
-    def peak(self, rank: int, allocator: Allocator = Allocator()) -> Peak:
+    def peak(self, rank: int, allocator: Allocator = BLOCKS) -> Peak:
         """The highest moment, and what takes most then."""
         return memory.peak(rank, self.lifetimes[rank], allocator)
 
-    def verdict(self, capacity_bytes: int, allocator: Allocator = Allocator()) -> Verdict:
+    def verdict(self, capacity_bytes: int, allocator: Allocator = BLOCKS) -> Verdict:
         """Whether devices of this size have room, by the rank that needs most."""
         peaks = [self.peak(rank, allocator) for rank in range(self.program.num_ranks)]
         return memory.verdict(peaks, capacity_bytes, allocator)
