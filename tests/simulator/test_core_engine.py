@@ -21,7 +21,7 @@ from vision.simulator.core.program import (
 from vision.simulator.core.sharing import SharedLinks
 
 sys.path.insert(0, str(Path(__file__).parent))
-from random_programs import fair_rates, random_program, slow_run  # noqa: E402
+from random_programs import fair_rates, random_program, slow_run
 
 
 @pytest.mark.parametrize('is_slowed', [False, True])
@@ -68,7 +68,7 @@ def test_a_collective_begins_when_it_is_at_the_head_on_all_ranks():
 
 
 def test_only_while_both_are_there_they_slow_each_other_down():
-    """Gradients take 4 s alone and 5 s beside compute; compute does 5 / 1.5 of its 10 s by then."""
+    """Gradients take 5 s beside compute, for 4 alone; compute does 5 / 1.5 of its 10 s by then."""
     nodes = (Node('B', 'B', (0,), seconds=10), Node('reduce', 'all_reduce', (0,), GRADIENT, 4))
     slowdowns = {(COMPUTE, GRADIENT): 0.5, (GRADIENT, COMPUTE): 0.25}
     program = Program(1, nodes, slowdowns=slowdowns)
@@ -139,6 +139,15 @@ def test_who_waits_for_a_cycle_is_not_in_it():
 
 def test_an_empty_program_takes_no_time():
     assert run(Program(2, ())).makespan == 0
+
+
+@pytest.mark.parametrize(('node', 'said'), [
+    (Node('x', 'F', (2,)), 'rank'), (Node('x', 'F', (0,), after=(1,)), 'waits for'),
+    (Node('x', 'F', (0,), seconds=-1), 'seconds'), (Node('x', 'F', (0,), 'other'), 'stream'),
+    (Node('x', 'send', (0,), TRANSFER, flows=(Flow(('gone',), 1),)), 'gone')])
+def test_a_broken_program_is_our_mistake(node, said):
+    with pytest.raises(AssertionError, match=said):
+        run(Program(2, (node,)))
 
 
 def test_sharing_off_is_too_short_for_collectives_of_neighbours():

@@ -14,7 +14,7 @@ from vision.simulator.core.from_actions import from_actions
 from vision.simulator.core.program import GRADIENT, Buffer, Flow, Node, Program
 
 sys.path.insert(0, str(Path(__file__).parent))
-from random_programs import copies, random_program  # noqa: E402
+from random_programs import copies, random_program
 
 
 def with_buffers(program):

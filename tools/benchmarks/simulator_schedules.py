@@ -1,10 +1,4 @@
-"""Part 'schedules' of simulator.py: predicted before they run, then run on four forks.
-
-Each compute action of the uneven stages sleeps until its time is over; ranks talk by gloo, under
-the runtime of vision.pipeline. Known to the prediction are the times of the actions, half of a
-round trip between two idle ranks, and one overhead for each compute action, chosen so that the
-simulated 1F1B is as long as the measured one.
-"""
+"""Part 'schedules' of simulator.py: predicted before they run, then run on four forks."""
 
 from __future__ import annotations
 
@@ -14,6 +8,7 @@ import random
 import statistics
 import tempfile
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +16,17 @@ import torch
 import torch.distributed as dist
 from pipeline_executed import SCHEDULES, Pipeline, Sleeping, everyone, makespan, table_of
 from rank_faults import fork_ranks
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vision.pipeline.core.tasks import Action, Costs, Table
 from vision.pipeline.nn.profile import measured_costs
+from vision.pipeline.nn.runtime import PipelineRuntime
 from vision.simulator.core.engine import run
 from vision.simulator.core.from_actions import from_actions
 
-NUM_RANKS, NUM_STAGES, NUM_ROUNDS, NUM_CALIBRATIONS = 4, 8, 7, 7
+NUM_RANKS, NUM_STAGES, NUM_ROUNDS = 4, 8, 7
 CALIBRATED = '1f1b'
-SEEDS = (1, 2)  # of the costs; the second is not even looked at by the calibration
+SEEDS = (1, 2)  # of the costs; the calibration sees the first alone
 LATENCY_S = 4e-4  # only for the order of transfers in a table; predictions take the measured one
 TIE = 0.005  # predictions closer than that have no order
 
@@ -66,9 +63,6 @@ def schedules(predicted: Path | None = None, num_rounds: int = NUM_ROUNDS
         ended = fork_ranks(play, NUM_RANKS, folder, predicted, num_rounds, wait_s=1800)
         assert all(end.code == 0 for end in ended), '\n'.join(end.text for end in ended)
         rows = json.loads((Path(folder) / 'rows.json').read_text())
-    for row in rows:
-        row['error'] = round(row['predicted_s'] / row['measured_s'] - 1, 5)
-        row['error_without_overhead'] = round(row['ideal_s'] / row['measured_s'] - 1, 5)
     return rows
 
 
@@ -81,47 +75,69 @@ def swapped(rows: list[dict[str, Any]]) -> list[str]:
             and a['measured_s'] > b['measured_s']]
 
 
+@dataclass
+class Case:
+    """A schedule with costs, on all ranks or, sharded, on two of them twice."""
+
+    setting: str
+    method: str
+    table: Table
+    costs: Costs
+    is_sharded: bool = False
+
+
+def all_cases() -> list[Case]:
+    cases = []
+    for name, num_chunks, num_sharded_chunks, unit in SCHEDULES:
+        for seed in SEEDS:
+            for is_sharded in (False, True)[:1 + (seed == SEEDS[-1])]:
+                num_ranks, chunks = (NUM_RANKS, num_chunks) if not is_sharded else \
+                    (NUM_RANKS // 2, num_sharded_chunks)
+                costs = uneven_costs(seed).merged(num_ranks * chunks)
+                table = table_of(name, num_ranks, chunks, unit, is_sharded, costs)
+                cases.append(Case(f'costs {seed}' + ', sharded' * is_sharded,
+                                  name if unit is None else f'zeropp U={unit}', table, costs,
+                                  is_sharded))
+    return sorted(cases, key=lambda case: case.setting)
+
+
 def play(folder: str, predicted: Path, num_rounds: int) -> None:
     """Of each rank; rank 0 writes the predictions, then the rows."""
     dist.init_process_group('gloo')
-    all_costs = {seed: uneven_costs(seed) for seed in SEEDS}
-    overhead_s, latency_s = calibrate(all_costs[SEEDS[0]])
-    cases = []
-    for seed, costs in all_costs.items():
-        for name, num_chunks, _, unit in SCHEDULES:
-            own = costs.merged(NUM_RANKS * num_chunks)
-            table = table_of(name, NUM_RANKS, num_chunks, unit, costs=own)
-            cases.append((f'costs {seed}', name if unit is None else f'zeropp U={unit}', table,
-                          own))
-    rows = [dict(setting=setting, method=name, chunks=table.num_chunks,
-                 predicted_s=round(predict(table, own, latency_s, overhead_s), 5),
-                 ideal_s=round(predict(table, own, 0.0, 0.0), 5))
-            for setting, name, table, own in cases]
+    mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=('dp', 'pp'))
+    known = calibrate(mesh)
+    cases = all_cases()
+    rows = [dict(setting=case.setting, method=case.method, chunks=case.table.num_chunks,
+                 predicted_s=round(predict(case.table, case.costs, **known), 5),
+                 ideal_s=round(predict(case.table, case.costs), 5)) for case in cases]
     if dist.get_rank() == 0:
-        predicted.write_text(json.dumps(dict(
-            overhead_s=overhead_s, latency_s=latency_s, calibrated_on=f'{CALIBRATED}, '
-            f'costs {SEEDS[0]}', rows=rows), indent=1) + '\n')
+        predicted.write_text(json.dumps(dict(calibrated_on=f'{CALIBRATED}, costs {SEEDS[0]}',
+                                             **known, rows=rows), indent=1) + '\n')
     dist.barrier()
     digest = hashlib.sha256(predicted.read_bytes()).hexdigest()
-    pipelines = [prepared(table, own) for *_, table, own in cases]
-    times: list[list[float]] = [[] for _ in pipelines]
+    pipelines = [prepared(case, mesh) for case in cases]
+    times: list[list[float]] = [[] for _ in cases]
     for _ in range(num_rounds):
         for pipeline, found in zip(pipelines, times, strict=True):
             found.append(one_step(pipeline))
     for row, found in zip(rows, times, strict=True):
-        row.update(measured_s=round(statistics.median(found), 5), least_s=round(min(found), 5),
-                   most_s=round(max(found), 5), overhead_s=round(overhead_s, 6),
-                   latency_s=round(latency_s, 6), predictions_sha256=digest)
+        measured = statistics.median(found)
+        row.update(measured_s=round(measured, 5), least_s=round(min(found), 5),
+                   most_s=round(max(found), 5), error=round(row['predicted_s'] / measured - 1, 5),
+                   ideal_error=round(row['ideal_s'] / measured - 1, 5),
+                   predictions_sha256=digest,
+                   **{key: round(value, 6) for key, value in known.items()})
     if dist.get_rank() == 0:
         (Path(folder) / 'rows.json').write_text(json.dumps(rows))
 
 
-def prepared(table: Table, costs: Costs) -> Pipeline:
+def prepared(case: Case, mesh: DeviceMesh) -> Pipeline:
     """Shapes are learned, and each action takes its time from now on."""
-    pipeline = Pipeline(table, dist.group.WORLD)
+    pipeline = Pipeline(case.table, mesh.get_group('pp'), mesh['dp']) if case.is_sharded else \
+        Pipeline(case.table, dist.group.WORLD)
     pipeline.runtime.step(pipeline.batch(0))
     pipeline.runtime.spans.__class__ = Uneven
-    pipeline.runtime.spans.costs = costs
+    pipeline.runtime.spans.costs = case.costs
     return pipeline
 
 
@@ -131,20 +147,34 @@ def one_step(pipeline: Pipeline) -> float:
     return makespan(pipeline.runtime.spans)
 
 
-def predict(table: Table, costs: Costs, latency_s: float, overhead_s: float) -> float:
-    known = Costs(costs.forward, costs.backward_input, costs.backward_weight, latency=latency_s)
+def predict(table: Table, costs: Costs, *, overhead_s: float = 0.0, latency_s: float = 0.0,
+            gather_s: float = 0.0, reduce_s: float = 0.0) -> float:
+    known = replace(costs, latency=latency_s, gather=(gather_s,) * table.num_stages,
+                    reduce=(reduce_s,) * table.num_stages)
     return run(from_actions(table, known, overhead_s=overhead_s)).makespan
 
 
-def calibrate(costs: Costs) -> tuple[float, float]:
-    """Overhead of an action and latency of a message, from steps of one schedule alone."""
-    own = costs.merged(NUM_RANKS)
-    pipeline = prepared(table_of(CALIBRATED, NUM_RANKS, 1, None, costs=own), own)
-    measured = statistics.median(one_step(pipeline) for _ in range(NUM_CALIBRATIONS))
-    latency_s = measured_costs(pipeline.runtime, group=dist.group.WORLD).latency
-    low, high = 0.0, max(own.forward)
+def calibrate(mesh: DeviceMesh) -> dict[str, float]:
+    """What ``predict`` takes: the overhead of an action from steps of one schedule, the others
+    from messages and collectives by themselves."""
+    plain, sharded = (next(case for case in all_cases() if case.method == CALIBRATED
+                           and case.is_sharded == is_sharded) for is_sharded in (False, True))
+    pipeline = prepared(plain, mesh)
+    measured = everyone(statistics.median(one_step(pipeline) for _ in range(NUM_ROUNDS)))[0]
+    own = measured_costs(pipeline.runtime, group=dist.group.WORLD)
+    pair = measured_costs(prepared_and_run(sharded, mesh), group=mesh.get_group('pp'),
+                          dp_group=mesh.get_group('dp'))
+    known = dict(latency_s=own.latency, gather_s=statistics.median(pair.gather),
+                 reduce_s=statistics.median(pair.reduce))
+    low, high = 0.0, max(plain.costs.forward)
     for _ in range(40):  # the makespan grows with the overhead
         middle = (low + high) / 2
-        is_short = predict(pipeline.table, own, latency_s, middle) < measured
+        is_short = predict(plain.table, plain.costs, overhead_s=middle, **known) < measured
         low, high = (middle, high) if is_short else (low, middle)
-    return everyone(low)[0], latency_s
+    return everyone(dict(overhead_s=low, **known))[0]
+
+
+def prepared_and_run(case: Case, mesh: DeviceMesh) -> PipelineRuntime:
+    pipeline = prepared(case, mesh)
+    one_step(pipeline)
+    return pipeline.runtime

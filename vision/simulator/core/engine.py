@@ -12,7 +12,7 @@ from itertools import count
 
 from vision.common.core.errors import VisionError
 from vision.simulator.core.outcome import Outcome
-from vision.simulator.core.program import TRANSFER, Node, Program
+from vision.simulator.core.program import STREAMS, TRANSFER, Node, Program
 from vision.simulator.core.sharing import SharedLinks
 
 
@@ -30,11 +30,25 @@ def run(program: Program) -> Outcome:
     Raises:
         VisionError: VIS-CONFIG-1601, nodes that wait for each other.
     """
+    _check(program)
     play = _Run(program)
     play.all()
     if play.num_ended < len(program.nodes):
         raise _stuck(program, play.ends)
     return Outcome(program, tuple(play.starts), tuple(play.ends))
+
+
+def _check(program: Program) -> None:
+    """Front ends are ours, so what is broken here is our mistake."""
+    ranks, numbers = range(program.num_ranks), range(len(program.nodes))
+    for node in program.nodes:
+        assert node.stream in STREAMS, f'{node.name}: no stream {node.stream}'
+        assert node.seconds >= 0 and node.latency >= 0, f'{node.name}: seconds below 0'
+        assert all(rank in ranks for rank in node.ranks), f'{node.name}: no rank {node.ranks}'
+        assert all(each in numbers for each in node.after), f'{node.name} waits for no node'
+        for flow in node.flows:
+            for link in flow.links:
+                assert program.links.get(link, 0) > 0, f'{node.name}: no link {link}'
 
 
 class _Work:
