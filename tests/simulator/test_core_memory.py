@@ -60,6 +60,13 @@ def test_what_ends_and_what_begins_at_one_moment_are_not_there_together():
     assert (curve.moments, curve.total) == ((0, 1, 2), (5, 5, 0))
 
 
+def test_a_buffer_that_several_begin_comes_with_the_first():
+    """A gradient that is added to; and what no node begins or ends is there all the time."""
+    nodes = tuple(Node(f'B{k}', 'B', (0,), seconds=1, begins=('g',) * (k > 0)) for k in range(3))
+    curve = run(Program(1, nodes, dict(g=Buffer(0, 5, 'gradients'), w=Buffer(0, 1, 'parameters'))))
+    assert curve.memory(0).moments == (0, 1) and curve.memory(0).total == (1, 6)
+
+
 def test_a_name_that_is_no_buffer_is_our_mistake():
     outcome = run(Program(1, (Node('a', 'F', (0,), begins=('x',)),)))
     with pytest.raises(AssertionError, match="'x'"):
