@@ -86,11 +86,11 @@ def test_slow_downs_of_several_streams_add_up_and_the_slowest_rank_counts():
 
 
 def test_what_changes_no_rate_changes_no_bit():
-    """0.1 + 0.2 + 0.3 are not 0.6: compute is not cut where what does not slow it ends."""
-    nodes = (Node('B', 'B', (0,), seconds=0.6),
-             *(Node(f'g{k}', 'g', (0,), FEATURE, seconds) for k, seconds in enumerate((.1, .2))))
+    """0.9 - 0.2 + 0.2 is not 0.9: compute is not cut where what does not slow it ends."""
+    nodes = (Node('B', 'B', (0,), seconds=0.9),
+             *(Node(f'g{k}', 'g', (0,), FEATURE, seconds) for k, seconds in enumerate((.2, .1))))
     assert ends_of(*nodes, slowdowns={(COMPUTE, GRADIENT): 0.5, (GRADIENT, FEATURE): 0.5}
-                   )[0] == 0.6
+                   )[0] == 0.9
 
 
 def test_two_transfers_share_a_link_while_both_are_under_way():

@@ -45,7 +45,7 @@ def test_a_peak_names_its_moment_and_the_largest(outcome):
 @pytest.mark.parametrize(('capacity', 'state'), [
     (7000, 'fits'), (4800, 'fits'), (4700, 'tight'), (4560, 'tight'), (4559, 'out of memory')])
 def test_a_verdict_tells_on_which_side(outcome, capacity, state):
-    allocator = Allocator(fixed_bytes=618, fragmentation=1.1)
+    allocator = Allocator(fixed_bytes=618, fragmentation=0.1)
     verdict = outcome.verdict(capacity, allocator)
     assert verdict.state == state and verdict.needed_bytes == 618 + round(1.1 * 3584) == 4560
     assert verdict.margin == pytest.approx(1 - 4560 / capacity) and verdict.peak.rank == 0
