@@ -121,6 +121,7 @@ def _run(module: nn.Module, inputs: Any, mode: Any, loss: Callable | None, train
         stack.enter_context(_in_mode(module, train))
         outputs = module(*args, **kwargs)
         value = (loss or _sum_of)(outputs) if train else None
+        del outputs  # a training step lets go of them, a loss keeps what it needs
         num_forward, kept = len(recorder.seen), set()
         if value is not None:
             kept = recorder.alive()
