@@ -61,6 +61,8 @@ class Settings:
     Args:
         num_microbatches: whose gradients are added up before the optimizer's step.
         optimizer: 'adamw', 'adam', 'sgd' or 'momentum'.
+        optimizer_form: 'foreach' steps all parameters together (torch's default on GPUs), 'single'
+            one after the other (its default on CPUs), 'fused' without memory of its own.
         bucket_bytes: of gradients reduced together; the first bucket has 1 MB (torch's own).
         has_bucket_copies: buckets are memory beside the gradients, as DistributedDataParallel has
             them unless gradient_as_bucket_view is set.
@@ -71,6 +73,7 @@ class Settings:
 
     num_microbatches: int = 1
     optimizer: str = 'adamw'
+    optimizer_form: str = 'foreach'
     bucket_bytes: int = 25 * 2**20
     first_bucket_bytes: int = FIRST_BUCKET_BYTES
     has_bucket_copies: bool = True
@@ -79,8 +82,11 @@ class Settings:
 
 
 # Optimizer: (tensors of state for each parameter, of them and parameters and gradients read and
-# written in a step).
-OPTIMIZERS = dict(adamw=(2, 7), adam=(2, 7), sgd=(0, 3), momentum=(1, 5))
+# written in a step, copies that it makes meanwhile by its form: 'foreach' of all parameters,
+# 'single' of the largest). With weight decay, which Adam and SGD add to a copy of the gradient.
+OPTIMIZERS = dict(adamw=(2, 7, dict(foreach=1, single=2)), adam=(2, 7, dict(foreach=2, single=3)),
+                  sgd=(0, 3, dict(foreach=1, single=1)),
+                  momentum=(1, 5, dict(foreach=1, single=1)))
 
 
 def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
@@ -185,7 +191,7 @@ class Step:
             for unit in self.units:
                 self.hold(f'shard of {unit}', unit.shard_bytes(settings.master_bytes),
                           'parameters')
-                states = unit.state_bytes(settings.master_bytes) * num_states
+                states = sum(unit.each_state_bytes(settings.master_bytes)) * num_states
                 self.hold(f'optimizer of {unit}', states, 'optimizer')
         else:
             shares = spread.dp if spread.zero else 1
@@ -312,9 +318,24 @@ class Step:
         ended = {name for node in self.nodes for name in node.ends}
         still = [name for name, each in self.buffers.items()
                  if each.category == 'gradients' and name not in ended]
-        self.add('optimizer', 'optimizer', self.pricing.compute([op]), ends=still)
+        scratch = self.hold('optimizer scratch', self._scratch_bytes(), 'temporary')
+        self.add('optimizer', 'optimizer', self.pricing.compute([op]), begins=[scratch],
+                 ends=[*still, scratch])
         if spread.zero in (1, 2):
             self.collective('parameters', ALL_GATHER, size, after=self.last())
+
+
+    def _scratch_bytes(self) -> int:
+        """Of the optimizer's step."""
+        form = self.settings.optimizer_form
+        copies = OPTIMIZERS[self.settings.optimizer][2].get(form, 0)
+        if self.units:
+            sizes = [size for unit in self.units
+                     for size in unit.each_state_bytes(self.settings.master_bytes)]
+        else:
+            shares = self.spread.dp if self.spread.zero else 1
+            sizes = [-(-each.num_bytes // shares) for each in self.trained]
+        return copies * (sum(sizes) if form == 'foreach' else max(sizes, default=0))
 
 
 def unfolded(program: Program, groups: Sequence[str], dp: int, tp: int) -> Program:

@@ -54,9 +54,10 @@ class Unit:
         return sum(self._padded(each) // self.shares * (element_bytes or each.element_bytes)
                    for each in self.parameters)
 
-    def state_bytes(self, element_bytes: int | None) -> int:
-        return sum(self._padded(each) // self.shares * (element_bytes or each.element_bytes)
-                   for each in self.parameters if each.is_trained)
+    def each_state_bytes(self, element_bytes: int | None) -> list[int]:
+        """Of a tensor of a rank's optimizer, for each trained parameter."""
+        return [self._padded(each) // self.shares * (element_bytes or each.element_bytes)
+                for each in self.parameters if each.is_trained]
 
     @property
     def gathered_bytes(self) -> int:
@@ -208,7 +209,7 @@ class _Running:
         buffer = step.hold(f'reduce {unit}.{step.mb}', unit.reduced_bytes, 'communication')
         step.add(f'copy in {unit}', 'copy_in', step.copying(unit.reduced_bytes),
                  begins=[buffer], ends=self._gradients(names))
-        shard = [] if step.mb else [step.hold(f'gradient shard of {unit}', unit.state_bytes(None),
+        shard = [] if step.mb else [step.hold(f'gradient shard of {unit}', sum(unit.each_state_bytes(step.settings.master_bytes)),
                                               'gradients')]
         node = step.collective(f'reduce {unit}', 'reduce_scatter', unit.reduced_bytes,
                                stream=GRADIENT, after=step.last(), begins=shard)

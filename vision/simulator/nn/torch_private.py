@@ -5,8 +5,11 @@ Their contract is tested in ``tests/simulator/test_nn_torch_private.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 try:
     from torch._C import _current_autograd_node
@@ -17,8 +20,8 @@ except ImportError as error:
     raise ImportError(f'written for torch 2.13, found {torch.__version__}: update '
                       'vision/simulator/nn/torch_private.py and its contract test') from error
 
-__all__ = ['FakeTensorMode', 'TorchDispatchMode', 'backward_place', 'forward_place',
-           'shows_memory', 'storage_key', 'written_arguments']
+__all__ = ['FakeTensorMode', 'TorchDispatchMode', 'backward_place', 'fake_ranks', 'forward_place',
+           'shows_memory', 'storage_key', 'tracked_peak', 'written_arguments']
 
 
 def forward_place() -> int:
@@ -60,3 +63,37 @@ def shows_memory(func: torch._ops.OpOverload) -> bool:
     return schema is not None and any(each.alias_info is not None for each in schema.returns) \
         and not any(each.alias_info is not None and each.alias_info.is_write
                     for each in schema.arguments)
+
+
+@contextmanager
+def fake_ranks(num_ranks: int) -> Iterator[None]:
+    """A process group of which this process is rank 0 and whose collectives do nothing. Of the
+    judges in tests and benchmarks; nothing is predicted with it."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    dist.init_process_group('fake', rank=0, world_size=num_ranks, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def tracked_peak(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor,
+                 step: Callable[[], None], num_steps: int = 2) -> dict[str, int]:
+    """Bytes at the highest moment of some steps by torch's own trackers: 'Total', and by what they
+    are for. Of a module that FSDP2 shards, or of any other."""
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed._tools.mem_tracker import MemTracker
+    from torch.distributed.fsdp import FSDPModule
+    if isinstance(module, FSDPModule):
+        tracker = FSDPMemTracker(module, optimizer)
+        tracker.track_inputs((inputs,))
+    else:
+        tracker = MemTracker()
+        tracker.track_external(module, optimizer, inputs)
+    with tracker:
+        for _ in range(num_steps):
+            step()
+            tracker.reset_mod_stats()
+    snapshot = tracker.get_tracker_snapshot('peak')[inputs.device]
+    return {getattr(name, 'value', name): size for name, size in snapshot.items() if size}
