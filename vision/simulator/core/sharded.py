@@ -209,7 +209,8 @@ class _Running:
         buffer = step.hold(f'reduce {unit}.{step.mb}', unit.reduced_bytes, 'communication')
         step.add(f'copy in {unit}', 'copy_in', step.copying(unit.reduced_bytes),
                  begins=[buffer], ends=self._gradients(names))
-        shard = [] if step.mb else [step.hold(f'gradient shard of {unit}', sum(unit.each_state_bytes(step.settings.master_bytes)),
+        size = sum(unit.each_state_bytes(step.settings.master_bytes))
+        shard = [] if step.mb else [step.hold(f'gradient shard of {unit}', size,
                                               'gradients')]
         node = step.collective(f'reduce {unit}', 'reduce_scatter', unit.reduced_bytes,
                                stream=GRADIENT, after=step.last(), begins=shard)
