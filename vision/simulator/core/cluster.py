@@ -48,7 +48,8 @@ class Device:
         half_size: side of a matrix product, in elements, that costs it half: the time is that of
             peak times (1 + half_size / side) for each of its three sides.
         memory_share: share of peak that an element-wise operator reaches.
-        conv_share, attention_share: shares of peak of convolutions and of fused attention.
+        conv_share: of convolutions by dtype, as ``gemm_share``; Winograd's way with fewer
+            multiplications can bring it near 1 in 32 bits. attention_share: of fused attention.
         curves: measured (size, share of peak) by 'gemm' (size in FLOPs) or 'memory' (in bytes);
             where there is one it takes the place of the constants.
     """
@@ -60,7 +61,7 @@ class Device:
     gemm_share: Mapping[str, float]
     half_size: float = 48.0
     memory_share: float = 0.8
-    conv_share: float = 0.5
+    conv_share: Mapping[str, float] = field(default_factory=lambda: {'': 0.5})
     attention_share: float = 0.5
     curves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
@@ -96,6 +97,8 @@ class Overheads:
         step: seconds of a step outside of its model and optimizer (logging, schedules, loader).
         jitter: standard deviation of a rank's step over its mean; a synchronous step waits for
             the slowest rank.
+        unlisted: share of device time that casts, copies and clears take on top of what counts
+            from sizes have, in software without fused kernels.
         slowdown: how much longer compute takes beside a collective of the same device.
         context_bytes: of the driver, libraries and communicators on a device.
         fragmentation: share of live tensors that the allocator holds on top of them.
@@ -106,6 +109,7 @@ class Overheads:
     collective: float = 1.5e-5
     step: float = 0.0
     jitter: float = 0.01
+    unlisted: float = 0.1
     slowdown: float = 0.1
     context_bytes: float = 0.0
     fragmentation: float = 0.0
@@ -263,20 +267,27 @@ def _device(keys: _Keys) -> Device:
                               do='use one of them')
         flops[dtype] = keys.checked(value, f'tflops.{dtype}', 'tflops') * TERA
     share = _Keys(keys.take('efficiency', {}), 'device.efficiency', keys.where)
-    gemm = share.take('gemm', 0.75)
-    gemm = gemm if isinstance(gemm, Mapping) else {'': gemm}
+    gemm, conv = (_by_dtype(share, name, default) for name, default in (('gemm', 0.75),
+                                                                        ('conv', 0.5)))
     device = Device(
         name, flops, keys.number('memory_gib', plausible='memory_gib') * GIB,
         keys.number('memory_bandwidth_gb_per_s', plausible='memory_bandwidth_gb_per_s') * GIGA,
-        {str(dtype): share.checked(value, 'gemm') for dtype, value in gemm.items()},
+        gemm,
         half_size=share.number('half_size', Device.half_size),
         memory_share=share.number('memory', Device.memory_share),
-        conv_share=share.number('conv', Device.conv_share),
+        conv_share=conv,
         attention_share=share.number('attention', Device.attention_share),
         curves=_tables(keys.take('curves', {}), CURVES, 'device.curves', keys.where))
     share.refuse_rest()
     keys.refuse_rest()
     return device
+
+
+def _by_dtype(keys: _Keys, name: str, default: float) -> dict[str, float]:
+    """Shares by dtype; one number is that of all."""
+    value = keys.take(name, default)
+    shares = value if isinstance(value, Mapping) else {'': value}
+    return {str(dtype): keys.checked(share, name) for dtype, share in shares.items()}
 
 
 def _link(keys: _Keys, name: str) -> Link:
@@ -301,6 +312,7 @@ def _overheads(keys: _Keys) -> Overheads:
         collective=keys.number('collective_us', default.collective / MICRO) * MICRO,
         step=keys.number('step_us', default.step / MICRO) * MICRO,
         jitter=keys.number('jitter', default.jitter),
+        unlisted=keys.number('unlisted', default.unlisted),
         slowdown=keys.number('overlap_slowdown', default.slowdown),
         context_bytes=keys.number('context_gib', default.context_bytes / GIB) * GIB,
         fragmentation=keys.number('fragmentation', default.fragmentation))

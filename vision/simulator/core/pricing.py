@@ -10,7 +10,7 @@ between and all-gather inside for what crosses nodes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, log2, sqrt
 from statistics import NormalDist
@@ -121,14 +121,15 @@ class Prices:
         if op.kind == 'gemm':
             if 'gemm' in device.curves:
                 return op.flops / (peak * interpolate(device.curves['gemm'], op.flops))
-            share = device.gemm_share.get(dtype, device.gemm_share.get('', 0.75))
+            share = _of_dtype(device.gemm_share, dtype)
             sides = [side for side in (op.m, op.n, op.k) if side]
             loss = 1.0
             for side in sides:
                 loss *= 1 + device.half_size / side
             return op.flops * loss / (peak * share)
-        share = dict(conv=device.conv_share, attention=device.attention_share).get(op.kind)
-        if share is not None:
+        if op.kind in ('conv', 'attention'):
+            share = device.attention_share if op.kind == 'attention' \
+                else _of_dtype(device.conv_share, dtype)
             return op.flops / (peak * share)
         # Element-wise arithmetic has no tensor cores; it is bound by memory nearly always.
         plain = device.flops.get('fp32', peak)
@@ -248,6 +249,10 @@ class Prices:
         return along(points, num_bytes)
 
 
+def _of_dtype(shares: Mapping[str, float], dtype: str) -> float:
+    return shares.get(dtype, shares.get('', next(iter(shares.values()))))
+
+
 def along(points: Sequence[tuple[float, float]], at: float) -> float:
     """Piecewise linear through (size, seconds); the first value below, the last slope above."""
     if at <= points[0][0] or len(points) == 1:
@@ -263,10 +268,13 @@ CONSTANTS: dict[str, tuple[str, float, float]] = {
     'gemm_share_hopper': ('the same on Hopper, whose clock falls under load', 0.3, 0.9),
     'half_size': ('side of a matrix product that costs it half', 1.0, 400.0),
     'memory_share': ('share of peak of element-wise operators', 0.4, 1.0),
-    'host_us': ('host time of an operator in eager mode', 1.0, 60.0),
+    'host_us': ('host time of an operator in eager mode', 1.0, 50.0),
     'intra_share': ('share of peak of links inside a node', 0.3, 1.0),
     'inter_share': ('share of peak of links between nodes', 0.2, 1.0),
-    'conv_share': ('share of peak of convolutions', 0.15, 0.9),
+    'unlisted': ('device time beside what sizes tell, in software without fused kernels', 0.0,
+                 0.5),
+    'slowdown': ('how much longer compute takes beside a collective', 0.0, 1.0),
+    'attention_share': ('share of peak of fused attention', 0.1, 0.9),
     'jitter': ('deviation of a rank over its mean step', 0.0, 0.06),
 }
 
@@ -278,13 +286,14 @@ def with_constants(cluster: Cluster, values: dict[str, float]) -> Cluster:
     is_hopper = 'fp8' in device.flops
     gemm = values.get('gemm_share_hopper' if is_hopper else 'gemm_share')
     if gemm is not None:
-        device = replace(device, gemm_share={**device.gemm_share, 'bf16': gemm, 'fp16': gemm})
-    names = {'half_size', 'memory_share', 'conv_share'} & set(values)
+        device = replace(device, gemm_share={**device.gemm_share, **dict.fromkeys(
+            ('fp8', 'bf16', 'fp16'), gemm)})
+    names = {'half_size', 'memory_share', 'attention_share'} & set(values)
     device = replace(device, **{name: values[name] for name in names})
     if 'host_us' in values:
         overheads = replace(overheads, host=values['host_us'] * 1e-6)
-    if 'jitter' in values:
-        overheads = replace(overheads, jitter=values['jitter'])
+    overheads = replace(overheads, **{name: values[name] for name in ('jitter', 'unlisted', 'slowdown')
+                                      if name in values})
     links = {name: replace(link, share=values.get(f'{name}_share', link.share))
              for name, link in cluster.links.items()}
     return replace(cluster, device=device, overheads=overheads, links=links)

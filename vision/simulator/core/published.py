@@ -42,7 +42,7 @@ class Stack:
 
 
 _MEGATRON = Stack(
-    dict(attention='plain', dropout=True, dtype='float16'),
+    dict(attention='plain', dropout=True, dtype='float16', is_fused=True),
     dict(gradient_bytes=2, is_overlapped=False, state_bytes=(2, 2, 12), step_bytes=40.0),
     'Megatron-LM of 2021: scores written, fused softmax, gradients of 16 bits reduced behind the '
     'backward')
@@ -60,9 +60,9 @@ STACKS: dict[str, Stack] = {
         'InternEvo: flat gradients of 16 bits and a copy of 32, Adam without fused kernels (8 '
         'bytes of temporaries), parameters broadcast by their owners'),
     'llm-foundry': Stack(
-        dict(has_positions=False),
+        dict(has_positions=False, is_causal_skipped=False),
         dict(gradient_bytes=2, zero=3, state_bytes=(4, 4, 8), step_bytes=36.0),
-        'llm-foundry: FSDP1, gathered and reduced in 16 bits, Triton attention'),
+        'llm-foundry: FSDP1, gathered and reduced in 16 bits, Triton attention with a bias, which computes the masked half too'),
 }
 # Not in the rows: heads of keys and inner widths, by the models' own pages.
 _INNER = {('Llama 3.1', 4096): 14336, ('Llama 3.1', 8192): 28672, ('Llama 3.1', 16384): 53248,

@@ -39,6 +39,9 @@ class Decoder:
         dtype: of the computation, as torch writes it.
         gemm_dtype: of the products of layers, where it is another (float8).
         is_compiled: element-wise operators are fused and issued together.
+        is_fused: hand-written fused kernels (Megatron); without them and without compilation
+            software casts, copies and adds more than these counts have.
+        is_causal_skipped: a fused attention leaves out the masked half.
     """
 
     layers: int
@@ -56,6 +59,8 @@ class Decoder:
     dtype: str = 'bfloat16'
     gemm_dtype: str = ''
     is_compiled: bool = False
+    is_fused: bool = False
+    is_causal_skipped: bool = True
 
     def __post_init__(self) -> None:
         sizes = dict(layers=self.layers, hidden=self.hidden, heads=self.heads,
@@ -217,7 +222,8 @@ def kept_bytes(decoder: Decoder, part: Part, recompute: str) -> float:
     2022, table 2, for 16-bit activations; Llama's and fused attention's counted the same way).
 
     Args:
-        recompute: 'none', 'selective' (the scores; a fused attention has none), 'full'.
+        recompute: 'none', 'selective' (the scores; a fused attention has none), 'half' (every
+            second product, what is element-wise; the attention's output is kept), 'full'.
     """
     tokens = part.rows * decoder.sequence / part.context
     h, t = decoder.hidden, part.tensor
@@ -225,6 +231,10 @@ def kept_bytes(decoder: Decoder, part: Part, recompute: str) -> float:
     if recompute == 'full':
         return 2 * tokens * h * outer
     kv = decoder.num_kv_heads * decoder.head_size
+    if recompute == 'half':
+        # The layer's input; of q, k, v, output, gate, up, down every second; the attention's.
+        products = h + kv + decoder.inner + (h if decoder.is_gated else 0)
+        return 2 * tokens * (h * outer + (products + h) / t)
     masks = 2 * h if decoder.dropout else 0
     # Inputs of both norms; inputs of qkv and of the MLP (outputs of the norms).
     shared = (4 * h + 4 * h + masks) * outer
@@ -287,6 +297,9 @@ class _Writer:
     def gemm(self, name: str, m: float, n: int, k: int, *, batch: int = 1,
              is_layer: bool = True) -> None:
         dtype = (self.decoder.gemm_dtype if is_layer else '') or self.decoder.dtype
+        if dtype != self.decoder.dtype:
+            # Largest value, then scaled to 8 bits: two reads, half a write, of both factors.
+            self.small('cast', m * k + k * n, moved=2.5, count=2)
         moved = 2 * batch * (m * k + k * n + m * n)
         self.ops.append(Op(name, self.module, 'gemm', 2.0 * batch * m * n * k, moved, dtype,
                            FORWARD, round(m), n, k, batch, output_bytes=round(2 * batch * m * n),
@@ -305,8 +318,9 @@ def _attention(write: _Writer) -> None:
     heads, d_head = d.heads / part.tensor, d.head_size
     rows, sequence = part.rows, d.sequence
     if d.attention == 'fused':
-        # Causal: half of the scores. Reads q, k, v, writes the output.
-        flops = 2.0 * rows * heads * sequence * sequence * d_head / part.context
+        # Two products, causal: half of the scores. Reads q, k, v, writes the output.
+        flops = (2.0 if d.is_causal_skipped else 4.0) * rows * heads * d_head \
+            * sequence * sequence / part.context
         moved = 8 * write.tokens * heads * d_head
         write.ops.append(Op('attention', write.module, 'attention', flops, moved, d.dtype))
         return
