@@ -1,0 +1,236 @@
+"""One step of a model on one device, as operators by module: what a trace of torch modules and an
+analytic description of a transformer both make; strategies are compiled from it.
+
+The form is our choice; that a layer owns its forward, its backward and its tensors is
+from Proteus (Duan et al., arXiv:2306.02267).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+
+KINDS = ('gemm', 'attention', 'elementwise', 'norm', 'embedding', 'conv', 'collective', 'other')
+FORWARD, INPUT_GRAD, WEIGHT_GRAD, OPTIMIZER = 'forward', 'input_grad', 'weight_grad', 'optimizer'
+PHASES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD, OPTIMIZER)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An operator of one micro-batch on one device, before any split.
+
+    Args:
+        name: 'aten.mm', 'softmax', ...; for people, and to list what nobody priced.
+        module: dotted name of the innermost module that ran it, '' for the model itself.
+        kind: one of ``KINDS``.
+        flops: two for a multiply-add.
+        bytes_moved: read and written, each tensor once.
+        dtype: of the computation, as torch writes it without 'torch.': 'float32', 'bfloat16'.
+        phase: one of ``PHASES``. A backward operator belongs to 'weight_grad' if it makes the
+            gradient of a parameter; one that makes both kinds at once is two entries.
+        m, n, k: of a matrix product (m, k) x (k, n), each of ``batch`` ones; 0 elsewhere. For
+            y = x w of a layer: forward (rows, out, in), input_grad (rows, in, out), weight_grad
+            (out, in, rows).
+        saved_bytes: that come into being with this operator and stay from forward to backward.
+        output_bytes: of its results.
+        begins, ends: keys of ``ModuleGraph.tensors`` that begin with this operator, and that are
+            gone after it. Both empty where nobody followed single tensors: then memory is told by
+            ``saved_bytes`` and ``output_bytes``.
+        completes: parameters whose gradients are whole behind it; where no operator says so, a
+            module's are behind its last 'weight_grad'.
+        is_priced: its FLOPs are counted or known to be none; False has to be listed.
+    """
+
+    name: str
+    module: str
+    kind: str
+    flops: float
+    bytes_moved: float
+    dtype: str = 'float32'
+    phase: str = FORWARD
+    m: int = 0
+    n: int = 0
+    k: int = 0
+    batch: int = 1
+    saved_bytes: int = 0
+    output_bytes: int = 0
+    begins: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    completes: tuple[str, ...] = ()
+    is_priced: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS and self.phase in PHASES, (self.kind, self.phase)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """Args:
+        shape: whole, of the unsplit model; a linear layer's weight is (out, in).
+        element_bytes: of one number.
+        is_trained: has a gradient and optimizer state.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    element_bytes: int = 4
+    is_trained: bool = True
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module and what it owns itself, without its children.
+
+    Args:
+        name: dotted, '' for the model.
+        type: class name; 'Linear', 'Embedding' and 'MultiheadAttention' know how to be split.
+        parameters: full dotted names; one that several modules share stands at the first.
+        buffer_bytes: of BatchNorm statistics and the like.
+        output_bytes, output_shape: of its last call; what a pipeline sends on if cut behind it.
+        like: number that modules with equal work share, None if nobody compared: equal layers
+            need to be priced once only.
+    """
+
+    name: str
+    type: str
+    parameters: tuple[Parameter, ...] = ()
+    buffer_bytes: int = 0
+    output_bytes: int = 0
+    output_shape: tuple[int, ...] = ()
+    like: int | None = None
+
+    @property
+    def parameters_bytes(self) -> int:
+        return sum(each.num_bytes for each in self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A storage: its bytes and what it is for, a category of ``program.CATEGORIES``; of a
+    gradient the name of its parameter."""
+
+    num_bytes: int
+    category: str
+    parameter: str = ''
+
+
+@dataclass(frozen=True)
+class ModuleGraph:
+    """One micro-batch of a model on one device.
+
+    Args:
+        modules: in order of first use; those never called last.
+        ops: in order of execution, forward first, then backward. No optimizer: strategies divide
+            its state and add it.
+        tensors: by the keys that operators begin and end; empty if nobody followed them.
+        input_bytes: of the batch.
+        batch_size: samples in it; 0 if unknown.
+        notes: what was assumed, for people.
+    """
+
+    modules: tuple[Module, ...]
+    ops: tuple[Op, ...]
+    tensors: Mapping[int, TensorInfo] = field(default_factory=dict)
+    input_bytes: int = 0
+    batch_size: int = 0
+    notes: tuple[str, ...] = ()
+
+    def module(self, name: str) -> Module:
+        return self.by_name[name]
+
+    @property
+    def by_name(self) -> dict[str, Module]:
+        return {each.name: each for each in self.modules}
+
+    def inside(self, name: str) -> Iterator[Module]:
+        """The module and all below it."""
+        return (each for each in self.modules if is_inside(each.name, name))
+
+    def ops_of(self, name: str, *phases: str) -> list[Op]:
+        """Of the module and all below it, in order; of all phases if none is named."""
+        return [op for op in self.ops
+                if is_inside(op.module, name) and (not phases or op.phase in phases)]
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(each for module in self.modules for each in module.parameters)
+
+    @property
+    def parameters_bytes(self) -> int:
+        return sum(module.parameters_bytes for module in self.modules)
+
+    def flops(self, *phases: str) -> float:
+        return sum(op.flops for op in self.ops if not phases or op.phase in phases)
+
+    def unpriced(self) -> dict[str, int]:
+        """How often each operator occurs whose FLOPs nobody knows."""
+        names = [op.name for op in self.ops if not op.is_priced]
+        return {name: names.count(name) for name in sorted(set(names))}
+
+
+def is_inside(name: str, outer: str) -> bool:
+    """Whether a dotted module name is ``outer`` or below it; all are below ''."""
+    return not outer or name == outer or name.startswith(f'{outer}.')
+
+
+def scaled(op: Op, share: float) -> Op:
+    """The part of an operator that is left on a device when ``share`` of its work is, where it is
+    cut along a dimension that all its tensors have."""
+    return replace(op, flops=op.flops * share, bytes_moved=op.bytes_moved * share,
+                   saved_bytes=round(op.saved_bytes * share),
+                   output_bytes=round(op.output_bytes * share))
+
+
+def larger_batch(graph: ModuleGraph, factor: float) -> ModuleGraph:
+    """The graph of ``factor`` times as many samples. What operators do and make grows with the
+    batch, except gradients of parameters; bytes of weights that matrix products read do not."""
+    def grown(op: Op) -> Op:
+        fixed = 0.0
+        if op.m and op.bytes_moved:
+            rows, other = (op.k, op.m * op.n) if op.phase == WEIGHT_GRAD else (op.m, op.n * op.k)
+            total = op.m * op.n + op.n * op.k + op.m * op.k
+            fixed = op.bytes_moved * other / total if op.kind == 'gemm' and rows else 0.0
+        made = scaled(op, factor)
+        return replace(made, bytes_moved=fixed + (op.bytes_moved - fixed) * factor,
+                       m=op.m if op.phase == WEIGHT_GRAD else round(op.m * factor),
+                       k=round(op.k * factor) if op.phase == WEIGHT_GRAD else op.k)
+
+    tensors = {key: each if each.category == 'gradients' else
+               replace(each, num_bytes=round(each.num_bytes * factor))
+               for key, each in graph.tensors.items()}
+    modules = tuple(replace(each, output_bytes=round(each.output_bytes * factor),
+                            output_shape=(round(each.output_shape[0] * factor),
+                                          *each.output_shape[1:]) if each.output_shape else ())
+                    for each in graph.modules)
+    return replace(graph, modules=modules, ops=tuple(grown(op) for op in graph.ops),
+                   tensors=tensors, input_bytes=round(graph.input_bytes * factor),
+                   batch_size=round(graph.batch_size * factor),
+                   notes=(*graph.notes, f'grown to {factor:g} times the batch that was traced'))
+
+
+def with_likes(graph: ModuleGraph) -> ModuleGraph:
+    """Modules numbered so that those share a number which have the same type, parameters and work,
+    their children's included."""
+    below: dict[str, list] = {each.name: [] for each in graph.modules}
+    for op in graph.ops:
+        parts = op.module.split('.') if op.module else []
+        for depth in range(len(parts) + 1):
+            name = '.'.join(parts[:depth])
+            if name in below:
+                below[name].append((op.name, op.phase, op.flops, op.bytes_moved))
+    numbers: dict[tuple, int] = {}
+    made = []
+    for each in graph.modules:
+        held = tuple((p.shape, p.element_bytes, p.is_trained) for p in each.parameters)
+        key = each.type, held, tuple(sorted(below[each.name]))
+        made.append(replace(each, like=numbers.setdefault(key, len(numbers))))
+    return replace(graph, modules=tuple(made))
