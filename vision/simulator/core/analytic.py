@@ -204,12 +204,21 @@ class _Run:
         repeats = 1 if s.recompute == 'full' else 0
         forward = self._bound(front, comm, num_comm)
         backward = self._bound([*again, *back], comm * (1 + repeats), num_comm * (1 + repeats))
-        if s.zero < 3:
-            return forward, backward
         whole = self.decoder.layer_parameters / s.tensor
+        if s.zero < 3:
+            return forward, backward + self._accumulate(whole)
         gather = prices.all_gather(2 * whole, self.zero)
         scatter = prices.reduce_scatter(s.gradient_bytes * whole, self.zero)
         return self._beside(forward, gather), self._beside(backward, gather + scatter)
+
+    def _accumulate(self, num_parameters: float) -> float:
+        """Of a layer's gradients onto those of the micro-batches before: two reads, one write.
+        With one micro-batch they are there as the products wrote them."""
+        if self.strategy.num_microbatches == 1:
+            return 0.0
+        return self.prices.device_seconds(Op(
+            'accumulate', '', 'elementwise', 0.0,
+            3 * self.strategy.gradient_bytes * num_parameters))
 
     def _bound(self, ops: list[Op], comm: float, num_comm: int) -> float:
         """Device or host, whichever is longer. Compiled code is issued in one piece by layer:

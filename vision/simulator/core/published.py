@@ -260,6 +260,9 @@ def _shard(row: Mapping[str, str], stack: Stack) -> dict[str, Any]:
         within = re.search(r'within (\d+)', text)
         return dict(zero=1, zero_group=int(within[1]) if within else 0)
     if text.startswith('FSDP'):
-        # InternEvo's FSDP rows: parameters of 16 bits, the rest as its ZeRO holds it.
-        return dict(zero=3, by_broadcast=False)
+        weights, gradients, state = stack.strategy['state_bytes']
+        # InternEvo's FSDP: its gradients are flat and sharded as they are, without the copy.
+        has_copy = stack.strategy.get('zero') == 1
+        return dict(zero=3, by_broadcast=False,
+                    state_bytes=(weights, gradients, state - 2 * has_copy))
     return dict(zero=0)
