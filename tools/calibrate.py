@@ -68,8 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     with atomic_write(args.out) as file:
         file.write(text.encode())
     cluster = read_cluster(args.out)  # what cannot be read again is not handed over
-    print(f'{args.out}: {", ".join(f"{k} {v / 1e12:.3g} TFLOP/s" for k, v in cluster.device.flops.items())}, '
-          f'memory {cluster.device.memory_rate / 1e9:.3g} GB/s, host '
+    rates = ', '.join(f'{dtype} {flops / 1e12:.3g} TFLOP/s'
+                      for dtype, flops in cluster.device.flops.items())
+    print(f'{args.out}: {rates}, memory {cluster.device.memory_rate / 1e9:.3g} GB/s, host '
           f'{cluster.overheads.host * 1e6:.1f} us')
     return 0
 
@@ -86,7 +87,8 @@ def between_ranks(ranks: int, device: str, budget: measure.Budget) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         try:
             mp.start_processes(_rank, (ranks, device, budget, folder), nprocs=ranks,
-                               start_method='spawn')
+                               # Nothing has been computed yet; CUDA does not live through a fork.
+                               start_method='spawn' if device == 'cuda' else 'fork')
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             raise VisionError('VIS-CONFIG-1647', f'a rank of {ranks} failed on {device}',
                               why=str(error).strip().splitlines()[-1],

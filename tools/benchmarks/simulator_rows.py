@@ -81,21 +81,23 @@ def main(argv: list[str] | None = None) -> int:
         outcomes = [each for each in outcomes if each.half == args.half]
     found = scores(outcomes)
     rows = [each.to_dict() for each in outcomes]
-    show(rows, found)
+    show(outcomes, found)
     if args.json:
         write_report(args.json, rows, scores=found, constants=dict(fitted.constants))
         print(f'rows: {args.json}')
     return 0
 
 
-def show(rows: list[dict[str, Any]], found: dict[str, Any]) -> None:
+def show(outcomes: list[Outcome], found: dict[str, Any]) -> None:
     console = Console()
     console.width = max(console.width, 100)  # a table is of no use in pieces
-    table = Printed('id', 'source', 'half', 'metric', 'predicted', 'measured', 'error')
-    for row in rows:
+    table = Printed('id', 'source', 'half', 'metric', 'predicted', 'measured', 'error', 'memory')
+    for each in outcomes:
+        row = each.to_dict()
+        memory = '' if row['memory_error'] is None else f'{100 * row["memory_error"]:+.1f} %'
         table.add_row(row['id'], row['source'], row['half'], row['metric'],
-                      f'{row["predicted"]:.5g}', f'{row["measured"]:.5g}',
-                      f'{100 * row["error"]:+.1f} %')
+                      f'{each.predicted:.5g}', f'{each.measured:.5g}',
+                      f'{100 * row["error"]:+.1f} %', memory)
     console.print(table)
     table = Printed('half', 'rows of', 'count', 'mean error', 'largest', 'bias', 'order', 'chosen')
     for half, parts in found.items():

@@ -56,6 +56,8 @@ class Strategy:
         is_overlapped: gradients are reduced beside the backward.
         is_tensor_overlapped: products beside their own communication (asynchronous tensor
             parallel).
+        is_accumulated_apart: gradients of a micro-batch are added to those before by an operator
+            of its own, and not by the product that makes them.
         by_broadcast: with ``zero=1``, parameters come back rank by rank.
         gradient_bytes: of one number as it is reduced.
         state_bytes: (weights, gradients, optimizer) of one parameter as it is held.
@@ -76,6 +78,7 @@ class Strategy:
     is_sequence_parallel: bool = False
     is_overlapped: bool = True
     is_tensor_overlapped: bool = False
+    is_accumulated_apart: bool = True
     by_broadcast: bool = False
     gradient_bytes: int = 4
     state_bytes: tuple[float, float, float] = (2, 4, 12)
@@ -214,7 +217,7 @@ class _Run:
     def _accumulate(self, num_parameters: float) -> float:
         """Of a layer's gradients onto those of the micro-batches before: two reads, one write.
         With one micro-batch they are there as the products wrote them."""
-        if self.strategy.num_microbatches == 1:
+        if self.strategy.num_microbatches == 1 or not self.strategy.is_accumulated_apart:
             return 0.0
         return self.prices.device_seconds(Op(
             'accumulate', '', 'elementwise', 0.0,

@@ -49,11 +49,11 @@ def cluster_text(measured: Mapping[str, Any], *, name: str, ranks: int, memory_b
         tables = measured['collectives']
         alpha, beta = line_of(tables['all_gather'])
         # An all-gather of n ranks is n - 1 steps and moves (n - 1) / n of the bytes.
-        lines += ['links:', '  intra:', f'    latency_us: {max(alpha / (ranks - 1), 1e-7) * 1e6:.4g}',
+        latency = max(alpha / (ranks - 1), 1e-7)
+        lines += ['links:', '  intra:', f'    latency_us: {latency * 1e6:.4g}',
                   f'    bandwidth_gb_per_s: {beta * (ranks - 1) / ranks / 1e9:.4g}',
                   '    efficiency: 1.0', '    measured:']
-        lines += [f'      {kind}: [{", ".join(f"[{size:g}, {seconds:.4e}]" for size, seconds in points)}]'
-                  for kind, points in tables.items()]
+        lines += [f'      {kind}: {_list(points, ".4e")}' for kind, points in tables.items()]
         overheads.append(f'overlap_slowdown: {measured["slowdown"]:.3g}')
         told |= {'links.intra': 'measured', 'overheads.overlap_slowdown': 'measured'}
     lines.append('overheads: {' + ', '.join(overheads) + '}')
@@ -63,4 +63,8 @@ def cluster_text(measured: Mapping[str, Any], *, name: str, ranks: int, memory_b
 
 
 def _points(points: Points, peak: float) -> str:
-    return '[' + ', '.join(f'[{size:.4e}, {rate / peak:.4f}]' for size, rate in points) + ']'
+    return _list([(size, rate / peak) for size, rate in points], '.4f')
+
+
+def _list(points: Points, form: str) -> str:
+    return '[' + ', '.join(f'[{size:.6e}, {value:{form}}]' for size, value in points) + ']'

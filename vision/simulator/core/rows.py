@@ -72,11 +72,12 @@ class Outcome:
                                                'hidden', 'seq_or_img', 'global_batch'))
 
     def to_dict(self) -> dict[str, Any]:
+        """Errors without the figures they are of: those are for their publishers to give."""
         row, memory = self.case.row, self.memory
         return dict(id=row['id'], source=self.case.source, half=self.half, metric=row['metric'],
-                    predicted=self.predicted, measured=self.measured, error=self.error,
-                    peak_bytes=self.peak_bytes, measured_bytes=memory[1] if memory else None,
-                    is_multi_node=self.case.is_multi_node, assumed=list(self.case.assumed))
+                    is_multi_node=self.case.is_multi_node, error=round(self.error, 4),
+                    memory_error=round(memory[0] / memory[1] - 1, 4) if memory else None,
+                    assumed=list(self.case.assumed))
 
 
 def predict_case(case: Case, constants: Mapping[str, float]) -> tuple[float, float]:
@@ -167,8 +168,7 @@ def _scaling(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                     one.case.row[name] == more.case.row[name] for name in names):
                 predicted = one.measured * more.predicted / one.predicted
                 rows.append(dict(id=more.case.row['id'], precision=more.case.row['precision'],
-                                 predicted=predicted, measured=more.measured,
-                                 error=predicted / more.measured - 1))
+                                 error=round(predicted / more.measured - 1, 4)))
     return rows
 
 

@@ -90,7 +90,7 @@ def collectives(device: str, budget: Budget, sizes: Sequence[int] = MESSAGE_BYTE
         whole = torch.ones(count, device=device)
         part = torch.ones(count // world, device=device)
         runs = dict(all_reduce=lambda whole=whole: dist.all_reduce(whole),
-                    all_gather=lambda whole=whole, part=part: dist.all_gather_into_tensor(
+                    all_gather=lambda whole=whole, part=part: dist.all_gather_single(
                         whole, part))
         for name, run in runs.items():
             tables[name].append((4.0 * count, _together(run, device, budget)))
