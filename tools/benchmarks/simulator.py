@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def show(rows: list[dict]) -> None:
     console = Console()
-    console.width = max(console.width, 100)  # a table is of no use in pieces
+    console.width = max(console.width, 120)  # a table is of no use in pieces
     columns = ('setting', 'method', 'predicted_s', 'measured_s', 'least_s', 'most_s', 'error',
                'ideal_error')
     table = Printed()

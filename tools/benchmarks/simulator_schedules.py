@@ -167,12 +167,18 @@ def calibrate(mesh: DeviceMesh) -> dict[str, float]:
                           dp_group=mesh.get_group('dp'))
     known = dict(gather_s=statistics.median(pair.gather),
                  reduce_s=statistics.median(pair.reduce))
-    low, high = 0.0, max(plain.costs.forward)
+    return everyone(dict(overhead_s=fitted_overhead(plain.table, plain.costs, measured),
+                         **known))[0]
+
+
+def fitted_overhead(table: Table, costs: Costs, measured_s: float) -> float:
+    """With which the prediction is what was measured; 0 if that is shorter than the costs."""
+    low, high = 0.0, max(costs.forward)
     for _ in range(40):  # the makespan grows with the overhead
         middle = (low + high) / 2
-        is_short = predict(plain.table, plain.costs, overhead_s=middle, **known) < measured
+        is_short = predict(table, costs, overhead_s=middle) < measured_s
         low, high = (middle, high) if is_short else (low, middle)
-    return everyone(dict(overhead_s=low, **known))[0]
+    return low
 
 
 def prepared_and_run(case: Case, mesh: DeviceMesh) -> PipelineRuntime:
