@@ -58,10 +58,10 @@ class _Work:
 
     __slots__ = ('left', 'node', 'number', 'rate', 'share', 'since')
 
-    def __init__(self, node: int, left: float, now: float) -> None:
+    def __init__(self, node: int, left: float, share: float, now: float) -> None:
         self.node, self.left, self.since = node, left, now
         self.rate = 0.0  # amounts per second, now
-        self.share = 1.0  # the same without slow-down
+        self.share = share  # the same without slow-down
         self.number = 0  # of the event at which it is done; earlier ones no longer count
 
 
@@ -127,10 +127,10 @@ class _Run:
 
     def _work(self, number: int, now: float) -> None:
         node = self.nodes[number]
-        works = [_Work(number, node.seconds, now)] if node.seconds else []
+        works = [_Work(number, node.seconds, 1.0, now)] if node.seconds else []
         for flow in node.flows:
             if flow.num_bytes and flow.links:
-                work = _Work(number, flow.num_bytes, now)
+                work = _Work(number, flow.num_bytes, 0.0, now)
                 self.links.add(work, flow.links)
                 works.append(work)
         if not works:
@@ -176,8 +176,9 @@ class _Run:
         else:
             touched = {}
         for work, share in self.links.new_rates().items():
-            work.share = share
-            touched[work.node] = None
+            if share != work.share:
+                work.share = share
+                touched[work.node] = None
         for number in touched:
             factor = self._factor(number)
             for work in self.works[number]:
