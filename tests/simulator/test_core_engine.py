@@ -132,10 +132,23 @@ def test_a_cycle_is_told_by_names():
              Node('gather 2', 'g', (0, 1), FEATURE), Node('F of 1', 'F', (1,), after=(2,)))
     with pytest.raises(VisionError) as caught:
         run(Program(2, nodes))
-    assert caught.value.code == 'VIS-CONFIG-1601' and '3 of 4 nodes' in caught.value.where
+    assert caught.value.code == 'VIS-CONFIG-1601' and '3 of 4 nodes never' in caught.value.where
     assert caught.value.what == (
         'the step would never end: gather 1 waits for F of 1, which waits for gather 2, which '
         'stands behind gather 1 on the feature stream of rank 0')
+
+
+def test_a_cycle_is_told_by_the_heads_of_streams_alone():
+    """A hundred nodes stand between; and of a ring of thirty ranks not all are told."""
+    between = [Node(f'F{k}', 'F', (0,)) for k in range(100)]
+    nodes = (Node('first', 'F', (0,), after=(101,)), *between, Node('last', 'F', (0,)))
+    with pytest.raises(VisionError, match='end: first waits for last, which stands behind first '
+                       'on the compute stream of rank 0'):
+        run(Program(1, nodes))
+    ring = tuple(Node(f'n{rank}', 'F', (rank,), after=((rank + 1) % 30,)) for rank in range(30))
+    with pytest.raises(VisionError, match=r'n0 waits for n1, .*n11, which \.\.\. 18 more \.\.\., '
+                       'which waits for n0\n'):
+        run(Program(30, ring))
 
 
 def test_who_waits_for_a_cycle_is_not_in_it():

@@ -5,13 +5,13 @@ of this process (9 minutes). Each compute action sleeps until its time is over; 
 runtime and, in the sharded setting, the gathers of two pipelines of two ranks are real.
 
   predicted_s       makespan, written to a file (--predictions) before any of the schedules runs;
-                    its sha256 is in each row. Known by then are the times of the actions, the
-                    latency_s of a message between two idle ranks, the times of one gather and one
-                    reduction, and overhead_s of each compute action, fitted to the makespan of
-                    1F1B with the first costs.
+                    its sha256 is in each row. Known by then are the times of the actions, and
+                    overhead_s of each compute action, fitted to the makespan of 1F1B with the
+                    first costs; in the sharded setting also gather_s and reduce_s, of one of them
+                    alone.
   measured_s        median of the rounds, in which all take turns; least_s and most_s beside it.
   error             of the prediction, relative to what was measured; ideal_error of one without
-                    overhead, latency and collectives.
+                    overhead and collectives.
 
 Also written: 'swapped', pairs of a setting that are measured in another order than predicted;
 predictions less than half a percent apart have none.
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def show(rows: list[dict]) -> None:
     console = Console()
-    console.width = max(console.width, 100)  # a table is of no use in pieces
+    console.width = max(console.width, 120)  # a table is of no use in pieces
     columns = ('setting', 'method', 'predicted_s', 'measured_s', 'least_s', 'most_s', 'error',
                'ideal_error')
     table = Printed()

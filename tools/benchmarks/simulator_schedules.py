@@ -27,7 +27,7 @@ from vision.simulator.core.from_actions import from_actions
 NUM_RANKS, NUM_STAGES, NUM_ROUNDS, NUM_CALIBRATIONS = 4, 8, 5, 11
 CALIBRATED = '1f1b'
 SEEDS = (1, 2)  # of the costs; the calibration sees the first alone
-LATENCY_S = 4e-4  # only for the order of transfers in a table; predictions take the measured one
+LATENCY_S = 4e-4  # only for the order of transfers in a table; predictions have none
 TIE = 0.005  # predictions closer than that have no order
 
 
@@ -147,32 +147,38 @@ def one_step(pipeline: Pipeline) -> float:
     return makespan(pipeline.runtime.spans)
 
 
-def predict(table: Table, costs: Costs, *, overhead_s: float = 0.0, latency_s: float = 0.0,
-            gather_s: float = 0.0, reduce_s: float = 0.0) -> float:
-    known = replace(costs, latency=latency_s, gather=(gather_s,) * table.num_stages,
+def predict(table: Table, costs: Costs, *, overhead_s: float = 0.0, gather_s: float = 0.0,
+            reduce_s: float = 0.0) -> float:
+    """Messages take no time of their own: it is part of the overhead of the actions."""
+    known = replace(costs, latency=0.0, gather=(gather_s,) * table.num_stages,
                     reduce=(reduce_s,) * table.num_stages)
     return run(from_actions(table, known, overhead_s=overhead_s)).makespan
 
 
 def calibrate(mesh: DeviceMesh) -> dict[str, float]:
-    """What ``predict`` takes: the overhead of an action from steps of one schedule, the others
-    from messages and collectives by themselves."""
+    """What ``predict`` takes: the overhead of an action from steps of one schedule, the times of
+    collectives by themselves."""
     plain, sharded = (next(case for case in all_cases() if case.method == CALIBRATED
                            and case.is_sharded == is_sharded) for is_sharded in (False, True))
     pipeline = prepared(plain, mesh)
     measured = everyone(statistics.median(
         one_step(pipeline) for _ in range(NUM_CALIBRATIONS)))[0]
-    own = measured_costs(pipeline.runtime, group=dist.group.WORLD)
     pair = measured_costs(prepared_and_run(sharded, mesh), group=mesh.get_group('pp'),
                           dp_group=mesh.get_group('dp'))
-    known = dict(latency_s=own.latency, gather_s=statistics.median(pair.gather),
+    known = dict(gather_s=statistics.median(pair.gather),
                  reduce_s=statistics.median(pair.reduce))
-    low, high = 0.0, max(plain.costs.forward)
+    return everyone(dict(overhead_s=fitted_overhead(plain.table, plain.costs, measured),
+                         **known))[0]
+
+
+def fitted_overhead(table: Table, costs: Costs, measured_s: float) -> float:
+    """With which the prediction is what was measured; 0 if that is shorter than the costs."""
+    low, high = 0.0, max(costs.forward)
     for _ in range(40):  # the makespan grows with the overhead
         middle = (low + high) / 2
-        is_short = predict(plain.table, plain.costs, overhead_s=middle, **known) < measured
+        is_short = predict(table, costs, overhead_s=middle) < measured_s
         low, high = (middle, high) if is_short else (low, middle)
-    return everyone(dict(overhead_s=low, **known))[0]
+    return low
 
 
 def prepared_and_run(case: Case, mesh: DeviceMesh) -> PipelineRuntime:

@@ -15,6 +15,8 @@ from vision.simulator.core.outcome import Outcome
 from vision.simulator.core.program import STREAMS, TRANSFER, Node, Program
 from vision.simulator.core.sharing import SharedLinks
 
+MOST_SHOWN = 12  # of the nodes of a cycle, in an error
+
 
 def run(program: Program) -> Outcome:
     """Times of all nodes. The same program gives the same bits.
@@ -56,10 +58,10 @@ class _Work:
 
     __slots__ = ('left', 'node', 'number', 'rate', 'share', 'since')
 
-    def __init__(self, node: int, left: float, now: float) -> None:
+    def __init__(self, node: int, left: float, share: float, now: float) -> None:
         self.node, self.left, self.since = node, left, now
         self.rate = 0.0  # amounts per second, now
-        self.share = 1.0  # the same without slow-down
+        self.share = share  # the same without slow-down
         self.number = 0  # of the event at which it is done; earlier ones no longer count
 
 
@@ -125,10 +127,10 @@ class _Run:
 
     def _work(self, number: int, now: float) -> None:
         node = self.nodes[number]
-        works = [_Work(number, node.seconds, now)] if node.seconds else []
+        works = [_Work(number, node.seconds, 1.0, now)] if node.seconds else []
         for flow in node.flows:
             if flow.num_bytes and flow.links:
-                work = _Work(number, flow.num_bytes, now)
+                work = _Work(number, flow.num_bytes, 0.0, now)
                 self.links.add(work, flow.links)
                 works.append(work)
         if not works:
@@ -174,8 +176,9 @@ class _Run:
         else:
             touched = {}
         for work, share in self.links.new_rates().items():
-            work.share = share
-            touched[work.node] = None
+            if share != work.share:
+                work.share = share
+                touched[work.node] = None
         for number in touched:
             factor = self._factor(number)
             for work in self.works[number]:
@@ -218,30 +221,37 @@ def befores(program: Program) -> Iterator[tuple[int, int]]:
 
 
 def _stuck(program: Program, ends: list[float | None]) -> VisionError:
-    """VIS-CONFIG-1601 with one cycle of nodes that wait for each other."""
-    waits_for: dict[int, int] = {}
-    for number, before in befores(program):
-        if ends[number] is None and ends[before] is None:
-            waits_for.setdefault(number, before)
-    seen: dict[int, None] = {}
-    number = min(waits_for)
+    """VIS-CONFIG-1601 with one cycle of nodes that wait for each other. A node waits for the one
+    that its stream has come to, or, if that is itself, for one of its ``after``: so the cycle is
+    short, whatever stands between in the streams."""
+    nodes = program.nodes
+    heads: dict[tuple[int, str], int] = {}
+    for number, node in enumerate(nodes):
+        if ends[number] is None and node.stream != TRANSFER:
+            for rank in node.ranks:
+                heads.setdefault((rank, node.stream), number)
+
+    def blocker(number: int) -> tuple[int, str]:
+        node = nodes[number]
+        for rank in node.ranks:
+            head = heads.get((rank, node.stream), number)
+            if head != number:
+                return head, (f'stands behind {nodes[head].name} on the {node.stream} stream of '
+                              f'rank {rank}')
+        before = next(each for each in node.after if ends[each] is None)
+        return before, f'waits for {nodes[before].name}'
+
+    seen: dict[int, str] = {}
+    number = ends.index(None)
     while number not in seen:
-        seen[number] = None
-        number = waits_for[number]
-    order = list(seen)
-    cycle = order[order.index(number):]
-    parts = []
-    for each in cycle:
-        node, before = program.nodes[each], program.nodes[waits_for[each]]
-        if waits_for[each] in node.after:
-            parts.append(f'waits for {before.name}')
-        else:
-            rank = min(set(node.ranks) & set(before.ranks))
-            parts.append(f'stands behind {before.name} on the {node.stream} stream of rank {rank}')
+        before, seen[number] = blocker(number)
+        number = before
+    cycle = list(seen)[list(seen).index(number):]
+    parts = [seen[each] for each in cycle]
+    if len(parts) > MOST_SHOWN:
+        parts[MOST_SHOWN - 1:-1] = [f'... {len(parts) - MOST_SHOWN} more ...']
     return VisionError(
-        'VIS-CONFIG-1601', f'the step would never end: {program.nodes[cycle[0]].name} '
-        + ', which '.join(parts),
-        where=f'{len(program.nodes) - sum(end is not None for end in ends)} of '
-        f'{len(program.nodes)} nodes never begin',
+        'VIS-CONFIG-1601', f'the step would never end: {nodes[cycle[0]].name} '
+        + ', which '.join(parts), where=f'{ends.count(None)} of {len(nodes)} nodes never end',
         why='each stream does its nodes in order, and a node begins when all that it waits for '
         'has ended', do='change the order of one of these, or what it waits for')

@@ -8,6 +8,9 @@ moment: they wait for the same, so they begin together; what runs beside them is
 classes, so they are slowed alike; and of the shares that are max-min fair there is one set alone,
 so flows of one class, on links with equal crowds, have equal rates. (Our choice; what this finds
 is the coarsest equitable partition, which symmetries of the program refine.)
+
+Micro-batches that repeat are not folded: a period that is added up gives other bits than its
+nodes one after the other, and all of them take seconds.
 """
 
 from __future__ import annotations

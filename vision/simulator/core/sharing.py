@@ -21,7 +21,7 @@ class SharedLinks:
         self._capacities = capacities
         # Ordered sets: rates must not depend on the addresses of objects.
         self._on_link: dict[str, dict[Hashable, int]] = {}
-        self._links_of: dict[Hashable, Counter[str]] = {}
+        self._links_of: dict[Hashable, dict[str, int]] = {}
         self._changed: dict[str, None] = {}
 
     def __contains__(self, flow: Hashable) -> bool:
@@ -29,7 +29,7 @@ class SharedLinks:
 
     def add(self, flow: Hashable, links: Sequence[str]) -> None:
         """A flow begins; a link that is named k times is crossed by k such flows."""
-        self._links_of[flow] = times = Counter(links)
+        self._links_of[flow] = times = dict(Counter(links))
         for link, k in times.items():
             self._on_link.setdefault(link, {})[flow] = k
             self._changed[link] = None
@@ -76,12 +76,13 @@ class SharedLinks:
         while len(rates) < len(flows):
             levels = {link: left[link] / num for link, num in crossing.items()}
             level = min(levels.values())
-            filled: Counter[str] = Counter()
+            filled: dict[str, int] = {}
             for full in (link for link, own in levels.items() if own <= level):
                 for flow in self._on_link[full]:
                     if flow not in rates:
                         rates[flow] = level
-                        filled.update(self._links_of[flow])
+                        for link, k in self._links_of[flow].items():
+                            filled[link] = filled.get(link, 0) + k
             # Once for all flows of a link, so that k flows and one that counts k times give the
             # same bits.
             for link, num in filled.items():
