@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vision.simulator.core.buckets import FIRST_BUCKET_BYTES, Bucket, buckets_of
-from vision.simulator.core.graph import FORWARD, OPTIMIZER, ModuleGraph, Op, Parameter
+from vision.simulator.core.graph import AGAIN, FORWARD, OPTIMIZER, ModuleGraph, Op, Parameter
 from vision.simulator.core.merge import Span, spans
 from vision.simulator.core.program import (
     COMPUTE,
@@ -272,7 +272,7 @@ class Step:
             begins.append(name)
             ends.append(name)
         phase = {op.phase for op in ops}
-        is_again = phase == {FORWARD} and span.begin > self.start
+        is_again = ops[0].name.endswith(AGAIN)
         kind = 'recompute' if is_again else 'F' if phase == {FORWARD} else \
             'I' if 'weight_grad' not in phase else 'W' if len(phase) == 1 else 'B'
         self.add(f'{kind} {ops[0].module or ops[0].name}', kind, self.pricing.compute(ops),

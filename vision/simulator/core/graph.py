@@ -14,6 +14,8 @@ from math import prod
 KINDS = ('gemm', 'attention', 'elementwise', 'norm', 'embedding', 'conv', 'collective', 'other')
 FORWARD, INPUT_GRAD, WEIGHT_GRAD, OPTIMIZER = 'forward', 'input_grad', 'weight_grad', 'optimizer'
 PHASES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD, OPTIMIZER)
+# Ends the name of a forward operator that runs a second time, for the backward pass.
+AGAIN = ' again'
 
 
 @dataclass(frozen=True, slots=True)

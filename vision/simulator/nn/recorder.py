@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vision.simulator.core.graph import (
+    AGAIN,
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
@@ -118,6 +119,8 @@ class Recorder(TorchDispatchMode):
         writes = {self._number(each) for each in (*outputs, *written)}
         op = Op(str(func.overloadpacket), module, 'elementwise', 0.0, 0.0) if is_view else \
             self._op(func, (args, kwargs), result, module)
+        if is_recomputed:
+            op = replace(op, name=op.name + AGAIN)
         seen = Seen(op, self.is_backward and not is_recomputed, place, reads, writes,
                     is_view=is_view)
         seen.begins = sorted(writes - known)
