@@ -81,7 +81,8 @@ def test_a_config_that_trains_nothing_is_refused():
 def test_an_unknown_size_and_wrong_ranks_are_refused():
     config = config_of(VIT)
     config.train_dataloader.dataset.pipeline = [dict(type='ReadImage'), dict(type='PackInputs')]
-    config.model.backbone.type = 'mmdet.ResNet'
+    config.model.backbone = dict(_delete_=True, type='mmdet.ResNet', depth=18)
+    config.model.backbone.pop('_delete_')
     with pytest.raises(VisionError, match='VIS-CONFIG-1631'):
         read_training(config)
     pipeline = config_of('configs/pipeline/vit-tiny_pp4_imagenette160.py')

@@ -2,7 +2,7 @@
 
 No data is read. The size of an image is what the training pipeline makes of one, labels are zeros,
 and a detector gets a few boxes. Detectors match boxes by their numbers, so they run once for real:
-one image of at most ``REAL_PIXELS``, from which the batch is grown.
+one or two images of at most ``REAL_PIXELS``, from which the batch is grown.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vision.simulator.nn.trace import trace
 
 REAL_PIXELS = 256 * 320
 NUM_BOXES = 4
+MOST_TRACED = 256  # samples; each has a label of its own, and larger batches only grow
 # Keys in which transforms of a pipeline say how large an image leaves them.
 SIZE_KEYS = ('crop_size', 'img_scale', 'scale', 'size', 'input_size', 'img_size')
 # Optimizers by class name, as step costs; any other is taken for Adam, which is said.
@@ -207,8 +208,11 @@ def _graph(config: Config, batch: int, size: tuple[int, int],
     call = _Loss(model)
     failure: VisionError | None = None
     try:
-        inputs = _inputs(model, batch, size)
-        return trace(model, inputs, loss=call, autocast=autocast, how='fake'), model
+        traced = min(batch, MOST_TRACED)
+        inputs = _inputs(model, traced, size)
+        inputs['inputs'] = inputs['inputs'].to('meta')
+        graph = trace(model, inputs, loss=call, autocast=autocast, how='fake')
+        return graph if traced == batch else larger_batch(graph, batch / traced), model
     except VisionError as error:
         if error.code != 'VIS-RUN-1611':
             raise
@@ -217,13 +221,16 @@ def _graph(config: Config, batch: int, size: tuple[int, int],
         real = _build(config)
     height, width = size
     shrink = min(1.0, (REAL_PIXELS / (height * width))**0.5)
-    small = tuple(max(32, round(side * shrink / 32) * 32) for side in size)
-    graph = trace(real, _inputs(real, 1, small), loss=_Loss(real), autocast=autocast, how='real')
-    pixels = height * width / (small[0] * small[1])
-    boxes = [name for name in ('roi_head',) if hasattr(real, name)]
-    graph = larger_batch(graph, batch * pixels, dict.fromkeys(boxes, float(batch)))
+    small = size if shrink == 1 else tuple(
+        max(32, round(side * shrink / 32) * 32) for side in size)
+    images = min(batch, 2)  # BatchNorm of vectors refuses a single one
+    graph = trace(real, _inputs(real, images, small), loss=_Loss(real), autocast=autocast,
+                  how='real')
+    samples, pixels = batch / images, height * width / (small[0] * small[1])
+    boxes = ['roi_head'] if hasattr(real, 'roi_head') else []
+    graph = larger_batch(graph, samples * pixels, dict.fromkeys(boxes, samples))
     reason = str(failure.__cause__).splitlines()[0][:80] if str(failure.__cause__) else ''
-    note = f'one image of {small[1]}x{small[0]} ran for real ({reason})'
+    note = f'{images} of {small[1]}x{small[0]} pixels ran for real ({reason})'
     return replace(graph, batch_size=batch, notes=(*graph.notes, note)), model
 
 
