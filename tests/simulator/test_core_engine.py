@@ -85,6 +85,14 @@ def test_slow_downs_of_several_streams_add_up_and_the_slowest_rank_counts():
     assert ends == pytest.approx((compute, compute + 8 - compute / 2, 8))
 
 
+def test_what_changes_no_rate_changes_no_bit():
+    """0.9 - 0.2 + 0.2 is not 0.9: compute is not cut where what does not slow it ends."""
+    nodes = (Node('B', 'B', (0,), seconds=0.9),
+             *(Node(f'g{k}', 'g', (0,), FEATURE, seconds) for k, seconds in enumerate((.2, .1))))
+    assert ends_of(*nodes, slowdowns={(COMPUTE, GRADIENT): 0.5, (GRADIENT, FEATURE): 0.5}
+                   )[0] == 0.9
+
+
 def test_two_transfers_share_a_link_while_both_are_under_way():
     """10 bytes a second: 50 of 100 bytes alone by 5, then 5 a second each until 15; the other has
     50 left and ends at 20. Each for itself they would end at 10 and 15."""
@@ -156,5 +164,7 @@ def test_sharing_off_is_too_short_for_collectives_of_neighbours():
                         flows=(Flow(('card',), 30),)) for rank in range(4))
     program = Program(4, groups, links={'card': 10})
     assert run(program).makespan == 12 and run(without_sharing(program)).makespan == 3
+    slow = replace(program, nodes=(replace(groups[0], seconds=5),))
+    assert run(without_sharing(slow)).makespan == 5
     alone = replace(program, nodes=groups[:1])
     assert run(alone).makespan == run(without_sharing(alone)).makespan == 3

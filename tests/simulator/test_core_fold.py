@@ -11,7 +11,7 @@ from vision.pipeline.core.tasks import Costs
 from vision.simulator.core.engine import run
 from vision.simulator.core.fold import fold
 from vision.simulator.core.from_actions import from_actions
-from vision.simulator.core.program import GRADIENT, Buffer, Flow, Node, Program
+from vision.simulator.core.program import GRADIENT, TRANSFER, Buffer, Flow, Node, Program
 
 sys.path.insert(0, str(Path(__file__).parent))
 from random_programs import copies, random_program
@@ -79,6 +79,28 @@ def test_a_rank_with_other_memory_is_not_folded():
     assert fold(program).program is program
     equal = replace(program, buffers=dict(a=Buffer(0, 1, 'inputs'), b=Buffer(1, 1, 'inputs')))
     assert fold(equal).program.replicas == 2
+
+
+def test_messages_round_a_ring_are_one_message_of_a_rank_to_itself():
+    """Each rank has two of them, in another order; what comes belongs to the receiver."""
+    nodes = tuple(Node(f's{rank}', 'send', (rank, (rank + 1) % 4), TRANSFER, 2,
+                       begins=(f'in {(rank + 1) % 4}',)) for rank in range(4))
+    program = Program(4, nodes, {f'in {rank}': Buffer(rank, 9, 'inputs') for rank in range(4)},
+                      replicas=2)
+    folded = fold(program)
+    assert (folded.program.num_ranks, folded.program.replicas) == (1, 8)
+    assert [node.ranks for node in folded.program.nodes] == [(0,)]
+    assert folded.program.nodes[0].begins == ('in 0',)
+    assert_same(program, folded)
+
+
+def test_the_order_of_messages_does_not_matter():
+    kinds = ((0, 'a'), (0, 'b'), (1, 'b'), (1, 'a'))
+    program = Program(2, tuple(Node(kind, kind, (rank,), TRANSFER, 1) for rank, kind in kinds))
+    assert fold(program).program.replicas == 2
+    in_order = replace(program, nodes=tuple(replace(node, stream=GRADIENT)
+                                            for node in program.nodes))
+    assert fold(in_order).program is in_order
 
 
 def test_copies_of_a_pipeline_are_one_pipeline():

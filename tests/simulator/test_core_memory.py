@@ -45,7 +45,7 @@ def test_a_peak_names_its_moment_and_the_largest(outcome):
 @pytest.mark.parametrize(('capacity', 'state'), [
     (7000, 'fits'), (4800, 'fits'), (4700, 'tight'), (4560, 'tight'), (4559, 'out of memory')])
 def test_a_verdict_tells_on_which_side(outcome, capacity, state):
-    allocator = Allocator(fixed_bytes=618, fragmentation=1.1)
+    allocator = Allocator(fixed_bytes=618, fragmentation=0.1)
     verdict = outcome.verdict(capacity, allocator)
     assert verdict.state == state and verdict.needed_bytes == 618 + round(1.1 * 3584) == 4560
     assert verdict.margin == pytest.approx(1 - 4560 / capacity) and verdict.peak.rank == 0
@@ -58,6 +58,13 @@ def test_what_ends_and_what_begins_at_one_moment_are_not_there_together():
     buffers = dict(x=Buffer(0, 5, 'temporary'), y=Buffer(0, 5, 'temporary'))
     curve = run(Program(1, nodes, buffers)).memory(0)
     assert (curve.moments, curve.total) == ((0, 1, 2), (5, 5, 0))
+
+
+def test_a_buffer_that_several_begin_comes_with_the_first():
+    """A gradient that is added to; and what no node begins or ends is there all the time."""
+    nodes = tuple(Node(f'B{k}', 'B', (0,), seconds=1, begins=('g',) * (k > 0)) for k in range(3))
+    curve = run(Program(1, nodes, dict(g=Buffer(0, 5, 'gradients'), w=Buffer(0, 1, 'parameters'))))
+    assert curve.memory(0).moments == (0, 1) and curve.memory(0).total == (1, 6)
 
 
 def test_a_name_that_is_no_buffer_is_our_mistake():

@@ -1,7 +1,7 @@
 """How near the simulator comes to what is measured.
 
 Part 'schedules': every schedule of vision.pipeline and of torch, with uneven stages, on four forks
-of this process (5 minutes). Each compute action sleeps until its time is over; transfers, the
+of this process (9 minutes). Each compute action sleeps until its time is over; transfers, the
 runtime and, in the sharded setting, the gathers of two pipelines of two ranks are real.
 
   predicted_s       makespan, written to a file (--predictions) before any of the schedules runs;

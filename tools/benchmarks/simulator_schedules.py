@@ -24,7 +24,7 @@ from vision.pipeline.nn.runtime import PipelineRuntime
 from vision.simulator.core.engine import run
 from vision.simulator.core.from_actions import from_actions
 
-NUM_RANKS, NUM_STAGES, NUM_ROUNDS = 4, 8, 7
+NUM_RANKS, NUM_STAGES, NUM_ROUNDS, NUM_CALIBRATIONS = 4, 8, 5, 11
 CALIBRATED = '1f1b'
 SEEDS = (1, 2)  # of the costs; the calibration sees the first alone
 LATENCY_S = 4e-4  # only for the order of transfers in a table; predictions take the measured one
@@ -160,7 +160,8 @@ def calibrate(mesh: DeviceMesh) -> dict[str, float]:
     plain, sharded = (next(case for case in all_cases() if case.method == CALIBRATED
                            and case.is_sharded == is_sharded) for is_sharded in (False, True))
     pipeline = prepared(plain, mesh)
-    measured = everyone(statistics.median(one_step(pipeline) for _ in range(NUM_ROUNDS)))[0]
+    measured = everyone(statistics.median(
+        one_step(pipeline) for _ in range(NUM_CALIBRATIONS)))[0]
     own = measured_costs(pipeline.runtime, group=dist.group.WORLD)
     pair = measured_costs(prepared_and_run(sharded, mesh), group=mesh.get_group('pp'),
                           dp_group=mesh.get_group('dp'))

@@ -56,6 +56,8 @@ class Strategy:
         is_overlapped: gradients are reduced beside the backward.
         is_tensor_overlapped: products beside their own communication (asynchronous tensor
             parallel).
+        is_accumulated_apart: gradients of a micro-batch are added to those before by an operator
+            of its own, and not by the product that makes them.
         by_broadcast: with ``zero=1``, parameters come back rank by rank.
         gradient_bytes: of one number as it is reduced.
         state_bytes: (weights, gradients, optimizer) of one parameter as it is held.
@@ -76,6 +78,7 @@ class Strategy:
     is_sequence_parallel: bool = False
     is_overlapped: bool = True
     is_tensor_overlapped: bool = False
+    is_accumulated_apart: bool = True
     by_broadcast: bool = False
     gradient_bytes: int = 4
     state_bytes: tuple[float, float, float] = (2, 4, 12)
@@ -204,12 +207,21 @@ class _Run:
         repeats = 1 if s.recompute == 'full' else 0
         forward = self._bound(front, comm, num_comm)
         backward = self._bound([*again, *back], comm * (1 + repeats), num_comm * (1 + repeats))
-        if s.zero < 3:
-            return forward, backward
         whole = self.decoder.layer_parameters / s.tensor
+        if s.zero < 3:
+            return forward, backward + self._accumulate(whole)
         gather = prices.all_gather(2 * whole, self.zero)
         scatter = prices.reduce_scatter(s.gradient_bytes * whole, self.zero)
         return self._beside(forward, gather), self._beside(backward, gather + scatter)
+
+    def _accumulate(self, num_parameters: float) -> float:
+        """Of a layer's gradients onto those of the micro-batches before: two reads, one write.
+        With one micro-batch they are there as the products wrote them."""
+        if self.strategy.num_microbatches == 1 or not self.strategy.is_accumulated_apart:
+            return 0.0
+        return self.prices.device_seconds(Op(
+            'accumulate', '', 'elementwise', 0.0,
+            3 * self.strategy.gradient_bytes * num_parameters))
 
     def _bound(self, ops: list[Op], comm: float, num_comm: int) -> float:
         """Device or host, whichever is longer. Compiled code is issued in one piece by layer:

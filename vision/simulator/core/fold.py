@@ -155,8 +155,9 @@ def _folded(program: Program, classes: _Classes, size: int) -> Folded:
     kept_rank = {own: rank for rank, own in reversed(list(enumerate(classes.of_rank)))}
     kept_link = {own: link for link, own in reversed(classes.of_link.items())}
     members: dict[int, list[int]] = {}
-    for number in classes.order:  # so streams keep their order
-        members.setdefault(classes.of_node[number], []).append(number)
+    for number, own in enumerate(classes.of_node):
+        # In the order of the first: of two on a stream it is the same one on each rank.
+        members.setdefault(own, []).append(number)
     node_number = {own: k for k, own in enumerate(members)}
     kept_buffers = {name: replace(buffer, rank=rank_of[buffer.rank])
                     for name, buffer in program.buffers.items()
@@ -176,7 +177,7 @@ def _folded(program: Program, classes: _Classes, size: int) -> Folded:
 
     nodes = []
     for own, numbers in members.items():
-        node = program.nodes[min(numbers)]
+        node = program.nodes[numbers[0]]
         nodes.append(replace(
             node, ranks=tuple(sorted({rank_of[rank] for rank in node.ranks})),
             flows=tuple(flow_of(own, k, flow) for k, flow in enumerate(node.flows)),

@@ -136,7 +136,6 @@ class _Row:
         self.num_reduces: Counter[int] = Counter()
         self.num_gathers: Counter[int] = Counter()
         self.gather_of: dict[int, int] = {}  # the last
-        self.has_gradient: set[int] = set()
         self.before: dict[str, int] = {}  # the last task and the last collective
         self.nodes: list[Node] = []
         for number, action in enumerate(row, start=first):
@@ -164,8 +163,7 @@ class _Row:
         if kind == I:
             return made
         begins = ()
-        if stage in self.is_reduced and stage not in self.has_gradient:
-            self.has_gradient.add(stage)
+        if stage in self.is_reduced:  # there from the first of them on
             begins = (self._name('gradient', action),)
             self._add(begins[0], stage, self.costs.weight_bytes, 'gradients')
         return dict(made, begins=begins, ends=(activation,))
@@ -176,7 +174,6 @@ class _Row:
         if kind == REDUCE_GRAD:
             ends = (self._name('gradient', action),)
             self.num_reduces[stage] += 1
-            self.has_gradient.discard(stage)
             return dict(stream=GRADIENT, seconds=_at(self.costs.reduce, stage), after=after,
                         ends=ends)
         self.gather_of[stage] = number

@@ -25,21 +25,21 @@ class Allocator:
     Args:
         block_bytes: each buffer is rounded up to a multiple; 1 counts tensors alone.
         fixed_bytes: of the device's context, its libraries and their communication buffers.
-        fragmentation: what is reserved over what is in use, at least 1.
+        fragmentation: share of what is in use that is reserved on top of it, 0.05 for a twentieth.
     """
 
     block_bytes: int = BLOCK_BYTES
-    fixed_bytes: int = 0
-    fragmentation: float = 1.0
+    fixed_bytes: float = 0
+    fragmentation: float = 0.0
 
     def __post_init__(self) -> None:
-        assert self.block_bytes >= 1 and self.fixed_bytes >= 0 and self.fragmentation >= 1, self
+        assert self.block_bytes >= 1 and self.fixed_bytes >= 0 and self.fragmentation >= 0, self
 
     def rounded(self, num_bytes: int) -> int:
         return -(-num_bytes // self.block_bytes) * self.block_bytes
 
     def reserved(self, in_use: int) -> int:
-        return round(self.fixed_bytes + self.fragmentation * in_use)
+        return round(self.fixed_bytes + (1 + self.fragmentation) * in_use)
 
 
 TENSORS = Allocator(block_bytes=1)

@@ -46,8 +46,12 @@ _MEGATRON = Stack(
     dict(gradient_bytes=2, is_overlapped=False, state_bytes=(2, 2, 12), step_bytes=40.0),
     'Megatron-LM of 2021: scores written, fused softmax, gradients of 16 bits reduced behind the '
     'backward')
+# Of 2022: products add to gradients themselves (its gradient_accumulation_fusion).
+_MEGATRON_2022 = Stack(
+    _MEGATRON.decoder, {**_MEGATRON.strategy, 'is_accumulated_apart': False},
+    f'{_MEGATRON.why}; products add to gradients themselves, as since 2022')
 STACKS: dict[str, Stack] = {
-    'vTrain': _MEGATRON, 'Korthikanti': _MEGATRON, 'Narayanan': _MEGATRON, 'Smith': _MEGATRON,
+    'vTrain': _MEGATRON_2022, 'Korthikanti': _MEGATRON_2022, 'Narayanan': _MEGATRON, 'Smith': _MEGATRON,
     'torchtitan': Stack(
         dict(is_gated=True, is_tied=False, has_positions=False),
         dict(gradient_bytes=4, zero=3, state_bytes=(4, 4, 8), step_bytes=36.0,
@@ -260,6 +264,9 @@ def _shard(row: Mapping[str, str], stack: Stack) -> dict[str, Any]:
         within = re.search(r'within (\d+)', text)
         return dict(zero=1, zero_group=int(within[1]) if within else 0)
     if text.startswith('FSDP'):
-        # InternEvo's FSDP rows: parameters of 16 bits, the rest as its ZeRO holds it.
-        return dict(zero=3, by_broadcast=False)
+        weights, gradients, state = stack.strategy['state_bytes']
+        # InternEvo's FSDP: its gradients are flat and sharded as they are, without the copy.
+        has_copy = stack.strategy.get('zero') == 1
+        return dict(zero=3, by_broadcast=False,
+                    state_bytes=(weights, gradients, state - 2 * has_copy))
     return dict(zero=0)

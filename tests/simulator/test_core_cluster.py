@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vision.common.core.errors import VisionError
+from vision.simulator.core.cluster import cluster_from, interpolate, read_cluster
+
+CLUSTERS = Path(__file__).resolve().parents[2] / 'configs' / 'clusters'
+PRESETS = ('a100-dgx', 'cpu-gloo', 'h100', 'rtx4090', 'v100-dgx1')
+
+
+def raw(**changes):
+    """The A100 preset with values at dotted keys changed; None takes a key out."""
+    content = yaml.safe_load((CLUSTERS / 'a100-dgx.yaml').read_text())
+    for key, value in changes.items():
+        *path, last = key.split('__')
+        inner = content
+        for name in path:
+            inner = inner[name]
+        inner[last] = value
+        if value is None:
+            del inner[last]
+    return content
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_read_and_say_where_figures_are_from(name):
+    cluster = read_cluster(CLUSTERS / f'{name}.yaml')
+    assert cluster.world_size == cluster.gpus_per_node
+    for key in ('device', 'links.intra', 'links.inter', 'overheads'):
+        assert cluster.provenance[key]
+
+
+def test_units_become_seconds_and_bytes():
+    cluster = read_cluster(CLUSTERS / 'a100-dgx.yaml')
+    assert cluster.device.flops['bf16'] == 312e12
+    assert cluster.device.memory_bytes == 80 * 2**30
+    assert cluster.links['inter'].rate == 25e9
+    assert cluster.links['intra'].latency == pytest.approx(3e-6)
+    assert cluster.overheads.launch == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize('changes, code, words', [
+    (dict(links__intra=None), 1640, "no link 'intra'.*8 devices"),
+    (dict(nodes=4, links__inter=None), 1640, "no link 'inter'.*4 nodes"),
+    (dict(links__inter__bandwidth_gb_per_s=200), 1641, 'as 25 would be'),
+    (dict(links__inter__bandwidth_gb_per_s=100, links__host__bandwidth_gb_per_s=32), 1641,
+     'which is 12.5 GB/s'),
+    (dict(links__intra__bandwidth_gb_per_s=2400), 1641, 'as 300 would be'),
+    (dict(device__tflops=dict(bf16=312_000)), 1641, 'GFLOP/s'),
+    (dict(device__memory_gib=81_920), 1641, 'MiB'),
+    (dict(device__memory_bandwidth_gb_per_s=2.039e6), 1641, 'MB/s'),
+    (dict(links__intra__latency_us=3e6), 1641, 'nanoseconds'),
+    (dict(gpu_per_node=8), 1642, 'unknown keys: gpu_per_node'),
+    (dict(device__efficiency__gem=0.8), 1642, 'unknown keys: gem'),
+    (dict(links__nvlink=dict(latency_us=1, bandwidth_gb_per_s=1)), 1642, "no link 'nvlink'"),
+    (dict(nodes=0), 1642, 'nodes is 0'),
+    (dict(device__memory_gib='80GB'), 1642, "'80GB'"),
+    (dict(device__tflops=dict(int8=624)), 1642, "'int8'"),
+    (dict(device__curves=dict(gemm=[[1e9]])), 1642, 'not a list of'),
+    (dict(device=None), 1642, 'no device'),
+])
+def test_faults_of_a_file_are_told(changes, code, words):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}') as caught:
+        cluster_from(raw(**changes), where='cluster.yaml')
+    import re
+    assert re.search(words, str(caught.value), re.S), str(caught.value)
+
+
+def test_a_file_that_is_no_yaml_is_told(tmp_path):
+    path = tmp_path / 'cluster.yaml'
+    path.write_text('nodes: [1')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1642'):
+        read_cluster(path)
+    path.write_text('!!python/object/apply:os.system [true]')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1642'):
+        read_cluster(path)
+
+
+def test_one_adapter_of_800_gbit_is_believed_behind_a_fast_bus():
+    cluster_from(raw(links__inter__bandwidth_gb_per_s=100, links__host__bandwidth_gb_per_s=128),
+                 where='x')
+
+
+def test_of_size_keeps_whole_nodes():
+    cluster = read_cluster(CLUSTERS / 'a100-dgx.yaml')
+    assert cluster.of_size(64).num_nodes == 8
+    assert cluster.of_size(4).gpus_per_node == 4
+    with pytest.raises(VisionError, match='12 devices on nodes of 8'):
+        cluster.of_size(12)
+
+
+def test_interpolation_is_linear_in_the_logarithm():
+    points = ((1.0, 0.0), (100.0, 1.0))
+    assert interpolate(points, 10.0) == pytest.approx(0.5)
+    assert interpolate(points, 0.1) == 0.0 and interpolate(points, 1e9) == 1.0

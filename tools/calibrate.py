@@ -1,0 +1,118 @@
+"""Measure this machine and write it as a cluster file for tools/simulate.py.
+
+Matrix products and element-wise operators by size, the host's time for an operator, collectives
+between ranks by size, and how much slower compute is beside them. On a CPU ranks are forks of this
+process on gloo; on GPUs one for each of them, on NCCL. About a minute; run it on a quiet machine.
+
+Examples:
+  python tools/calibrate.py --out my-machine.yaml
+  python tools/calibrate.py --out my-machine.yaml --ranks 4 --dtype float32
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+
+from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.files import atomic_write, refuse_unwritable
+from vision.simulator.core.calibration import cluster_text
+from vision.simulator.core.cluster import read_cluster
+from vision.simulator.core.pricing import DTYPE_NAMES
+from vision.simulator.nn import measure
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add('--out', type=Path, required=True, metavar='FILE', help='cluster file to write')
+    add('--ranks', type=int, help='that take part in collectives (default: GPUs, or 2 on a CPU)')
+    add('--dtype', choices=DTYPES, action='append', help='of products, again for further ones '
+        '(default: float32, and bfloat16 on GPUs); the first one has its curve in the file')
+    add('--per-size', type=float, default=0.3, metavar='SECONDS', help='for each size measured')
+    add('--name', default=platform.node() or 'this-machine', help='of the cluster')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    refuse_unwritable(args.out)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    ranks = args.ranks if args.ranks is not None else (
+        torch.cuda.device_count() if device == 'cuda' else 2)
+    if ranks < 1 or args.per_size <= 0 or device == 'cuda' and ranks > torch.cuda.device_count():
+        raise VisionError('VIS-CONFIG-1647', f'{ranks} ranks on {device}, {args.per_size:g} s for '
+                          'each size', why='at least one rank, not more than there are GPUs, and '
+                          'a time above 0', do='correct --ranks or --per-size')
+    dtypes = args.dtype or (['bfloat16', 'float32'] if device == 'cuda' else ['float32'])
+    budget = measure.Budget(args.per_size, max(0.5, args.per_size))
+    measured = between_ranks(ranks, device, budget) if ranks > 1 else {}
+    torch.set_num_threads(1)  # a rank of a run on a CPU has one; threads of its own would be more
+    measured |= alone(device, dtypes, budget)
+    memory = torch.cuda.get_device_properties(0).total_memory if device == 'cuda' \
+        else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / ranks
+    gpu = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
+    text = cluster_text(measured, name=args.name, ranks=ranks, memory_bytes=memory,
+                        provenance=f'{datetime.date.today()}, {gpu}, torch {torch.__version__}, '
+                        f'{"nccl" if device == "cuda" else "gloo"}')
+    with atomic_write(args.out) as file:
+        file.write(text.encode())
+    cluster = read_cluster(args.out)  # what cannot be read again is not handed over
+    rates = ', '.join(f'{dtype} {flops / 1e12:.3g} TFLOP/s'
+                      for dtype, flops in cluster.device.flops.items())
+    print(f'{args.out}: {rates}, memory {cluster.device.memory_rate / 1e9:.3g} GB/s, host '
+          f'{cluster.overheads.host * 1e6:.1f} us')
+    return 0
+
+
+def alone(device: str, dtypes: list[str], budget: measure.Budget) -> dict:
+    """Of one rank."""
+    gemm = {DTYPE_NAMES[name]: measure.gemms(device, getattr(torch, name), budget)
+            for name in dtypes}
+    return dict(gemm=gemm, memory=measure.elementwise(device, torch.float32, budget),
+                host=measure.host_seconds(device, budget))
+
+
+def between_ranks(ranks: int, device: str, budget: measure.Budget) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mp.start_processes(_rank, (ranks, device, budget, folder), nprocs=ranks,
+                               # Nothing has been computed yet; CUDA does not live through a fork.
+                               start_method='spawn' if device == 'cuda' else 'fork')
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            raise VisionError('VIS-CONFIG-1647', f'a rank of {ranks} failed on {device}',
+                              why=str(error).strip().splitlines()[-1],
+                              do='use fewer ranks, or --ranks 1 to measure no collectives'
+                              ) from error
+        return json.loads((Path(folder) / 'measured.json').read_text())
+
+
+def _rank(rank: int, ranks: int, device: str, budget: measure.Budget, folder: str) -> None:
+    import torch.distributed as dist
+    torch.set_num_threads(1)
+    if device == 'cuda':
+        torch.cuda.set_device(rank)
+    dist.init_process_group('nccl' if device == 'cuda' else 'gloo', rank=rank, world_size=ranks,
+                            init_method=f'file://{folder}/store',
+                            timeout=datetime.timedelta(seconds=120))
+    try:
+        found = dict(collectives=measure.collectives(device, budget),
+                     slowdown=measure.overlap_slowdown(device, budget))
+        if rank == 0:
+            (Path(folder) / 'measured.json').write_text(json.dumps(found))
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    run_cli(main)
