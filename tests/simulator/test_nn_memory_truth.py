@@ -11,7 +11,6 @@ from vision.simulator.nn.torch_private import fake_ranks
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
 from simulator_memory import Case, compare, encoder, mlp, small_conv_net
 
-
 CASES = [Case('mlp', mlp, (64, 256), ('0', '1', '2', '3')),
          Case('many samples', mlp, (2048, 256), ('0', '2', '3')),
          Case('one unit', mlp, (32, 256), ()),

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
-import simulate
+import simulate  # noqa: E402
 
 ARGUMENTS = [str(ROOT / 'configs/classify/vit-tiny_imagenette160.py'), '--cluster',
              str(ROOT / 'configs/clusters/a100-dgx.yaml')]
