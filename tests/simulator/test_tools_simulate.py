@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+import simulate
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-import simulate  # noqa: E402
 
 ARGUMENTS = [str(ROOT / 'configs/classify/vit-tiny_imagenette160.py'), '--cluster',
              str(ROOT / 'configs/clusters/a100-dgx.yaml')]

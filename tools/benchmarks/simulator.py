@@ -19,8 +19,9 @@ predictions less than half a percent apart have none.
 Part 'memory': peaks of two training steps with AdamW beside those of torch's own memory trackers,
 of five models, plain and sharded over eight ranks by FSDP2 (2 minutes).
 
-  predicted_bytes   of a trace without data; tracked_bytes by torch, of real steps whose collectives
-                    do nothing. error is relative to the latter; both by category beside it.
+  predicted_bytes   of a trace without data; tracked_bytes by torch, of real steps whose
+                    collectives do nothing. error is relative to the latter; both by category
+                    beside it.
 
 Examples:
   python tools/benchmarks/simulator.py --json docs/results/simulator_schedules.json

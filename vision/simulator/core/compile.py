@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from vision.common.core.errors import VisionError
 from vision.simulator.core.buckets import FIRST_BUCKET_BYTES, Bucket, buckets_of
 from vision.simulator.core.graph import AGAIN, FORWARD, OPTIMIZER, ModuleGraph, Op, Parameter
 from vision.simulator.core.merge import Span, spans
@@ -96,10 +97,13 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
     Args:
         graph: of what one share of the batch does for one micro-batch, with whole features.
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1622, see ``StrategyTree.spread``.
+        VisionError: VIS-CONFIG-1620 to 1622, see ``StrategyTree.spread``; 1621, several stages.
     """
     spread = tree.spread(graph)
-    assert len(spread.stages) == 1, 'models in stages are compiled by stages.py'
+    if len(spread.stages) > 1:
+        raise VisionError('VIS-CONFIG-1621', f'the model is mapped to {len(spread.stages)} stages',
+                          where='strategy', why='stages need an action table that says their '
+                          'order', do='compile_stages() with a table of vision.pipeline')
     return Step(local_graph(graph, spread), spread, pricing, settings).program()
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from vision.common.core.errors import VisionError
 from vision.pipeline.core.tasks import Costs, Table
-from vision.simulator.core.compile import OPTIMIZERS, Pricing, Settings
+from vision.simulator.core.compile import OPTIMIZERS, Pricing, Settings, local_graph
+from vision.simulator.core.from_actions import from_actions
 from vision.simulator.core.graph import (
     FORWARD,
     INPUT_GRAD,
@@ -22,6 +24,7 @@ from vision.simulator.core.graph import (
 )
 from vision.simulator.core.program import GRADIENT, Node, Program
 from vision.simulator.core.rewrite import first_backward, with_tensors
+from vision.simulator.core.strategy import StrategyTree, stage_of
 
 
 def piece_of_ops(graph: ModuleGraph, names: Sequence[str]) -> list[int]:
@@ -41,7 +44,7 @@ def piece_of_ops(graph: ModuleGraph, names: Sequence[str]) -> list[int]:
 
 def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple[int, int]],
                 rank_of: Sequence[int], pricing: Pricing, settings: Settings, *,
-                num_shares: int = 1) -> Costs:
+                num_shares: int = 1, num_parts: int = 1) -> Costs:
     """Costs of stages in seconds and bytes, on ranks numbered as ``ZeroPPStrategy`` has them.
 
     Args:
@@ -50,6 +53,7 @@ def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple
         ranges: pieces (begin, end) of each stage.
         rank_of: pipeline rank of each stage.
         num_shares: ranks over which the parameters of a stage are sharded.
+        num_parts: ranks over which features are split; the graph is one rank's, with collectives.
     """
     graph = with_tensors(graph)
     stage_of = [next(s for s, (a, b) in enumerate(ranges) if a <= piece < b)
@@ -62,7 +66,7 @@ def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple
         kept[stage] += op.saved_bytes if op.phase == FORWARD else 0
 
     def times(phase: str) -> list[float]:
-        return [pricing.compute(ops[stage, phase]) if (stage, phase) in ops else 0.0
+        return [_seconds(ops.get((stage, phase), []), pricing, num_parts)
                 for stage in range(num)]
 
     weights, trained = _weights(graph, names, ranges)
@@ -91,6 +95,46 @@ def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple
                  static_bytes=tuple(static))
 
 
+def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing: Pricing,
+                   settings: Settings) -> Program:
+    """One step of a model whose modules a strategy maps to stages; a rank for each of the
+    pipeline's, that stands for all shares of the batch and parts of the features.
+
+    Args:
+        table: over as many stages as the strategy has; complete, with UNSHARD where zero=3.
+    Raises:
+        VisionError: VIS-CONFIG-1620 to 1622 of the strategy, 1621 another number of stages.
+    """
+    spread = tree.spread(graph)
+    if len(spread.stages) != table.num_stages:
+        raise VisionError('VIS-CONFIG-1621', f'{len(spread.stages)} stages for a table of '
+                          f'{table.num_stages}', where='strategy', why='each stage of the table '
+                          'has ranks of its own', do='map() modules to as many groups of ranks')
+    local = local_graph(graph, spread)
+    owners = [module for module in local.modules if spread.layouts[module.name].ranks
+              and not any(is_inside(module.name, other.name) and other.name != module.name
+                          for other in local.modules if spread.layouts[other.name].ranks
+                          == spread.layouts[module.name].ranks)]
+    owners.sort(key=lambda each: stage_of(each.name, spread))
+    ends = [sum(stage_of(each.name, spread) <= stage for each in owners)
+            for stage in range(table.num_stages)]
+    shares = spread.dp if spread.zero == 3 else 1
+    costs = stage_costs(local, [each.name for each in owners],
+                        list(zip([0, *ends], ends, strict=False)), table.rank_of, pricing,
+                        settings, num_shares=shares, num_parts=spread.tp)
+    program = with_optimizer(from_actions(table, costs), table, costs, pricing, settings,
+                             spread.dp * spread.tp)
+    return program
+
+
+def _seconds(ops: Sequence[Op], pricing: Pricing, num_parts: int) -> float:
+    """Of operators and of the collectives between them, which nothing hides inside a stage."""
+    compute = [op for op in ops if op.kind != 'collective']
+    waits = sum(pricing.communicate(op.name, op.bytes_moved, range(num_parts))
+                for op in ops if op.kind == 'collective')
+    return (pricing.compute(compute) if compute else 0.0) + waits
+
+
 def piece_flops(graph: ModuleGraph, names: Sequence[str]) -> list[float]:
     """Of the forward pass, as stages are cut by them."""
     flops = [0.0] * len(names)
@@ -115,14 +159,19 @@ def _weights(graph: ModuleGraph, names: Sequence[str],
 
 
 def _boundary_bytes(graph: ModuleGraph, names: Sequence[str], end: int) -> int:
-    """Of what the piece before ``end`` sends on."""
-    return graph.module(names[end - 1]).output_bytes
+    """Of what the piece before ``end`` sends on; of its last operator if nobody said it."""
+    name = names[end - 1]
+    made = [op.output_bytes for op in graph.ops_of(name, FORWARD)]
+    return graph.module(name).output_bytes or (made[-1] if made else 0)
 
 
 def with_optimizer(program: Program, table: Table, costs: Costs, pricing: Pricing,
                    settings: Settings, num_shares: int = 1) -> Program:
-    """The program with each rank's optimizer step behind its last task; gradients of shares that
-    are whole on each are reduced before, where the table does not say it."""
+    """The program with each rank's optimizer step behind its last task and reduction.
+
+    Args:
+        num_shares: ranks of the run for each of the program.
+    """
     nodes = list(program.nodes)
     states, moved, _ = OPTIMIZERS[settings.optimizer]
     for rank in range(table.num_ranks):
