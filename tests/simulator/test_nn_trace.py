@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision.common.core.errors import VisionError
+from vision.simulator.core.graph import larger_batch
 from vision.simulator.nn.trace import trace
 
 F, I, W = 'forward', 'input_grad', 'weight_grad'  # noqa: E741
@@ -178,3 +179,14 @@ def test_equal_layers_share_a_number():
     blocks = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 5))
     graph = trace(blocks, torch.empty(2, 4))
     assert graph.module('1').like == graph.module('2').like != graph.module('3').like
+
+
+def test_a_grown_batch_is_what_a_larger_one_traces():
+    small, large = (trace(on_meta(Small), torch.empty(batch, 3, 16, 16)) for batch in (8, 32))
+    grown = larger_batch(small, 4)
+    assert grown.flops() == large.flops() and grown.batch_size == 32
+    moved = [sum(op.bytes_moved for op in graph.ops) for graph in (grown, large)]
+    assert moved[0] == pytest.approx(moved[1], rel=0.01)
+    sizes = [sum(each.num_bytes for each in graph.tensors.values()) for graph in (grown, large)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    assert [(op.m, op.n, op.k) for op in grown.ops] == [(op.m, op.n, op.k) for op in large.ops]
