@@ -19,7 +19,9 @@ FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'},
 # Importing room: what it may import of other rooms. Every room may use common and zoo; common
 # uses no room at all: what finds files of the zoo is registered from above.
 ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'},
-          'simulator': {'vision.pipeline.core', 'vision.memory.core'}}
+          # The last two: a config's pipeline is planned by what plans it in a training.
+          'simulator': {'vision.pipeline.core', 'vision.memory.core', 'vision.pipeline.mm.plan',
+                        'vision.pipeline.nn.chunks'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
 LAYERS = ('core', 'runtime', 'nn', 'mm')  # runtime imports no nn: torch is forbidden there
 

@@ -16,8 +16,16 @@ runtime and, in the sharded setting, the gathers of two pipelines of two ranks a
 Also written: 'swapped', pairs of a setting that are measured in another order than predicted;
 predictions less than half a percent apart have none.
 
+Part 'memory': peaks of two training steps with AdamW beside those of torch's own memory trackers,
+of five models, plain and sharded over eight ranks by FSDP2 (2 minutes).
+
+  predicted_bytes   of a trace without data; tracked_bytes by torch, of real steps whose
+                    collectives do nothing. error is relative to the latter; both by category
+                    beside it.
+
 Examples:
   python tools/benchmarks/simulator.py --json docs/results/simulator_schedules.json
+  python tools/benchmarks/simulator.py --part memory --json docs/results/simulator_memory.json
 """
 
 from __future__ import annotations
@@ -27,13 +35,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Printed
+from simulator_memory import memory
 from simulator_schedules import SEEDS, schedules, swapped
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import write_report
 
-PARTS = ('schedules',)
+PARTS = ('schedules', 'memory')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     refuse_unwritable(args.json)
+    if args.part == 'memory':
+        return _memory(args.json)
     predictions = args.predictions
     if predictions is None and args.json:
         predictions = args.json.with_suffix('.predicted.json')
@@ -60,6 +71,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         write_report(args.json, rows, part=args.part, seed=SEEDS[0], swapped=orders)
         print(f'rows: {args.json}')
+    return 0
+
+
+def _memory(path: Path | None) -> int:
+    rows = memory()
+    for row in rows:
+        print(f'{row["model"]:24} {row["ranks"]} ranks: predicted {row["predicted_bytes"]:,}, '
+              f'tracked {row["tracked_bytes"]:,}, error {100 * row["error"]:+.3f} %')
+    if path:
+        write_report(path, rows, part='memory', seed=0)
+        print(f'rows: {path}')
     return 0
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from vision.common.core.errors import VisionError
 from vision.simulator.core.buckets import FIRST_BUCKET_BYTES, Bucket, buckets_of
-from vision.simulator.core.graph import FORWARD, OPTIMIZER, ModuleGraph, Op, Parameter
+from vision.simulator.core.graph import AGAIN, FORWARD, OPTIMIZER, ModuleGraph, Op, Parameter
 from vision.simulator.core.merge import Span, spans
 from vision.simulator.core.program import (
     COMPUTE,
@@ -96,10 +97,13 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
     Args:
         graph: of what one share of the batch does for one micro-batch, with whole features.
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1622, see ``StrategyTree.spread``.
+        VisionError: VIS-CONFIG-1620 to 1622, see ``StrategyTree.spread``; 1621, several stages.
     """
     spread = tree.spread(graph)
-    assert len(spread.stages) == 1, 'models in stages are compiled by stages.py'
+    if len(spread.stages) > 1:
+        raise VisionError('VIS-CONFIG-1621', f'the model is mapped to {len(spread.stages)} stages',
+                          where='strategy', why='stages need an action table that says their '
+                          'order', do='compile_stages() with a table of vision.pipeline')
     return Step(local_graph(graph, spread), spread, pricing, settings).program()
 
 
@@ -127,6 +131,8 @@ class Step:
         self._last: dict[str, int] = {}
         self._waits: list[int] = []  # what the next compute node has to wait for
         self._copies: dict[str, int] = {}
+        self._makers = {key: f'{op.module or "model"} {op.name.rpartition(".")[2]}'
+                        for op in graph.ops for key in op.begins}
         self.trained = [each for each in graph.parameters if each.is_trained]
         self.start = first_backward(graph.ops)
         self.units: list[Unit] = units_of(graph, spread) if spread.zero == 3 else []
@@ -270,21 +276,22 @@ class Step:
             begins.append(name)
             ends.append(name)
         phase = {op.phase for op in ops}
-        is_again = phase == {FORWARD} and span.begin > self.start
+        is_again = ops[0].name.endswith(AGAIN)
         kind = 'recompute' if is_again else 'F' if phase == {FORWARD} else \
             'I' if 'weight_grad' not in phase else 'W' if len(phase) == 1 else 'B'
         self.add(f'{kind} {ops[0].module or ops[0].name}', kind, self.pricing.compute(ops),
                  begins=begins, ends=ends)
 
-    def _key(self, key: int) -> str:
-        return f'{key}.{self.mb}'
+    def _key(self, key: int, mb: int | None = None) -> str:
+        """Name of a tensor's buffer: what made it, of which module."""
+        return f'{self._makers[key]} #{key}.{self.mb if mb is None else mb}'
 
-    def gradients(self, names: Sequence[str] | None = None) -> list[str]:
-        """Buffers of gradients that are there: those of these parameters, or all."""
-        wanted = None if names is None else set(names)
-        return [f'{key}.0' for key, tensor in self.graph.tensors.items()
-                if tensor.category == 'gradients' and f'{key}.0' in self.buffers
-                and (wanted is None or tensor.parameter in wanted)]
+    def gradients(self, names: Sequence[str], mb: int) -> list[str]:
+        """Buffers of gradients of these parameters that a micro-batch made."""
+        wanted = set(names)
+        return [name for key, tensor in self.graph.tensors.items()
+                if tensor.parameter in wanted and key in self._makers
+                and (name := self._key(key, mb)) in self.buffers]
 
     # Data parallel and ZeRO-1, 2.
 
@@ -300,7 +307,7 @@ class Step:
         if is_scattered:
             begins.append(self.hold(f'gradient shard {number}', -(-size // self.spread.dp),
                                     'gradients'))
-            ends += self.gradients([each.name for each in parameters])
+            ends += self.gradients([each.name for each in parameters], 0)
         self.collective(f'gradients {number}', REDUCE_SCATTER if is_scattered else ALL_REDUCE,
                         size, stream=GRADIENT, after=self.last(), begins=begins, ends=ends)
 

@@ -14,6 +14,8 @@ from math import prod
 KINDS = ('gemm', 'attention', 'elementwise', 'norm', 'embedding', 'conv', 'collective', 'other')
 FORWARD, INPUT_GRAD, WEIGHT_GRAD, OPTIMIZER = 'forward', 'input_grad', 'weight_grad', 'optimizer'
 PHASES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD, OPTIMIZER)
+# Ends the name of a forward operator that runs a second time, for the backward pass.
+AGAIN = ' again'
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,31 +192,42 @@ def scaled(op: Op, share: float) -> Op:
                    output_bytes=round(op.output_bytes * share))
 
 
-def larger_batch(graph: ModuleGraph, factor: float) -> ModuleGraph:
-    """The graph of ``factor`` times as many samples. What operators do and make grows with the
-    batch, except gradients of parameters; bytes of weights that matrix products read do not."""
-    def grown(op: Op) -> Op:
-        fixed = 0.0
-        if op.m and op.bytes_moved:
-            rows, other = (op.k, op.m * op.n) if op.phase == WEIGHT_GRAD else (op.m, op.n * op.k)
-            total = op.m * op.n + op.n * op.k + op.m * op.k
-            fixed = op.bytes_moved * other / total if op.kind == 'gemm' and rows else 0.0
-        made = scaled(op, factor)
-        return replace(made, bytes_moved=fixed + (op.bytes_moved - fixed) * factor,
-                       m=op.m if op.phase == WEIGHT_GRAD else round(op.m * factor),
-                       k=round(op.k * factor) if op.phase == WEIGHT_GRAD else op.k)
+def larger_batch(graph: ModuleGraph, factor: float,
+                 others: Mapping[str, float] | None = None) -> ModuleGraph:
+    """The graph of ``factor`` times as many samples, or samples as large. What operators do and
+    make grows with it, except gradients of parameters; weights that matrix products read do not.
 
+    Args:
+        others: factors of modules, and all below them, that grow otherwise: what a detector does
+            for each of a fixed number of boxes does not grow with the image.
+    """
+    def factor_of(module: str) -> float:
+        return next((each for name, each in (others or {}).items() if is_inside(module, name)),
+                    factor)
+
+    factors: dict[int, float] = {}
+    for op in graph.ops:
+        factors |= dict.fromkeys(op.begins, factor_of(op.module))
     tensors = {key: each if each.category == 'gradients' else
-               replace(each, num_bytes=round(each.num_bytes * factor))
+               replace(each, num_bytes=round(each.num_bytes * factors.get(key, factor)))
                for key, each in graph.tensors.items()}
-    modules = tuple(replace(each, output_bytes=round(each.output_bytes * factor),
-                            output_shape=(round(each.output_shape[0] * factor),
-                                          *each.output_shape[1:]) if each.output_shape else ())
+    modules = tuple(replace(each, output_bytes=round(each.output_bytes * factor_of(each.name)))
                     for each in graph.modules)
-    return replace(graph, modules=modules, ops=tuple(grown(op) for op in graph.ops),
-                   tensors=tensors, input_bytes=round(graph.input_bytes * factor),
+    return replace(graph, modules=modules, tensors=tensors,
+                   ops=tuple(_grown(op, factor_of(op.module)) for op in graph.ops),
+                   input_bytes=round(graph.input_bytes * factor),
                    batch_size=round(graph.batch_size * factor),
-                   notes=(*graph.notes, f'grown to {factor:g} times the batch that was traced'))
+                   notes=(*graph.notes, f'grown to {factor:g} times what was traced'))
+
+
+def _grown(op: Op, factor: float) -> Op:
+    fixed = 0.0
+    if op.m and op.kind in ('gemm', 'conv'):
+        weights = op.m * op.n if op.phase == WEIGHT_GRAD else op.n * op.k
+        fixed = op.bytes_moved * weights / (op.m * op.n + op.n * op.k + op.m * op.k)
+    side = 'k' if op.phase == WEIGHT_GRAD else 'm'
+    return replace(scaled(op, factor), bytes_moved=fixed + (op.bytes_moved - fixed) * factor,
+                   **{side: round(getattr(op, side) * factor)})
 
 
 def with_likes(graph: ModuleGraph) -> ModuleGraph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from vision.simulator.core.graph import FORWARD, ModuleGraph
+from vision.simulator.core.graph import AGAIN, FORWARD, ModuleGraph
 
 
 @dataclass(frozen=True)
@@ -60,4 +60,5 @@ def spans(graph: ModuleGraph, cuts: Collection[int]) -> Iterator[Span]:
 
 def _goes_with(graph: ModuleGraph, at: int) -> bool:
     before, op = graph.ops[at - 1], graph.ops[at]
-    return before.module == op.module and (before.phase == FORWARD) == (op.phase == FORWARD)
+    return before.module == op.module and (before.phase == FORWARD) == (op.phase == FORWARD) \
+        and before.name.endswith(AGAIN) == op.name.endswith(AGAIN)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vision.simulator.core.graph import (
+    AGAIN,
     FORWARD,
     WEIGHT_GRAD,
     ModuleGraph,
@@ -19,8 +20,10 @@ H2D_OP, D2H_OP = 'host_to_device', 'device_to_host'
 
 
 def first_backward(ops: Sequence[Op]) -> int:
-    """Index of the first operator of the backward pass; their number if there is none."""
-    return next((at for at, op in enumerate(ops) if op.phase != FORWARD), len(ops))
+    """Index of the first operator of the backward pass, or of what is made again for it; their
+    number if there is none."""
+    return next((at for at, op in enumerate(ops)
+                 if op.phase != FORWARD or op.name.endswith(AGAIN)), len(ops))
 
 
 def with_tensors(graph: ModuleGraph) -> ModuleGraph:
@@ -85,7 +88,8 @@ def with_offload(graph: ModuleGraph, names: Sequence[str]) -> ModuleGraph:
 
 
 def _changed(graph: ModuleGraph, names: Sequence[str], change: Callable) -> ModuleGraph:
-    for name in names:
+    # From the last on: what comes back first is then asked for first.
+    for name in reversed(names):
         graph = change(graph, name, names)
     return graph
 
@@ -115,8 +119,10 @@ def _recomputed(graph: ModuleGraph, name: str, _: Sequence[str]) -> ModuleGraph:
     copies = []
     for at in forward[:-1]:
         op = ops[at]
-        copies.append(replace(op, begins=tuple(again[key] for key in op.begins), ends=tuple(
-            again[key] for key in op.ends if key in again), saved_bytes=0, completes=()))
+        copies.append(replace(
+            op, name=op.name + AGAIN, begins=tuple(again[key] for key in op.begins),
+            ends=tuple(again[key] for key in op.ends if key in again), saved_bytes=0,
+            completes=()))
     # What the module's last operator freed is freed behind the copies as well.
     tail = tuple(again[key] for key in ops[forward[-1]].ends if key in again)
     copies[-1] = replace(copies[-1], ends=(*copies[-1].ends, *tail))
@@ -140,7 +146,7 @@ def _offloaded(graph: ModuleGraph, name: str, names: Sequence[str]) -> ModuleGra
                  phase=ops[back].phase)
     # One module ahead: behind the first backward operator of the one that is done before it.
     start = first_backward(ops)
-    earlier = [at for at in range(start, back) if any(
+    earlier = [at for at in range(start, back) if ops[at].name != H2D_OP and any(
         other != name and is_inside(ops[at].module, other) for other in names)]
     nearest = ops[earlier[-1]].module if earlier else None
     ahead = back

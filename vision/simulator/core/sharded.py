@@ -208,19 +208,13 @@ class _Running:
         names = [each.name for each in unit.parameters]
         buffer = step.hold(f'reduce {unit}.{step.mb}', unit.reduced_bytes, 'communication')
         step.add(f'copy in {unit}', 'copy_in', step.copying(unit.reduced_bytes),
-                 begins=[buffer], ends=self._gradients(names))
+                 begins=[buffer], ends=step.gradients(names, step.mb))
         size = sum(unit.each_state_bytes(step.settings.master_bytes))
         shard = [] if step.mb else [step.hold(f'gradient shard of {unit}', size,
                                               'gradients')]
         node = step.collective(f'reduce {unit}', 'reduce_scatter', unit.reduced_bytes,
                                stream=GRADIENT, after=step.last(), begins=shard)
         self.kept_reduce = node, buffer
-
-    def _gradients(self, names: list[str]) -> list[str]:
-        wanted, step = set(names), self.step
-        return [f'{key}.{step.mb}' for key, tensor in step.graph.tensors.items()
-                if tensor.category == 'gradients' and tensor.parameter in wanted
-                and f'{key}.{step.mb}' in step.buffers]
 
     def finish(self) -> None:
         """The end of the backward pass waits for all reductions."""

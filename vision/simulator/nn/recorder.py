@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vision.simulator.core.graph import (
+    AGAIN,
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
@@ -111,11 +112,17 @@ class Recorder(TorchDispatchMode):
         place, module = self._where(reads)
         is_recomputed = self.is_backward and bool(self.stack)
         written = written_arguments(func, args, kwargs)
-        is_view = shows_memory(func)
         known = set(self._watches)
+        # Some views do not say that they are: _unsafe_view.
+        is_view = shows_memory(func) or bool(outputs) and not written and all(
+            self._number(each) in reads for each in outputs)
         writes = {self._number(each) for each in (*outputs, *written)}
-        seen = Seen(self._op(func, (args, kwargs), result, module), self.is_backward and
-                    not is_recomputed, place, reads, writes, is_view=is_view)
+        op = Op(str(func.overloadpacket), module, 'elementwise', 0.0, 0.0) if is_view else \
+            self._op(func, (args, kwargs), result, module)
+        if is_recomputed:
+            op = replace(op, name=op.name + AGAIN)
+        seen = Seen(op, self.is_backward and not is_recomputed, place, reads, writes,
+                    is_view=is_view)
         seen.begins = sorted(writes - known)
         if func.overloadpacket.__name__ == 'convolution_backward':
             seen.masks = tuple(args[10])
@@ -148,8 +155,6 @@ class Recorder(TorchDispatchMode):
         args, kwargs = call
         namespace, base = func.namespace, func.overloadpacket.__name__
         kind, inputs, outputs = kind_of(namespace, base), tensors_in(call), tensors_in(result)
-        if shows_memory(func):
-            return Op(f'{namespace}.{base}', module, 'elementwise', 0.0, 0.0)
         flops = flops_of(func, args, kwargs, result)
         own = {storage_key(each.untyped_storage()) for each in inputs}
         made = bytes_of([each for each in outputs
@@ -230,8 +235,9 @@ class Recorder(TorchDispatchMode):
                     for place, is_weight, is_final in later)
             if not seen.is_view or of_parameters:
                 for number in seen.reads:
-                    users.setdefault(number, []).append((seen.place, result[index],
-                                                         of_parameters))
+                    # Two gradients of one parameter are added up between nodes.
+                    is_final = of_parameters or seen.op.name == 'aten.add'
+                    users.setdefault(number, []).append((seen.place, result[index], is_final))
         return result
 
 

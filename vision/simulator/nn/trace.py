@@ -167,15 +167,19 @@ def _replaced(module: nn.Module, fake: Callable[[Tensor], Tensor]) -> Iterator[N
     """Parameters and buffers without data, the real ones back afterwards; shared ones shared."""
     twins: dict[int, Tensor] = {}
     before: list[tuple[nn.Module, str, Tensor]] = []
-    for child in module.modules():
-        for pairs, make in ((child.named_parameters, lambda each: nn.Parameter(
-                fake(each.detach()), each.requires_grad)), (child.named_buffers, fake)):
-            for name, tensor in list(pairs(recurse=False, remove_duplicate=False)):
-                before.append((child, name, tensor))
-                twin = twins.setdefault(id(tensor), None) or make(tensor)
-                twins[id(tensor)] = twin
-                setattr(child, name, twin)
+
+    def twin_of(tensor: Tensor) -> Tensor:
+        if id(tensor) not in twins:
+            twins[id(tensor)] = nn.Parameter(fake(tensor.detach()), tensor.requires_grad) \
+                if isinstance(tensor, nn.Parameter) else fake(tensor)
+        return twins[id(tensor)]
+
     try:
+        for child in module.modules():
+            for pairs in (child.named_parameters, child.named_buffers):
+                for name, tensor in list(pairs(recurse=False, remove_duplicate=False)):
+                    before.append((child, name, tensor))
+                    setattr(child, name, twin_of(tensor))
         yield
     finally:
         for child, name, tensor in before:
@@ -206,14 +210,16 @@ def _followed(module: nn.Module, recorder: Recorder, owners: Mapping[Tensor, tup
     def leave(name: str) -> Callable:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             recorder.stack.pop()
-            tensors = tensors_in(output)
-            calls[name] = (sum(each.numel() * each.element_size() for each in tensors),
-                           tuple(tensors[0].shape) if tensors else ())
+            if tensors := tensors_in(output):
+                calls[name] = (sum(each.numel() * each.element_size() for each in tensors),
+                               tuple(tensors[0].shape))
         return hook
 
     for name, child in module.named_modules():
         handles += [child.register_forward_pre_hook(enter(name)),
-                    child.register_forward_hook(leave(name))]
+                    # Called always: a checkpoint leaves its forward by an exception when it has
+                    # made again what it needs.
+                    child.register_forward_hook(leave(name), always_call=True)]
     for parameter, (_, name) in owners.items():
         if parameter.requires_grad:
             handles.append(parameter.register_post_accumulate_grad_hook(

@@ -1,0 +1,133 @@
+"""Configs of this codebase as graphs, strategies and predictions."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from vision.common.core.errors import VisionError
+from vision.simulator.core.cluster import read_cluster
+from vision.simulator.core.graph import FORWARD
+from vision.simulator.mm.configs import read_training
+from vision.simulator.mm.prediction import largest_batch, predict
+from vision.simulator.mm.variants import repeated_blocks, search
+
+ROOT = Path(__file__).parents[2]
+VIT = 'configs/classify/vit-tiny_imagenette160.py'
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    return read_cluster(ROOT / 'configs/clusters/a100-dgx.yaml')
+
+
+def config_of(name, **changes):
+    config = Config.fromfile(ROOT / name)
+    config.merge_from_dict(changes)
+    return config
+
+
+@pytest.fixture(scope='module')
+def vit():
+    return read_training(config_of(VIT), num_gpus=8)
+
+
+def test_a_classifier_is_read_without_data_or_weights(vit):
+    assert vit.batch_size == 64 and vit.image_size == (128, 128)
+    assert vit.settings.optimizer == 'adamw' and vit.notes == []
+    tokens, layer = 64 * 65, 4 * 192 * 192 + 2 * 192 * 768
+    products = sum(op.flops for op in vit.graph.ops_of('backbone.trunk.layers', FORWARD)
+                   if op.kind == 'gemm')
+    assert products == 2 * tokens * layer * 12
+    assert vit.tree.num_ranks == 8 and len(repeated_blocks(vit.graph)) == 12
+
+
+def test_amp_and_accumulation_and_fsdp2_are_read():
+    config = config_of(VIT)
+    config.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16', accumulative_counts=2)
+    config.strategy = dict(type='FSDP2Strategy', wrap=['Layer'])
+    found = read_training(config, num_gpus=4, batch_size=2)
+    assert {op.dtype for op in found.graph.ops if op.kind == 'gemm'} == {'bfloat16'}
+    assert found.settings.num_microbatches == 2
+    spread = found.tree.spread(found.graph)
+    assert spread.zero == 3 and spread.dp == 4 and len(spread.units) == 13
+
+
+def test_a_detector_runs_once_for_real_and_is_grown():
+    found = read_training(config_of('configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'),
+                          batch_size=4)
+    small = read_training(config_of('configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'),
+                          batch_size=1)
+    assert any('ran for real' in note for note in found.notes)
+    assert found.graph.batch_size == 4
+    assert found.graph.flops(FORWARD) == pytest.approx(4 * small.graph.flops(FORWARD), rel=0.2)
+    assert found.graph.ops_of('roi_head') and found.graph.parameters == small.graph.parameters
+
+
+def test_faces_take_their_size_from_the_backbone():
+    config = config_of('configs/faces/mobilefacenet_ivf_folder.py')
+    config.model.head.num_classes = 1000
+    config.model.head.selector.num_active = 64
+    found = read_training(config, batch_size=8)
+    assert found.image_size == (112, 112) and found.graph.flops() > 0
+
+
+def test_a_config_that_trains_nothing_is_refused():
+    with pytest.raises(VisionError, match='VIS-CONFIG-1630(.|\n)*train_dataloader'):
+        read_training(config_of('configs/faces/mobilefacenet_ms1m.py'))
+
+
+def test_an_unknown_size_and_wrong_ranks_are_refused():
+    config = config_of(VIT)
+    config.train_dataloader.dataset.pipeline = [dict(type='ReadImage'), dict(type='PackInputs')]
+    config.model.backbone = dict(_delete_=True, type='mmdet.ResNet', depth=18)
+    config.model.backbone.pop('_delete_')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1631'):
+        read_training(config)
+    pipeline = config_of('configs/pipeline/vit-tiny_pp4_imagenette160.py')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1632'):
+        read_training(pipeline, batch_size=12)
+    with pytest.raises(VisionError, match='VIS-CONFIG-1632(.|\n)*--gpus 4'):
+        read_training(pipeline, num_gpus=8)
+
+
+def test_more_ranks_share_a_step_and_pay_for_it(vit, cluster):
+    one = predict(read_training(config_of(VIT)), cluster)
+    eight = predict(vit, cluster)
+    assert eight.samples == 8 * one.samples == 512
+    assert one.step_seconds < eight.step_seconds < 1.5 * one.step_seconds
+    assert 0 < eight.mfu < one.mfu < 1 and eight.verdict.state == 'fits'
+    told = json.loads(json.dumps(eight.to_dict()))
+    assert told['interval_seconds'][0] < told['step_seconds'] < told['interval_seconds'][1]
+    assert len(told['top_costs']) == 10 and told['memory']['largest']
+
+
+def test_too_many_ranks_for_the_cluster(vit, cluster):
+    many = cluster.num_nodes * cluster.gpus_per_node * 2
+    with pytest.raises(VisionError, match='VIS-CONFIG-1633'):
+        predict(read_training(config_of(VIT), num_gpus=many, batch_size=2), cluster)
+
+
+def test_the_table_that_the_pipeline_runs_is_simulated(cluster):
+    found = read_training(config_of('configs/pipeline/vit-tiny_pp4_imagenette160.py'))
+    assert found.stages[0].startswith('backbone') and found.graph.batch_size == 8
+    result = predict(found, cluster)
+    assert result.num_ranks == 4 and result.samples == 64 and result.outcome.bubble > 0
+    assert {node.kind for node in result.outcome.program.nodes} >= {'F', 'optimizer'}
+
+
+def test_the_largest_batch_fits_and_twice_as_much_does_not(vit, cluster):
+    batch, result = largest_batch(vit, cluster)
+    assert result.verdict.state == 'fits' and result.samples == 8 * batch
+    assert result.verdict.margin < 0.08  # the limit is 0.05, the step 1/64 of the batch
+
+
+def test_search_prints_the_config_of_the_winner(vit, cluster):
+    found = search(vit, cluster)
+    assert {'DDP', 'FSDP2, Layer'} <= set(found.tried)
+    assert found.best is found.tried[found.name] and found.name in found.front
+    assert all(each.step_seconds >= found.best.step_seconds for each in found.tried.values())
+    scope = {}
+    exec(found.best.text, scope)
+    assert scope['strategy']['type'] in ('DDPStrategy', 'FSDP2Strategy', 'ZeroPPStrategy')

@@ -1,0 +1,93 @@
+"""What a training config would take on a cluster: seconds per step, memory, does it fit.
+
+Nothing is trained, no GPU is needed, no data is read. What a figure rests on is printed with it.
+
+Examples:
+  python tools/simulate.py configs/classify/vit-tiny_imagenette160.py \\
+      --cluster configs/clusters/a100-dgx.yaml --gpus 8
+  python tools/simulate.py configs/classify/vit-tiny_imagenette160.py \\
+      --cluster configs/clusters/a100-dgx.yaml --batch auto
+  python tools/simulate.py configs/classify/vit-tiny_imagenette160.py \\
+      --cluster configs/clusters/a100-dgx.yaml --gpus 8 --search --budget 60s
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from vision.common.mm.launch import add_config_arguments
+    parser = command_parser(__doc__)
+    parser.add_argument('config', type=Path, help='config that tools/train.py would run')
+    parser.add_argument('--cluster', type=Path, required=True, help='YAML of configs/clusters')
+    parser.add_argument('--gpus', type=int, help='ranks (default: what the strategy needs, or 1)')
+    parser.add_argument('--batch', default='config', help="samples of a rank's step, or 'auto': "
+                        'the most that fits')
+    parser.add_argument('--image-size', type=_size, metavar='WIDTHxHEIGHT')
+    parser.add_argument('--tf32', action='store_true', help='float32 products on tensor cores')
+    parser.add_argument('--search', action='store_true', help='try strategies, print the best')
+    parser.add_argument('--budget', type=_seconds, default=60.0, help='of the search, as 60s')
+    parser.add_argument('--trace', type=Path, help='JSON for ui.perfetto.dev')
+    parser.add_argument('--plot', type=Path, help='PNG of memory over time')
+    parser.add_argument('--json', type=Path, help='the prediction with all its parts')
+    add_config_arguments(parser)
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    from vision.common.mm.launch import read_config
+    from vision.simulator.core.cluster import read_cluster
+    from vision.simulator.mm import report
+    from vision.simulator.mm.configs import read_training
+    from vision.simulator.mm.prediction import largest_batch, predict
+    for path in (args.trace, args.plot, args.json):
+        refuse_unwritable(path)
+    cluster = read_cluster(args.cluster)
+    batch = None if args.batch in ('auto', 'config') else int(args.batch)
+    configured = read_training(read_config(args), num_gpus=args.gpus, batch_size=batch,
+                               image_size=args.image_size)
+    if args.search:
+        from vision.simulator.mm.variants import search
+        found = search(configured, cluster, budget_seconds=args.budget)
+        report.print_search(found)
+        result = found.best
+    elif args.batch == 'auto':
+        batch, result = largest_batch(configured, cluster)
+        print(f'largest batch: {batch} samples of a rank')
+    else:
+        result = predict(configured, cluster, tf32=args.tf32)
+    report.print_prediction(result)
+    if args.json:
+        args.json.write_text(json.dumps(result.to_dict(), indent=1) + '\n')
+    if args.trace:
+        args.trace.write_text(json.dumps(result.outcome.chrome_trace()) + '\n')
+    if args.plot:
+        report.plot(result, args.plot)
+    return 0 if result.verdict.state != 'out of memory' else 1
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match:
+        raise argparse.ArgumentTypeError(f'{text!r} is no WIDTHxHEIGHT, such as 320x240')
+    return int(match[2]), int(match[1])
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(s|m|min)?', text)
+    if not match:
+        raise argparse.ArgumentTypeError(f'{text!r} is no time, such as 60s or 2m')
+    return float(match[1]) * (60 if match[2] in ('m', 'min') else 1)
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,1 @@
+"""Configs of this codebase as graphs and strategies."""

@@ -1,0 +1,137 @@
+"""Strategies of this codebase for one config, tried until the time is over."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from vision.common.core.errors import VisionError
+from vision.simulator.core.cluster import Cluster
+from vision.simulator.core.graph import Module, ModuleGraph, larger_batch
+from vision.simulator.core.strategy import StrategyTree
+from vision.simulator.mm.configs import Configured
+from vision.simulator.mm.prediction import Predicted, predict
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A strategy with the text that says it in a config; empty where none can say it."""
+
+    name: str
+    configured: Configured
+    text: str
+
+
+@dataclass
+class Found:
+    """``front``: those that no other beats in both time and memory."""
+
+    tried: dict[str, Predicted] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the fastest that fits and that a config can say; of the smallest if none fits."""
+        usable = {name: each for name, each in self.tried.items()
+                  if each.verdict.state != 'out of memory'}
+        if usable:
+            return min(usable, key=lambda each: usable[each].step_seconds)
+        return min(self.tried, key=lambda each: self.tried[each].verdict.needed_bytes)
+
+    @property
+    def best(self) -> Predicted:
+        return self.tried[self.name]
+
+    @property
+    def front(self) -> set[str]:
+        cost = {name: (each.step_seconds, each.verdict.needed_bytes)
+                for name, each in self.tried.items()}
+        return {name for name, (seconds, size) in cost.items() if not any(
+            (a <= seconds and b < size) or (a < seconds and b <= size) for a, b in cost.values())}
+
+
+def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 60.0) -> Found:
+    """Every strategy of this codebase with the config's ranks and samples, until the time is over.
+
+    Tensor parallel is left out: nothing here trains with it. What did not fit into the budget is
+    in ``refused``.
+    """
+    found, start = Found(), time.monotonic()
+    for variant in variants(configured):
+        if found.tried and time.monotonic() - start > budget_seconds:
+            found.refused[variant.name] = 'the time of the search was over'
+            continue
+        try:
+            found.tried[variant.name] = replace(predict(variant.configured, cluster),
+                                                text=variant.text)
+        except VisionError as error:
+            found.refused[variant.name] = f'{error.code} {error.what}'
+    if not found.tried:
+        raise VisionError('VIS-CONFIG-1635', 'no strategy can be simulated', where='--search',
+                          why='; '.join(found.refused.values())[:300],
+                          do='choose another number of --gpus')
+    return found
+
+
+def variants(configured: Configured) -> Iterator[Variant]:
+    """Whole on each rank, in shards, in stages; those that are likely to be fast first."""
+    ranks = configured.tree.num_ranks or 1
+    graph, settings = configured.graph, configured.settings
+    blocks = repeated_blocks(graph)
+    plain = replace(configured, pipeline=None)
+    if ranks == 1:
+        yield Variant('one rank', replace(plain, tree=StrategyTree(1)), '')
+        return
+    tree = StrategyTree(ranks).split('', 'batch', ranks)
+    yield Variant('DDP', replace(plain, tree=tree), "strategy = dict(type='DDPStrategy')")
+    classes = sorted({module.type for module in blocks})
+    tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
+    yield Variant('FSDP2, all at once', replace(plain, tree=tree),
+                  "strategy = dict(type='FSDP2Strategy')")
+    if blocks:
+        tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
+        for module in blocks:
+            tree.shard(module.name, zero=3)
+        yield Variant(f'FSDP2, {", ".join(classes)}', replace(plain, tree=tree),
+                      f"strategy = dict(type='FSDP2Strategy', wrap={classes!r})")
+    if not configured.stages:
+        return
+    total = configured.batch_size * ranks
+    for pp in (size for size in range(2, ranks + 1) if ranks % size == 0):
+        dp = ranks // pp
+        for micro in (2 * pp, 4 * pp):
+            if total // dp % micro:
+                continue
+            samples = total // dp // micro
+            options = dict(type='ZeroPPStrategy', pp=pp, dp=dp, num_microbatches=micro)
+            chunks = min(4 if dp > 1 else 2, len(configured.stages) // pp)
+            if not chunks:
+                continue
+            options['chunks'] = chunks
+            grown = larger_batch(graph, samples / (graph.batch_size or 1))
+            yield Variant(f'ZeroPP pp={pp} dp={dp} M={micro}', replace(
+                configured, graph=grown, pipeline=options, batch_size=total // dp,
+                settings=replace(settings, num_microbatches=1)),
+                f"runner_type = 'ExactFlexibleRunner'\nstrategy = {options!r}\n"
+                f'train_dataloader = dict(batch_size={total // dp})')
+
+
+def repeated_blocks(graph: ModuleGraph) -> list[Module]:
+    """Modules of the class, outermost first, that occurs most among siblings and holds most of the
+    parameters; none if no class holds half of them."""
+    groups: dict[tuple[str, str], list[Module]] = {}
+    for module in graph.modules:
+        parent = module.name.rpartition('.')[0]
+        if module.name and not module.parameters:
+            groups.setdefault((parent, module.type), []).append(module)
+    sizes: Counter[tuple[str, str]] = Counter()
+    for key, members in groups.items():
+        if len(members) > 1:
+            sizes[key] = sum(each.parameters_bytes for member in members
+                             for each in graph.inside(member.name))
+    if not sizes:
+        return []
+    key, size = max(sizes.items(), key=lambda each: (each[1], -each[0][0].count('.')))
+    return groups[key] if 2 * size > graph.parameters_bytes else []
