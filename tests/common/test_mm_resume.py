@@ -40,6 +40,31 @@ def test_some_of_the_resume_points_end_bit_identical(tmp_path):
         assert not row['differs'], row
 
 
+@pytest.mark.fault('R8')
+@pytest.mark.parametrize('loop, step, saved', [('iter', 7, 6), ('epoch', 20, 2)])
+def test_a_run_that_keeps_its_best_goes_on_at_the_next_step(tmp_path, loop, step, saved):
+    """After a validation that was the best so far, its checkpoint is written a second time."""
+    def run(name, **options):
+        cfg = config(tmp_path / name, loop=loop, **options)
+        cfg.train_cfg.update(val_interval=2)
+        cfg.default_hooks.checkpoint.update(
+            by_epoch=loop == 'epoch', save_best='score', rule='greater',
+            interval=2 if loop == 'iter' else 1)
+        cfg.update(val_cfg=dict(type='ValLoop'), val_evaluator=dict(type='Better'),
+                   val_dataloader=dict(batch_size=4, num_workers=0, dataset=dict(
+                       type='ToyDataset'), sampler=dict(type='DefaultSampler', shuffle=False)))
+        return cfg
+
+    expected = ExactRunner.from_cfg(run('whole')).train().state_dict()
+    with pytest.raises(RuntimeError, match='crash'):
+        ExactRunner.from_cfg(run('cut', crash=step)).train()
+    meta = io.load_checkpoint(tmp_path / 'cut' / f'{loop}_{saved}.pth')['meta']
+    assert (meta['iter'], meta['epoch']) == ((6, 0) if loop == 'iter' else (16, 2))
+    cfg = run('cut')
+    cfg.update(resume=True, experiment_name='again')
+    assert_equal(ExactRunner.from_cfg(cfg).train().state_dict(), expected)
+
+
 def test_gradients_that_wait_for_their_step_are_in_the_checkpoint(tmp_path):
     crashed(tmp_path / 'a', 8, accumulation=3)
     waiting = io.load_checkpoint(tmp_path / 'a' / 'iter_8.pth')['gradients']

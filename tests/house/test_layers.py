@@ -18,7 +18,8 @@ FORBIDDEN = {'core': {'torch', 'mmengine', 'mmcv', 'mmdet', 'cv2'},
              'nn': {'mmengine', 'mmcv', 'mmdet'}}
 # Importing room: what it may import of other rooms. Every room may use common and zoo; common
 # uses no room at all: what finds files of the zoo is registered from above.
-ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'}}
+ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'},
+          'simulator': {'vision.pipeline.core', 'vision.memory.core'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
 LAYERS = ('core', 'runtime', 'nn', 'mm')  # runtime imports no nn: torch is forbidden there
 

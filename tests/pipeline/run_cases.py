@@ -190,6 +190,8 @@ def equality(folder):
             ('pp2', 2, 12, zeropp(pp=2)),
             ('pp4', 4, 12, zeropp(pp=4, chunks=1, unit='auto', schedule='zeropp')),
             ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3, chunks=3)),
+            ('bf16', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3, chunks=3,
+                                  param_dtype='bfloat16', reduce_grad='per_step')),
             ('gpipe', 2, 12, zeropp(pp=2, schedule='gpipe', unit='auto', checkpoint='full')),
             ('zbv', 2, 12, zeropp(pp=2, schedule='zbv', unit='auto', cut=[2, 2, 1, 1]))):
         play(folder, ranks, train, name, dict(batch_size=batch, strategy=strategy))
@@ -218,7 +220,8 @@ def resumed(folder):
 FORMS = (('one', 1, 12, None), ('pp4', 4, 12, zeropp(pp=4, chunks=1)),
          ('pp2dp2', 4, 6, zeropp(pp=2, dp=2, num_microbatches=3, chunks=2)),
          ('full', 2, 12, zeropp(pp=2, checkpoint='full', unit=4)),
-         ('fsdp2', 2, 6, dict(type='FSDP2Strategy')), ('pp2', 2, 12, zeropp(pp=2)))
+         ('fsdp2', 2, 6, dict(type='FSDP2Strategy')), ('pp2', 2, 12, zeropp(pp=2)),
+         ('last', 1, 12, None))
 
 
 def others(folder):

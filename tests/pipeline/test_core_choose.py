@@ -65,7 +65,7 @@ def test_under_every_unit_it_is_made_tight_and_then_below_the_ranks():
 def test_a_budget_that_nothing_fits_is_refused():
     with pytest.raises(VisionError, match='VIS-CONFIG-1503') as caught:
         chosen(60)
-    least = int(caught.value.why.split(' bytes')[0].split()[-1])
+    least = int(caught.value.why.split(' B,')[0].split()[-1])
     assert max(chosen(least).timeline.peak_bytes) == least
     with pytest.raises(VisionError, match='VIS-CONFIG-1503'):
         chosen(least - 1)

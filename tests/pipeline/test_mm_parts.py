@@ -1,4 +1,4 @@
-"""Shares of the data, norms over ranks, one loss scale: what a pipeline asks of the common room."""
+"""Shares of the data, norms over ranks, one loss scale: what a pipeline asks of others."""
 
 import multiprocessing
 from unittest import mock
@@ -13,8 +13,12 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from vision.common.core.errors import VisionError
 from vision.common.mm.exact_data import build_dataloader
 from vision.common.mm.optim import OptimWrapper, total_norm
+from vision.pipeline.core.schedules import make_table
+from vision.pipeline.core.tasks import Costs
+from vision.pipeline.core.transfers import with_transfers
 from vision.pipeline.mm.numbering import Numbering
 from vision.pipeline.mm.strategy import _shared
+from vision.pipeline.nn.runtime import PipelineRuntime
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -170,3 +174,31 @@ def test_the_state_of_a_part_is_numbered_as_in_the_whole():
     assert numbering.to_global(wrapper.state_dict())['state'].keys() == {1, 3}
     with pytest.raises(VisionError, match='VIS-CONFIG-329'):
         numbering.to_own(torch.optim.AdamW(whole.parameters()).state_dict(), 'x.pth')
+
+
+class FailsLater(nn.Linear):
+    num_calls = 0
+
+    def forward(self, x):
+        self.num_calls += 1
+        if self.num_calls > 3:  # one is for the shapes
+            raise RuntimeError('a broken kernel')
+        return super().forward(x)
+
+
+def failing(rank):
+    costs = Costs.uniform(1)
+    runtime = PipelineRuntime(
+        {0: FailsLater(2, 1)}, with_transfers(make_table('gpipe', 1, 1, 4), costs),
+        group=None, device='cpu', loss_of=lambda output, mb: output.sum())
+    try:
+        runtime.step(torch.ones(4, 2))
+    except RuntimeError as error:
+        return error.__notes__, str(error.__cause__)
+
+
+@pytest.mark.distributed
+def test_an_error_says_where_in_the_table_it_was(tmp_path):
+    (notes, cause), = in_ranks(failing, 1, tmp_path)
+    assert notes == ['rank 0 of the pipeline was at or behind 0F2']
+    assert cause == 'a broken kernel'

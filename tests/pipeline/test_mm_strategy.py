@@ -46,12 +46,15 @@ def tensors(content, name=''):
 
 def state(path):
     content = load_checkpoint(path)
-    return tensors({name: content[name] for name in
-                    ('state_dict', 'ema_state_dict', 'optimizer', 'buffers') if name in content})
+    names = 'state_dict', 'ema_state_dict', 'optimizer', 'stage_buffers'
+    return tensors({name: content[name] for name in names if name in content})
 
 
 def assert_same_state(path, expected, atol):
     found, wanted = state(path), state(expected)
+    if not any(name.startswith('/stage_buffers') for name in wanted):
+        found = {name: tensor for name, tensor in found.items()
+                 if not name.startswith('/stage_buffers')}
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=atol, msg=name)
@@ -69,6 +72,16 @@ def test_six_steps_with_clipping_end_as_those_of_one_process(played, name, ranks
         for key in ('norms',) if 'dp' in name else ('losses', 'norms', 'error'):
             assert found[key] == pytest.approx(one[key], rel=1e-5)
     assert_same_state(folder / name / 'iter_6.pth', folder / 'one' / 'iter_6.pth', 1e-6)
+
+
+def test_gathered_parameters_in_bfloat16_train_alike(played):
+    folder = played('equality')
+    found, expected = (json.loads((folder / f'{name}-0.json').read_text())
+                       for name in ('bf16', 'pp2dp2'))
+    assert found['losses'] == pytest.approx(expected['losses'], rel=0.05)
+    assert found['losses'] != expected['losses']
+    weights = load_checkpoint(folder / 'bf16' / 'iter_6.pth')['state_dict']
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 def test_full_is_one_file_and_the_rest_are_folders(played):
@@ -100,7 +113,8 @@ def test_a_resumed_run_ends_bit_identical(played, name):
 @pytest.mark.fault('R9')
 def test_a_run_goes_on_with_other_stages_shares_and_strategies(played):
     folder = played('others')
-    for number, name in enumerate(('one', 'pp4', 'pp2dp2', 'full', 'fsdp2', 'pp2'), 1):
+    for number, name in enumerate(('one', 'pp4', 'pp2dp2', 'full', 'fsdp2', 'pp2',
+                                   'last'), 1):
         step = f'iter_{3 * number}.pth'
         assert_same_state(folder / name / step, folder / 'whole' / step, 1e-6)
 
@@ -134,6 +148,7 @@ def test_a_stage_that_dies_ends_all_and_leaves_the_last_checkpoint_whole(played,
     codes, text = json.loads((folder / f'{name}.json').read_text())
     assert codes[3] == code and all(codes)
     assert 'RuntimeError: crash' in text if name == 'raises' else 'rank 3 of 4 is gone' in text
+    assert 'Full Schedule' not in text  # torch's, hundreds of lines on every rank
     assert not damage(folder / name / 'iter_3.pth')
     assert load_checkpoint(folder / name / 'iter_3.pth')['meta']['iter'] == 3
 
@@ -162,9 +177,9 @@ def test_auto_is_as_fast_as_the_fastest_and_of_equals_the_smallest():
         timelines[name] = simulate(table, costs_of(4)(table.rank_of))
     auto = timelines.pop('auto')
     least = min(timeline.makespan for timeline in timelines.values())
-    assert auto.makespan <= 1.001 * least
+    assert auto.makespan <= 1.02 * least
     assert max(auto.peak_bytes) == min(max(t.peak_bytes) for t in timelines.values()
-                                       if t.makespan <= 1.001 * least)
+                                       if t.makespan <= 1.02 * least)
 
 
 def test_a_budget_takes_a_smaller_unit():

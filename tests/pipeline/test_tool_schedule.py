@@ -107,6 +107,6 @@ def test_the_benchmark_writes_its_rows(tmp_path, monkeypatch, capsys):
     methods = [row['method'] for row in content['rows']]
     assert methods[:2] == ['gpipe', '1f1b'] and methods[-2:] == ['zeropp U=2', 'zeropp U=4']
     assert len(methods) == 9 and content['part'] == 'simulated'
-    assert all(0 <= row['bubble'] < 1 and row['gathers_1'] >= row['gathers_2']
+    assert all(0 <= row['bubble_percent'] < 100 and row['gathers_1'] >= row['gathers_2']
                for row in content['rows'])
     assert 'P=2 V=2 M=4, 1:1.3:0.7, latency 0.25, gather 0.5' in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 Part 'simulated': every schedule under the same costs, by the simulator of vision.pipeline.core.
 
-  bubble        idle share of the step of the rank that is idle most.
+  bubble_percent  idle share of the step of the rank that is idle most.
   activations   most that a rank holds from forward to the gradient of the weights; 1 is one
                 micro-batch in all chunks of the rank.
   gathers_K     all-gathers of sharded parameters of the rank that has most, in a step with K of
@@ -128,7 +128,7 @@ def row_of(setting: Setting, table: Table, costs: Costs) -> dict[str, Any]:
                for active in ACTIVE}
     return dict(setting=str(setting),
                 method=table.name if table.unit is None else f'zeropp U={table.unit}',
-                chunks=table.num_chunks, bubble=round(timeline.bubble, 6),
+                chunks=table.num_chunks, bubble_percent=round(100 * timeline.bubble, 4),
                 step=round(timeline.makespan, 6),
                 activations=max(timeline.peak_in_flight) / table.num_chunks, **gathers,
                 whole_2=min(2, table.num_chunks) / table.num_chunks)
@@ -168,8 +168,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         for column in columns:
             table.add_column(column, justify='left' if column == 'method' else 'right')
         for row in mine:
-            table.add_row(*(f'{100 * row[column]:.1f} %' if column == 'bubble' else
-                            f'{row[column]:g}' if isinstance(row[column], float) else
+            table.add_row(*(f'{row[column]:g}' if isinstance(row[column], float) else
                             str(row[column]) for column in columns))
         console.print(table)
 

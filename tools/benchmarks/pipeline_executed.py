@@ -57,10 +57,10 @@ class Sleeping(Spans):
             time.sleep(max(0.0, end - time.perf_counter()))
 
 
-def table_of(name: str, num_ranks: int, num_chunks: int, unit: int | None, is_sharded: bool = False
-             ) -> Table:
+def table_of(name: str, num_ranks: int, num_chunks: int, unit: int | None,
+             is_sharded: bool = False, costs: Costs | None = None) -> Table:
     """Complete, for equal costs and the latency of this kind of machine, 0.4 ms of 40."""
-    costs = Costs.uniform(num_ranks * num_chunks, latency=0.01)
+    costs = costs or Costs.uniform(num_ranks * num_chunks, latency=0.01)
     if name == 'zeropp':
         table = zeropp(num_ranks, num_chunks, NUM_MICROBATCHES, unit, costs)
     else:

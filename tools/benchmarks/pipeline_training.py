@@ -43,7 +43,7 @@ def methods(wrap: list[str]) -> dict[str, dict[str, Any] | None]:
     return {'one process': None, 'DDP': dict(type='DDPStrategy'),
             'FSDP2': dict(type='FSDP2Strategy', wrap=wrap),
             '1f1b': pipeline(schedule='1f1b'), 'zbv': pipeline(schedule='zbv'),
-            'zeropp': pipeline(), 'zeropp, cut measured': pipeline(cut='measured')}
+            'zeropp': pipeline(schedule='zeropp'), 'auto': pipeline()}
 
 
 def training() -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def row(config: str, size: int, method: str, strategy: dict | None) -> dict[str,
                 least_ms=round(1e3 * min(slowest)), most_ms=round(1e3 * max(slowest)),
                 parameters_mb=round(max(rank['parameters_mb'] for rank in ranks), 1),
                 resident_mb=round(max(rank['resident_mb'] for rank in ranks)),
-                unit=ranks[0]['unit'])
+                ran=ranks[0]['ran'])
 
 
 def steps(name: str, size: int, strategy: dict | None, folder: Path) -> None:
@@ -106,7 +106,11 @@ def steps(name: str, size: int, strategy: dict | None, folder: Path) -> None:
     (folder / f'{os.environ["RANK"]}.json').write_text(json.dumps(dict(
         steps_s=times.seconds[NUM_WARM:], resident_mb=status_mb('VmHWM') - before,
         parameters_mb=sum(p.numel() * p.element_size() for p in local) / 1e6,
-        unit=runner.model.table.unit if is_pipeline else None)))
+        ran=told(runner.model.table) if is_pipeline else None)))
+
+
+def told(table) -> str:
+    return table.name if table.unit is None else f'{table.name} U={table.unit}'
 
 
 @HOOKS.register_module()

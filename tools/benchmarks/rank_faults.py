@@ -48,10 +48,14 @@ class Ended:
     text: str
 
 
-def fork_ranks(work: Callable, num_ranks: int, *args, wait_s: float = 60.0) -> list[Ended]:
+def fork_ranks(work: Callable, num_ranks: int, *args, wait_s: float = 60.0,
+               ends_rest: bool = False) -> list[Ended]:
     """Run ``work(*args)`` in so many forks of this process, with torchrun's environment.
 
     Their output is kept. Call it where no thread of torch has been started.
+
+    Args:
+        ends_rest: as torchrun does, send SIGTERM to the others when one has ended badly.
     """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -66,6 +70,10 @@ def fork_ranks(work: Callable, num_ranks: int, *args, wait_s: float = 60.0) -> l
             if process in processes:
                 ended[processes[process]] = (os.waitstatus_to_exitcode(status),
                                              time.monotonic() - start)
+                if ends_rest and status:
+                    for other in [other for other, rank in processes.items()
+                                  if rank not in ended]:
+                        os.kill(other, signal.SIGTERM)
             elif all(is_stopped(process) for process, rank in processes.items()
                      if rank not in ended):
                 break  # these never end by themselves

@@ -128,12 +128,6 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
             content = super().read_checkpoint(path, map_location)
         return self._sharded(content, ())
 
-    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
-        content = super().load_checkpoint(filename, *args, **kwargs)
-        if self.is_split:
-            self.strategy.go_on_from(content)
-        return content
-
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> bool:
         if self.is_split:
             kwargs['meta'] = dict(kwargs.get('meta') or {}, **self.strategy.meta())
@@ -156,19 +150,19 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         if not self.is_split or self.strategy.checkpoint == 'full':
             return {}
         own = {name: buffer.cpu() for name, buffer in self._bare_model().named_buffers()}
-        return dict(buffers=dict(ranks=[dict(data_ranks=list(self.data_ranks), tensors=own)]))
+        return dict(stage_buffers=dict(ranks=[dict(data_ranks=list(self.data_ranks),
+                                                   tensors=own)]))
 
     def restore_buffers(self, content: dict) -> None:
         """Those of the rank that had this share of the data; with other shares, all have what
         ``state_dict`` has."""
-        buffers = content.get('buffers', [])
-        if isinstance(buffers, list):
-            super().restore_buffers(content)
-            return
+        if self.is_split:
+            self.strategy.go_on_from(content)
+        super().restore_buffers(content)
         share = list(self.data_ranks or (get_rank(), get_world_size()))
         own = dict(self._bare_model().named_buffers())
         with torch.no_grad():
-            for entry in buffers['ranks']:
+            for entry in content.get('stage_buffers', {}).get('ranks', []):
                 if entry['data_ranks'] == share:
                     for name in entry['tensors'].keys() & own.keys():
                         own[name].copy_(entry['tensors'][name])

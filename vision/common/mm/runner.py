@@ -281,6 +281,9 @@ class ExactRuns:
         """The error, when the disk is full, or a rank cannot write."""
         position = dict(epoch=self.epoch + 1, iter=self.iter) if by_epoch else \
             dict(epoch=self.epoch, iter=self.iter + 1)
+        # Hooks save within an epoch or step, which then counts; one that saves after it says so
+        # (MMEngine's saves a second time after validation, when that was the best so far).
+        position |= {name: meta[name] for name in position if name in (meta or {})}
         content = dict(meta=dict(meta or {}, **meta_of(self, position)),
                        state_dict=self._bare_model().state_dict(),
                        message_hub=stored_hub(self.message_hub.state_dict()))

@@ -257,8 +257,10 @@ class Watchdog:
             of = cause.get('of', cause['by'])
             _print(f'rank {self.rank} ends: see the message of rank {cause["by"]} about ' +
                    ('a hang' if cause['kind'] in ('hang', 'lost') else f'rank {of}'))
-            if cause['kind'] == 'raised' and not self._is_over.is_set():
-                time.sleep(GRACE_S / 4)  # its traceback comes first on a shared terminal
+            if cause['kind'] == 'raised':
+                # Its traceback comes first on a shared terminal; and torchrun ends that rank as
+                # soon as this one has ended.
+                time.sleep(GRACE_S / 4)
         _leave()
 
     def _explained(self, cause: dict[str, Any]) -> str:

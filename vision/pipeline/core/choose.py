@@ -160,7 +160,7 @@ def _warning(candidate: Candidate, num_ranks: int) -> str:
         return ''
     return (f'only a unit of {candidate.unit} micro-batches fits the memory budget, less than the '
             f'{num_ranks} ranks: {100 * candidate.bubble:.1f} % of a step is idle. More chunks, '
-            'more data-parallel ranks or an activation memory budget allow a larger one')
+            'or more data-parallel ranks allow a larger one')
 
 
 def _too_small(budget_bytes: int, least: Candidate) -> VisionError:
@@ -171,4 +171,4 @@ def _too_small(budget_bytes: int, least: Candidate) -> VisionError:
         f'{least.unit}: '
         'static bytes, activations and whole chunks of the rank that needs most',
         do='use more data-parallel ranks (smaller shards), more chunks on each rank (smaller '
-        'whole ones), smaller micro-batches, an activation memory budget, or a larger budget')
+        'whole ones), smaller micro-batches, or a larger budget')

@@ -20,7 +20,9 @@ from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, torch_table
 V_SHAPED = ('zbv', 'dualpipev')
 ONE_CHUNK = ('gpipe', '1f1b')
 NAMES = ('auto', 'zeropp', *SCHEDULES, *TORCH_SCHEDULES)
-EQUAL_TIMES = 1.001  # of predicted steps: then the one that takes less memory is better
+# Predicted steps that near are equal, and the one that takes less memory is better: what ran was
+# up to 2 % from what was simulated (docs/results/pipeline_executed.json).
+EQUAL_TIMES = 1.02
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ class PipelineRuntime:
         try:
             self._schedule.run(micro_batches)
         except RuntimeError as error:
+            error.add_note(f'rank {self.rank} of the pipeline was at or behind '
+                           f'{self.spans.current or "the begin of the step"}')
             # torch hides what a module raised behind the shapes of its arguments
             if isinstance(error.__cause__, VisionError):
                 raise error.__cause__ from None
@@ -171,6 +173,7 @@ class Spans:
     def clear(self) -> None:
         self._found: list[tuple[Action, Any, Any]] = []
         self._in_flight = self.peak_in_flight = 0
+        self.current: Action | None = None  # the last one that began
         self.origin = self._now()
 
     def _now(self) -> Any:
@@ -182,6 +185,7 @@ class Spans:
 
     @contextmanager
     def __call__(self, action: Action) -> Iterator[None]:
+        self.current = action
         self._in_flight += action.kind == F
         self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
         start = self._now()

@@ -6,6 +6,7 @@ of them fails there, and not in the middle of a training.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -379,8 +380,13 @@ class Schedule(schedules._PipelineScheduleRuntime):
         """One step; ``inputs`` by micro-batch."""
         for stage in self._stages:
             stage.clear_runtime_states()
-        self._step_microbatches(inputs, None, list(range(self._n_microbatches)),
-                                return_outputs=False)
+        level = schedules.logger.level
+        schedules.logger.setLevel(logging.CRITICAL)  # it logs whole tables with an error
+        try:
+            self._step_microbatches(inputs, None, list(range(self._n_microbatches)),
+                                    return_outputs=False)
+        finally:
+            schedules.logger.setLevel(level)
         for stage in self._stages:
             stage.finish()
 

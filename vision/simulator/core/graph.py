@@ -37,6 +37,8 @@ class Op:
         begins, ends: keys of ``ModuleGraph.tensors`` that begin with this operator, and that are
             gone after it. Both empty where nobody followed single tensors: then memory is told by
             ``saved_bytes`` and ``output_bytes``.
+        completes: parameters whose gradients are whole behind it; where no operator says so, a
+            module's are behind its last 'weight_grad'.
         is_priced: its FLOPs are counted or known to be none; False has to be listed.
     """
 
@@ -55,6 +57,7 @@ class Op:
     output_bytes: int = 0
     begins: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
+    completes: tuple[str, ...] = ()
     is_priced: bool = True
 
     def __post_init__(self) -> None:
@@ -112,10 +115,12 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A storage: its bytes and what it is for, a category of ``program.CATEGORIES``."""
+    """A storage: its bytes and what it is for, a category of ``program.CATEGORIES``; of a
+    gradient the name of its parameter."""
 
     num_bytes: int
     category: str
+    parameter: str = ''
 
 
 @dataclass(frozen=True)
@@ -183,3 +188,49 @@ def scaled(op: Op, share: float) -> Op:
     return replace(op, flops=op.flops * share, bytes_moved=op.bytes_moved * share,
                    saved_bytes=round(op.saved_bytes * share),
                    output_bytes=round(op.output_bytes * share))
+
+
+def larger_batch(graph: ModuleGraph, factor: float) -> ModuleGraph:
+    """The graph of ``factor`` times as many samples. What operators do and make grows with the
+    batch, except gradients of parameters; bytes of weights that matrix products read do not."""
+    def grown(op: Op) -> Op:
+        fixed = 0.0
+        if op.m and op.bytes_moved:
+            rows, other = (op.k, op.m * op.n) if op.phase == WEIGHT_GRAD else (op.m, op.n * op.k)
+            total = op.m * op.n + op.n * op.k + op.m * op.k
+            fixed = op.bytes_moved * other / total if op.kind == 'gemm' and rows else 0.0
+        made = scaled(op, factor)
+        return replace(made, bytes_moved=fixed + (op.bytes_moved - fixed) * factor,
+                       m=op.m if op.phase == WEIGHT_GRAD else round(op.m * factor),
+                       k=round(op.k * factor) if op.phase == WEIGHT_GRAD else op.k)
+
+    tensors = {key: each if each.category == 'gradients' else
+               replace(each, num_bytes=round(each.num_bytes * factor))
+               for key, each in graph.tensors.items()}
+    modules = tuple(replace(each, output_bytes=round(each.output_bytes * factor),
+                            output_shape=(round(each.output_shape[0] * factor),
+                                          *each.output_shape[1:]) if each.output_shape else ())
+                    for each in graph.modules)
+    return replace(graph, modules=modules, ops=tuple(grown(op) for op in graph.ops),
+                   tensors=tensors, input_bytes=round(graph.input_bytes * factor),
+                   batch_size=round(graph.batch_size * factor),
+                   notes=(*graph.notes, f'grown to {factor:g} times the batch that was traced'))
+
+
+def with_likes(graph: ModuleGraph) -> ModuleGraph:
+    """Modules numbered so that those share a number which have the same type, parameters and work,
+    their children's included."""
+    below: dict[str, list] = {each.name: [] for each in graph.modules}
+    for op in graph.ops:
+        parts = op.module.split('.') if op.module else []
+        for depth in range(len(parts) + 1):
+            name = '.'.join(parts[:depth])
+            if name in below:
+                below[name].append((op.name, op.phase, op.flops, op.bytes_moved))
+    numbers: dict[tuple, int] = {}
+    made = []
+    for each in graph.modules:
+        held = tuple((p.shape, p.element_bytes, p.is_trained) for p in each.parameters)
+        key = each.type, held, tuple(sorted(below[each.name]))
+        made.append(replace(each, like=numbers.setdefault(key, len(numbers))))
+    return replace(graph, modules=tuple(made))

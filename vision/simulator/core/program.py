@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 # Streams of a rank: each does its nodes in the order in which the program has them.
 COMPUTE, FEATURE, GRADIENT, H2D, D2H = 'compute', 'feature', 'gradient', 'h2d', 'd2h'
-STREAMS = (COMPUTE, FEATURE, GRADIENT, H2D, D2H)
+# What is on this one has no order: messages between two ranks do not wait for each other.
+TRANSFER = 'transfer'
+STREAMS = (COMPUTE, FEATURE, GRADIENT, H2D, D2H, TRANSFER)
 # What buffers are for; peaks are reported by it.
 CATEGORIES = ('parameters', 'gradients', 'optimizer', 'activations', 'inputs', 'temporary',
               'communication')
@@ -23,7 +25,8 @@ class Flow:
     """Bytes that cross links together, at the rate of the slowest; one rank may have several.
 
     Args:
-        links: names of links of the program, in any order.
+        links: names of links of the program, in any order; one that is named k times carries k
+            such flows (of ranks that this one stands for).
         num_bytes: through each of them.
     """
 
@@ -89,6 +92,7 @@ class Program:
         slowdowns: by (stream of a node, stream of what runs beside it on the same rank): how much
             longer it takes, 0.1 for a tenth, on the part of it that overlaps.
         replicas: ranks of the real run for each simulated one.
+        name, unit: of the action table that it was made from.
     """
 
     num_ranks: int
@@ -97,3 +101,5 @@ class Program:
     links: Mapping[str, float] = field(default_factory=dict)
     slowdowns: Mapping[tuple[str, str], float] = field(default_factory=dict)
     replicas: int = 1
+    name: str = ''
+    unit: int | None = None

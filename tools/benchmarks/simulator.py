@@ -1,0 +1,81 @@
+"""How near the simulator comes to what is measured.
+
+Part 'schedules': every schedule of vision.pipeline and of torch, with uneven stages, on four forks
+of this process (9 minutes). Each compute action sleeps until its time is over; transfers, the
+runtime and, in the sharded setting, the gathers of two pipelines of two ranks are real.
+
+  predicted_s       makespan, written to a file (--predictions) before any of the schedules runs;
+                    its sha256 is in each row. Known by then are the times of the actions, the
+                    latency_s of a message between two idle ranks, the times of one gather and one
+                    reduction, and overhead_s of each compute action, fitted to the makespan of
+                    1F1B with the first costs.
+  measured_s        median of the rounds, in which all take turns; least_s and most_s beside it.
+  error             of the prediction, relative to what was measured; ideal_error of one without
+                    overhead, latency and collectives.
+
+Also written: 'swapped', pairs of a setting that are measured in another order than predicted;
+predictions less than half a percent apart have none.
+
+Examples:
+  python tools/benchmarks/simulator.py --json docs/results/simulator_schedules.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Printed
+from simulator_schedules import SEEDS, schedules, swapped
+
+from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_unwritable
+from vision.common.core.report import write_report
+
+PARTS = ('schedules',)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add('--part', choices=PARTS, default='schedules', help='what is measured (default: schedules)')
+    add('--json', type=Path, metavar='FILE', help='write the rows to this file')
+    add('--predictions', type=Path, metavar='FILE', help='of schedules, before they run '
+        '(default: beside the rows)')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    refuse_unwritable(args.json)
+    predictions = args.predictions
+    if predictions is None and args.json:
+        predictions = args.json.with_suffix('.predicted.json')
+    rows = schedules(predictions)
+    orders = swapped(rows)
+    show(rows)
+    worst = max(abs(row['error']) for row in rows)
+    print(f'largest error {100 * worst:.2f} %, in another order: {", ".join(orders) or "none"}')
+    if args.json:
+        write_report(args.json, rows, part=args.part, seed=SEEDS[0], swapped=orders)
+        print(f'rows: {args.json}')
+    return 0
+
+
+def show(rows: list[dict]) -> None:
+    console = Console()
+    console.width = max(console.width, 100)  # a table is of no use in pieces
+    columns = ('setting', 'method', 'predicted_s', 'measured_s', 'least_s', 'most_s', 'error',
+               'ideal_error')
+    table = Printed()
+    for column in columns:
+        table.add_column(column, justify='left' if column in columns[:2] else 'right')
+    for row in rows:
+        table.add_row(*(f'{100 * row[column]:+.2f} %' if column.endswith('error') else
+                        str(row[column]) for column in columns))
+    console.print(table)
+
+
+if __name__ == '__main__':
+    run_cli(main)
