@@ -65,10 +65,10 @@ STACKS: dict[str, Stack] = {
         'InternEvo: flat gradients of 16 bits and a copy of 32, Adam without fused kernels (8 '
         'bytes of temporaries), parameters broadcast by their owners'),
     'llm-foundry': Stack(
-        dict(has_positions=False, is_causal_skipped=False),
+        dict(has_positions=False, is_causal_skipped=False, is_fused=True),
         dict(gradient_bytes=2, zero=3, state_bytes=(4, 4, 8), step_bytes=36.0),
-        'llm-foundry: FSDP1, gathered and reduced in 16 bits, Triton attention with a bias, which '
-        'computes the masked half too'),
+        'llm-foundry: FSDP1, gathered and reduced in 16 bits, norms of 16 bits, no biases, Triton '
+        'attention with a bias, which computes the masked half too'),
 }
 # Not in the rows: heads of keys and inner widths, by the models' own pages.
 _INNER = {('Llama 3.1', 4096): 14336, ('Llama 3.1', 8192): 28672, ('Llama 3.1', 16384): 53248,
