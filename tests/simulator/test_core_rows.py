@@ -156,6 +156,8 @@ def test_links_and_memory_are_those_of_the_row(path):
     intern = cases['InternEvo', 32].cluster.links['inter']
     assert intern.rate == 12.5e9 and intern.shared_by == 2
     assert cases['torchtitan', 16].cluster.device.memory_bytes == 96 * 2**30
+    assert cases['torchtitan', 16].cluster.device.flops['bf16'] == pytest.approx(
+        989e12 * 0.874, rel=1e-3)  # 500 of 700 W
     assert cases['InternEvo', 4].cluster.links['intra'].rate == 200e9
 
 
