@@ -23,7 +23,7 @@ DTYPE_NAMES = dict(float32='fp32', float16='fp16', bfloat16='bf16', float64='fp6
                    float8_e4m3fn='fp8', float8_e5m2='fp8')
 _NEXT_DTYPE = dict(fp8='bf16', bf16='fp16', fp16='fp32', tf32='fp32', fp32='fp64')
 # Relative half width of the interval around a prediction, if nothing was fitted: the mean error of
-# presets on published rows is up to this (docs/results/simulator_rows.json).
+# presets on published rows is about this, by source (docs/results/simulator_rows_unfitted.json).
 DEFAULT_INTERVAL = 0.25
 
 

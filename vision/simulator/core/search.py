@@ -18,7 +18,6 @@ from vision.simulator.core.analytic import Prediction, Strategy, predict, refuse
 from vision.simulator.core.pricing import DEFAULT_INTERVAL, Prices
 from vision.simulator.core.transformers import Decoder
 
-SCHEDULES = ('1f1b', 'breadth-first')
 RECOMPUTES = ('none', 'selective', 'full')
 
 
