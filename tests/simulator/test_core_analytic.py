@@ -53,6 +53,14 @@ def test_sharded_states_are_divided():
             assert sharded.memory[kind] == pytest.approx(whole.memory[kind] / factor)
 
 
+def test_a_pipeline_gathers_once_a_step():
+    few, many = (step(nodes=8, data=16, pipeline=4, zero=3, num_microbatches=count)
+                 for count in (8, 16))
+    assert few.parts['parameters'] == many.parts['parameters'] > 0
+    assert few.memory['gathered'] > 4 * step(data=8, zero=3).memory['gathered'] / 4
+    assert step(data=8, zero=3).parts['parameters'] == 0  # beside its layers
+
+
 def test_slow_adapters_are_felt_between_nodes_only():
     def slow(cluster):
         inter = replace(cluster.links['inter'], rate=1e9)

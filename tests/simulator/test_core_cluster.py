@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,6 @@ def test_units_become_seconds_and_bytes():
 def test_faults_of_a_file_are_told(changes, code, words):
     with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}') as caught:
         cluster_from(raw(**changes), where='cluster.yaml')
-    import re
     assert re.search(words, str(caught.value), re.S), str(caught.value)
 
 

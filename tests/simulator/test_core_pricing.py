@@ -135,4 +135,7 @@ def test_the_slowest_of_many_ranks_is_waited_for(cluster):
 def test_each_constant_changes_some_price(name):
     values = {name: CONSTANTS[name][1] + 0.37 * CONSTANTS[name][2]}
     preset = read_cluster(CLUSTERS / ('h100.yaml' if 'hopper' in name else 'a100-dgx.yaml'))
-    assert with_constants(preset, values) != preset
+    fitted = with_constants(preset, values)
+    assert fitted != replace(preset, provenance=fitted.provenance)
+    assert name in str(Prices(fitted).notes.to_dict()['fitted'])
+    assert set(Prices(preset).notes.to_dict()) == {'assumed', 'datasheet', 'unpriced'}

@@ -156,7 +156,17 @@ def test_links_and_memory_are_those_of_the_row(path):
     intern = cases['InternEvo', 32].cluster.links['inter']
     assert intern.rate == 12.5e9 and intern.shared_by == 2
     assert cases['torchtitan', 16].cluster.device.memory_bytes == 96 * 2**30
+    assert cases['torchtitan', 16].cluster.device.flops['bf16'] == pytest.approx(
+        989e12 * 0.874, rel=1e-3)  # 500 of 700 W
     assert cases['InternEvo', 4].cluster.links['intra'].rate == 200e9
+
+
+def test_a_note_on_other_devices_is_not_of_this_one(path):
+    row = next(row for row in read_rows(path) if row['source'] == 'llm-foundry')
+    for gpu, rate in (('H100 80GB', 50e9), ('A100 80GB', 200e9)):
+        note = '8 per node; A100 table states 1600 Gb/s RoCE node-to-node'
+        assert case_of({**row, 'gpu': gpu, 'hw_note': note}, preset).cluster.links[
+            'inter'].rate == rate
 
 
 @pytest.mark.parametrize('change', [dict(source='unknown'), dict(metric='joules'),

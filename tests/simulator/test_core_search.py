@@ -103,3 +103,8 @@ def keywords(name):
     init = next(each for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name
                 for each in node.body if getattr(each, 'name', '') == '__init__')
     return {each.arg for each in init.args.kwonlyargs}
+
+
+def test_text_accumulates_what_the_strategy_does():
+    text, _ = config_text(Strategy(data=8, micro_batch=2, num_microbatches=4))
+    assert 'batch_size=2' in text and 'accumulative_counts=4' in text

@@ -1,9 +1,12 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from vision.common.core.errors import VisionError
 from vision.simulator.core.calibration import cluster_text, line_of
 from vision.simulator.core.cluster import cluster_from, read_cluster
 from vision.simulator.core.pricing import Group, Prices
@@ -18,7 +21,6 @@ def test_a_line_is_found_again():
 
 
 def test_text_reads_as_the_cluster_that_was_measured():
-    import yaml
     tables = {name: [(1e3, 1e-3), (1e6, 2e-3)] for name in ('all_reduce', 'all_gather')}
     text = cluster_text(dict(gemm=dict(fp32=[(1e6, 2e10), (1e9, 4e10)]),
                              memory=[(1e4, 5e9), (1e6, 1e10)], host=3e-6, collectives=tables,
@@ -45,7 +47,10 @@ def test_the_tool_measures_this_machine(tmp_path):
     assert cluster.device.curves['gemm'][0][1] > 0
 
 
-def test_impossible_ranks_are_refused(tmp_path):
-    command = [sys.executable, 'tools/calibrate.py', '--out', str(tmp_path / 'x'), '--ranks', '0']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and 'VIS-CONFIG-1647' in done.stderr
+@pytest.mark.parametrize('wrong', [['--ranks', '0'], ['--per-size', '0']])
+def test_what_cannot_be_measured_is_refused(tmp_path, wrong):
+    spec = importlib.util.spec_from_file_location('calibrate', ROOT / 'tools' / 'calibrate.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    with pytest.raises(VisionError, match='VIS-CONFIG-1647'):
+        tool.main(['--out', str(tmp_path / 'x'), *wrong])

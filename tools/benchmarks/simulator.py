@@ -23,9 +23,13 @@ of five models, plain and sharded over eight ranks by FSDP2 (2 minutes).
                     collectives do nothing. error is relative to the latter; both by category
                     beside it.
 
+Part 'rows': published measurements beside our predictions of them, all of them; what is in its
+tables stands in simulator_rows.py, which runs by itself too.
+
 Examples:
   python tools/benchmarks/simulator.py --json docs/results/simulator_schedules.json
   python tools/benchmarks/simulator.py --part memory --json docs/results/simulator_memory.json
+  python tools/benchmarks/simulator.py --rows FILE.csv --parameters configs/clusters/fitted.yaml
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import simulator_rows
 from rich.console import Console
 from rich.table import Table as Printed
 from simulator_memory import memory
@@ -42,23 +47,31 @@ from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import write_report
 
-PARTS = ('schedules', 'memory')
+PARTS = ('schedules', 'memory', 'rows')
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add('--part', choices=PARTS, default='schedules', help='what is measured (default: schedules)')
+    add('--part', choices=PARTS, help='what is measured (default: schedules, or rows if there '
+        'are some)')
     add('--json', type=Path, metavar='FILE', help='write the rows to this file')
     add('--predictions', type=Path, metavar='FILE', help='of schedules, before they run '
         '(default: beside the rows)')
+    simulator_rows.add_arguments(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     refuse_unwritable(args.json)
-    if args.part == 'memory':
+    part = args.part or ('rows' if args.rows else 'schedules')
+    if (part == 'rows') != bool(args.rows):
+        parser.error('--rows FILE and --part rows go together')
+    if part == 'rows':
+        return simulator_rows.run(args)
+    if part == 'memory':
         return _memory(args.json)
     predictions = args.predictions
     if predictions is None and args.json:
@@ -69,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     worst = max(abs(row['error']) for row in rows)
     print(f'largest error {100 * worst:.2f} %, in another order: {", ".join(orders) or "none"}')
     if args.json:
-        write_report(args.json, rows, part=args.part, seed=SEEDS[0], swapped=orders)
+        write_report(args.json, rows, part=part, seed=SEEDS[0], swapped=orders)
         print(f'rows: {args.json}')
     return 0
 

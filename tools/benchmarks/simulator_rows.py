@@ -61,29 +61,42 @@ def scores(outcomes: list[Outcome]) -> dict[str, Any]:
     return {name: summary(group) for name, group in (*halves.items(), ('all', outcomes)) if group}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser(__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--rows', type=Path, required=True, metavar='FILE', help='CSV of published rows')
+    add('--rows', type=Path, metavar='FILE', help='CSV of published rows')
     add('--parameters', type=Path, metavar='FILE', help='fitted constants, frozen')
     add('--fit', type=Path, metavar='FILE', help='fit constants and write them to this file')
     add('--half', choices=('fit', 'held', 'all'), default='all',
         help='rows and scores that are shown (default: all); constants are those of the fit half')
-    add('--json', type=Path, metavar='FILE', help='write rows and scores to this file')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add_arguments(parser)
+    parser.add_argument('--json', type=Path, metavar='FILE',
+                        help='write rows and scores to this file')
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not args.rows:
+        parser.error('--rows FILE is needed')
     refuse_unwritable(args.json)
+    return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
     outcomes, fitted = measure(args.rows, parameters=args.parameters, fit_to=args.fit)
     if args.half != 'all':
         outcomes = [each for each in outcomes if each.half == args.half]
     found = scores(outcomes)
-    rows = [each.to_dict() for each in outcomes]
     show(outcomes, found)
     if args.json:
-        write_report(args.json, rows, scores=found, constants=dict(fitted.constants))
+        rows = [each.to_dict() for each in outcomes]
+        write_report(args.json, rows, part='rows', scores=found,
+                     constants=dict(fitted.constants))
         print(f'rows: {args.json}')
     return 0
 

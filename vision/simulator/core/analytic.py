@@ -89,6 +89,12 @@ class Strategy:
         return self.data * self.tensor * self.pipeline * self.context
 
     @property
+    def keeps_gathered(self) -> bool:
+        """Sharded parameters are gathered once a step and gradients reduced once: what torchtitan
+        does under a pipeline, where every micro-batch would gather them again otherwise."""
+        return self.zero == 3 and self.pipeline > 1
+
+    @property
     def global_batch(self) -> int:
         return self.data * self.micro_batch * self.num_microbatches
 
@@ -208,7 +214,7 @@ class _Run:
         forward = self._bound(front, comm, num_comm)
         backward = self._bound([*again, *back], comm * (1 + repeats), num_comm * (1 + repeats))
         whole = self.decoder.layer_parameters / s.tensor
-        if s.zero < 3:
+        if s.zero < 3 or s.keeps_gathered:
             return forward, backward + self._accumulate(whole)
         gather = prices.all_gather(2 * whole, self.zero)
         scatter = prices.reduce_scatter(s.gradient_bytes * whole, self.zero)
@@ -290,7 +296,7 @@ class _Run:
         """
         s, prices = self.strategy, self.prices
         count = self._parameters()
-        if self.sharing.size == 1 or s.zero == 3:
+        if self.sharing.size == 1 or s.zero == 3 and not s.keeps_gathered:
             outer = 0.0
             if s.zero == 3 and self.zero.size < self.sharing.size:
                 outer = prices.all_reduce(s.gradient_bytes * count / self.zero.size, Group(
@@ -307,7 +313,7 @@ class _Run:
             reduce = reduce - hidden + slowdown * hidden
         gather = 0.0
         if s.zero:
-            weights = s.state_bytes[0] * count
+            weights = (2 if s.keeps_gathered else s.state_bytes[0]) * count
             gather = prices.broadcasts(weights, self.zero) if s.by_broadcast \
                 else prices.all_gather(weights, self.zero)
         return reduce + self._tied(), gather
@@ -355,6 +361,8 @@ class _Run:
         if s.zero == 3:  # one gathered ahead of the one in use, and the gradient of that
             largest = max(d.layer_parameters, d.vocabulary * d.hidden) / s.tensor
             whole = 2 * 2 * largest + s.gradient_bytes * largest
+        if s.keeps_gathered:
+            whole = (2 + s.gradient_bytes) * count
         per_layer = kept_bytes(d, self.part, s.recompute)
         held = self._in_flight(rank) * per_layer
         working = self._working(rank)
@@ -403,7 +411,7 @@ def makespan(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: i
         return num_microbatches * (sum(forward) + sum(backward))
 
     def played(count: int) -> float:
-        table = make_table(schedule, num_ranks, num_chunks, count)
+        table = _table(schedule, num_ranks, num_chunks, count)
         zeros = (0.0,) * len(forward)
         return simulate(table, Costs(forward, backward, zeros, latency=latency)).makespan
 
@@ -414,3 +422,6 @@ def makespan(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: i
     short = num_microbatches - (rounds - _STEADY_ROUNDS) * num_ranks
     at_short = played(short)
     return at_short + (rounds - _STEADY_ROUNDS) * (at_short - played(short - num_ranks))
+
+
+_table = lru_cache(maxsize=64)(make_table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,6 @@ def cluster_from(raw: Any, *, where: str) -> Cluster:
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     """Piecewise linear over the logarithm of the size; constant outside of what was measured."""
-    from math import log
     if at <= points[0][0]:
         return points[0][1]
     for (left, low), (right, high) in zip(points, points[1:], strict=False):

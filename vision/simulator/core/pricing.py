@@ -23,7 +23,7 @@ DTYPE_NAMES = dict(float32='fp32', float16='fp16', bfloat16='bf16', float64='fp6
                    float8_e4m3fn='fp8', float8_e5m2='fp8')
 _NEXT_DTYPE = dict(fp8='bf16', bf16='fp16', fp16='fp32', tf32='fp32', fp32='fp64')
 # Relative half width of the interval around a prediction, if nothing was fitted: the mean error of
-# presets on published rows is up to this (docs/results/simulator_rows.json).
+# presets on published rows is about this, by source (docs/results/simulator_rows_unfitted.json).
 DEFAULT_INTERVAL = 0.25
 
 
@@ -76,6 +76,10 @@ class Prices:
     def __init__(self, cluster: Cluster, *, tf32: bool = False) -> None:
         self.cluster, self.tf32 = cluster, tf32
         self.notes = Notes()
+        for key, text in cluster.provenance.items():
+            kind = next((word for word in ('measured', 'assumed', 'fitted')
+                         if text.startswith(word)), 'datasheet')
+            self.notes.say(kind, f'{key}: {text}')
 
     # Operators.
 
@@ -273,9 +277,9 @@ CONSTANTS: dict[str, tuple[str, float, float]] = {
     'inter_share': ('share of peak of links between nodes', 0.2, 1.0),
     'unlisted': ('device time beside what sizes tell, in software without fused kernels', 0.0,
                  0.5),
-    # Equal devices of a cluster differ by 8 % between the usual best and worst, more at times
-    # (Sinha et al. 2022, arXiv:2208.11035).
-    'jitter': ('deviation of a rank over its mean step', 0.0, 0.05),
+    # Equal devices of a cluster differ by 8 % between the usual best and worst (Sinha et al. 2022,
+    # arXiv:2208.11035), which are four to six deviations apart.
+    'jitter': ('deviation of a rank over its mean step', 0.0, 0.02),
 }
 
 
@@ -296,7 +300,10 @@ def with_constants(cluster: Cluster, values: dict[str, float]) -> Cluster:
                                       if name in values})
     links = {name: replace(link, share=values.get(f'{name}_share', link.share))
              for name, link in cluster.links.items()}
-    return replace(cluster, device=device, overheads=overheads, links=links)
+    told = {name: f'fitted, {CONSTANTS[name][0]}: {value:.4g}' for name, value in values.items()
+            if name.endswith('hopper') == is_hopper or not name.startswith('gemm')}
+    return replace(cluster, device=device, overheads=overheads, links=links,
+                   provenance={**cluster.provenance, **told})
 
 
 def mean_error(pairs: Iterable[tuple[float, float]]) -> float:

@@ -51,7 +51,8 @@ _MEGATRON_2022 = Stack(
     _MEGATRON.decoder, {**_MEGATRON.strategy, 'is_accumulated_apart': False},
     f'{_MEGATRON.why}; products add to gradients themselves, as since 2022')
 STACKS: dict[str, Stack] = {
-    'vTrain': _MEGATRON_2022, 'Korthikanti': _MEGATRON_2022, 'Narayanan': _MEGATRON, 'Smith': _MEGATRON,
+    'vTrain': _MEGATRON_2022, 'Korthikanti': _MEGATRON_2022, 'Narayanan': _MEGATRON,
+    'Smith': _MEGATRON,
     'torchtitan': Stack(
         dict(is_gated=True, is_tied=False, has_positions=False),
         dict(gradient_bytes=4, zero=3, state_bytes=(4, 4, 8), step_bytes=36.0,
@@ -64,9 +65,10 @@ STACKS: dict[str, Stack] = {
         'InternEvo: flat gradients of 16 bits and a copy of 32, Adam without fused kernels (8 '
         'bytes of temporaries), parameters broadcast by their owners'),
     'llm-foundry': Stack(
-        dict(has_positions=False, is_causal_skipped=False),
+        dict(has_positions=False, is_causal_skipped=False, is_fused=True),
         dict(gradient_bytes=2, zero=3, state_bytes=(4, 4, 8), step_bytes=36.0),
-        'llm-foundry: FSDP1, gathered and reduced in 16 bits, Triton attention with a bias, which computes the masked half too'),
+        'llm-foundry: FSDP1, gathered and reduced in 16 bits, norms of 16 bits, no biases, Triton '
+        'attention with a bias, which computes the masked half too'),
 }
 # Not in the rows: heads of keys and inner widths, by the models' own pages.
 _INNER = {('Llama 3.1', 4096): 14336, ('Llama 3.1', 8192): 28672, ('Llama 3.1', 16384): 53248,
@@ -178,6 +180,9 @@ def case_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:
 def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Cluster:
     """The preset of the row's device with its memory and, where it says them, its adapters."""
     gpu, note = row['gpu'], row['hw_note']
+    named = re.search(r'(\w+) table states', note)
+    if named and named[1] not in gpu:
+        note = ''  # it says so of other devices
     name = next((preset for word, preset in (('H100', 'h100'), ('A100', 'a100-dgx'),
                                              ('A800', 'a100-dgx'), ('V100', 'v100-dgx1'))
                  if word in gpu), None)
@@ -194,6 +199,13 @@ def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Clu
         device = replace(device, memory_rate=1555 * GIGA)  # HBM2, NVIDIA A100 data sheet
     if 'HBM2e' in gpu and name == 'h100':
         device = replace(device, memory_rate=2400 * GIGA)  # as torchtitan's page says
+    power = re.search(r'(\d+) W\b', gpu)
+    if power and name == 'h100':
+        # Power goes with clock times voltage squared, and the voltage with the clock: to the power
+        # of two to three (our choice: 2.5). The SXM5 card of the preset has 700 W.
+        slower = (int(power[1]) / 700)**0.4
+        device = replace(device, flops={dtype: flops * slower
+                                        for dtype, flops in device.flops.items()})
     if 'A800' in gpu:
         links['intra'] = replace(links['intra'], rate=200 * GIGA)  # NVLink 400 GB/s both ways
     adapters = re.search(r'(\d+)x(\d+) Gb', note)

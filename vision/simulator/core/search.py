@@ -18,7 +18,6 @@ from vision.simulator.core.analytic import Prediction, Strategy, predict, refuse
 from vision.simulator.core.pricing import DEFAULT_INTERVAL, Prices
 from vision.simulator.core.transformers import Decoder
 
-SCHEDULES = ('1f1b', 'breadth-first')
 RECOMPUTES = ('none', 'selective', 'full')
 
 
@@ -201,24 +200,22 @@ def config_text(strategy: Strategy) -> tuple[str, str]:
         if degree > 1:
             return '', (f'{name}={degree}: layers are not split in this codebase; this strategy '
                         'is for another trainer (Megatron, torchtitan)')
-    step = s.micro_batch * s.num_microbatches
-    lines = [f'train_dataloader = dict(batch_size={step})']
     missing = [] if s.recompute == 'none' else [
         f'recompute={s.recompute!r} is a memory budget here, outside of pipelines: '
         "activation_memory = dict(budget='12GB')"]
     if s.pipeline > 1:
         name = 'interleaved-1f1b' if s.chunks > 1 and s.schedule == '1f1b' else s.schedule
-        lines += ["runner_type = 'ExactFlexibleRunner'",
-                  f"strategy = dict(type='ZeroPPStrategy', pp={s.pipeline}, dp={s.data}, "
-                  f'chunks={s.chunks}, num_microbatches={s.num_microbatches}, '
-                  f'schedule={name!r})']
+        lines = [f'train_dataloader = dict(batch_size={s.micro_batch * s.num_microbatches})',
+                 "runner_type = 'ExactFlexibleRunner'",
+                 f"strategy = dict(type='ZeroPPStrategy', pp={s.pipeline}, dp={s.data}, "
+                 f'chunks={s.chunks}, num_microbatches={s.num_microbatches}, '
+                 f'schedule={name!r})']
     else:
         kind = 'FSDP2Strategy' if s.zero == 3 else 'DDPStrategy'
-        lines += ["runner_type = 'ExactFlexibleRunner'", f"strategy = dict(type='{kind}')"]
+        lines = [f'train_dataloader = dict(batch_size={s.micro_batch})',
+                 "runner_type = 'ExactFlexibleRunner'", f"strategy = dict(type='{kind}')"]
         if s.num_microbatches > 1:
-            missing.append(f'accumulation of {s.num_microbatches} micro-batches: '
-                           f'optim_wrapper.accumulative_counts={s.num_microbatches} with '
-                           f'batch_size={s.micro_batch}')
+            lines.append(f'optim_wrapper = dict(accumulative_counts={s.num_microbatches})')
     if s.zero in (1, 2):
         missing.append(f'zero={s.zero} alone; FSDP2Strategy shards parameters too')
     return '\n'.join(lines), '; '.join(missing)

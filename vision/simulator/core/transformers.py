@@ -1,7 +1,7 @@
 """Decoders (GPT and Llama kind) as operators, from their sizes alone; one device's part of them.
 
-Counts of FLOPs and bytes after Korthikanti et al. 2022 (arXiv:2205.05198), which also has the bytes
-that a layer keeps for its backward.
+Counts of FLOPs and bytes after Korthikanti et al. 2022 (arXiv:2205.05198), which also has the
+bytes that a layer keeps for its backward.
 """
 
 from __future__ import annotations
