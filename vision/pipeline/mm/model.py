@@ -83,6 +83,8 @@ class PipelinedModel(nn.Module):
             data = self.module.data_preprocessor(data, True)
             self._batch = self._in_parts(data, self._table.num_microbatches)
             self._scaled, self._logged = optim_wrapper.scaled, {}
+            # A loss scaler begins with its first loss, and only the last stage has one.
+            optim_wrapper.scaled(torch.zeros((), device=self._device))
             self.runtime.step(data['inputs'] if self.is_first else None)
         log = self._told_by_last()
         optim_wrapper.finish_step()
