@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
                                image_size=args.image_size)
     if args.search:
         from vision.simulator.mm.variants import search
-        found = search(configured, cluster, budget_seconds=args.budget)
+        found = search(configured, cluster, budget_seconds=args.budget, tf32=args.tf32)
         report.print_search(found)
         result = found.best
     elif args.batch == 'auto':
-        batch, result = largest_batch(configured, cluster)
+        batch, result = largest_batch(configured, cluster, tf32=args.tf32)
         print(f'largest batch: {batch} samples of a rank')
     else:
         result = predict(configured, cluster, tf32=args.tf32)

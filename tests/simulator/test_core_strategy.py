@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.simulator.core.compile import Settings, Step, compile_strategy, local_graph, unfolded
+from vision.simulator.core.compile import Settings, Step, compile_strategy, local_graph
 from vision.simulator.core.engine import run
 from vision.simulator.core.graph import FORWARD, INPUT_GRAD, WEIGHT_GRAD, larger_batch
 from vision.simulator.core.issue_order import peak_in_issue_order
@@ -15,6 +15,8 @@ from vision.simulator.core.program import COMPUTE, D2H, FEATURE, GRADIENT, H2D
 from vision.simulator.core.rewrite import with_recompute, with_tensors
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.core.tensor_parallel import split_features
+from vision.simulator.core.transformers import Decoder, decoder_graph
+from vision.simulator.core.unfold import unfolded
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hand_graphs import HIDDEN, INNER, ROWS, Asked, mlp_layers
@@ -232,3 +234,19 @@ def test_gradients_of_weights_are_told_by_phase():
     kinds = {node.kind for node in program.nodes}
     assert kinds <= {'F', 'I', 'W', 'B', 'optimizer'} and {'F', 'optimizer'} <= kinds
     assert WEIGHT_GRAD in {op.phase for op in mlp_layers().ops}
+
+
+def test_an_analytic_decoder_is_compiled_as_a_trace_is():
+    """Two all-reduces a layer and direction (Megatron-LM), gathers of each unit twice."""
+    decoder = Decoder(layers=2, hidden=64, heads=4, sequence=32, vocabulary=100)
+    graph = decoder_graph(decoder, 1)
+    tree = StrategyTree(8).split('', 'batch', 4).shard('', zero=3).shard('layers.*', zero=3)
+    for first, last in (('qkv', 'proj'), ('fc1', 'fc2')):
+        tree.split(f'layers.*.{first}', 'out', 2).split(f'layers.*.{last}', 'in', 2)
+    _, asked = compiled(tree, graph=graph)
+    features = 2 * 32 * 64
+    assert Counter(each for each in asked.sent if each[0] == 'all_reduce') == {
+        ('all_reduce', features, 2): 8}
+    layer = 2 * 12 * 64 * 64 // 2
+    assert asked.sent.count(('all_gather', layer, 4)) == 4
+    assert asked.sent.count(('reduce_scatter', layer, 4)) == 2

@@ -71,6 +71,10 @@ def test_faces_take_their_size_from_the_backbone():
     config.model.head.selector.num_active = 64
     found = read_training(config, batch_size=8)
     assert found.image_size == (112, 112) and found.graph.flops() > 0
+    grey = config_of('configs/faces/iresnet18-small_ivf_glyphs.py')
+    grey.model.head.num_classes = 1000
+    grey.model.head.selector.num_active = 64
+    assert read_training(grey, batch_size=8).graph.input_bytes == 4 * 8 * 32 * 32
 
 
 def test_a_config_that_trains_nothing_is_refused():

@@ -4,13 +4,13 @@ the host of a rank issues it.
 Data parallel in buckets as DistributedDataParallel has them, ZeRO-1 and 2 on the same buckets,
 ZeRO-3 as FSDP2 does it; tensor and sequence parallel by ``tensor_parallel``. All ranks of one
 stage do the same, so the program has one of them, that stands for all (``replicas``);
-``unfolded`` writes them out. Models in several stages: see ``stages``.
+``unfold`` writes them out. Models in several stages: see ``stages``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from vision.common.core.errors import VisionError
@@ -343,28 +343,3 @@ class Step:
             shares = self.spread.dp if self.spread.zero else 1
             sizes = [-(-each.num_bytes // shares) for each in self.trained]
         return copies * (sum(sizes) if form == 'foreach' else max(sizes, default=0))
-
-
-def unfolded(program: Program, groups: Sequence[str], dp: int, tp: int) -> Program:
-    """The program of one rank written out for all: collectives join the ranks of their group."""
-    ranks = range(dp * tp)
-    members = {'': lambda rank: (rank,), 'tp': lambda rank: tuple(
-        range(rank - rank % tp, rank - rank % tp + tp)),
-        'dp': lambda rank: tuple(range(rank % tp, dp * tp, tp))}
-    nodes: list[Node] = []
-    number: dict[tuple[int, int], int] = {}
-    for index, (node, group) in enumerate(zip(program.nodes, groups, strict=True)):
-        for rank in ranks:
-            together = members[group](rank)
-            if together[0] != rank:
-                continue
-            after = {number[before, each] for before in node.after for each in together}
-            for each in together:
-                number[index, each] = len(nodes)
-            nodes.append(replace(
-                node, ranks=together, after=tuple(sorted(after)),
-                begins=tuple(f'{name}@{each}' for each in together for name in node.begins),
-                ends=tuple(f'{name}@{each}' for each in together for name in node.ends)))
-    buffers = {f'{name}@{rank}': replace(each, rank=rank)
-               for name, each in program.buffers.items() for rank in ranks}
-    return replace(program, num_ranks=dp * tp, nodes=tuple(nodes), buffers=buffers, replicas=1)

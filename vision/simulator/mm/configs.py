@@ -259,7 +259,8 @@ def _inputs(model: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, An
     height, width = (-(-side // divisor) * divisor for side in (height, width))
     is_detector = any(hasattr(model, name) for name in ('bbox_head', 'rpn_head', 'roi_head'))
     make = _detection if is_detector else _labelled
-    images = torch.zeros(batch, 3, height, width)
+    stem = next((each for each in model.modules() if isinstance(each, nn.Conv2d)), None)
+    images = torch.zeros(batch, stem.in_channels if stem else 3, height, width)
     return dict(inputs=images, mode='loss',
                 data_samples=[make(height, width) for _ in range(batch)])
 

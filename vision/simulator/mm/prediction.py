@@ -158,11 +158,12 @@ def _pipeline(configured: Configured, pricing: ClusterPricing) -> tuple[Program,
     return with_optimizer(program, table, costs, pricing, settings, dp), pp * dp, dp
 
 
-def largest_batch(configured: Configured, cluster: Cluster, limit: int = 65_536
-                  ) -> tuple[int, Predicted]:
+def largest_batch(configured: Configured, cluster: Cluster, *, limit: int = 65_536,
+                  tf32: bool = False) -> tuple[int, Predicted]:
     """(samples of a rank's step, prediction): the most that fits with at least 5 % to spare.
 
-    The graph is grown, not traced again. A pipeline keeps its number of micro-batches.
+    The graph is grown, not traced again, up to ``limit`` samples. A pipeline keeps its number of
+    micro-batches.
 
     Raises:
         VisionError: VIS-CONFIG-1634 not even one sample fits.
@@ -171,7 +172,8 @@ def largest_batch(configured: Configured, cluster: Cluster, limit: int = 65_536
 
     def at(samples: int) -> Predicted:
         grown = larger_batch(configured.graph, samples / traced)
-        return predict(replace(configured, graph=grown, batch_size=samples), cluster)
+        changed = replace(configured, graph=grown, batch_size=samples)
+        return predict(changed, cluster, tf32=tf32)
 
     low, high = 0, 1
     best: Predicted | None = None
@@ -192,4 +194,5 @@ def largest_batch(configured: Configured, cluster: Cluster, limit: int = 65_536
             low, best = middle, trial
         else:
             high = middle
-    return low, best
+    parts = int(configured.pipeline['num_microbatches']) if configured.pipeline else 1
+    return low * parts, best

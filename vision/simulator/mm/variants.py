@@ -52,7 +52,8 @@ class Found:
             (a <= seconds and b < size) or (a < seconds and b <= size) for a, b in cost.values())}
 
 
-def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 60.0) -> Found:
+def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 60.0,
+           tf32: bool = False) -> Found:
     """Every strategy of this codebase with the config's ranks and samples, until the time is over.
 
     Tensor parallel is left out: nothing here trains with it. What did not fit into the budget is
@@ -64,8 +65,8 @@ def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 
             found.refused[variant.name] = 'the time of the search was over'
             continue
         try:
-            found.tried[variant.name] = replace(predict(variant.configured, cluster),
-                                                text=variant.text)
+            found.tried[variant.name] = replace(
+                predict(variant.configured, cluster, tf32=tf32), text=variant.text)
         except VisionError as error:
             found.refused[variant.name] = f'{error.code} {error.what}'
     if not found.tried:

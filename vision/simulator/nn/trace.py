@@ -6,6 +6,10 @@ Two kinds of models need numbers: those whose shapes depend on them (a detector 
 boxes), and those that call operators which say nothing of their results' shapes. They are run once
 for real, on the processor, with the batch that was given; make it small and use
 ``core.graph.larger_batch``.
+
+Operators are those of a processor. What differs on a GPU: attention with dropout is written out
+here, so its scores are counted as memory, and calls past torch's dispatcher (mmcv's compiled
+operators) are seen by the memory that they get, not by their arithmetic.
 """
 
 from __future__ import annotations
