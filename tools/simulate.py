@@ -35,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--search', action='store_true', help='try strategies, print the best')
     parser.add_argument('--budget', type=_seconds, default=60.0, help='of the search, as 60s')
     parser.add_argument('--trace', type=Path, help='JSON for ui.perfetto.dev')
-    parser.add_argument('--plot', type=Path, help='PNG of memory over time')
+    parser.add_argument('--plot', type=Path, help='PNG of a rank: what its streams do, '
+                        'and its memory over time')
     parser.add_argument('--json', type=Path, help='the prediction with all its parts')
     add_config_arguments(parser)
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)

@@ -12,6 +12,7 @@ from vision.pipeline.core.transfers import with_transfers
 from vision.simulator.core.compile import Settings, compile_strategy
 from vision.simulator.core.engine import run
 from vision.simulator.core.graph import FORWARD
+from vision.simulator.core.program import GRADIENT
 from vision.simulator.core.stages import compile_stages, piece_flops, piece_of_ops, stage_costs
 from vision.simulator.core.strategy import StrategyTree
 
@@ -74,6 +75,73 @@ def test_features_are_split_inside_stages():
                              SETTINGS)
     reduces = [each for each in asked.sent if each[0] == 'all_reduce']
     assert reduces == [('all_reduce', 4 * ROWS * HIDDEN, 2)] * 8 and program.replicas == 2
+
+
+def shared(parts=1):
+    """Two shares of the batch, ``parts`` of the features; layers 0 to 2, and 3."""
+    size = 2 * parts
+    tree = StrategyTree(2 * size).split('', 'batch', 2)
+    for n, name in enumerate(NAMES):
+        tree.map(name, range(size * (n == 3), size * (n == 3) + size))
+        if parts > 1:
+            tree.split(f'{name}.up', 'out', parts).split(f'{name}.down', 'in', parts)
+    return tree
+
+
+@pytest.mark.parametrize('schedule', ['1f1b', 'gpipe'])
+def test_shares_reduce_each_stage_once_behind_its_last_backward_task(schedule):
+    table, asked = with_transfers(make_table(schedule, 2, 1, 4), costs_of()), Asked()
+    program = compile_stages(mlp_layers(4), shared(), table, asked, SETTINGS)
+    layer = 4 * (2 * HIDDEN * INNER + HIDDEN)
+    sent = [each for each in asked.sent if each[0] == 'all_reduce']
+    assert sorted(sent) == [('all_reduce', layer, 2), ('all_reduce', 3 * layer, 2)]
+    assert program.replicas == 2
+    for rank in (0, 1):
+        mine = [at for at, node in enumerate(program.nodes) if node.ranks == (rank,)]
+        at, = (at for at in mine if program.nodes[at].stream == GRADIENT)
+        before, = program.nodes[at].after
+        assert before == max(at for at in mine if program.nodes[at].kind in 'BW')
+        step, = (at for at in mine if program.nodes[at].kind == 'optimizer')
+        assert at in program.nodes[step].after
+    # The first stage is done last: nothing hides its all-reduce, a byte a second.
+    alone = compile_stages(mlp_layers(4), mapped(), table, Asked(), SETTINGS)
+    assert run(program).makespan == run(alone).makespan + 3 * layer
+    assert run(program).peak(0).categories['communication'] >= 3 * layer
+    lean = compile_stages(mlp_layers(4), shared(), table, Asked(),
+                          Settings(has_bucket_copies=False))
+    assert 'communication' not in {each.category for each in lean.buffers.values()}
+
+
+def test_shares_of_split_features_lie_apart():
+    class Ranks(Asked):
+        def communicate(self, kind, num_bytes, ranks):
+            self.asked = [*getattr(self, 'asked', ()), (kind, num_bytes, tuple(ranks))]
+            return 0.0
+
+    table, ranks = make_table('gpipe', 2, 1, 2), Ranks()
+    compile_stages(mlp_layers(4), shared(2), with_transfers(table, costs_of()), ranks, SETTINGS)
+    layer = 4 * (HIDDEN * INNER + HIDDEN)  # half of both matrices, the whole norm
+    assert ('all_reduce', 3 * layer, (0, 2)) in ranks.asked
+    assert ('all_reduce', layer, (4, 6)) in ranks.asked
+
+
+@pytest.mark.parametrize('change, code, text', [
+    (lambda tree: tree.recompute('layers.1'), 1623, 'recompute'),
+    (lambda tree: tree.offload('layers.*'), 1623, 'offload'),
+    (lambda tree: tree.shard('', zero=1), 1624, 'zero=1'),
+    (lambda tree: tree.shard('', zero=2), 1624, 'zero=2')])
+def test_what_stages_leave_out_is_refused(change, code, text):
+    table = with_transfers(make_table('1f1b', 2, 1, 4), costs_of())
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}(.|\n)*{text}'):
+        compile_stages(mlp_layers(4), change(shared()), table, Asked(), SETTINGS)
+
+
+def test_gathers_of_stages_are_priced_in_their_own_dtype():
+    layer = 4 * (2 * HIDDEN * INNER + HIDDEN)
+    costs = stage_costs(mlp_layers(4), NAMES, RANGES, (0, 1), Asked(),
+                        Settings(gathered_bytes=2), num_shares=2)
+    assert costs.gather == (1.5 * layer, 0.5 * layer)
+    assert costs.reduce == (3.0 * layer, 1.0 * layer)
 
 
 def test_stages_without_a_table_of_as_many_are_refused():

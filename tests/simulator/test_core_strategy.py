@@ -90,6 +90,15 @@ def test_zero_3_gathers_each_unit_forward_and_backward_and_reduces_it_once():
     assert shards == [LAYER // 4] * 2
 
 
+def test_what_is_gathered_may_have_a_dtype_of_its_own():
+    tree = StrategyTree(4).split('', 'batch', 4).shard('', zero=3)
+    program, asked = compiled(tree, Settings(gathered_bytes=2))
+    assert sums(asked) == dict(all_gather=WEIGHTS // 2, reduce_scatter=WEIGHTS)
+    sizes = {name: each.num_bytes for name, each in program.buffers.items()}
+    assert sizes['shard of the model'] == WEIGHTS // 4
+    assert sizes['parameters 1 of the model.0'] == WEIGHTS // 2
+
+
 def test_parameters_that_do_not_divide_are_padded():
     tree = StrategyTree(3).split('', 'batch', 3).shard('', zero=3)
     _, asked = compiled(tree)

@@ -1,5 +1,6 @@
 """Configs of this codebase as graphs, strategies and predictions."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from vision.common.core.errors import VisionError
+from vision.common.mm.launch import add_common_arguments, find_classes, read_config
 from vision.simulator.core.cluster import read_cluster
 from vision.simulator.core.graph import FORWARD
 from vision.simulator.mm.configs import read_training
@@ -54,6 +56,29 @@ def test_amp_and_accumulation_and_fsdp2_are_read():
     assert spread.zero == 3 and spread.dp == 4 and len(spread.units) == 13
 
 
+def test_gathers_of_fsdp2_have_its_param_dtype(cluster):
+    def sent(**options):
+        config = config_of(VIT, strategy=dict(type='FSDP2Strategy', **options))
+        found = read_training(config, num_gpus=4, batch_size=2)
+        whole = [each.num_bytes for name, each in predict(
+            found, cluster).outcome.program.buffers.items() if name.startswith('gather ')]
+        return found.settings.gathered_bytes, sum(whole)
+
+    plain, half = sent(), sent(param_dtype='bfloat16')
+    assert plain == (None, 2 * half[1]) and half[0] == 2
+
+
+@pytest.mark.parametrize('name, known, told', [
+    ('AdamW', 'adamw', False), ('RMSprop', 'adam', True), ('RMSpropTF', 'adam', True),
+    ('Lion', 'adam', True)])
+def test_an_optimizer_of_another_kind_is_priced_as_adam_which_is_said(name, known, told):
+    config = config_of(VIT, train_dataloader=dict(batch_size=1))
+    config.optim_wrapper.optimizer = dict(type=name, lr=0.1)
+    found = read_training(config)
+    assert found.settings.optimizer == known
+    assert any(f'{name} is priced as Adam' in note for note in found.notes) is told
+
+
 def test_a_detector_runs_once_for_real_and_is_grown():
     found = read_training(config_of('configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'),
                           batch_size=4)
@@ -71,6 +96,9 @@ def test_faces_take_their_size_from_the_backbone():
     config.model.head.selector.num_active = 64
     found = read_training(config, batch_size=8)
     assert found.image_size == (112, 112) and found.graph.flops() > 0
+    # Rows, their momentum, and when they were up to date: of 1000 classes, 128 wide.
+    assert any('class store of head' in note and '1000 rows' in note and '1.03 MB' in note
+               for note in found.notes), found.notes
     grey = config_of('configs/faces/iresnet18-small_ivf_glyphs.py')
     grey.model.head.num_classes = 1000
     grey.model.head.selector.num_active = 64
@@ -121,14 +149,73 @@ def test_the_table_that_the_pipeline_runs_is_simulated(cluster):
     assert {node.kind for node in result.outcome.program.nodes} >= {'F', 'optimizer'}
 
 
+PIPELINE = 'configs/pipeline/vit-tiny_pp4_imagenette160.py'
+
+
+def pipeline_of(**options):
+    return read_training(config_of(PIPELINE, strategy=options))
+
+
+def test_a_cut_by_hand_is_the_cut_that_is_simulated(cluster):
+    found = pipeline_of(chunks=1, schedule='1f1b')
+    num = len(found.stages)
+    uneven = pipeline_of(chunks=1, schedule='1f1b', cut=[num - 3, 1, 1, 1])
+    even, slow = predict(found, cluster), predict(uneven, cluster)
+    assert slow.step_seconds > 1.5 * even.step_seconds
+    measured = pipeline_of(chunks=1, schedule='1f1b', cut='measured')
+    assert predict(measured, cluster).step_seconds == even.step_seconds
+    assert any("'measured'" in note for note in measured.notes) and not found.notes
+    for wrong in ([1, 1, 1], [num, 1, 1, 1], [num - 2, 0, 1, 1], 'evenly'):
+        with pytest.raises(VisionError, match='VIS-CONFIG-1637'):
+            predict(pipeline_of(chunks=1, schedule='1f1b', cut=wrong), cluster)
+
+
+def test_the_memory_of_a_pipeline_is_kept(cluster):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1503'):
+        predict(pipeline_of(chunks=1, schedule='gpipe', memory='1MB'), cluster)
+    with pytest.raises(VisionError, match='VIS-CONFIG-1636'):
+        predict(pipeline_of(memory='50%'), cluster)
+    assert predict(pipeline_of(memory='60GB'), cluster).verdict.state == 'fits'
+
+
+def test_what_a_pipeline_gathers_is_said():
+    found = pipeline_of(dp=2, param_dtype='bfloat16')
+    assert found.settings.gathered_bytes == 2
+    assert any('gathers of stages' in note for note in found.notes)
+
+
 def test_the_largest_batch_fits_and_twice_as_much_does_not(vit, cluster):
     batch, result = largest_batch(vit, cluster)
     assert result.verdict.state == 'fits' and result.samples == 8 * batch
     assert result.verdict.margin < 0.08  # the limit is 0.05, the step 1/64 of the batch
 
 
-def test_search_prints_the_config_of_the_winner(vit, cluster):
-    found = search(vit, cluster)
+@pytest.fixture(scope='module')
+def searched(vit, cluster):
+    return search(vit, cluster)
+
+
+def test_what_search_prints_is_a_config_that_training_reads(searched, tmp_path):
+    """As tools/train.py reads it: keys and arguments that nobody knows are errors there."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    add_common_arguments(parser)
+    path = tmp_path / 'best.py'
+    assert len(searched.tried) >= 3
+    for name, result in searched.tried.items():
+        path.write_text(f'_base_ = [{str(ROOT / VIT)!r}]\n{result.text}\n')
+        config = read_config(parser.parse_args([str(path)]))
+        assert config.runner_type == 'ExactFlexibleRunner', name  # no other has strategies
+        assert find_classes(config.strategy.type)
+        again = read_training(config, num_gpus=8)  # and so does the simulator
+        assert again.batch_size == result.samples // (config.strategy.get('dp', 8)), name
+        path.write_text(f"{path.read_text()}strategy['unti'] = 1\n")
+        with pytest.raises(VisionError, match='unti'):
+            read_config(parser.parse_args([str(path)]))
+
+
+def test_search_prints_the_config_of_the_winner(searched):
+    found = searched
     assert {'DDP', 'FSDP2, Layer'} <= set(found.tried)
     assert found.best is found.tried[found.name] and found.name in found.front
     assert all(each.step_seconds >= found.best.step_seconds for each in found.tried.values())

@@ -26,6 +26,21 @@ def test_a_prediction_is_printed_and_written(tmp_path, capsys):
     assert json.loads(files[1].read_text())['traceEvents'] and files[2].stat().st_size > 1000
 
 
+def test_the_picture_has_streams_and_memory(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda self, *args, **more: (
+        drawn.append(self), save(self, *args, **more)))
+    assert simulate.main([*ARGUMENTS, '--gpus', '2', '--batch', '8', '--plot',
+                          str(tmp_path / 'm.png')]) == 0
+    above, below = drawn[0].axes
+    assert [each.get_text() for each in above.get_yticklabels()] == ['compute', 'gradient']
+    texts = '\n'.join(each.get_text() for each in above.texts)
+    assert 'optimizer: ' in texts and 'gradients 0: ' in texts
+    assert below.get_ylabel() == 'GiB' and above.get_xlim() == below.get_xlim()
+
+
 def test_a_model_that_does_not_fit_says_so_in_its_exit_status(capsys):
     assert simulate.main([*ARGUMENTS, '--batch', '60000']) == 1
     assert 'out of memory' in capsys.readouterr().out

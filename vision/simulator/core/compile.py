@@ -68,7 +68,8 @@ class Settings:
         has_bucket_copies: buckets are memory beside the gradients, as DistributedDataParallel has
             them unless gradient_as_bucket_view is set.
         master_bytes: of a number of a parameter shard and of optimizer states (zero=3); None: as
-            the parameter. Gathered parameters and gradients are as the graph has them.
+            the parameter. Gradients are as the graph has them.
+        gathered_bytes: of a number of a gathered parameter (zero=3); None: as the parameter.
         slowdown: of compute under a collective, and of gradients' collectives under compute.
     """
 
@@ -79,6 +80,7 @@ class Settings:
     first_bucket_bytes: int = FIRST_BUCKET_BYTES
     has_bucket_copies: bool = True
     master_bytes: int | None = None
+    gathered_bytes: int | None = None
     slowdown: float = 0.0
 
 

@@ -59,9 +59,9 @@ class Unit:
         return [self._padded(each) // self.shares * (element_bytes or each.element_bytes)
                 for each in self.parameters if each.is_trained]
 
-    @property
-    def gathered_bytes(self) -> int:
-        return sum(self._padded(each) * each.element_bytes for each in self.parameters)
+    def gathered_bytes(self, element_bytes: int | None) -> int:
+        return sum(self._padded(each) * (element_bytes or each.element_bytes)
+                   for each in self.parameters)
 
     @property
     def reduced_bytes(self) -> int:
@@ -136,10 +136,10 @@ class _Running:
             return
         step = self.step
         self.count += 1
-        name = step.hold(f'gather {self.count} of {unit}.{step.mb}', unit.gathered_bytes,
-                         'communication')
+        size = unit.gathered_bytes(step.settings.gathered_bytes)
+        name = step.hold(f'gather {self.count} of {unit}.{step.mb}', size, 'communication')
         self.pending[unit.name] = step.collective(
-            f'gather {unit}', 'all_gather', unit.gathered_bytes, stream=FEATURE,
+            f'gather {unit}', 'all_gather', size, stream=FEATURE,
             after=self._copied_out(), begins=[name]), name
 
     def _copied_out(self) -> tuple[int, ...]:
@@ -158,10 +158,10 @@ class _Running:
         if is_forward and self.kept_gather:
             self.free(self.kept_gather, node)  # the new buffer is there, its copy is not
         self.kept_gather = buffer if is_forward else self.kept_gather
-        name = step.hold(f'parameters {self.count} of {unit}.{step.mb}', unit.gathered_bytes,
-                         'parameters')
+        size = unit.gathered_bytes(step.settings.gathered_bytes)
+        name = step.hold(f'parameters {self.count} of {unit}.{step.mb}', size, 'parameters')
         step.wait(node)
-        step.add(f'copy out {unit}', 'copy_out', step.copying(unit.gathered_bytes),
+        step.add(f'copy out {unit}', 'copy_out', step.copying(size),
                  begins=[name], ends=ends)
         self.whole[unit.name] = name
 

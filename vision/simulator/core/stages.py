@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vision.common.core.errors import VisionError
-from vision.pipeline.core.tasks import Costs, Table
-from vision.simulator.core.compile import OPTIMIZERS, Pricing, Settings, local_graph
+from vision.pipeline.core.tasks import B, Costs, Table, W
+from vision.simulator.core.compile import (
+    ALL_REDUCE,
+    OPTIMIZERS,
+    Pricing,
+    Settings,
+    local_graph,
+)
 from vision.simulator.core.from_actions import from_actions
 from vision.simulator.core.graph import (
     FORWARD,
@@ -22,9 +28,9 @@ from vision.simulator.core.graph import (
     Op,
     is_inside,
 )
-from vision.simulator.core.program import GRADIENT, Node, Program
+from vision.simulator.core.program import GRADIENT, Buffer, Node, Program
 from vision.simulator.core.rewrite import first_backward, with_tensors
-from vision.simulator.core.strategy import StrategyTree, stage_of
+from vision.simulator.core.strategy import Spread, StrategyTree, stage_of
 
 
 def piece_of_ops(graph: ModuleGraph, names: Sequence[str]) -> list[int]:
@@ -73,8 +79,9 @@ def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple
     peers = [tuple(rank * num_shares + share for share in range(num_shares))
              for rank in rank_of]
     is_sharded = num_shares > 1
+    gathered, _ = _weights(graph, names, ranges, settings.gathered_bytes)
     gathers = [pricing.communicate('all_gather', size, ranks) if is_sharded else 0.0
-               for size, ranks in zip(weights, peers, strict=True)]
+               for size, ranks in zip(gathered, peers, strict=True)]
     reduces = [pricing.communicate('reduce_scatter', size, ranks) if is_sharded else 0.0
                for size, ranks in zip(trained, peers, strict=True)]
     forward, inputs, weight = times(FORWARD), times(INPUT_GRAD), times(WEIGHT_GRAD)
@@ -102,10 +109,13 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
 
     Args:
         table: over as many stages as the strategy has; complete, with UNSHARD where zero=3.
+            Without zero=3 several shares of the batch reduce a stage's gradients once.
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1622 of the strategy, 1621 another number of stages.
+        VisionError: VIS-CONFIG-1620 to 1622 of the strategy, 1621 another number of stages; 1623
+            recompute or offload, 1624 zero 1 or 2, which stages do not have here.
     """
     spread = tree.spread(graph)
+    _refuse_ignored(spread)
     if len(spread.stages) != table.num_stages:
         raise VisionError('VIS-CONFIG-1621', f'{len(spread.stages)} stages for a table of '
                           f'{table.num_stages}', where='strategy', why='each stage of the table '
@@ -119,12 +129,55 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
     ends = [sum(stage_of(each.name, spread) <= stage for each in owners)
             for stage in range(table.num_stages)]
     shares = spread.dp if spread.zero == 3 else 1
-    costs = stage_costs(local, [each.name for each in owners],
-                        list(zip([0, *ends], ends, strict=False)), table.rank_of, pricing,
-                        settings, num_shares=shares, num_parts=spread.tp)
-    program = with_optimizer(from_actions(table, costs), table, costs, pricing, settings,
-                             spread.dp * spread.tp)
-    return program
+    names, ranges = [each.name for each in owners], list(zip([0, *ends], ends, strict=False))
+    costs = stage_costs(local, names, ranges, table.rank_of, pricing, settings,
+                        num_shares=shares, num_parts=spread.tp)
+    program = from_actions(table, costs)
+    if spread.dp > 1 and spread.zero == 0:
+        trained = _weights(local, names, ranges)[1]
+        program = with_all_reduces(program, table, spread, trained, pricing, settings)
+    return with_optimizer(program, table, costs, pricing, settings, spread.dp * spread.tp)
+
+
+def _refuse_ignored(spread: Spread) -> None:
+    """What a stage's costs would leave out without a word."""
+    for name, layout in spread.layouts.items():
+        if layout.is_recomputed or layout.is_offloaded:
+            verb = 'recompute' if layout.is_recomputed else 'offload'
+            raise VisionError('VIS-CONFIG-1623', f'{verb}({layout.kept_region!r}) in a pipeline',
+                              where='strategy', why='a stage is one task forward and one or two '
+                              'backward; what it keeps between them is not moved or made again',
+                              do=f'leave {verb}() out, or map all modules to the same ranks')
+        if spread.zero in (1, 2):
+            raise VisionError('VIS-CONFIG-1624', f'zero={spread.zero} on {name or "the model"!r} '
+                              'in a pipeline', where='strategy', why='stages have their '
+                              'parameters whole, with one all-reduce of gradients, or in shards',
+                              do='shard(..., zero=3), or no shard() at all')
+
+
+def with_all_reduces(program: Program, table: Table, spread: Spread, trained: Sequence[int],
+                     pricing: Pricing, settings: Settings) -> Program:
+    """The program with an all-reduce of each stage's gradients over the shares of the batch,
+    behind the stage's last W or B.
+
+    One for all gradients of a stage, not one a bucket, is our choice: a stage's last backward
+    task is one node, so that buckets would all begin behind it as well.
+
+    Args:
+        trained: bytes of each stage's gradients on a rank.
+    """
+    nodes, buffers = list(program.nodes), dict(program.buffers)
+    last = {node.stage: at for at, node in enumerate(nodes) if node.kind in (B, W)}
+    for stage, at in sorted(last.items(), key=lambda each: each[1]):
+        rank = table.rank_of[stage]
+        # Parts of the features are neighbours in number: every tp-th rank of a stage has the same
+        # part for another share of the batch.
+        peers = spread.stages[stage][::spread.tp]
+        nodes.append(Node(f'gradients of stage {stage}', ALL_REDUCE, (rank,), GRADIENT,
+                          pricing.communicate(ALL_REDUCE, trained[stage], peers), after=(at,)))
+        if settings.has_bucket_copies:
+            buffers[f'buckets of stage {stage}'] = Buffer(rank, trained[stage], 'communication')
+    return replace(program, nodes=tuple(nodes), buffers=buffers)
 
 
 def _seconds(ops: Sequence[Op], pricing: Pricing, num_parts: int) -> float:
@@ -143,9 +196,10 @@ def piece_flops(graph: ModuleGraph, names: Sequence[str]) -> list[float]:
     return flops
 
 
-def _weights(graph: ModuleGraph, names: Sequence[str],
-             ranges: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Bytes of parameters of each stage, and of those that are trained."""
+def _weights(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple[int, int]],
+             element_bytes: int | None = None) -> tuple[list[int], list[int]]:
+    """Bytes of parameters of each stage, and of those that are trained; as they are, or with so
+    many bytes a number."""
     weights, trained = [0] * len(ranges), [0] * len(ranges)
     for module in graph.modules:
         piece = next((n for n, name in enumerate(names) if is_inside(module.name, name)), None)
@@ -153,8 +207,10 @@ def _weights(graph: ModuleGraph, names: Sequence[str],
             assert not module.parameters, f'{module.name} is in no piece'
             continue
         stage = next(s for s, (a, b) in enumerate(ranges) if a <= piece < b)
-        weights[stage] += module.parameters_bytes
-        trained[stage] += sum(each.num_bytes for each in module.parameters if each.is_trained)
+        for each in module.parameters:
+            size = each.num_elements * (element_bytes or each.element_bytes)
+            weights[stage] += size
+            trained[stage] += size if each.is_trained else 0
     return weights, trained
 
 

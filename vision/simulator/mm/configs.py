@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
+from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import explained, find_classes
 from vision.registry import MODELS
@@ -31,7 +32,7 @@ MOST_TRACED = 256  # samples; each has a label of its own, and larger batches on
 # Keys in which transforms of a pipeline say how large an image leaves them.
 SIZE_KEYS = ('crop_size', 'img_scale', 'scale', 'size', 'input_size', 'img_size')
 # Optimizers by class name, as step costs; any other is taken for Adam, which is said.
-KNOWN_OPTIMIZERS = dict(adamw='adamw', adam='adam', sgd='sgd', rmsproptf='adam', rmsprop='adam')
+KNOWN_OPTIMIZERS = dict(adamw='adamw', adam='adam', sgd='sgd')
 
 
 @dataclass
@@ -89,9 +90,14 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
     graph, model = _graph(config, samples, size, autocast)
     tree, ranks = _tree(strategy, model, num_gpus)
     optimizer = _optimizer(wrapper.get('optimizer') or {}, notes)
+    param_dtype = strategy.get('param_dtype')
+    if of_pipeline:
+        notes += _pipeline_notes(of_pipeline)
+    notes += _class_store_notes(model, ranks)
     settings = Settings(num_microbatches=1 if of_pipeline else num_microbatches,
                         optimizer=optimizer,
-                        has_bucket_copies=not _views(config))
+                        has_bucket_copies=not _views(config),
+                        gathered_bytes=param_dtype and getattr(torch, param_dtype).itemsize)
     if of_pipeline and num_gpus not in (None, ranks):
         raise VisionError('VIS-CONFIG-1632', f'--gpus {num_gpus} for pp={of_pipeline["pp"]} times '
                           f'dp={of_pipeline.get("dp", 1)}', where='strategy',
@@ -173,9 +179,46 @@ def _optimizer(options: Mapping, notes: list[str]) -> str:
         return 'momentum'
     known = KNOWN_OPTIMIZERS.get(name.lower())
     if known is None:
-        notes.append(f'optimizer {name or "?"} taken for adam')
+        notes.append(f'optimizer {name or "of no name"} is priced as Adam: two states of each '
+                     'parameter')
     assert known is None or known in OPTIMIZERS
     return known or 'adam'
+
+
+def _pipeline_notes(options: Mapping) -> list[str]:
+    """Where a prediction does not do what ZeroPPStrategy does."""
+    notes = []
+    if options.get('cut') == 'measured':
+        notes.append("cut='measured' is taken as 'counted': nothing runs here that could be "
+                     'measured')
+    if options.get('param_dtype'):
+        notes.append(f'gathers of stages take the time of {options["param_dtype"]}, whole '
+                     'parameters the memory that they have in shards')
+    return notes
+
+
+def _class_store_notes(model: nn.Module, ranks: int) -> list[str]:
+    """Class rows of faces are no parameters, so no trace sees them."""
+    notes = []
+    for name, module in model.named_modules():
+        # By name: the room of faces is not imported here.
+        if not any(cls.__name__ == 'ActiveClassHead' for cls in type(module).__mro__):
+            continue
+        rows, options = module.num_classes * module.num_subcentres, module.store_config
+        place = 'host' if options.get('backend') == 'host' else 'device'
+        size = -(-4 * rows * _numbers_of_row(module.dim, options.get('optimizer') or {}) // ranks)
+        notes.append(f'the class store of {name} is left out, its memory and its step: {rows} rows'
+                     f' with optimizer states, {format_bytes(size)} of {place} memory on each of '
+                     f'{ranks} ranks')
+    return notes
+
+
+def _numbers_of_row(dim: int, optimizer: Mapping) -> int:
+    """Of four bytes: a class row, its optimizer's states (LazySGD, LazyAdamW, RowAdaGrad), and
+    the step in which it was up to date."""
+    kind = optimizer.get('type', 'sgd')
+    states = dict(sgd=dim if optimizer.get('momentum') else 0, adamw=2 * dim + 1, row_adagrad=1)
+    return dim + states.get(kind, 0) + 1
 
 
 def _views(config: Config) -> bool:

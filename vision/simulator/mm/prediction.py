@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vision.common.core.amounts import format_bytes
+from vision.common.core.amounts import format_bytes, parse_budget
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.cut import cut
 from vision.pipeline.core.tasks import Costs
@@ -93,7 +94,8 @@ def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False) -> 
     """Compile, price and run one step.
 
     Raises:
-        VisionError: of the strategy (1620 to 1622), of the cluster (1633: it has too few devices).
+        VisionError: of the strategy (1620 to 1622), of the cluster (1633: it has too few devices),
+            of a ZeroPPStrategy (1636 its memory, 1637 its cut; VIS-CONFIG-1503 nothing fits).
     """
     pricing = ClusterPricing(Prices(cluster, tf32=tf32))
     if configured.pipeline:
@@ -141,10 +143,10 @@ def _pipeline(configured: Configured, pricing: ClusterPricing) -> tuple[Program,
         schedule = 'zeropp'
     chunks = options.get('chunks') or (
         1 if schedule in ONE_CHUNK else 4 if dp > 1 and schedule not in V_SHAPED else 2)
-    planner = Planner(schedule, pp, chunks, int(options['num_microbatches']), unit, None,
-                      int(options.get('active', 2)), options.get('reduce_grad', 'per_unit'),
-                      is_sharded=dp > 1)
-    ranges = cut(piece_flops(graph, names), pp * chunks)
+    planner = Planner(schedule, pp, chunks, int(options['num_microbatches']), unit,
+                      _budget(options.get('memory')), int(options.get('active', 2)),
+                      options.get('reduce_grad', 'per_unit'), is_sharded=dp > 1)
+    ranges = _ranges(options.get('cut', 'counted'), graph, names, pp * chunks)
     settings: Settings = configured.settings
 
     def costs_of(rank_of: tuple[int, ...], prices: ClusterPricing | None = None) -> Costs:
@@ -156,6 +158,33 @@ def _pipeline(configured: Configured, pricing: ClusterPricing) -> tuple[Program,
     costs = costs_of(table.rank_of, pricing)
     program = from_actions(table, costs)
     return with_optimizer(program, table, costs, pricing, settings, dp), pp * dp, dp
+
+
+def _budget(memory: Any) -> int | None:
+    """Bytes of a ZeroPPStrategy's ``memory``."""
+    if memory is None:
+        return None
+    amount = parse_budget(memory)
+    if amount.bytes is None:
+        raise VisionError('VIS-CONFIG-1636', f'memory={memory!r}', where='strategy.memory',
+                          why='a share of a peak that no run has measured is no number of bytes',
+                          do="give bytes with a unit, such as '60GB'")
+    return amount.bytes
+
+
+def _ranges(how: Any, graph: ModuleGraph, names: Sequence[str],
+            num_stages: int) -> list[tuple[int, int]]:
+    """Pieces (begin, end) of each stage, as a ZeroPPStrategy's ``cut`` says."""
+    if how in ('counted', 'measured'):  # the second is among the assumptions
+        return cut(piece_flops(graph, names), num_stages)
+    is_list = isinstance(how, Sequence) and not isinstance(how, str)
+    if not is_list or len(how) != num_stages or sum(how) != len(names) or min(how) < 1:
+        raise VisionError('VIS-CONFIG-1637', f'cut={how!r} for {len(names)} pieces and '
+                          f'{num_stages} stages', where='strategy.cut',
+                          do=f"'counted', 'measured', or {num_stages} numbers from 1 on, "
+                          f'{len(names)} in all')
+    ends = [sum(how[:stage + 1]) for stage in range(num_stages)]
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def largest_batch(configured: Configured, cluster: Cluster, *, limit: int = 65_536,

@@ -1,7 +1,8 @@
-"""A prediction for people: tables on the console and a picture of memory."""
+"""A prediction for people: tables on the console, pictures of time and of memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from vision.common.core.amounts import format_bytes
+from vision.simulator.core.outcome import Outcome
+from vision.simulator.core.program import COMPUTE, STREAMS
 from vision.simulator.mm.prediction import Predicted
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from vision.simulator.mm.variants import Found
+
+NUM_NAMED = 6  # longest nodes of computation, and of communication, whose names a picture has
+NAME_LENGTH = 40
 
 
 def print_prediction(result: Predicted) -> None:
@@ -65,18 +73,68 @@ def print_search(found: Found) -> None:
 
 
 def plot(result: Predicted, path: Path) -> None:
-    """Memory of the rank that needs most, by category, over time."""
+    """Of the rank that needs most memory, over time: what runs on each of its streams, with the
+    names of the longest, and beneath it memory by category."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    curve = result.outcome.memory(result.verdict.peak.rank)
-    moments = [1e3 * each for each in curve.moments]
-    figure, axes = pyplot.subplots(figsize=(9, 4))
-    names = list(curve.categories)
-    axes.stackplot(moments, *([size / 2**30 for size in curve.categories[name]]
-                              for name in names), labels=names, step='post')
-    axes.set(xlabel='ms', ylabel='GiB', title=f'rank {result.verdict.peak.rank}')
-    axes.legend(loc='upper right', fontsize='small')
-    figure.tight_layout()
+    rank = result.verdict.peak.rank
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(13, 7), sharex=True,
+                                             layout='constrained')
+    _draw_streams(above, result.outcome, rank)
+    _draw_memory(below, result.outcome, rank)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _draw_memory(axes: Axes, outcome: Outcome, rank: int) -> None:
+    curve = outcome.memory(rank)
+    moments = [1e3 * each for each in curve.moments]
+    names = [name for name, sizes in curve.categories.items() if any(sizes)]
+    axes.stackplot(moments, *([size / 2**30 for size in curve.categories[name]]
+                              for name in names), labels=names, step='post')
+    axes.set(xlabel='ms', ylabel='GiB', title=f'memory of rank {rank}')
+    axes.legend(loc='upper left', bbox_to_anchor=(1.005, 1), fontsize='small')
+
+
+def _draw_streams(axes: Axes, outcome: Outcome, rank: int) -> None:
+    """A lane for each stream; the longest nodes have numbers, with their names beside."""
+    from matplotlib.patches import Patch
+    program = outcome.program
+    lanes = [stream for stream in STREAMS if stream in outcome.busy[rank]]
+    mine = [at for at in outcome.nodes_of[rank] if outcome.ends[at] > outcome.starts[at]]
+    seen: dict[str, str] = {}
+    for at in mine:
+        kind = program.nodes[at].kind
+        seen.setdefault(kind, f'C{len(seen) % 10}')
+        lane = lanes.index(program.nodes[at].stream)
+        axes.broken_barh([(1e3 * outcome.starts[at], 1e3 * (outcome.ends[at] - outcome.starts[at])
+                           )], (lane - 0.35, 0.7), facecolor=seen[kind], edgecolor='white',
+                         linewidth=0.3)
+    notes = []
+    for number, at in enumerate(_longest(outcome, mine), start=1):
+        node, start, end = program.nodes[at], 1e3 * outcome.starts[at], 1e3 * outcome.ends[at]
+        axes.text((start + end) / 2, lanes.index(node.stream) - 0.38, str(number), ha='center',
+                  va='bottom', fontsize='x-small')
+        notes.append(f'{number}  {shortened(node.name)}: {end - start:.3g} ms')
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.set(ylim=(len(lanes) - 0.4, -0.75), title=f'timeline of rank {rank}')
+    axes.legend([Patch(color=colour) for colour in seen.values()], list(seen), ncols=len(seen),
+                loc='lower left', fontsize='small', framealpha=0.8)
+    axes.text(1.01, 1, '\n'.join(notes), transform=axes.transAxes, va='top', fontsize='small')
+
+
+def _longest(outcome: Outcome, nodes: Sequence[int]) -> list[int]:
+    """Of computation and of the rest as many each, in order of time."""
+    found: list[int] = []
+    for is_compute in (True, False):
+        some = [at for at in nodes
+                if (outcome.program.nodes[at].stream == COMPUTE) == is_compute]
+        some.sort(key=lambda at: outcome.starts[at] - outcome.ends[at])
+        found += some[:NUM_NAMED]
+    return sorted(found, key=lambda at: outcome.starts[at])
+
+
+def shortened(name: str) -> str:
+    """Of a node, for a picture: the end of a module's name tells more than its beginning."""
+    return name if len(name) <= NAME_LENGTH else f'{name[:4]}..{name[6 - NAME_LENGTH:]}'

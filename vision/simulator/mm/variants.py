@@ -86,17 +86,17 @@ def variants(configured: Configured) -> Iterator[Variant]:
         yield Variant('one rank', replace(plain, tree=StrategyTree(1)), '')
         return
     tree = StrategyTree(ranks).split('', 'batch', ranks)
-    yield Variant('DDP', replace(plain, tree=tree), "strategy = dict(type='DDPStrategy')")
+    yield Variant('DDP', replace(plain, tree=tree), _text(dict(type='DDPStrategy')))
     classes = sorted({module.type for module in blocks})
     tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
     yield Variant('FSDP2, all at once', replace(plain, tree=tree),
-                  "strategy = dict(type='FSDP2Strategy')")
+                  _text(dict(type='FSDP2Strategy')))
     if blocks:
         tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
         for module in blocks:
             tree.shard(module.name, zero=3)
         yield Variant(f'FSDP2, {", ".join(classes)}', replace(plain, tree=tree),
-                      f"strategy = dict(type='FSDP2Strategy', wrap={classes!r})")
+                      _text(dict(type='FSDP2Strategy', wrap=classes)))
     if not configured.stages:
         return
     total = configured.batch_size * ranks
@@ -115,8 +115,12 @@ def variants(configured: Configured) -> Iterator[Variant]:
             yield Variant(f'ZeroPP pp={pp} dp={dp} M={micro}', replace(
                 configured, graph=grown, pipeline=options, batch_size=total // dp,
                 settings=replace(settings, num_microbatches=1)),
-                f"runner_type = 'ExactFlexibleRunner'\nstrategy = {options!r}\n"
-                f'train_dataloader = dict(batch_size={total // dp})')
+                f'{_text(options)}\ntrain_dataloader = dict(batch_size={total // dp})')
+
+
+def _text(strategy: dict) -> str:
+    """Lines of a config; only this runner has strategies."""
+    return f"runner_type = 'ExactFlexibleRunner'\nstrategy = {strategy!r}"
 
 
 def repeated_blocks(graph: ModuleGraph) -> list[Module]:
