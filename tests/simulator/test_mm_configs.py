@@ -13,7 +13,7 @@ from vision.simulator.core.cluster import read_cluster
 from vision.simulator.core.graph import FORWARD
 from vision.simulator.mm.configs import read_training
 from vision.simulator.mm.prediction import largest_batch, predict
-from vision.simulator.mm.variants import repeated_blocks, search
+from vision.simulator.mm.variants import repeated_blocks, search, variants
 
 ROOT = Path(__file__).parents[2]
 VIT = 'configs/classify/vit-tiny_imagenette160.py'
@@ -212,6 +212,15 @@ def test_what_search_prints_is_a_config_that_training_reads(searched, tmp_path):
         path.write_text(f"{path.read_text()}strategy['unti'] = 1\n")
         with pytest.raises(VisionError, match='unti'):
             read_config(parser.parse_args([str(path)]))
+
+
+def test_what_search_prints_has_the_dtype_that_was_simulated():
+    config = config_of(VIT, strategy=dict(type='FSDP2Strategy', param_dtype='bfloat16'))
+    texts = {each.name: each.text for each in variants(
+        read_training(config, num_gpus=4, batch_size=4))}
+    assert "param_dtype='bfloat16'" in texts['FSDP2, Layer'] and len(texts) > 2
+    assert 'AmpOptimWrapper' in texts['DDP']
+    assert all('bfloat16' in text for text in texts.values())
 
 
 def test_search_prints_the_config_of_the_winner(searched):

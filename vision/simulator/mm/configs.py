@@ -44,6 +44,7 @@ class Configured:
         tree: how it is spread; ``pipeline`` holds a ZeroPPStrategy's own options.
         batch_size: samples of a rank's step.
         stages: names of a pipeline's pieces in order.
+        param_dtype: that the strategy computes and gathers in, if it says so.
         notes: what was assumed.
     """
 
@@ -54,6 +55,7 @@ class Configured:
     image_size: tuple[int, int]
     pipeline: dict[str, Any] | None = None
     stages: tuple[str, ...] = ()
+    param_dtype: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -108,7 +110,7 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
         names = of_pipeline.get('stages') if of_pipeline else None
         stages = tuple(piece.name for piece in pieces_of(model, names))
     return Configured(graph, tree, settings, batch, size, of_pipeline, stages,
-                      [*graph.notes, *notes])
+                      param_dtype, [*graph.notes, *notes])
 
 
 def _divided(batch: int, num_microbatches: int) -> int:

@@ -79,24 +79,24 @@ def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 
 def variants(configured: Configured) -> Iterator[Variant]:
     """Whole on each rank, in shards, in stages; those that are likely to be fast first."""
     ranks = configured.tree.num_ranks or 1
-    graph, settings = configured.graph, configured.settings
+    graph, settings, dtype = configured.graph, configured.settings, configured.param_dtype
     blocks = repeated_blocks(graph)
     plain = replace(configured, pipeline=None)
     if ranks == 1:
         yield Variant('one rank', replace(plain, tree=StrategyTree(1)), '')
         return
     tree = StrategyTree(ranks).split('', 'batch', ranks)
-    yield Variant('DDP', replace(plain, tree=tree), _text(dict(type='DDPStrategy')))
+    yield Variant('DDP', replace(plain, tree=tree), _text(dict(type='DDPStrategy'), dtype))
     classes = sorted({module.type for module in blocks})
     tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
     yield Variant('FSDP2, all at once', replace(plain, tree=tree),
-                  _text(dict(type='FSDP2Strategy')))
+                  _text(dict(type='FSDP2Strategy'), dtype))
     if blocks:
         tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
         for module in blocks:
             tree.shard(module.name, zero=3)
         yield Variant(f'FSDP2, {", ".join(classes)}', replace(plain, tree=tree),
-                      _text(dict(type='FSDP2Strategy', wrap=classes)))
+                      _text(dict(type='FSDP2Strategy', wrap=classes), dtype))
     if not configured.stages:
         return
     total = configured.batch_size * ranks
@@ -115,12 +115,19 @@ def variants(configured: Configured) -> Iterator[Variant]:
             yield Variant(f'ZeroPP pp={pp} dp={dp} M={micro}', replace(
                 configured, graph=grown, pipeline=options, batch_size=total // dp,
                 settings=replace(settings, num_microbatches=1)),
-                f'{_text(options)}\ntrain_dataloader = dict(batch_size={total // dp})')
+                f'{_text(options, dtype)}\ntrain_dataloader = dict(batch_size={total // dp})')
 
 
-def _text(strategy: dict) -> str:
-    """Lines of a config; only this runner has strategies."""
-    return f"runner_type = 'ExactFlexibleRunner'\nstrategy = {strategy!r}"
+def _text(strategy: dict, dtype: str | None) -> str:
+    """Lines of a config; only this runner has strategies. Where nothing is gathered, mixed
+    precision is the optimizer wrapper's."""
+    is_gathered = strategy['type'] == 'FSDP2Strategy' or strategy.get('dp', 1) > 1
+    if dtype and is_gathered:
+        strategy = dict(strategy, param_dtype=dtype)
+    lines = ["runner_type = 'ExactFlexibleRunner'", f'strategy = {strategy!r}']
+    if dtype and not is_gathered:
+        lines.append(f"optim_wrapper = dict(type='AmpOptimWrapper', dtype={dtype!r})")
+    return '\n'.join(lines)
 
 
 def repeated_blocks(graph: ModuleGraph) -> list[Module]:
