@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import add_common_arguments, find_classes, read_config
 from vision.simulator.core.cluster import read_cluster
@@ -94,11 +95,12 @@ def test_faces_take_their_size_from_the_backbone():
     config = config_of('configs/faces/mobilefacenet_ivf_folder.py')
     config.model.head.num_classes = 1000
     config.model.head.selector.num_active = 64
-    found = read_training(config, batch_size=8)
+    found = read_training(config, batch_size=8, num_gpus=2)
     assert found.image_size == (112, 112) and found.graph.flops() > 0
-    # Rows, their momentum, and when they were up to date: of 1000 classes, 128 wide.
-    assert any('class store of head' in note and '1000 rows' in note and '1.03 MB' in note
-               for note in found.notes), found.notes
+    # Rows, their momentum, and when they were up to date: half of 1000 classes, 128 wide.
+    size = format_bytes(4 * 500 * (128 + 128 + 1))
+    assert any('class store of head' in note and '1000 rows' in note
+               and f'{size} of device memory on each of 2 ranks' in note for note in found.notes)
     grey = config_of('configs/faces/iresnet18-small_ivf_glyphs.py')
     grey.model.head.num_classes = 1000
     grey.model.head.selector.num_active = 64
@@ -218,7 +220,7 @@ def test_what_search_prints_has_the_dtype_that_was_simulated():
     config = config_of(VIT, strategy=dict(type='FSDP2Strategy', param_dtype='bfloat16'))
     texts = {each.name: each.text for each in variants(
         read_training(config, num_gpus=4, batch_size=4))}
-    assert "param_dtype='bfloat16'" in texts['FSDP2, Layer'] and len(texts) > 2
+    assert "'param_dtype': 'bfloat16'" in texts['FSDP2, Layer'] and len(texts) > 2
     assert 'AmpOptimWrapper' in texts['DDP']
     assert all('bfloat16' in text for text in texts.values())
 

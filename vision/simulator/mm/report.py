@@ -103,24 +103,27 @@ def _draw_streams(axes: Axes, outcome: Outcome, rank: int) -> None:
     program = outcome.program
     lanes = [stream for stream in STREAMS if stream in outcome.busy[rank]]
     mine = [at for at in outcome.nodes_of[rank] if outcome.ends[at] > outcome.starts[at]]
+    mine.sort(key=lambda at: (lanes.index(program.nodes[at].stream), outcome.starts[at]))
     seen: dict[str, str] = {}
     for at in mine:
-        kind = program.nodes[at].kind
-        seen.setdefault(kind, f'C{len(seen) % 10}')
-        lane = lanes.index(program.nodes[at].stream)
-        axes.broken_barh([(1e3 * outcome.starts[at], 1e3 * (outcome.ends[at] - outcome.starts[at])
-                           )], (lane - 0.35, 0.7), facecolor=seen[kind], edgecolor='white',
-                         linewidth=0.3)
-    notes = []
+        node, start, end = program.nodes[at], 1e3 * outcome.starts[at], 1e3 * outcome.ends[at]
+        colour = seen.setdefault(node.kind, f'C{len(seen) % 10}')
+        is_compute = node.stream == COMPUTE  # a white edge would hide what is short and alone
+        axes.broken_barh([(start, end - start)], (lanes.index(node.stream) - 0.35, 0.7),
+                         facecolor=colour, edgecolor='white' if is_compute else colour,
+                         linewidth=0.3 if is_compute else 1)
+    notes, free = [], [0.0] * len(lanes)
     for number, at in enumerate(_longest(outcome, mine), start=1):
         node, start, end = program.nodes[at], 1e3 * outcome.starts[at], 1e3 * outcome.ends[at]
-        axes.text((start + end) / 2, lanes.index(node.stream) - 0.38, str(number), ha='center',
-                  va='bottom', fontsize='x-small')
+        lane = lanes.index(node.stream)
+        place = max((start + end) / 2, free[lane])
+        free[lane] = place + 20 * outcome.makespan  # thousandths: the width of a number
+        axes.text(place, lane - 0.38, str(number), ha='center', va='bottom', fontsize='x-small')
         notes.append(f'{number}  {shortened(node.name)}: {end - start:.3g} ms')
     axes.set_yticks(range(len(lanes)), lanes)
-    axes.set(ylim=(len(lanes) - 0.4, -0.75), title=f'timeline of rank {rank}')
-    axes.legend([Patch(color=colour) for colour in seen.values()], list(seen), ncols=len(seen),
-                loc='lower left', fontsize='small', framealpha=0.8)
+    axes.set(ylim=(len(lanes) - 0.55, -0.75), title=f'timeline of rank {rank}')
+    axes.legend([Patch(color=colour) for colour in seen.values()], list(seen), ncols=2,
+                loc='lower left', bbox_to_anchor=(1.005, 0), fontsize='small')
     axes.text(1.01, 1, '\n'.join(notes), transform=axes.transAxes, va='top', fontsize='small')
 
 
