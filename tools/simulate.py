@@ -1,4 +1,4 @@
-"""What a training config would take on a cluster: seconds per step, memory, does it fit.
+"""What a training config or a decoder would take on a cluster: seconds a step, memory, its fit.
 
 Nothing is trained, no GPU is needed, no data is read. What a figure rests on is printed with it.
 
@@ -9,6 +9,8 @@ Examples:
       --cluster configs/clusters/a100-dgx.yaml --batch auto
   python tools/simulate.py configs/classify/vit-tiny_imagenette160.py \\
       --cluster configs/clusters/a100-dgx.yaml --gpus 8 --search --budget 60s
+  python tools/simulate.py --decoder llama3-8b --cluster configs/clusters/h100.yaml --gpus 512 \\
+      --global-batch 1024 --parameters configs/clusters/fitted.yaml --search
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from vision.common.core.files import refuse_unwritable
 def build_parser() -> argparse.ArgumentParser:
     from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
-    parser.add_argument('config', type=Path, help='config that tools/train.py would run')
+    parser.add_argument('config', type=Path, nargs='?',
+                        help='config that tools/train.py would run')
+    _add_decoder_arguments(parser)
     parser.add_argument('--cluster', type=Path, required=True, help='YAML of configs/clusters')
     parser.add_argument('--gpus', type=int, help='ranks (default: what the strategy needs, or 1)')
     parser.add_argument('--batch', default='config', help="samples of a rank's step, or 'auto': "
@@ -43,8 +47,59 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('in place of a config').add_argument
+    add('--decoder', metavar='NAME|SIZES', help='llama3-8b, llama3-70b, gpt3-175b or '
+        'layers=32,hidden=4096,heads=32,kv_heads=8,ffn=14336,vocab=128256')
+    add('--sequence', type=int, metavar='TOKENS', help='of each (default: 8192, of gpt3 2048)')
+    add('--global-batch', type=int, metavar='SEQUENCES', help='of a step (default: one a rank)')
+    add('--strategy', metavar='DEGREES', help='such as tensor=8,pipeline=4,zero=1,micro_batch=2,'
+        'recompute=full; the other ranks are data parallel (default: zero=3)')
+    add('--parameters', type=Path, help='fitted constants, as configs/clusters/fitted.yaml')
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Arguments of a config or of a decoder; a mixture of both is a usage error."""
+    parser = build_parser()
+    # A config may stand behind options, which argparse grants an optional one only so.
+    args = parser.parse_intermixed_args(argv)
+    if (args.config is None) == (args.decoder is None):
+        parser.error('give either a CONFIG or --decoder')
+    others = ('image_size', 'tf32', 'trace', 'plot', 'cfg_options') if args.decoder else \
+        ('sequence', 'global_batch', 'strategy', 'parameters')
+    wrong = [name for name in others if getattr(args, name) not in (None, False)]
+    if args.decoder and args.batch != 'config':
+        wrong.append('batch')
+    if wrong:
+        parser.error(f'--{wrong[0].replace("_", "-")} does not go with '
+                     f'{"--decoder" if args.decoder else "a config"}')
+    if args.search and args.strategy:
+        parser.error('--search chooses the strategy; leave out --strategy')
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
+    return _decoder(args) if args.decoder else _config(args)
+
+
+def _decoder(args: argparse.Namespace) -> int:
+    from vision.simulator.core.cluster import read_cluster
+    from vision.simulator.mm.decoders import plan, print_step, read_decoder
+    refuse_unwritable(args.json)
+    num_gpus = 1 if args.gpus is None else args.gpus
+    step = plan(read_decoder(args.decoder, args.sequence), read_cluster(args.cluster),
+                num_gpus=num_gpus,
+                global_batch=num_gpus if args.global_batch is None else args.global_batch,
+                strategy=args.strategy, parameters=args.parameters,
+                is_searched=args.search, budget_seconds=args.budget)
+    print_step(step)
+    if args.json:
+        args.json.write_text(json.dumps(step.to_dict(), indent=1) + '\n')
+    return 0 if step.verdict != 'out of memory' else 1
+
+
+def _config(args: argparse.Namespace) -> int:
     from vision.common.mm.launch import read_config
     from vision.simulator.core.cluster import read_cluster
     from vision.simulator.mm import report

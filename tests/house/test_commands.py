@@ -32,7 +32,8 @@ NUM_AT_LEAST = 60  # there are many more; fewer found would mean that finding th
 
 JUDGE = r"""
 import argparse, contextlib, io, json, runpy, sys
-parse = argparse.ArgumentParser.parse_args
+PARSES = 'parse_args', 'parse_intermixed_args'
+parse = {name: getattr(argparse.ArgumentParser, name) for name in PARSES}
 
 class Caught(BaseException):
     pass
@@ -42,13 +43,15 @@ def catch(parser, *_, **__):
 
 def parser_of(tool):
     sys.argv, sys.path[0] = [tool], tool.rpartition('/')[0]
-    argparse.ArgumentParser.parse_args = catch
+    for name in PARSES:
+        setattr(argparse.ArgumentParser, name, catch)
     try:
         runpy.run_path(tool, run_name='__main__')
     except Caught as caught:
         return caught.args[0]
     finally:
-        argparse.ArgumentParser.parse_args = parse
+        for name in PARSES:
+            setattr(argparse.ArgumentParser, name, parse[name])
     return argparse.ArgumentParser()  # one that takes nothing but its place
 
 def fault_of_whole(parser, arguments):

@@ -259,3 +259,32 @@ def test_an_analytic_decoder_is_compiled_as_a_trace_is():
     layer = 2 * 12 * 64 * 64 // 2
     assert asked.sent.count(('all_gather', layer, 4)) == 4
     assert asked.sent.count(('reduce_scatter', layer, 4)) == 2
+
+
+@pytest.mark.parametrize('is_sequence', [False, True])
+def test_tensor_parallel_splits_what_lies_between_a_pair(is_sequence):
+    """One layer of a gated decoder over two ranks. Whole, of T tokens and 16 bits: input of the
+    second norm and the layer's output, both norms' outputs; halved: q, k, v, the attention's
+    output, gate, up, activation, product. A split sequence halves the first four too."""
+    tokens, hidden, kv, inner = 32, 64, 32, 160
+    decoder = Decoder(layers=2, hidden=hidden, heads=4, sequence=tokens, vocabulary=100,
+                      kv_heads=2, ffn=inner, is_gated=True)
+    graph = decoder_graph(decoder, 1)
+    tree = StrategyTree(2)
+    if is_sequence:
+        tree.split('', 'sequence', 2)
+    for outs, last in ((('qkv',), 'proj'), (('gate', 'up'), 'fc2')):
+        for name in outs:
+            tree.split(f'layers.*.{name}', 'out', 2)
+        tree.split(f'layers.*.{last}', 'in', 2)
+    outer = 2 * tokens * 4 * hidden
+    between = 2 * tokens * (hidden + 2 * kv + hidden + 4 * inner)
+
+    def kept(local):
+        early = {key for op in local.ops if op.phase == FORWARD for key in op.ends}
+        return sum(local.tensors[key].num_bytes for op in local.ops_of('layers.1', FORWARD)
+                   for key in op.begins if key not in early)
+
+    assert kept(with_tensors(graph)) == outer + between
+    assert kept(local_graph(graph, tree.spread(graph))) == \
+        outer // (2 if is_sequence else 1) + between // 2

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from vision.common.core.errors import VisionError
@@ -108,3 +110,26 @@ def test_impossible_sizes_are_refused(sizes):
 def test_heads_of_keys_divide_the_heads():
     with pytest.raises(VisionError, match='VIS-CONFIG-1643'):
         Decoder(1, 64, 4, 16, 100, kv_heads=3)
+
+
+@pytest.mark.parametrize('decoder', [GPT3, LLAMA, replace(GPT3, attention='fused'),
+                                     replace(LLAMA, is_compiled=True),
+                                     replace(LLAMA, attention='plain')])
+@pytest.mark.parametrize('part', [Part(1), Part(2, 8), Part(2, 8, True)])
+def test_a_layer_saves_what_is_counted_as_kept(decoder, part):
+    forward = layer_forward(decoder, part)
+    saved = sum(op.saved_bytes for op in forward)
+    assert saved == pytest.approx(kept_bytes(decoder, part, 'none'))
+    products = {op.name: op for op in forward if op.kind == 'gemm'}
+    assert products['proj'].saved_bytes == products['fc2'].saved_bytes == 0  # the sum is kept
+    assert all(op.saved_bytes == 0 for op in layer_backward(decoder, part))
+
+
+def test_gradients_are_as_large_as_what_was_read():
+    inputs, weights = backward_of([op for op in layer_forward(LLAMA, Part(1))
+                                   if op.name == 'fc2'])
+    assert inputs.output_bytes == 2 * 8192 * 14336
+    assert weights.output_bytes == 2 * 4096 * 14336
+    left, right = backward_of([op for op in layer_forward(GPT3, Part(1))
+                               if op.name == 'context'])
+    assert left.output_bytes == 2 * 96 * 2048 * 2048 and right.output_bytes == 2 * 2048 * 12288

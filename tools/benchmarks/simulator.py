@@ -26,9 +26,12 @@ of five models, plain and sharded over eight ranks by FSDP2 (2 minutes).
 Part 'rows': published measurements beside our predictions of them, all of them; what is in its
 tables stands in simulator_rows.py, which runs by itself too.
 
+Part 'search': how long the search of decoders takes (simulator_search.py says what its rows are).
+
 Examples:
   python tools/benchmarks/simulator.py --json docs/results/simulator_schedules.json
   python tools/benchmarks/simulator.py --part memory --json docs/results/simulator_memory.json
+  python tools/benchmarks/simulator.py --part search --json docs/results/simulator_search.json
   python tools/benchmarks/simulator.py --rows FILE.csv --parameters configs/clusters/fitted.yaml
 """
 
@@ -42,12 +45,13 @@ from rich.console import Console
 from rich.table import Table as Printed
 from simulator_memory import memory
 from simulator_schedules import SEEDS, schedules, swapped
+from simulator_search import show_search, time_search
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import write_report
 
-PARTS = ('schedules', 'memory', 'rows')
+PARTS = ('schedules', 'memory', 'rows', 'search')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         return simulator_rows.run(args)
     if part == 'memory':
         return _memory(args.json)
+    if part == 'search':
+        return _search(args.json)
     predictions = args.predictions
     if predictions is None and args.json:
         predictions = args.json.with_suffix('.predicted.json')
@@ -96,6 +102,15 @@ def _memory(path: Path | None) -> int:
         write_report(path, rows, part='memory', seed=0)
         print(f'rows: {path}')
     return 0
+
+
+def _search(path: Path | None) -> int:
+    rows = time_search()
+    show_search(rows)
+    if path:
+        write_report(path, rows, part='search', seed=0)
+        print(f'rows: {path}')
+    return 0 if all(row.get('is_same', True) for row in rows) else 1
 
 
 def show(rows: list[dict]) -> None:

@@ -34,7 +34,11 @@ class ConvWriter:
 
     def __post_init__(self) -> None:
         self.ops: list[Op] = []
-        self.saved = 0.0
+
+    @property
+    def saved(self) -> int:
+        """Bytes that stay for the backward."""
+        return sum(op.saved_bytes for op in self.ops)
 
     def conv(self, name: str, height: int, width: int, cin: int, cout: int, kernel: int,
              stride: int = 1, *, norm: bool = True, relu: bool = True) -> tuple[int, int]:
@@ -47,11 +51,9 @@ class ConvWriter:
         weights = cin * cout * kernel * kernel
         self.ops.append(Op(name, name, 'conv', 2.0 * rows * weights, size * (read + out + weights),
                            self.dtype, FORWARD, rows, cout, cin * kernel**2,
-                           saved_bytes=size * read, output_bytes=size * out))
-        self.saved += size * out
+                           saved_bytes=size * out, output_bytes=size * out))
         if norm:
-            self.small('norm', out, 3 if self.is_trained else 2)
-            self.saved += size * out if self.is_trained else 0
+            self.small('norm', out, 3 if self.is_trained else 2, is_saved=self.is_trained)
         if relu:
             self.small('relu', out, 2)
         return out_h, out_w
@@ -60,12 +62,14 @@ class ConvWriter:
         size = self.element_bytes
         self.ops.append(Op(name, name, 'gemm', 2.0 * rows * cin * cout,
                            size * (rows * cin + cin * cout + rows * cout), self.dtype, FORWARD,
-                           rows, cout, cin))
-        self.saved += size * rows * cout
+                           rows, cout, cin, saved_bytes=size * rows * cout,
+                           output_bytes=size * rows * cout))
 
-    def small(self, name: str, elements: float, moved: float) -> None:
-        self.ops.append(Op(name, name, 'elementwise', 0.0, self.element_bytes * moved * elements,
-                           self.dtype))
+    def small(self, name: str, elements: int, moved: float, *, is_saved: bool = False) -> None:
+        size = self.element_bytes
+        saved = size * elements if is_saved else 0
+        self.ops.append(Op(name, name, 'elementwise', 0.0, size * moved * elements, self.dtype,
+                           saved_bytes=saved, output_bytes=saved))
 
     def trunk(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """ResNet-50 without its classifier; (height, width, channels) of its four stages."""
@@ -143,5 +147,4 @@ def mask_rcnn(images: int, height: int, width: int) -> ConvWriter:
     rois.conv('mask.up', 28, 28, 256, 256, 1, norm=False)
     rois.conv('mask.out', 28, 28, 256, 80, 1, norm=False, relu=False)
     write.ops += rois.ops
-    write.saved += rois.saved
     return write

@@ -137,31 +137,37 @@ class Part:
 
 
 def layer_forward(decoder: Decoder, part: Part, *, module: str = '') -> list[Op]:
-    """Forward operators of one layer on one device, without communication."""
+    """Forward operators of one layer on one device, without communication. What they save is
+    ``kept_bytes`` of the layer: an operator saves of its own results those that the backward of
+    whoever reads them needs."""
     write = _Writer(decoder, part, module)
     h, t, d = decoder.hidden, part.tensor, decoder
     kv = d.num_kv_heads * d.head_size
     outer = write.tokens / (t if part.is_sequence_parallel else 1)
-    write.small('norm', outer * h, moved=2)
-    write.gemm('qkv', write.tokens, (h + 2 * kv) // t, h)
+    mask = 1 if d.dropout else 0  # of dropout, a byte for each element
+    write.small('norm', outer * h, moved=2, saved=2)
+    # Rotated, queries and keys are kept as they are then, and values alone as they were made.
+    kept = write.tokens / t * (2 * kv if d.is_gated else 2 * h + 4 * kv)
+    write.gemm('qkv', write.tokens, (h + 2 * kv) // t, h, saved=kept)
     if d.is_gated:
         write.small('rotary', write.tokens * (h + kv) / t, moved=2 if d.is_compiled else 6,
-                    count=1 if d.is_compiled else 6)
+                    count=1 if d.is_compiled else 6, saved=2)
     _attention(write)
     write.gemm('proj', write.tokens, h, h // t)
-    write.small('add', outer * h, moved=3.5 if d.dropout else 3)
-    write.small('norm', outer * h, moved=2)
+    write.small('add', outer * h, moved=3.5 if d.dropout else 3, saved=2 + mask)
+    write.small('norm', outer * h, moved=2, saved=2)
     inner = write.tokens * d.inner / t
     if d.is_gated:
-        write.gemm('gate', write.tokens, d.inner // t, h)
-        write.gemm('up', write.tokens, d.inner // t, h)
+        write.gemm('gate', write.tokens, d.inner // t, h, saved=2 * inner)
+        write.gemm('up', write.tokens, d.inner // t, h, saved=2 * inner)
+        # Activation and product.
         write.small('swiglu', inner, moved=3 if d.is_compiled else 5,
-                    count=1 if d.is_compiled else 2)
+                    count=1 if d.is_compiled else 2, saved=4)
     else:
-        write.gemm('fc1', write.tokens, d.inner // t, h)
-        write.small('gelu', inner, moved=2)
+        write.gemm('fc1', write.tokens, d.inner // t, h, saved=2 * inner)
+        write.small('gelu', inner, moved=2, saved=2)
     write.gemm('fc2', write.tokens, h, d.inner // t)
-    write.small('add', outer * h, moved=3.5 if d.dropout else 3)
+    write.small('add', outer * h, moved=3.5 if d.dropout else 3, saved=2 + mask)
     return write.ops
 
 
@@ -173,16 +179,19 @@ def layer_backward(decoder: Decoder, part: Part, *, module: str = '') -> list[Op
 def backward_of(forward: Sequence[Op]) -> list[Op]:
     """Operators of the backward, in its order. A product with weights has two; a fused attention
     computes its scores again (2.5 times the FLOPs: Dao et al. 2022, arXiv:2205.14135); what is
-    element-wise reads the gradient beside what it read, half as much again."""
+    element-wise reads the gradient beside what it read, half as much again. Products of matrices
+    make gradients of the size of what they read."""
     ops: list[Op] = []
     for op in reversed(forward):
         if op.kind in ('gemm', 'conv') and op.batch == 1:
+            read, weights = _read_bytes(op)
             ops.append(replace(op, name=f'{op.name}.input_grad', phase=INPUT_GRAD, n=op.k, k=op.n,
-                               saved_bytes=0))
+                               saved_bytes=0, output_bytes=read))
             ops.append(replace(op, name=f'{op.name}.weight_grad', phase=WEIGHT_GRAD, m=op.n,
-                               n=op.k, k=op.m, saved_bytes=0))
+                               n=op.k, k=op.m, saved_bytes=0, output_bytes=weights))
         elif op.kind == 'gemm':
-            ops += [replace(op, name=f'{op.name}.grad', phase=INPUT_GRAD, saved_bytes=0)] * 2
+            ops += [replace(op, name=f'{op.name}.grad', phase=INPUT_GRAD, saved_bytes=0,
+                            output_bytes=size) for size in _read_bytes(op)]
         elif op.kind == 'attention':
             ops.append(replace(op, name=f'{op.name}.grad', phase=INPUT_GRAD, flops=2.5 * op.flops,
                                bytes_moved=2 * op.bytes_moved, saved_bytes=0))
@@ -192,9 +201,18 @@ def backward_of(forward: Sequence[Op]) -> list[Op]:
     return ops
 
 
+def _read_bytes(op: Op) -> tuple[int, int]:
+    """Of both factors of a product. A convolution reads its input several times over."""
+    if op.kind == 'conv':
+        return op.output_bytes, op.output_bytes // op.m * op.k
+    made = op.m * op.n
+    return op.output_bytes * op.m * op.k // made, op.output_bytes * op.k * op.n // made
+
+
 def embedding_forward(decoder: Decoder, part: Part, *, module: str = 'embedding') -> list[Op]:
     write = _Writer(decoder, part, module)
-    write.small('embedding', write.tokens * decoder.hidden, moved=2, kind='embedding')
+    write.small('embedding', write.tokens * decoder.hidden, moved=2, kind='embedding',
+                saved=2)
     return write.ops
 
 
@@ -202,11 +220,12 @@ def head_forward(decoder: Decoder, part: Part, *, module: str = 'head') -> list[
     """Last norm, logits and their cross entropy in 32 bits."""
     write = _Writer(decoder, part, module)
     vocabulary = decoder.vocabulary / part.tensor
-    write.small('norm', write.tokens * decoder.hidden, moved=2)
-    write.gemm('logits', write.tokens, round(vocabulary), decoder.hidden, is_layer=False)
+    write.small('norm', write.tokens * decoder.hidden, moved=2, saved=2)
+    write.gemm('logits', write.tokens, round(vocabulary), decoder.hidden, is_layer=False,
+               saved=2 * write.tokens * vocabulary)
     # Read as written by the product, written and read twice in 32 bits: maximum, sum, loss.
     write.small('cross_entropy', write.tokens * vocabulary, moved=5 if decoder.is_compiled else 9,
-                count=5)
+                count=5, saved=4)
     return write.ops
 
 
@@ -295,7 +314,8 @@ class _Writer:
         self.ops: list[Op] = []
 
     def gemm(self, name: str, m: float, n: int, k: int, *, batch: int = 1,
-             is_layer: bool = True) -> None:
+             is_layer: bool = True, saved: float = 0.0) -> None:
+        """``saved`` bytes of its results stay."""
         dtype = (self.decoder.gemm_dtype if is_layer else '') or self.decoder.dtype
         if dtype != self.decoder.dtype:
             # Largest value, then scaled to 8 bits: two reads, half a write, of both factors.
@@ -303,14 +323,16 @@ class _Writer:
         moved = 2 * batch * (m * k + k * n + m * n)
         self.ops.append(Op(name, self.module, 'gemm', 2.0 * batch * m * n * k, moved, dtype,
                            FORWARD, round(m), n, k, batch, output_bytes=round(2 * batch * m * n),
-                           saved_bytes=round(2 * batch * m * k)))
+                           saved_bytes=round(saved)))
 
     def small(self, name: str, elements: float, *, moved: float, count: int = 1,
-              kind: str = 'elementwise') -> None:
-        """``moved`` numbers of 16 bits for each element, in ``count`` operators."""
+              kind: str = 'elementwise', saved: float = 0) -> None:
+        """``moved`` numbers of 16 bits for each element, in ``count`` operators, of which the last
+        has the ``saved`` bytes for each element."""
         kind = 'norm' if name == 'norm' else kind
-        self.ops += [Op(name, self.module, kind, 0.0, 2 * moved * elements / count,
-                        self.decoder.dtype, output_bytes=round(2 * elements))] * count
+        op = Op(name, self.module, kind, 0.0, 2 * moved * elements / count, self.decoder.dtype,
+                output_bytes=round(2 * elements))
+        self.ops += [*[op] * (count - 1), replace(op, saved_bytes=round(saved * elements))]
 
 
 def _attention(write: _Writer) -> None:
@@ -322,12 +344,15 @@ def _attention(write: _Writer) -> None:
         flops = (2.0 if d.is_causal_skipped else 4.0) * rows * heads * d_head \
             * sequence * sequence / part.context
         moved = 8 * write.tokens * heads * d_head
-        write.ops.append(Op('attention', write.module, 'attention', flops, moved, d.dtype))
+        output = round(2 * write.tokens * heads * d_head)
+        write.ops.append(Op('attention', write.module, 'attention', flops, moved, d.dtype,
+                            saved_bytes=output, output_bytes=output))
         return
     batch = round(rows * heads)
     scores = rows * heads * sequence * sequence / part.context
     write.gemm('scores', sequence / part.context, sequence, d_head, batch=batch)
-    write.small('softmax', scores, moved=2)
+    write.small('softmax', scores, moved=2, saved=2)
     if d.dropout:
-        write.small('dropout', scores, moved=2.5)
-    write.gemm('context', sequence / part.context, d_head, sequence, batch=batch)
+        write.small('dropout', scores, moved=2.5, saved=3)
+    write.gemm('context', sequence / part.context, d_head, sequence, batch=batch,
+               saved=2 * write.tokens * heads * d_head)
