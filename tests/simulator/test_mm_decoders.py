@@ -82,7 +82,7 @@ def test_a_plan_is_the_prediction_of_its_strategy():
 def test_fitted_constants_bring_their_interval():
     told = [plan(read_decoder(SMALL, 512), read_cluster(H100), num_gpus=8, global_batch=8,
                  parameters=each) for each in (None, FITTED)]
-    assert told[0].prediction.interval == 0.25 and told[1].prediction.interval < 0.1
+    assert told[0].prediction.interval == 0.25 and told[1].prediction.interval < 0.2
     assert 'published rows' in told[1].interval_source
     assert told[0].prediction.seconds != told[1].prediction.seconds
     low, high = told[1].interval_seconds
