@@ -233,3 +233,8 @@ def test_search_prints_the_config_of_the_winner(searched):
     scope = {}
     exec(found.best.text, scope)
     assert scope['strategy']['type'] in ('DDPStrategy', 'FSDP2Strategy', 'ZeroPPStrategy')
+
+
+def test_a_search_from_a_pipeline_is_refused(cluster):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1638'):
+        search(read_training(config_of(PIPELINE)), cluster)

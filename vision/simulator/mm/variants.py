@@ -58,7 +58,15 @@ def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 
 
     Tensor parallel is left out: nothing here trains with it. What did not fit into the budget is
     in ``refused``.
+
+    Raises:
+        VisionError: VIS-CONFIG-1635, nothing can be simulated; 1638, the config names a pipeline.
     """
+    if configured.pipeline is not None:
+        raise VisionError('VIS-CONFIG-1638', '--search of a config that names a pipeline',
+                          where='strategy', why='its batch is that of micro-batches already',
+                          do='give the plain config and --gpus N: pipelines are among what is '
+                          'tried')
     found, start = Found(), time.monotonic()
     for variant in variants(configured):
         if found.tried and time.monotonic() - start > budget_seconds:
