@@ -281,9 +281,51 @@ def dies(folder):
         (folder / f'{name}.json').write_text(json.dumps(found))
 
 
-CASES = dict(equality=equality, tied=tied, wrong=wrong, dies=dies, resumed=resumed,
-             others=others, evaluated=evaluated)
+def classifiers(folder, data_root):
+    """Configs of this codebase with small networks on pictures: three steps each. BatchNorm looks
+    at a micro-batch, so that PolyNet is compared over two pipelines, the ViT with one process."""
+    vit = 'configs/pipeline/vit-tiny_pp4_imagenette160.py', dict(
+        arch=dict(embed_dims=48, num_layers=4, num_heads=3, feedforward_channels=96),
+        drop_path_rate=0.0), dict(in_channels=48)
+    polynet = 'configs/pipeline/polynet-small_pp2_imagenette160.py', dict(
+        arch=[['1-way', 'poly-2']] * 3), dict()
+    for name, ranks, (path, backbone, head), strategy in (
+            ('vit-one', 1, vit, None), ('vit-pp2', 2, vit, zeropp(pp=2, num_microbatches=2)),
+            ('polynet-gpipe', 2, polynet, zeropp(pp=2, num_microbatches=2, schedule='gpipe',
+                                                 unit='auto')),
+            ('polynet-zeropp', 2, polynet, zeropp(pp=2, num_microbatches=2))):
+        play(folder, ranks, train_pictures, name, path, backbone, head, strategy, data_root)
+
+
+def train_pictures(folder, name, path, backbone, head, strategy, data_root):
+    cfg = Config.fromfile(Path(__file__).parents[2] / path)
+    cfg.model.backbone.update(backbone)
+    cfg.model.head.update(head)
+    cfg.train_dataloader.update(batch_size=8, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.dataset.data_root = str(data_root)
+    for key in ('val', 'test'):
+        for part in ('dataloader', 'evaluator', 'cfg'):
+            cfg.pop(f'{key}_{part}', None)
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.01, weight_decay=1e-4)
+    cfg.param_scheduler = None
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3, val_interval=10)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=3)
+    cfg.update(work_dir=str(folder / name), log_level='ERROR', experiment_name=name)
+    if strategy is None:
+        cfg.pop('strategy')
+    else:
+        cfg.update(strategy=strategy, launcher='pytorch',
+                   env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=60)))
+    with ends_together(60):
+        runner = build(cfg)
+        runner.train()
+    (folder / f'{name}-{os.environ["RANK"]}.json').write_text(json.dumps(
+        runner.message_hub.get_scalar('train/loss').data[0].tolist()))
+
+
+CASES = dict(classifiers=classifiers, equality=equality, tied=tied, wrong=wrong, dies=dies,
+             resumed=resumed, others=others, evaluated=evaluated)
 
 if __name__ == '__main__':
     runs.import_all()
-    CASES[sys.argv[1]](Path(sys.argv[2]))
+    CASES[sys.argv[1]](*map(Path, sys.argv[2:]))

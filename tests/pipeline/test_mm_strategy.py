@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -24,15 +26,18 @@ def played(repository, tmp_path_factory):
 
     def play(case):
         if case not in folders:
-            folder = tmp_path_factory.mktemp(case)
-            result = subprocess.run(
-                [sys.executable, str(Path(__file__).with_name('run_cases.py')), case, str(folder)],
-                capture_output=True, text=True, cwd=repository, timeout=600)
-            assert result.returncode == 0, result.stderr[-8000:]
-            folders[case] = folder
+            folders[case] = tmp_path_factory.mktemp(case)
+            run_case(repository, case, folders[case])
         return folders[case]
 
     return play
+
+
+def run_case(repository, case, *arguments):
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name('run_cases.py')), case,
+         *map(str, arguments)], capture_output=True, text=True, cwd=repository, timeout=600)
+    assert result.returncode == 0, result.stderr[-8000:]
 
 
 def tensors(content, name=''):
@@ -96,6 +101,34 @@ def test_full_is_one_file_and_the_rest_are_folders(played):
 def test_weights_used_behind_another_use_of_themselves_are_trained(played):
     folder = played('tied')
     assert_same_state(folder / 'pp2' / 'iter_6.pth', folder / 'one' / 'iter_6.pth', 2e-6)
+
+
+@pytest.fixture(scope='module')
+def generated_pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pictures')
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        (folder / 'train' / f'class{number}').mkdir(parents=True)
+        for i in range(4):
+            image = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / 'train' / f'class{number}' / f'{i}.jpg'),
+                        cv2.resize(image, (160, 160)))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def real_pictures(shared_data):
+    return shared_data / 'imagenette160-mini'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pictures', ['generated_pictures', 'real_pictures'])
+def test_classifiers_of_this_codebase_train(repository, tmp_path, request, pictures):
+    run_case(repository, 'classifiers', tmp_path, request.getfixturevalue(pictures))
+    for one, other in (('vit-one', 'vit-pp2'), ('polynet-gpipe', 'polynet-zeropp')):
+        losses = [json.loads((tmp_path / f'{name}-0.json').read_text()) for name in (one, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert_same_state(tmp_path / other / 'iter_3.pth', tmp_path / one / 'iter_3.pth', 1e-5)
 
 
 @pytest.mark.slow
