@@ -128,7 +128,8 @@ def test_classifiers_of_this_codebase_train(repository, tmp_path, request, pictu
     for one, other in (('vit-one', 'vit-pp2'), ('polynet-gpipe', 'polynet-zeropp')):
         losses = [json.loads((tmp_path / f'{name}-0.json').read_text()) for name in (one, other)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-        assert_same_state(tmp_path / other / 'iter_3.pth', tmp_path / one / 'iter_3.pth', 1e-5)
+        # Norms of gradients are about 100: a step of 0.01 moves weights by up to 1.
+        assert_same_state(tmp_path / other / 'iter_3.pth', tmp_path / one / 'iter_3.pth', 1e-4)
 
 
 @pytest.mark.slow
