@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from unittest import mock
@@ -206,14 +207,20 @@ def tied(folder):
 
 def resumed(folder):
     """Everything that a step depends on, dropout and BatchNorm's averages too, stopped and gone
-    on with by the same ranks."""
+    on with by the same ranks. Where a unit is chosen by measurement, what goes on is the very run
+    that chose it: another one may choose another, and dropout is drawn in another order."""
     for name, ranks, options in (
             ('dp1', 2, dict(strategy=zeropp(pp=2, schedule='zeropp', unit='auto'), amp=True)),
             ('dp2', 4, dict(batch_size=6, strategy=zeropp(pp=2, dp=2, num_microbatches=3,
                                                           chunks=2)))):
         options = dict(options, model=dict(norm='batch', drop=0.3), ema=True, is_plain=False)
         play(folder, ranks, train, f'{name}-whole', options)
-        play(folder, ranks, train, f'{name}-cut', dict(options, crash=4), fails=True)
+        if options['strategy']['unit'] == 'auto':
+            (folder / f'{name}-cut').mkdir()
+            shutil.copytree(folder / f'{name}-whole' / 'iter_3.pth',
+                            folder / f'{name}-cut' / 'iter_3.pth')
+        else:
+            play(folder, ranks, train, f'{name}-cut', dict(options, crash=4), fails=True)
         play(folder, ranks, train, f'{name}-cut', dict(options, resume=True))
 
 

@@ -6,7 +6,7 @@ from torch.distributed.pipelining import schedules as theirs
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.schedules import SCHEDULES, make_table
 from vision.pipeline.core.simulate import simulate
-from vision.pipeline.core.tasks import Costs
+from vision.pipeline.core.tasks import Action, Costs, row_as_text, row_from_text
 from vision.pipeline.core.transfers import validate
 
 SIZES = [(1, 1, 1), (2, 1, 3), (4, 1, 8), (4, 1, 2), (2, 2, 4), (4, 4, 28), (4, 2, 10), (3, 3, 2),
@@ -70,3 +70,13 @@ def test_what_there_is_not_is_refused(arguments, said):
     with pytest.raises(VisionError, match='VIS-CONFIG-1504') as caught:
         make_table(*arguments)
     assert said in str(caught.value)
+
+
+def test_rows_as_text_and_back():
+    table = make_table('1f1b', 2, 1, 3)
+    row = (*table.rows[0], Action(0, 'UNSHARD'), Action(12, 'SEND_F', 10),
+           Action(0, 'REDUCE_GRAD'))
+    assert row_from_text(row_as_text(row)) == row
+    for wrong in ('F0', '0X1', '0F0;', '1.5F0'):
+        with pytest.raises(ValueError):
+            row_from_text(wrong)

@@ -142,6 +142,9 @@ def test_a_resumed_run_ends_bit_identical(played, name):
         assert_same_state(folder / f'{name}-cut' / f'iter_{step}.pth',
                           folder / f'{name}-whole' / f'iter_{step}.pth', 0.0,
                           has_same_stages=True)
+    tables = [load_checkpoint(folder / f'{name}-{part}' / 'iter_6.pth')['meta']['pipeline']
+              for part in ('whole', 'cut')]
+    assert tables[0] == tables[1] and len(tables[0]['rows']) == 2
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ micro-batches. Stages are numbered along the model, ranks and micro-batches from
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,6 +18,9 @@ UNSHARD, RESHARD, REDUCE_GRAD = 'UNSHARD', 'RESHARD', 'REDUCE_GRAD'
 SEND_F, RECV_F, SEND_B, RECV_B = 'SEND_F', 'RECV_F', 'SEND_B', 'RECV_B'
 COMPUTE = (F, I, W, B)
 TRANSFERS = (SEND_F, RECV_F, SEND_B, RECV_B)
+
+
+_ACTION = re.compile(r'(\d{1,9})([A-Z_]+)(\d{0,9})')
 
 
 class Action(NamedTuple):
@@ -75,6 +79,22 @@ def unit_ranges(num_microbatches: int, unit: int) -> list[range]:
     small, num_large = divmod(num_microbatches, num_units)
     starts = [k * small + min(k, num_large) for k in range(num_units + 1)]
     return [range(*pair) for pair in pairwise(starts)]
+
+
+def row_as_text(row: Sequence[Action]) -> str:
+    """'0F0 0SEND_F0 ...', for files; ``row_from_text`` is the reverse."""
+    return ' '.join(map(str, row))
+
+
+def row_from_text(text: str) -> tuple[Action, ...]:
+    """Raises ValueError for what is no row."""
+    row = []
+    for word in text.split():
+        match = _ACTION.fullmatch(word)
+        if not match or match[2] not in (*COMPUTE, *TRANSFERS, UNSHARD, RESHARD, REDUCE_GRAD):
+            raise ValueError(f'{word!r} is no action')
+        row.append(Action(int(match[1]), match[2], int(match[3]) if match[3] else None))
+    return tuple(row)
 
 
 def looped(num_ranks: int, num_chunks: int) -> tuple[int, ...]:

@@ -25,7 +25,8 @@ from vision.common.mm.strategies import require_ranks
 from vision.common.nn.checkpoint_folder import ELSEWHERE
 from vision.common.nn.seeds import kept_random_states
 from vision.pipeline.core.cut import cut
-from vision.pipeline.core.tasks import Table
+from vision.pipeline.core.tasks import Table, row_as_text, row_from_text
+from vision.pipeline.core.transfers import validate
 from vision.pipeline.mm.model import PipelinedModel
 from vision.pipeline.mm.numbering import Numbering
 from vision.pipeline.mm.plan import ONE_CHUNK, V_SHAPED, Planner, stage_costs
@@ -68,8 +69,8 @@ class ZeroPPStrategy(SingleDeviceStrategy):
             hold fewer activations. 'auto' takes the fastest that ``memory`` allows, by counted
             costs, and again by costs measured in the first ``profile_steps`` steps.
         memory: of a rank, such as '60GB'.
-        profile_steps: steps after which the unit is chosen again; 0: never, for runs on several
-            ``dp`` ranks that must be repeated bit by bit.
+        profile_steps: steps after which the unit is chosen again; 0: never, for runs with dropout,
+            or on several ``dp`` ranks, that must be repeated bit by bit.
         cut: how layers are divided among stages: 'counted' (floating-point operations),
             'measured' (seconds, on rank 0), or the number of pieces of each stage.
         stages: names of the model's modules in order of execution, where it has no
@@ -290,16 +291,22 @@ class ZeroPPStrategy(SingleDeviceStrategy):
     # What of a checkpoint is whose.
     def meta(self) -> dict[str, Any]:
         """What a resumed run should know of this one's schedule."""
-        return dict(pipeline=dict(self._sizes(), unit=self.model.table.unit,
-                                  is_profiled=self._is_profiled))
+        rows = [row_as_text(row) for row in self.model.table.rows] if self._is_profiled else []
+        return dict(pipeline=dict(self._sizes(), unit=self.model.table.unit, rows=rows))
 
     def go_on_from(self, content: dict) -> None:
-        """Take the unit of the run that wrote a checkpoint, if it was chosen for these sizes."""
+        """Take the table of the run that wrote a checkpoint, if it was chosen for these sizes:
+        dropout is drawn in the order of its actions.
+
+        Raises:
+            VisionError: VIS-CONFIG-1505 to 1509, it is none that can run.
+        """
         stored = dict(content.get('meta', {}).get('pipeline') or {})
-        unit, is_profiled = stored.pop('unit', None), stored.pop('is_profiled', False)
-        if is_profiled and not self._is_profiled and stored == self._sizes():
-            self.planner = replace(self.planner, unit=unit)
-            self._use(self._planned())
+        unit, rows = stored.pop('unit', None), stored.pop('rows', [])
+        if rows and not self._is_profiled and stored == self._sizes():
+            table = replace(self.model.table, unit=unit, rows=tuple(map(row_from_text, rows)))
+            validate(table)
+            self._use(table)
 
     def _sizes(self) -> dict[str, Any]:
         planner = self.planner
