@@ -28,6 +28,7 @@ class _FiniteSteps:
     num_skipped = 0
     num_skipped_in_row = 0
     norm_group: torch.distributed.ProcessGroup | None = None
+    _norm: torch.Tensor | None = None  # of this step, so that clipping needs no second one
 
     def initialize_count_status(self, model: torch.nn.Module, init_counts: int,
                                 max_counts: int) -> None:
@@ -73,7 +74,8 @@ class _FiniteSteps:
         if not gradients and self.norm_group is None:
             return True
         # A NaN or infinity anywhere makes the norm so.
-        return bool(total_norm(gradients, group=self.norm_group).isfinite())
+        self._norm = total_norm(gradients, group=self.norm_group)
+        return bool(self._norm.isfinite())
 
     def _clip_grad(self) -> None:
         """As MMEngine's; by the norm of the whole model where ranks hold parts of it."""
@@ -85,7 +87,9 @@ class _FiniteSteps:
         options = dict(self.clip_grad_kwargs)
         max_norm = float(options.pop('max_norm'))
         is_strict = options.pop('error_if_nonfinite', False)
-        norm = total_norm([p.grad for p in parameters], group=self.norm_group, **options)
+        norm, self._norm = self._norm, None
+        if norm is None or options.get('norm_type', 2.0) != 2:
+            norm = total_norm([p.grad for p in parameters], group=self.norm_group, **options)
         if is_strict and not norm.isfinite():
             raise RuntimeError(f'the norm of the gradients is {float(norm)}')
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from vision.common.core.errors import VisionError
-from vision.simulator.core.graph import Module, ModuleGraph, is_inside
+from vision.simulator.core.graph import Module, ModuleGraph
 
 BATCH, SEQUENCE, OUT, IN, HEADS = 'batch', 'sequence', 'out', 'in', 'heads'
 DIMS = (BATCH, SEQUENCE, OUT, IN, HEADS)
@@ -254,7 +254,3 @@ def stage_of(name: str, spread: Spread) -> int:
     """Of a module; of one without ranks of its own the stage of the modules around it."""
     ranks = spread.layouts[name].ranks
     return spread.stages.index(ranks) if ranks in spread.stages else 0
-
-
-def inside_any(name: str, names: Sequence[str]) -> bool:
-    return any(is_inside(name, each) for each in names)

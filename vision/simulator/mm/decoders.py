@@ -24,6 +24,7 @@ from vision.simulator.core.parameters import read_parameters
 from vision.simulator.core.pricing import DEFAULT_INTERVAL, Prices, with_constants
 from vision.simulator.core.search import Found
 from vision.simulator.core.transformers import Decoder
+from vision.simulator.mm.report import print_basis
 
 LLAMA = dict(is_gated=True, is_tied=False, has_positions=False)
 # Sizes: The Llama 3 Herd of Models (arXiv:2407.21783), table 3; Brown et al. 2020
@@ -259,13 +260,7 @@ def print_step(step: DecoderStep) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for kind, texts in own.notes.items():
-        if texts:
-            shown = [f'{name} x{count}' for name, count in texts.items()] \
-                if isinstance(texts, Mapping) else texts
-            console.print(f'{kind}: {"; ".join(shown)}', markup=False)
-    for text in step.assumed:
-        console.print(f'assumed: {text}', markup=False)
+    print_basis(console, own.notes, step.assumed)
 
 
 def _print_front(console: Console, step: DecoderStep) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -47,12 +47,17 @@ def print_prediction(result: Predicted) -> None:
     for (module, name), seconds in result.dearest():
         costs.add_row(module or '(model)', name, f'{1e3 * seconds:.4g}')
     console.print(costs)
-    for kind, texts in result.notes.items():
+    print_basis(console, result.notes, result.assumed)
+
+
+def print_basis(console: Console, notes: Mapping[str, Any], assumed: Sequence[str]) -> None:
+    """What a prediction rests on: texts by kind, or how often each was said."""
+    for kind, texts in notes.items():
         if texts:
             shown = [f'{name} x{count}' for name, count in texts.items()] \
-                if isinstance(texts, dict) else texts
+                if isinstance(texts, Mapping) else texts
             console.print(f'{kind}: {"; ".join(shown)}', markup=False)
-    for text in result.assumed:
+    for text in assumed:
         console.print(f'assumed: {text}', markup=False)
 
 
