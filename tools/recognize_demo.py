@@ -71,10 +71,10 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace):
     """image -> list of dicts, one a face."""
-    from vision.faces.core.gallery import load_gallery
-    from vision.faces.core.identification import exact_search
+    from vision.faces.core.evaluate.identification import exact_search
+    from vision.faces.core.gallery.gallery import load_gallery
     from vision.faces.mm.loading import embed_images, load_embedder
-    from vision.faces.nn.face_finder import FaceFinder, align_faces, embedder_hash
+    from vision.faces.nn.gallery.face_finder import FaceFinder, align_faces, embedder_hash
     gallery = load_gallery(args.gallery)
     finder = FaceFinder(args.detector, min_score=args.min_score)
     embedder = load_embedder(args.config, args.checkpoint, device=args.device)
@@ -85,7 +85,7 @@ def build(args: argparse.Namespace):
     else:
         import torch
 
-        from vision.faces.nn.gallery_search import index_search
+        from vision.faces.nn.gallery.gallery_search import index_search
         search = index_search(torch.from_numpy(gallery.embeddings), kind=args.index)
 
     def recognise(image) -> list[dict]:
@@ -184,7 +184,7 @@ def draw(image, faces: list[dict]):
     """A copy with boxes, names and cosines; the text grows with the picture."""
     import cv2
 
-    from vision.faces.core.gallery import UNKNOWN
+    from vision.faces.core.gallery.gallery import UNKNOWN
     canvas = image.copy()
     scale = max(0.4, max(image.shape[:2]) / 1600)
     width = max(1, round(2 * scale))

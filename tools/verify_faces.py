@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from vision.faces.core.verification import pair_distances, unit_rows
+    from vision.faces.core.evaluate.verification import pair_distances, unit_rows
     from vision.faces.mm.datasets import FaceBin, FacePairs
     from vision.faces.mm.loading import embed_images, load_embedder, refuse_other_size
     dataset = (FaceBin(str(args.bin)) if args.bin else
@@ -95,7 +95,7 @@ def measurable(pairs) -> list[float]:
 
 def measure(distances, pairs, fars: list[float]) -> dict:
     """Accuracy and rates; ``distances`` (N,) are squared L2."""
-    from vision.faces.core.verification import tar_at_far, ten_fold
+    from vision.faces.core.evaluate.verification import tar_at_far, ten_fold
     folds = ten_fold(distances, pairs.same, pairs.folds)
     rates = [tar_at_far(-distances[pairs.same], -distances[~pairs.same], far) for far in fars]
     return dict(accuracy=folds.mean, std=folds.std, num_pairs=len(pairs),

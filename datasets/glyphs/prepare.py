@@ -17,7 +17,7 @@ from rich.progress import track
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.new_folder import new_folder
-from vision.faces.core.glyphs import HELD_OUT
+from vision.faces.core.data.glyphs import HELD_OUT
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     add('--seed', type=int, default=0, help='of the choice of characters (default: 0)')
     args = parser.parse_args(argv)
     from vision.faces.mm.glyph_data import glyph_plan
-    from vision.faces.nn.glyph_images import write_prepared
+    from vision.faces.nn.data.glyph_images import write_prepared
     plan = glyph_plan(args.families, args.held_out, num_classes=args.num_classes,
                       num_unseen=args.num_unseen, min_families=args.min_families, seed=args.seed)
     with new_folder(args.out) as folder:

@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rank_processes import fork_ranks
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.class_store import build_store, class_rows
-from vision.faces.nn.gather import gather_batch
-from vision.faces.nn.margins import ArcFace
-from vision.faces.nn.selective import selective_loss
-from vision.faces.nn.selectors import build_selector
+from vision.faces.nn.head.gather import gather_batch
+from vision.faces.nn.head.margins import ArcFace
+from vision.faces.nn.head.selective import selective_loss
+from vision.faces.nn.select.selectors import build_selector
+from vision.faces.nn.store.class_store import build_store, class_rows
 
 NUM_CLASSES, DIM, NUM_INPUTS, BATCH, STEPS = 203, 8, 10, 24, 45
 SGD = dict(type='sgd', momentum=0.9, weight_decay=1e-3)

@@ -10,9 +10,9 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parent))
 from rank_processes import fork_ranks
 
-from vision.faces.nn.gather import gather_batch
-from vision.faces.nn.margins import build_margin
-from vision.faces.nn.selective import selective_loss
+from vision.faces.nn.head.gather import gather_batch
+from vision.faces.nn.head.margins import build_margin
+from vision.faces.nn.head.selective import selective_loss
 
 NAMES = ('Softmax', 'ArcFace', 'AdaFace', 'CurricularFace')
 # Samples of each rank, and where the rows are cut.

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.alignment import (
+from vision.faces.core.gallery.alignment import (
     TEMPLATE_112,
     apply_transforms,
     invert_transforms,

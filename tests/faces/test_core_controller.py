@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.controller import AllocationController, Readings, Rules
-from vision.faces.core.sampling import draw_outside
+from vision.faces.core.select.controller import AllocationController, Readings, Rules
+from vision.faces.core.select.sampling import draw_outside
 
 GOOD = dict(outside_mass=0.03, random_outside_mass=0.8, recall=0.95, drift=0.01)
 

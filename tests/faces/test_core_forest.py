@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.forest import MAX_ATTEMPTS, build_forest, draw_pairs, hash_words
+from vision.faces.core.select.forest import MAX_ATTEMPTS, build_forest, draw_pairs, hash_words
 
 
 def recursive_leaves(rows, ids, path, leaf_size, depth=0):

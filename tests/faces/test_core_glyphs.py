@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.font_files import FAMILIES, FontFamily, find_font_files, read_characters
-from vision.faces.core.glyphs import HELD_OUT, plan_glyphs, warp_matrix
+from vision.faces.core.data.font_files import (
+    FAMILIES,
+    FontFamily,
+    find_font_files,
+    read_characters,
+)
+from vision.faces.core.data.glyphs import HELD_OUT, plan_glyphs, warp_matrix
 
 
 def font(cmap, **tables):

@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_core_glyphs import font, format_4, format_12
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.font_files import read_characters
-from vision.faces.core.gallery import Gallery, load_gallery
-from vision.faces.core.image_lists import read_label_list
-from vision.faces.core.insightface_bin import read_bin
-from vision.faces.core.pairs import read_pairs
-from vision.faces.core.protocols import read_cfp, read_ijb_subjects
-from vision.faces.core.recordio import FaceRecords, write_face_records
+from vision.faces.core.data.font_files import read_characters
+from vision.faces.core.data.image_lists import read_label_list
+from vision.faces.core.data.insightface_bin import read_bin
+from vision.faces.core.data.pairs import read_pairs
+from vision.faces.core.data.recordio import FaceRecords, write_face_records
+from vision.faces.core.evaluate.protocols import read_cfp, read_ijb_subjects
+from vision.faces.core.gallery.gallery import Gallery, load_gallery
 
 DIGITS = '9' * 5000
 FONTS = {

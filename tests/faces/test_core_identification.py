@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.identification import (
+from vision.faces.core.evaluate.identification import (
     exact_search,
     rank_by_search,
     rank_exactly,
     rank_k,
     tpir_at_fpir,
 )
-from vision.faces.core.verification import unit_rows
+from vision.faces.core.evaluate.verification import unit_rows
 
 GALLERY = np.array([[1.0, 0], [0.8, 0.6], [0, 1.0], [-1.0, 0]], dtype=np.float32)
 NAMES = np.array([7, 7, 3, 9])

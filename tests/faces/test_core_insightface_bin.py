@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.insightface_bin import read_bin, write_bin
+from vision.faces.core.data.insightface_bin import read_bin, write_bin
 
 IMAGES = [bytes([number]) * 4 + b'\xff\x00' for number in range(40)]
 SAME = [row % 2 == 0 for row in range(20)]

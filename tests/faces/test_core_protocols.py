@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.protocols import (
+from vision.faces.core.evaluate.protocols import (
     pool_templates,
     read_agedb,
     read_cfp,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.recordio import (
+from vision.faces.core.data.recordio import (
     MAGIC_BYTES,
     FaceRecords,
     Record,

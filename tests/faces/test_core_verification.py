@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.pairs import read_pairs, stratified_folds
-from vision.faces.core.verification import (
+from vision.faces.core.data.pairs import read_pairs, stratified_folds
+from vision.faces.core.evaluate.verification import (
     ScoreHistogram,
     all_pairs_tar,
     fuse_flip,

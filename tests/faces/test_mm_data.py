@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.font_files import FAMILIES, find_font_files
-from vision.faces.core.insightface_bin import write_bin
-from vision.faces.core.recordio import write_face_records
-from vision.faces.core.verification import unit_rows
+from vision.faces.core.data.font_files import FAMILIES, find_font_files
+from vision.faces.core.data.insightface_bin import write_bin
+from vision.faces.core.data.recordio import write_face_records
+from vision.faces.core.evaluate.verification import unit_rows
 from vision.faces.mm import IdentificationMetric, VerificationMetric
 from vision.registry import DATASETS
 
@@ -206,7 +206,7 @@ def test_warped_glyphs_follow_the_seed():
 def test_prepared_glyphs_equal_drawn_ones(tmp_path, repository):
     require_latin()
     from vision.faces.mm.glyph_data import glyph_plan
-    from vision.faces.nn.glyph_images import write_prepared
+    from vision.faces.nn.data.glyph_images import write_prepared
     plan = glyph_plan(LATIN[:2], LATIN[2:], ranges=[(65, 91), (97, 123)], num_classes=30,
                       num_unseen=5, min_families=2)
     write_prepared(plan, 32, tmp_path)

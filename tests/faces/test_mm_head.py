@@ -19,9 +19,9 @@ import toy_faces  # noqa: E402
 from vision.common.core.errors import VisionError  # noqa: E402
 from vision.common.mm.runner import ExactRunner  # noqa: E402
 from vision.common.nn.checkpoint import load_checkpoint  # noqa: E402
-from vision.faces.nn.class_store import ClassStore, class_rows  # noqa: E402
-from vision.faces.nn.host_store import HostStore  # noqa: E402
-from vision.faces.nn.margins import ArcFace, Softmax  # noqa: E402
+from vision.faces.nn.head.margins import ArcFace, Softmax  # noqa: E402
+from vision.faces.nn.store.class_store import ClassStore, class_rows  # noqa: E402
+from vision.faces.nn.store.host_store import HostStore  # noqa: E402
 from vision.registry import MODELS  # noqa: E402
 
 

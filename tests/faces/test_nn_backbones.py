@@ -9,8 +9,8 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint, load_state
-from vision.faces.nn.iresnet import IResNetTrunk
-from vision.faces.nn.mobilefacenet import MobileFaceNetTrunk
+from vision.faces.nn.backbones.iresnet import IResNetTrunk
+from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
 
 SMALL = [lambda: MobileFaceNetTrunk(16, image_size=32, in_channels=1),
          lambda: MobileFaceNetTrunk(16, image_size=32, in_channels=1, stem_stride=1),
@@ -132,8 +132,8 @@ def test_published_weights_tell_people_apart(converter, shared_data, repository,
     import cv2
     from mmengine.config import Config
 
-    from vision.faces.core.pairs import read_pairs
-    from vision.faces.core.verification import pair_distances, ten_fold
+    from vision.faces.core.data.pairs import read_pairs
+    from vision.faces.core.evaluate.verification import pair_distances, ten_fold
     from vision.registry import MODELS
     folder = shared_data / 'lfw-aligned-subset'
     converter['main']([str(shared_data / 'weights/mobilefacenet.pt'), str(tmp_path / 'out.pth')])

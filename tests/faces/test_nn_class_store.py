@@ -7,15 +7,15 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
-from vision.faces.nn import class_store, lazy_optim
-from vision.faces.nn.class_store import (
+from vision.faces.nn.store import class_store, lazy_optim
+from vision.faces.nn.store.class_store import (
     ClassStore,
     build_store,
     class_rows,
     initial_rows,
     row_range,
 )
-from vision.faces.nn.lazy_optim import build_optimizer
+from vision.faces.nn.store.lazy_optim import build_optimizer
 
 NUM, DIM = 103, 6
 SGD = dict(type='sgd', momentum=0.9, weight_decay=1e-3)

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import exchange_ranks
 from rank_processes import run_ranks
 
-from vision.faces.nn.class_store import class_rows
-from vision.faces.nn.gather import gather_batch
+from vision.faces.nn.head.gather import gather_batch
+from vision.faces.nn.store.class_store import class_rows
 
 pytestmark = pytest.mark.distributed
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.faiss_index import (
+from vision.faces.nn.index.faiss_index import (
     KINDS,
     IndexSpec,
     build_index,
@@ -15,7 +15,7 @@ from vision.faces.nn.faiss_index import (
     make_spec,
     restore_index,
 )
-from vision.faces.nn.kmeans import assign_near, update_centroids
+from vision.faces.nn.index.kmeans import assign_near, update_centroids
 
 DIM = 32
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn import lazy_optim
-from vision.faces.nn.class_store import build_store
-from vision.faces.nn.lazy_optim import MissedSteps, build_optimizer
+from vision.faces.nn.store import lazy_optim
+from vision.faces.nn.store.class_store import build_store
+from vision.faces.nn.store.lazy_optim import MissedSteps, build_optimizer
 
 NUM, DIM, STEPS = 200, 12, 500
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.margins import (
+from vision.faces.nn.head.margins import (
     AdaFace,
     ArcFace,
     CombinedMargin,

@@ -7,8 +7,8 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint
-from vision.faces.nn.class_store import build_store, class_rows, row_range
-from vision.faces.nn.partial_fc import read_partial_fc
+from vision.faces.nn.store.class_store import build_store, class_rows, row_range
+from vision.faces.nn.store.partial_fc import read_partial_fc
 from vision.registry import MODELS
 
 NUM, DIM, WORLD = 20, 4, 3

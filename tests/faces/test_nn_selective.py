@@ -13,7 +13,7 @@ from rank_processes import run_ranks
 from selective_ranks import NAMES
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.margins import (
+from vision.faces.nn.head.margins import (
     AdaFace,
     ArcFace,
     CombinedMargin,
@@ -21,7 +21,7 @@ from vision.faces.nn.margins import (
     CurricularFace,
     Softmax,
 )
-from vision.faces.nn.selective import selective_loss
+from vision.faces.nn.head.selective import selective_loss
 
 EVERY = [Softmax(8), ArcFace(8), CosFace(8), CombinedMargin(8, 1.2, 0.3, 0.1), AdaFace(8),
          CurricularFace(8), ArcFace(8, filter_above=0.3), CurricularFace(8, filter_above=0.3)]

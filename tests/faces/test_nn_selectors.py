@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.selectors import NAMES, build_selector
+from vision.faces.nn.select.selectors import NAMES, build_selector
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import DIM, TensorStore, batch_near, clustered_rows

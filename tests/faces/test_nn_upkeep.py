@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.selectors import build_selector
-from vision.faces.nn.upkeep import IndexUpkeep, Schedule
+from vision.faces.nn.select.selectors import build_selector
+from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import TensorStore, batch_near, clustered_rows

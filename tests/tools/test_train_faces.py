@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vision.common.nn.checkpoint import load_checkpoint
-from vision.faces.nn.class_store import class_rows
+from vision.faces.nn.store.class_store import class_rows
 
 NUM_PEOPLE = 10
 

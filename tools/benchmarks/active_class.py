@@ -45,10 +45,10 @@ from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.core.report import write_report
 from vision.common.nn.checkpoint import load_checkpoint
-from vision.faces.nn.class_store import build_store, class_rows
-from vision.faces.nn.margins import ArcFace
-from vision.faces.nn.selective import SelectiveLoss, selective_loss
-from vision.faces.nn.selectors import NAMES, Selection, build_selector
+from vision.faces.nn.head.margins import ArcFace
+from vision.faces.nn.head.selective import SelectiveLoss, selective_loss
+from vision.faces.nn.select.selectors import NAMES, Selection, build_selector
+from vision.faces.nn.store.class_store import build_store, class_rows
 
 COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'upkeep_ms', 'full_step_ms',
            'random10_step_ms', 'grad_cosine', 'grad_rel_error', 'outside_mass', 'extra_bytes',

@@ -285,7 +285,7 @@ def write_safetensors(folder: Path) -> list[str]:
 
 
 def write_gallery(folder: Path) -> list[str]:
-    from vision.faces.core.gallery import Gallery
+    from vision.faces.core.gallery.gallery import Gallery
     rows = np.random.default_rng(0).normal(size=(30, 64)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     names = np.array([f'person {i % 7}' for i in range(30)])
@@ -294,7 +294,7 @@ def write_gallery(folder: Path) -> list[str]:
 
 
 def read_gallery(path: Path) -> None:
-    from vision.faces.core.gallery import load_gallery
+    from vision.faces.core.gallery.gallery import load_gallery
     load_gallery(path)
 
 

@@ -112,7 +112,7 @@ def record_seeds(folder: Path) -> list[bytes]:
 
 
 def _records(folder: Path) -> None:
-    from vision.faces.core.recordio import write_face_records
+    from vision.faces.core.data.recordio import write_face_records
     write_face_records(folder / 'own.rec', [[b'picture' * 3, b'\x0a\x23\xd7\xce' * 2], [b'xyz']])
 
 
@@ -177,7 +177,7 @@ def font_seeds(folder: Path) -> list[bytes]:
 
 
 def gallery_seeds(folder: Path) -> list[bytes]:
-    from vision.faces.core.gallery import Gallery
+    from vision.faces.core.gallery.gallery import Gallery
     rows = np.eye(4, dtype=np.float32)[:3]
     gallery = Gallery(rows, np.array(['a', 'b', 'b']), np.array(['1', '2', '3']), 'abc')
     gallery.save(folder / 'own.npz')
@@ -299,7 +299,7 @@ def read_seqinfo(path: Path) -> None:
 
 
 def read_labels(path: Path) -> None:
-    from vision.faces.core.image_lists import read_label_list
+    from vision.faces.core.data.image_lists import read_label_list
     read_label_list(path, path.parent)
 
 
@@ -309,22 +309,22 @@ def read_classes(path: Path) -> None:
 
 
 def read_pairs(path: Path) -> None:
-    from vision.faces.core.pairs import read_pairs
+    from vision.faces.core.data.pairs import read_pairs
     read_pairs(path)
 
 
 def read_subjects(path: Path) -> None:
-    from vision.faces.core.protocols import read_ijb_subjects
+    from vision.faces.core.evaluate.protocols import read_ijb_subjects
     read_ijb_subjects(path)
 
 
 def read_index(path: Path) -> None:
-    from vision.faces.core.recordio import FaceRecords
+    from vision.faces.core.data.recordio import FaceRecords
     _read_records(FaceRecords(path.parent / 'own.rec', path))
 
 
 def read_records(path: Path) -> None:
-    from vision.faces.core.recordio import FaceRecords
+    from vision.faces.core.data.recordio import FaceRecords
     _read_records(FaceRecords(path, path.parent / 'own.idx'))
 
 
@@ -343,7 +343,7 @@ def read_class_index(path: Path) -> None:
     import torch
 
     from vision.common.nn.checkpoint import load_checkpoint
-    from vision.faces.nn.faiss_index import make_spec, restore_index
+    from vision.faces.nn.index.faiss_index import make_spec, restore_index
     state = load_checkpoint(path).get('index')
     if isinstance(state, dict):
         restore_index(make_spec('ivf', 4, num_lists=2), state,
@@ -351,17 +351,17 @@ def read_class_index(path: Path) -> None:
 
 
 def read_bin(path: Path) -> None:
-    from vision.faces.core.insightface_bin import read_bin
+    from vision.faces.core.data.insightface_bin import read_bin
     read_bin(path).pairs() if path.stat().st_size > 2000 else read_bin(path)
 
 
 def read_font(path: Path) -> None:
-    from vision.faces.core.font_files import read_characters
+    from vision.faces.core.data.font_files import read_characters
     read_characters(path)
 
 
 def read_gallery(path: Path) -> None:
-    from vision.faces.core.gallery import load_gallery
+    from vision.faces.core.gallery.gallery import load_gallery
     load_gallery(path)
 
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     args = parser.parse_args(argv)
     from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
-    from vision.faces.nn.mobilefacenet import MobileFaceNetTrunk
+    from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
     from vision.zoo import resolve
     state = renamed(load_checkpoint(resolve(args.source))['state_dict'], str(args.source))
     trunk = MobileFaceNetTrunk(variant='relu6')

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     refuse_unwritable(args.target)
     from vision.common.nn.checkpoint import save_checkpoint
-    from vision.faces.nn.partial_fc import read_partial_fc
+    from vision.faces.nn.store.partial_fc import read_partial_fc
     stores, backbone = read_partial_fc(args.source)
     first = stores[0]
     save_checkpoint(dict(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from vision.faces.nn.iresnet import IResNetTrunk
-from vision.faces.nn.mobilefacenet import MobileFaceNetTrunk
+from vision.faces.nn.backbones.iresnet import IResNetTrunk
+from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
 from vision.registry import MODELS
 
 

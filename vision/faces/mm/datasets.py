@@ -15,10 +15,14 @@ from torch.utils.data import Dataset
 
 from vision.common.core.errors import VisionError
 from vision.common.nn import images
-from vision.faces.core.image_lists import LabelledPaths, read_identity_folders, read_label_list
-from vision.faces.core.insightface_bin import read_bin
-from vision.faces.core.pairs import read_pairs
-from vision.faces.core.recordio import FaceRecords
+from vision.faces.core.data.image_lists import (
+    LabelledPaths,
+    read_identity_folders,
+    read_label_list,
+)
+from vision.faces.core.data.insightface_bin import read_bin
+from vision.faces.core.data.pairs import read_pairs
+from vision.faces.core.data.recordio import FaceRecords
 from vision.registry import DATASETS, TRANSFORMS
 
 # A picture that is left out, or half grey, would change the result.

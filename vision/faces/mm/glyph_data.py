@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.font_files import FAMILIES, FontFamily
-from vision.faces.core.glyphs import HELD_OUT, IDEOGRAPHS, GlyphPlan, plan_glyphs, warp_matrix
+from vision.faces.core.data.font_files import FAMILIES, FontFamily
+from vision.faces.core.data.glyphs import HELD_OUT, IDEOGRAPHS, GlyphPlan, plan_glyphs, warp_matrix
 from vision.faces.mm.datasets import LabelledImages
-from vision.faces.nn.glyph_images import GlyphRenderer, PreparedGlyphs
+from vision.faces.nn.data.glyph_images import GlyphRenderer, PreparedGlyphs
 from vision.registry import DATASETS, TRANSFORMS
 
 

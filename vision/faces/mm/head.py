@@ -10,9 +10,9 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.gather import gather_batch, gather_labels
-from vision.faces.nn.margins import build_margin
-from vision.faces.nn.selective import selective_loss
+from vision.faces.nn.head.gather import gather_batch, gather_labels
+from vision.faces.nn.head.margins import build_margin
+from vision.faces.nn.head.selective import selective_loss
 from vision.registry import MODELS
 
 DTYPES = {None: None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -32,7 +32,7 @@ class ActiveClassHead(BaseModule):
     Args:
         num_classes: identities in the training data, labels 0 to num_classes - 1.
         in_channels: length of the embedding.
-        margin: ``type`` and options of a class of ``vision.faces.nn.margins``.
+        margin: ``type`` and options of a class of ``vision.faces.nn.head.margins``.
         selector: ``type`` (full, random, oracle, forest, ivf, nested-ivf, hnsw, lsh, midx),
             ``num_active`` and options of ``build_selector``; ``adaptive``: options of
             ``make_adaptive``, for selectors with an index.
@@ -69,9 +69,9 @@ class ActiveClassHead(BaseModule):
         if self.store is not None:
             return
         # Here, not above: a recogniser that is only used needs neither rows nor an index.
-        from vision.faces.nn.adaptive import make_adaptive
-        from vision.faces.nn.class_store import build_store
-        from vision.faces.nn.selectors import build_selector
+        from vision.faces.nn.select.adaptive import make_adaptive
+        from vision.faces.nn.select.selectors import build_selector
+        from vision.faces.nn.store.class_store import build_store
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.group.WORLD
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
@@ -94,7 +94,7 @@ class ActiveClassHead(BaseModule):
                 rank, when ranks read different data.
         """
         if self.group is not None:
-            from vision.faces.nn.class_store import check_ranks
+            from vision.faces.nn.store.class_store import check_ranks
             check_ranks(self.group, self.store.device, num_identities=num_identities or 0,
                         num_samples=num_samples)
         if num_identities is not None and num_identities > self.num_classes:
@@ -213,7 +213,7 @@ class ActiveClassHead(BaseModule):
         if len(state['selectors']) == world:
             self.selector.load_state_dict(state['selectors'][rank])
         else:  # what was decided holds on every rank; an index has other rows now
-            from vision.faces.nn.selectors import without_index
+            from vision.faces.nn.select.selectors import without_index
             self.selector.load_state_dict(without_index(state['selectors'][0]))
 
     def fits(self, state: dict[str, Any]) -> bool:

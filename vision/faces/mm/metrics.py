@@ -10,15 +10,15 @@ from mmengine.dist import all_gather_object, broadcast_object_list, is_main_proc
 from mmengine.evaluator import BaseMetric
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.identification import (
+from vision.faces.core.data.pairs import random_pairs
+from vision.faces.core.evaluate.identification import (
     Ranking,
     rank_by_search,
     rank_exactly,
     rank_k,
     tpir_at_fpir,
 )
-from vision.faces.core.pairs import random_pairs
-from vision.faces.core.verification import pair_distances, tar_at_far, ten_fold, unit_rows
+from vision.faces.core.evaluate.verification import pair_distances, tar_at_far, ten_fold, unit_rows
 from vision.registry import METRICS
 
 
@@ -135,6 +135,6 @@ class IdentificationMetric(_EmbeddingMetric):
               labels: np.ndarray) -> Ranking:
         if self.index is None:
             return rank_exactly(gallery, names, probes, labels)
-        from vision.faces.nn.gallery_search import index_search
+        from vision.faces.nn.gallery.gallery_search import index_search
         search = index_search(torch.from_numpy(gallery), **self.index)
         return rank_by_search(search, names, probes, labels, depth=self.depth)

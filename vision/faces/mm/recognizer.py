@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.embedder import Embedder, embed
+from vision.faces.nn.backbones.embedder import Embedder, embed
 from vision.registry import MODELS
 
 

@@ -1,7 +1,8 @@
 """A selector whose number of rows, renewals and search follow what it measures on itself.
 
-Our design, see ``vision.faces.core.controller``. Until class rows have structure an index finds
-hardly more than chance: then rows are drawn at random, and the index is only built when measured.
+Our design, see ``vision.faces.core.select.controller``. Until class rows have structure an index
+finds hardly more than chance: then rows are drawn at random, and the index is only built when
+measured.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vision.faces.core.controller import AllocationController, Readings, Rules
-from vision.faces.core.sampling import draw_outside
-from vision.faces.nn.selectors import IndexSelector, RandomSelector, Selection
+from vision.faces.core.select.controller import AllocationController, Readings, Rules
+from vision.faces.core.select.sampling import draw_outside
+from vision.faces.nn.select.selectors import IndexSelector, RandomSelector, Selection
 
 _EXACT_ROWS = 65_536  # up to here the outside mass is summed over all rows
 _SAMPLED_ROWS = 8192  # above, over so many random ones

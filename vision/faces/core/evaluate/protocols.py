@@ -13,8 +13,8 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.core.plain_values import MOST, stays_inside, whole_number
-from vision.faces.core.pairs import PairList, make_pairs
-from vision.faces.core.verification import unit_rows
+from vision.faces.core.data.pairs import PairList, make_pairs
+from vision.faces.core.evaluate.verification import unit_rows
 
 
 def read_cfp(protocol: Path, kind: str = 'FP') -> PairList:

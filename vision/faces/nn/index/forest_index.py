@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vision.faces.core.forest import build_forest
+from vision.faces.core.select.forest import build_forest
 
 
 class ForestIndex:

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.sampling import draw_outside
-from vision.faces.nn.faiss_index import KINDS, build_index, make_spec, restore_index
-from vision.faces.nn.forest_index import ForestIndex
-from vision.faces.nn.upkeep import IndexUpkeep, Schedule
+from vision.faces.core.select.sampling import draw_outside
+from vision.faces.nn.index.faiss_index import KINDS, build_index, make_spec, restore_index
+from vision.faces.nn.index.forest_index import ForestIndex
+from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
 NAMES = ('full', 'random', 'oracle', 'forest', *KINDS)
 _CHUNK = 1 << 16  # rows pulled at once by the oracle
@@ -311,7 +311,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r} without num_active',
                           where='selector', do='give the number of active rows')
     common = dict(num_active=1 if name == 'full' else num_active, seed=seed, is_cosine=is_cosine)
-    from vision.faces.nn.adaptive import make_adaptive  # it is made of these selectors
+    from vision.faces.nn.select.adaptive import make_adaptive  # it is made of these selectors
     try:
         if name in ('full', 'random', 'oracle'):
             made = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)[name]

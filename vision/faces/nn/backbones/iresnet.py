@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vision.faces.nn.mobilefacenet import check_backbone, check_size
+from vision.faces.nn.backbones.mobilefacenet import check_backbone, check_size
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 CHANNELS = (64, 128, 256, 512)

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.lazy_optim import MissedSteps, build_optimizer
-from vision.faces.nn.store_state import copy_ranges
+from vision.faces.nn.store.lazy_optim import MissedSteps, build_optimizer
+from vision.faces.nn.store.store_state import copy_ranges
 
 BACKENDS = ('device', 'host', 'sharded')
 CHUNK_ROWS = 8192  # of passes over all rows: 4 MB of 128 floats, so extra memory stays small
@@ -36,7 +36,7 @@ class ClassStore:
 
     Args:
         rows: (n, d) float32 or float64, taken, not copied.
-        optimizer: of ``vision.faces.nn.lazy_optim``.
+        optimizer: of ``vision.faces.nn.store.lazy_optim``.
         num_classes: C.
         row_start: the class of the first row.
     """
@@ -235,7 +235,7 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
                   for edge in row_range(num_classes // rows_per_class, rank, world))
     rows = initial_rows(start, end, dim, seed).to(dtype)
     if backend == 'host':
-        from vision.faces.nn.host_store import HostStore
+        from vision.faces.nn.store.host_store import HostStore
         return HostStore(rows, made, num_classes=num_classes, row_start=start, device=device)
     return ClassStore(rows.to(device), made, num_classes=num_classes, row_start=start)
 

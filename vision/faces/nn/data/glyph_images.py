@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.glyphs import GlyphPlan, Style
+from vision.faces.core.data.glyphs import GlyphPlan, Style
 
 EM_SHARE = 0.84  # em square of the font over the image's side: some glyphs reach beyond their em
 MANIFEST, IMAGES = 'glyphs.json', 'images.u8'

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from vision.faces.nn.class_store import ClassStore
+from vision.faces.nn.store.class_store import ClassStore
 
 Fetched = tuple[Tensor, dict[str, Tensor], Tensor]
 

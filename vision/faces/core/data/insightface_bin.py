@@ -22,7 +22,7 @@ from vision.common.core.plain_pickle import (
     plain_names,
     read_plain,
 )
-from vision.faces.core.pairs import PairList, make_pairs, stratified_folds
+from vision.faces.core.data.pairs import PairList, make_pairs, stratified_folds
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.font_files import FontFamily, find_font_files, read_characters
+from vision.faces.core.data.font_files import FontFamily, find_font_files, read_characters
 
 # CJK unified ideographs, extension A, and the supplementary planes.
 IDEOGRAPHS = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0x20000, 0x32400))

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.alignment import similarity_transforms, template
-from vision.faces.core.yunet import STRIDES, decode_faces
+from vision.faces.core.gallery.alignment import similarity_transforms, template
+from vision.faces.core.gallery.yunet import STRIDES, decode_faces
 
 MAX_SIDE = 1280  # larger pictures are searched smaller; faces above 10 px there are found
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.margins import Margin, Softmax
+from vision.faces.nn.head.margins import Margin, Softmax
 
 SMALLEST_NORM = 1e-12  # below it a vector has no direction
 
@@ -50,7 +50,7 @@ def selective_loss(features: Tensor, rows: Tensor, columns: Tensor, margin: Marg
     are worked out together with the loss, in the one (B, M) buffer that the logits need.
 
     Args:
-        features: (B, d), of all ranks with ``group`` (``vision.faces.nn.gather``).
+        features: (B, d), of all ranks with ``group`` (``vision.faces.nn.head.gather``).
         rows: (M * K, d) weights of the active classes of this rank, the K centres of a class one
             after the other (sub-centre ArcFace: the nearest of them counts).
         columns: (B,) int64 position of each sample's class among the M, -1 when another rank has

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision.faces.core.identification import Search
-from vision.faces.nn.faiss_index import build_index, make_spec
+from vision.faces.core.evaluate.identification import Search
+from vision.faces.nn.index.faiss_index import build_index, make_spec
 
 BLOCK = 1024  # probes scored at a time
 

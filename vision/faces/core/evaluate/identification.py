@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.verification import tar_at_far
+from vision.faces.core.evaluate.verification import tar_at_far
 
 BLOCK = 256  # probes scored at a time: the memory is BLOCK x gallery scores
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]

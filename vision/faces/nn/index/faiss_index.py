@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.sampling import draw_outside
-from vision.faces.nn import faiss_gpu
-from vision.faces.nn.kmeans import assign_near, update_centroids
+from vision.faces.core.select.sampling import draw_outside
+from vision.faces.nn.index import faiss_gpu
+from vision.faces.nn.index.kmeans import assign_near, update_centroids
 
 # What of an ``IndexSpec`` each kind looks at, beside what all do.
 USES = {'ivf': ('num_lists', 'nprobe', 'code', 'search_on'),

@@ -1,0 +1,1 @@
+"""Files of pictures, identities and pairs."""

@@ -1,0 +1,1 @@
+"""Protocols of verification and identification."""

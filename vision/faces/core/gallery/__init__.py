@@ -1,0 +1,1 @@
+"""People who are known, and faces brought to one place."""

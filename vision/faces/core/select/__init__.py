@@ -1,0 +1,1 @@
+"""What decides which classes are active: the controller, the forest, draws."""

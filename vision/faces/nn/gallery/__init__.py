@@ -1,0 +1,1 @@
+"""Faces found in pictures, people found in a gallery."""

@@ -1,0 +1,1 @@
+"""Margins and the softmax over active rows."""

@@ -1,0 +1,1 @@
+"""Where class rows and their optimizer state are kept."""
