@@ -21,7 +21,7 @@ from vision.simulator.core.stages import compile_stages, piece_flops, piece_of_o
 from vision.simulator.core.strategy import StrategyTree
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hand_graphs import HIDDEN, INNER, ROWS, Asked, mlp_layers
+from hand_graphs import HIDDEN, INNER, ROWS, Asked, mlp_layers, tied
 
 NAMES = [f'layers.{n}' for n in range(4)]
 RANGES = [(0, 3), (3, 4)]
@@ -292,6 +292,61 @@ def test_sharded_parameters_of_split_features_are_gathered_by_those_that_share_t
     sums = {each[2] for each in ranks.asked if each[0] == 'all_reduce'}
     assert sums == {(0, 1), (4, 5)}
     assert [each[2] for each in ranks.asked if each[0] == 'p2p'] == [(0, 4)]
+
+
+MATRIX = 4 * HIDDEN * INNER
+TIED = tied(mlp_layers(4), 'layers.0.up', 'layers.3.up')
+
+
+def test_a_tied_parameter_is_in_both_stages_and_its_gradients_are_added_up_before_the_step():
+    table, asked = with_transfers(make_table('1f1b', 2, 1, 4), costs_of()), Asked()
+    program = compile_stages(TIED, mapped(), table, asked, SETTINGS)
+    plain = compile_stages(mlp_layers(4), mapped(), table, Asked(), SETTINGS)
+    # As many bytes and tasks as with two tensors, and one all-reduce between two ranks more.
+    assert program.buffers == plain.buffers
+    assert [each for each in asked.sent if each[0] != 'p2p'] == [('all_reduce', MATRIX, 2)]
+    tie, = (at for at, node in enumerate(program.nodes) if node.kind == 'all_reduce')
+    assert program.nodes[tie].ranks == (0, 1) and program.nodes[tie].stream == GRADIENT
+    backward = {rank: max(at for at, node in enumerate(program.nodes) if node.ranks == (rank,)
+                          and node.kind in 'BW') for rank in (0, 1)}
+    assert set(program.nodes[tie].after) == set(backward.values())
+    steps = [node for node in program.nodes if node.kind == 'optimizer']
+    assert len(steps) == 2 and all(tie in node.after for node in steps)
+    assert run(program).makespan == run(plain).makespan + MATRIX
+
+
+@pytest.mark.parametrize('zero, num_bytes', [(0, MATRIX), (1, MATRIX), (2, MATRIX // 2),
+                                             (3, MATRIX // 2)])
+def test_a_tie_adds_up_what_a_rank_has_of_the_gradient_behind_its_reduction(zero, num_bytes):
+    tree, asked = shared(), Asked()
+    table = make_table('1f1b', 2, 1, 4)
+    if zero == 3:
+        table = with_gathers(table, active=1)
+    if zero:
+        tree.shard('', zero=zero)
+    program = compile_stages(TIED, tree, with_transfers(table, costs_of()), asked, SETTINGS)
+    tie, = (node for node in program.nodes if node.name.startswith('tied'))
+    assert ('all_reduce', num_bytes, 2) in asked.sent and tie.seconds == num_bytes
+    kinds = {program.nodes[at].kind for at in tie.after}
+    assert kinds >= {{0: 'all_reduce', 1: 'all_reduce', 2: 'reduce_scatter',
+                      3: 'REDUCE_GRAD'}[zero]}
+
+
+def test_stages_of_one_rank_have_a_tied_tensor_once():
+    """V-shaped: the first stage and the last are one process."""
+    names, ranges = [f'layers.{n}' for n in range(4)], [(n, n + 1) for n in range(4)]
+    own = [stage_costs(graph, names, ranges, (0, 1, 1, 0), Asked(), SETTINGS)
+           for graph in (TIED, mlp_layers(4))]
+    assert own[0].ties == () and own[0].costs.static_bytes[1] == own[1].costs.static_bytes[1]
+    assert own[1].costs.static_bytes[0] - own[0].costs.static_bytes[0] == 4 * MATRIX
+    across = stage_costs(TIED, names, ranges, (0, 1, 0, 1), Asked(), SETTINGS).ties
+    assert [(each.num_bytes, each.stages) for each in across] == [(MATRIX, (0, 3))]
+
+
+def test_a_tied_matrix_is_cut_in_one_way():
+    tree = mapped().split('layers.0.up', 'out', 2)
+    with pytest.raises(VisionError, match='VIS-CONFIG-1621(.|\n)*same tensor'):
+        tree.spread(TIED)
 
 
 def test_gathers_of_stages_are_priced_in_their_own_dtype():
