@@ -173,7 +173,7 @@ def test_every_tensor_ends_once_whatever_is_rewritten():
     for verb in ('recompute', 'offload'):
         tree = StrategyTree(1)
         getattr(tree, verb)('layers.*')
-        graph = local_graph(mlp_layers(3), tree.spread(mlp_layers(3)))
+        graph = local_graph(mlp_layers(3), tree.spread(mlp_layers(3)), Asked())
         begun = Counter(key for op in graph.ops for key in op.begins)
         ended = Counter(key for op in graph.ops for key in op.ends)
         gradients = {key for key, each in graph.tensors.items() if each.category == 'gradients'}
@@ -200,7 +200,7 @@ def test_the_folded_program_takes_as_long_as_all_its_ranks():
     tree.split('layers.*.down', 'in', 2)
     graph = mlp_layers()
     spread = tree.spread(graph)
-    step = Step(local_graph(graph, spread), spread, Asked(), Settings())
+    step = Step(local_graph(graph, spread, Asked()), spread, Asked(), Settings())
     folded = step.program()
     whole = unfolded(folded, step.groups, spread.dp, spread.tp)
     assert folded.replicas == 4 and whole.num_ranks == 4
@@ -226,8 +226,12 @@ def test_children_inherit_and_later_rules_win():
     (lambda: StrategyTree().split('layers.0.up', 'out', 3), 1620, '3 parts of 32 features'),
     (lambda: StrategyTree().split('layers.0.norm', 'out', 2), 1621, 'LayerNorm'),
     (lambda: StrategyTree().split('layers.0', 'depth', 2), 1621, 'no such dimension'),
-    (lambda: StrategyTree().split('layers.0.up', 'out', 2).split('layers.1.up', 'out', 4), 1621,
-     'differs'),
+    (lambda: StrategyTree().split('', 'batch', 2).split('layers.0', 'batch', 3), 1620,
+     'modules in 2 parts and others in 3'),
+    (lambda: StrategyTree().split('', 'batch', 4).split('layers.0', 'batch', 2).shard('', zero=1),
+     1621, 'differ in their parts'),
+    (lambda: StrategyTree().split('', 'sequence', 2).split('layers.0', 'batch', 2), 1621,
+     'differ in their parts'),
     (lambda: StrategyTree().shard('', zero=2), 1621, 'share'),
     (lambda: StrategyTree().recompute('layers.7'), 1622, "no module 'layers.7'"),
     (lambda: StrategyTree(4).split('', 'batch', 2).map('layers.0', (0, 1)).map(
@@ -286,5 +290,5 @@ def test_tensor_parallel_splits_what_lies_between_a_pair(is_sequence):
                    for key in op.begins if key not in early)
 
     assert kept(with_tensors(graph)) == outer + between
-    assert kept(local_graph(graph, tree.spread(graph))) == \
+    assert kept(local_graph(graph, tree.spread(graph), Asked())) == \
         outer // (2 if is_sequence else 1) + between // 2

@@ -42,6 +42,7 @@ class Op:
         completes: parameters whose gradients are whole behind it; where no operator says so, a
             module's are behind its last 'weight_grad'.
         is_priced: its FLOPs are counted or known to be none; False has to be listed.
+        ranks: that a collective joins; empty: those with the other parts of the same features.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Op:
     ends: tuple[int, ...] = ()
     completes: tuple[str, ...] = ()
     is_priced: bool = True
+    ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS and self.phase in PHASES, (self.kind, self.phase)
