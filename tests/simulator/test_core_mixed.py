@@ -10,9 +10,12 @@ from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.transfers import with_transfers
 from vision.simulator.core.compile import Settings, compile_strategy, local_graph
 from vision.simulator.core.graph import FORWARD, INPUT_GRAD, WEIGHT_GRAD
+from vision.simulator.core.mixed import split_mixed
 from vision.simulator.core.program import FEATURE, GRADIENT
+from vision.simulator.core.rewrite import with_tensors
 from vision.simulator.core.stages import compile_stages, stage_costs
 from vision.simulator.core.strategy import StrategyTree
+from vision.simulator.core.tensor_parallel import split_features
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hand_graphs import HIDDEN, INNER, ROWS, Asked, mlp_layers
@@ -134,6 +137,28 @@ def test_different_degrees_of_the_same_kind_are_compiled_too():
     assert changes(tree) == [
         ('all_reduce', FEATURES, (0, 1), FORWARD), ('all_reduce', FEATURES, ALL, FORWARD),
         ('all_reduce', FEATURES, ALL, INPUT_GRAD), ('all_reduce', FEATURES, (0, 1), INPUT_GRAD)]
+
+
+@pytest.mark.parametrize('splits', [
+    [('up', 'out'), ('down', 'in')], [('down', 'out')], [('up', 'in')], [('up', 'heads')],
+    [('up', 'out')]])
+def test_modules_that_do_not_differ_are_split_as_in_a_grid(splits):
+    """Two roads to one truth: layouts one by one, and regions between whole features."""
+    tree = StrategyTree(4).split('', 'batch', 2)
+    for name, dim in splits:
+        tree.split(f'layers.*.{name}', dim, 2)
+    graph = with_tensors(mlp_layers())
+    spread = tree.spread(graph)
+    grid, chain = split_features(graph, spread), split_mixed(graph, spread, Asked().quote).graph
+    assert chain.parameters == grid.parameters
+
+    def told(local, is_collective):
+        return [(op.name, op.phase, op.flops, op.bytes_moved) for op in local.ops
+                if (op.kind == 'collective') == is_collective]
+
+    assert told(chain, True) == told(grid, True)
+    if splits != [('up', 'out')]:  # behind which the chain gathers a layer later
+        assert told(chain, False) == told(grid, False)
 
 
 def test_samples_of_some_ranks_become_features_of_others():

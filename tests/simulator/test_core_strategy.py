@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.simulator.core.compile import Settings, Step, compile_strategy, local_graph
+from vision.simulator.core.compile import Settings, compile_strategy, local_graph
 from vision.simulator.core.engine import run
 from vision.simulator.core.graph import FORWARD, INPUT_GRAD, WEIGHT_GRAD, larger_batch
 from vision.simulator.core.issue_order import peak_in_issue_order
@@ -15,11 +15,12 @@ from vision.simulator.core.program import COMPUTE, D2H, FEATURE, GRADIENT, H2D
 from vision.simulator.core.rewrite import with_recompute, with_tensors
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.core.tensor_parallel import split_features
-from vision.simulator.core.transformers import Decoder, decoder_graph
-from vision.simulator.core.unfold import unfolded
+from vision.simulator.core.transformers import Decoder
 
 sys.path.insert(0, str(Path(__file__).parent))
+from decoder_graphs import decoder_graph
 from hand_graphs import HIDDEN, INNER, ROWS, Asked, mlp_layers
+from unfolding import unfolded
 
 WEIGHTS = 4 * (2 * 2 * HIDDEN * INNER + 2 * HIDDEN)  # bytes of two layers
 LAYER = WEIGHTS // 2
@@ -200,9 +201,8 @@ def test_the_folded_program_takes_as_long_as_all_its_ranks():
     tree.split('layers.*.down', 'in', 2)
     graph = mlp_layers()
     spread = tree.spread(graph)
-    step = Step(local_graph(graph, spread, Asked()), spread, Asked(), Settings())
-    folded = step.program()
-    whole = unfolded(folded, step.groups, spread.dp, spread.tp)
+    folded = compile_strategy(graph, tree, Asked())
+    whole = unfolded(folded, spread.dp, spread.tp)
     assert folded.replicas == 4 and whole.num_ranks == 4
     one, four = run(folded), run(whole)
     assert one.makespan == four.makespan

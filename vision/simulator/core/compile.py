@@ -142,7 +142,6 @@ class Step:
         self.graph, self.spread, self.pricing, self.settings = graph, spread, pricing, settings
         self.nodes: list[Node] = []
         self.buffers: dict[str, Buffer] = {}
-        self.groups: list[str] = []
         self.mb = 0
         self._last: dict[str, int] = {}
         self._waits: list[int] = []  # what the next compute node has to wait for
@@ -155,7 +154,7 @@ class Step:
 
     # Writing nodes.
 
-    def add(self, name: str, kind: str, seconds: float, *, stream: str = COMPUTE, group: str = '',
+    def add(self, name: str, kind: str, seconds: float, *, stream: str = COMPUTE,
             after: Sequence[int] = (), begins: Sequence[str] = (), ends: Sequence[str] = ()
             ) -> int:
         """A node; compute waits for what it was told to wait for."""
@@ -164,7 +163,6 @@ class Step:
         self.nodes.append(Node(name, kind, (0,), stream, seconds,
                                after=tuple(dict.fromkeys(after)), begins=tuple(begins),
                                ends=tuple(ends), mb=self.mb))
-        self.groups.append(group)
         self._last[stream] = len(self.nodes) - 1
         return self._last[stream]
 
@@ -181,14 +179,12 @@ class Step:
     def last(self, stream: str = COMPUTE) -> tuple[int, ...]:
         return (self._last[stream],) if stream in self._last else ()
 
-    def collective(self, name: str, kind: str, num_bytes: float, *, group: str = 'dp',
-                   ranks: Sequence[int] = (), stream: str = FEATURE, **more) -> int:
-        """Over these ranks, or those of a group: 'tp' with the other parts of the features, 'dp'
-        of the batch."""
-        ranks = ranks or (self.spread.stages[0][:self.spread.tp] if group == 'tp' else
-                          self.spread.sharing(0, self.spread.dp))
-        seconds = self.pricing.communicate(kind, num_bytes, tuple(ranks))
-        return self.add(name, kind, seconds, stream=stream, group=group, **more)
+    def collective(self, name: str, kind: str, num_bytes: float, *, ranks: Sequence[int] = (),
+                   stream: str = FEATURE, **more) -> int:
+        """Over these ranks, or those that have other parts of the batch."""
+        ranks = ranks or self.spread.sharing(0, self.spread.dp)
+        seconds = self.pricing.communicate(kind, num_bytes, ranks)
+        return self.add(name, kind, seconds, stream=stream, **more)
 
     def copying(self, num_bytes: float) -> float:
         """Seconds of memory read and written once."""
@@ -281,9 +277,9 @@ class Step:
         ends = [self._key(key) for key in op.ends]
         if op.kind == 'collective':
             kind = op.name.removesuffix(AGAIN)
-            self.wait(self.collective(f'{op.name} {op.module}', kind, op.bytes_moved, group='tp',
-                                      ranks=op.ranks, after=self.last(), begins=begins,
-                                      ends=ends))
+            ranks = op.ranks or self.spread.stages[0][:self.spread.tp]
+            self.wait(self.collective(f'{op.name} {op.module}', kind, op.bytes_moved, ranks=ranks,
+                                      after=self.last(), begins=begins, ends=ends))
             return
         stream, kind = (D2H, 'd2h') if op.name == D2H_OP else (H2D, 'h2d')
         node = self.add(f'{kind} {op.module}', kind, self.pricing.copy(op.bytes_moved),

@@ -1,5 +1,5 @@
-"""One step of a model on one device, as operators by module: what a trace of torch modules and an
-analytic description of a transformer both make; strategies are compiled from it.
+"""One step of a model on one device, as operators by module: what a trace of torch modules makes,
+and strategies are compiled from.
 
 The form is our choice; that a layer owns its forward, its backward and its tensors is
 from Proteus (Duan et al., arXiv:2306.02267).

@@ -193,9 +193,9 @@ def _checked(graph: ModuleGraph, layouts: dict[str, Layout], num_ranks: int | No
     if is_mixed:
         dp, tp = _mixed_degrees(used, zero)
     else:
-        dp, tp = one('batch', batches), one(
-            'number of parts of features and sequence',
-            degrees | {each.sequence for each in used if each.sequence > 1})
+        dp = next(iter(batches), 1)
+        tp = one('number of parts of features and sequence',
+                 degrees | {each.sequence for each in used if each.sequence > 1})
     for module in graph.modules:
         _refuse_uneven(module, layouts[module.name])
         _refuse_uneven_ties(module, graph, layouts)
