@@ -94,15 +94,21 @@ class StrategyTree:
         tree = StrategyTree(16).split('', 'batch', 4).shard('', zero=3)
         tree.split('layers.*.attention', 'heads', 4).split('layers.*.mlp.up', 'out', 4)
         tree.split('layers.*.mlp.down', 'in', 4).recompute('layers.*')
+
+    Modules may differ. Eight parts of the batch, and a classifier with all of it on each rank and
+    an eighth of its outputs::
+
+        tree = StrategyTree(8).split('', 'batch', 8)
+        tree.split('head', 'batch', 1).split('head.fc', 'out', 8)
     """
 
     num_ranks: int | None = None
     rules: list[tuple[str, dict]] = field(default_factory=list)
 
     def split(self, name: str, dim: str, parts: int) -> StrategyTree:
-        """Cut the work along a dimension: 'batch' of the model; 'out' or 'in' features of a linear
-        layer; 'heads' of a module as a whole, such as attention or an MLP; 'sequence' of what lies
-        between those."""
+        """Cut the work along a dimension: 'batch' of the model, or of a module that has it in
+        other parts; 'out' or 'in' features of a linear layer; 'heads' of a module as a whole, such
+        as attention or an MLP; 'sequence' of what lies between those."""
         if dim not in DIMS:
             raise VisionError('VIS-CONFIG-1621', f'split({name!r}, {dim!r}): no such dimension',
                               where='strategy', do=f'one of {", ".join(DIMS)}')

@@ -225,7 +225,8 @@ def _cut(op: Op, side: str, parts: int) -> Op:
 
 
 def local_module(module: Module, layout: Layout) -> Module:
-    """With the parameters of one rank."""
+    """With the parameters of one rank, and the part of a split sequence that it sends on."""
+    module = replace(module, output_bytes=-(-module.output_bytes // layout.sequence))
     if layout.parts == 1 or not module.parameters:
         return module
 
