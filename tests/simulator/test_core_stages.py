@@ -19,6 +19,7 @@ from vision.simulator.core.from_actions import to_actions
 from vision.simulator.core.graph import FORWARD
 from vision.simulator.core.memory import TENSORS
 from vision.simulator.core.program import GRADIENT
+from vision.simulator.core.rewrite import with_recompute, with_tensors
 from vision.simulator.core.stages import compile_stages, piece_flops, piece_of_ops, stage_costs
 from vision.simulator.core.strategy import StrategyTree
 
@@ -38,6 +39,8 @@ def test_every_operator_is_in_one_stage():
     graph = mlp_layers(4)
     assert sorted(set(piece_of_ops(graph, NAMES))) == [0, 1, 2, 3]
     assert sum(piece_flops(graph, NAMES)) == graph.flops(FORWARD)
+    again = with_recompute(with_tensors(graph), [[name] for name in NAMES])
+    assert piece_flops(again, NAMES) == piece_flops(graph, NAMES)  # the forward pass alone
     costs = costs_of()  # a second an operator
     assert costs.forward == (12.0, 4.0)
     assert costs.backward_input == (0.0, 4.0)  # the first stage does all in one
@@ -187,18 +190,18 @@ def test_a_region_of_all_modules_is_cut_where_stages_end():
 
 
 def test_a_split_backward_makes_it_again_once_and_keeps_what_weights_need():
-    """In I; norm and act feed products and stay until W, up feeds act alone: its gradient is
-    none of weights."""
+    """In I. What up lets go of, W needs still, as up has gradients of weights; norm and act are
+    done with I."""
     table = torch_table('interleaved-zero-bubble', 2, 1, 4)
     program = compile_stages(mlp_layers(4), mapped().recompute('layers.*'), table, Asked(),
                              SETTINGS)
     sizes = {name: each.num_bytes for name, each in program.buffers.items()}
-    whole, inputs = sizes['made again for stage 1, 0'], sizes[
-        'made again for stage 1, 0, for its input']
-    assert whole + inputs == 4 * ROWS * (HIDDEN + 2 * INNER)
+    assert sizes['made again for stage 1, 0'] == 4 * ROWS * INNER
+    assert sizes['made again for stage 1, 0, for its input'] == 4 * ROWS * (HIDDEN + INNER)
     by_name = {node.name: node for node in program.nodes}
     assert by_name['1I0'].begins[-2:] == ('made again for stage 1, 0',
                                           'made again for stage 1, 0, for its input')
+    assert by_name['1I0'].ends == ('made again for stage 1, 0, for its input',)
     assert by_name['1W0'].ends[-1] == 'made again for stage 1, 0'
     assert by_name['1I0'].seconds == 4.0 + 3.0 and by_name['1W0'].seconds == 2.0
     assert by_name['0W0'].ends[-1] == 'made again for stage 0, 0'

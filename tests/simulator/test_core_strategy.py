@@ -196,6 +196,22 @@ def test_offload_goes_out_and_comes_back_one_layer_ahead():
     run(program)
 
 
+def test_a_copy_back_is_waited_for_by_its_own_layer():
+    """layers.10 is not inside of layers.1."""
+    program, _ = compiled(StrategyTree(1).offload('layers.*'), graph=mlp_layers(11))
+    names = [node.name for node in program.nodes]
+    for n in (1, 10):
+        first = next(node for node in program.nodes if node.name == f'B layers.{n}.down')
+        assert names.index(f'h2d layers.{n}') in first.after
+
+
+def test_sums_inside_of_a_region_are_made_again_too():
+    """Of two layers in one region the first one's output is summed a second time."""
+    tree = StrategyTree(2).split('layers.*.up', 'out', 2).split('layers.*.down', 'in', 2)
+    _, asked = compiled(tree.recompute(''))
+    assert asked.sent == [('all_reduce', FEATURES, 2)] * 5
+
+
 def test_the_folded_program_takes_as_long_as_all_its_ranks():
     tree = StrategyTree(4).split('', 'batch', 2).split('layers.*.up', 'out', 2)
     tree.split('layers.*.down', 'in', 2)

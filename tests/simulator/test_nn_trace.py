@@ -15,7 +15,8 @@ from vision.pipeline.core.tasks import Costs
 from vision.pipeline.core.transfers import with_transfers
 from vision.simulator.core.compile import Settings
 from vision.simulator.core.graph import larger_batch
-from vision.simulator.core.stages import compile_stages
+from vision.simulator.core.rewrite import with_recompute
+from vision.simulator.core.stages import compile_stages, stage_costs
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.nn.trace import trace
 
@@ -139,6 +140,16 @@ def test_a_tied_head_in_another_stage_is_stored_there_and_its_gradient_sent():
     static = {each.rank: each.num_bytes for name, each in program.buffers.items()
               if name.startswith('static')}
     assert static == {0: 2 * 4 * (40 + 20), 1: 2 * 4 * 40}
+
+
+def test_what_is_made_again_stays_as_long_as_gradients_of_weights_need_it():
+    """The activation's output feeds the second layer's weights; its input the activation alone."""
+    graph = trace(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 6)), torch.zeros(2, 4))
+    stages = stage_costs(with_recompute(graph, [('0', '1', '2')]), ['0', '1', '2'], [(0, 3)], (0,),
+                         Asked(), Settings())
+    wide = 4 * 2 * 8
+    assert (stages.remade, stages.remade_inputs, stages.remade_weights) == (
+        (2 * wide,), (wide,), (wide,))
 
 
 def test_a_module_with_two_names_is_found_under_both():
