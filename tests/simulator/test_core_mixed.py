@@ -13,6 +13,7 @@ from vision.simulator.core.graph import FORWARD, INPUT_GRAD, WEIGHT_GRAD
 from vision.simulator.core.mixed import split_mixed
 from vision.simulator.core.program import FEATURE, GRADIENT
 from vision.simulator.core.rewrite import with_tensors
+from vision.simulator.core.stage_parameters import Grid
 from vision.simulator.core.stages import compile_stages, stage_costs
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.core.tensor_parallel import split_features
@@ -170,7 +171,7 @@ def test_samples_of_some_ranks_become_features_of_others():
         tree.map(name, (2, 3) if n == 3 else (0, 1))
     tree.split('layers.3', 'batch', 1)
     tree.split('layers.3.up', 'out', 2).split('layers.3.down', 'in', 2)
-    costs = stage_costs(graph, names, [(0, 3), (3, 4)], (0, 1), Asked(), Settings()).costs
+    costs = stage_costs(graph, names, [(0, 3), (3, 4)], Grid((0, 1)), Asked(), Settings()).costs
     table = with_transfers(make_table('1f1b', 2, 1, 4), costs)
     program = compile_stages(graph, tree, table, asked, Settings())
     assert {node.latency for node in program.nodes if node.kind == 'send'} == {2.0 * FEATURES}

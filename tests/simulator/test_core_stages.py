@@ -20,7 +20,13 @@ from vision.simulator.core.graph import FORWARD
 from vision.simulator.core.memory import TENSORS
 from vision.simulator.core.program import GRADIENT
 from vision.simulator.core.rewrite import with_recompute, with_tensors
-from vision.simulator.core.stages import compile_stages, piece_flops, piece_of_ops, stage_costs
+from vision.simulator.core.stage_parameters import Grid
+from vision.simulator.core.stages import (
+    compile_stages,
+    piece_flops,
+    piece_of_ops,
+    stage_costs,
+)
 from vision.simulator.core.strategy import StrategyTree
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,7 +38,8 @@ SETTINGS = Settings()
 
 
 def costs_of(**more):
-    return stage_costs(mlp_layers(4), NAMES, RANGES, (0, 1), Asked(), SETTINGS, **more).costs
+    return stage_costs(mlp_layers(4), NAMES, RANGES, Grid((0, 1), **more), Asked(),
+                       SETTINGS).costs
 
 
 def test_every_operator_is_in_one_stage():
@@ -397,11 +404,11 @@ def test_a_tie_adds_up_what_a_rank_has_of_the_gradient_behind_its_reduction(zero
 def test_stages_of_one_rank_have_a_tied_tensor_once():
     """V-shaped: the first stage and the last are one process."""
     names, ranges = [f'layers.{n}' for n in range(4)], [(n, n + 1) for n in range(4)]
-    own = [stage_costs(graph, names, ranges, (0, 1, 1, 0), Asked(), SETTINGS)
+    own = [stage_costs(graph, names, ranges, Grid((0, 1, 1, 0)), Asked(), SETTINGS)
            for graph in (TIED, mlp_layers(4))]
     assert own[0].ties == () and own[0].costs.static_bytes[1] == own[1].costs.static_bytes[1]
     assert own[1].costs.static_bytes[0] - own[0].costs.static_bytes[0] == 4 * MATRIX
-    across = stage_costs(TIED, names, ranges, (0, 1, 0, 1), Asked(), SETTINGS).ties
+    across = stage_costs(TIED, names, ranges, Grid((0, 1, 0, 1)), Asked(), SETTINGS).ties
     assert [(each.num_bytes, each.stages) for each in across] == [(MATRIX, (0, 3))]
 
 
@@ -413,8 +420,8 @@ def test_a_tied_matrix_is_cut_in_one_way():
 
 def test_gathers_of_stages_are_priced_in_their_own_dtype():
     layer = 4 * (2 * HIDDEN * INNER + HIDDEN)
-    costs = stage_costs(mlp_layers(4), NAMES, RANGES, (0, 1), Asked(),
-                        Settings(gathered_bytes=2), num_shares=2).costs
+    costs = stage_costs(mlp_layers(4), NAMES, RANGES, Grid((0, 1), num_shares=2), Asked(),
+                        Settings(gathered_bytes=2)).costs
     assert costs.gather == (1.5 * layer, 0.5 * layer)
     assert costs.reduce == (3.0 * layer, 1.0 * layer)
 

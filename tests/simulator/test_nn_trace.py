@@ -16,6 +16,7 @@ from vision.pipeline.core.transfers import with_transfers
 from vision.simulator.core.compile import Settings
 from vision.simulator.core.graph import larger_batch
 from vision.simulator.core.rewrite import with_recompute
+from vision.simulator.core.stage_parameters import Grid
 from vision.simulator.core.stages import compile_stages, stage_costs
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.nn.trace import trace
@@ -145,8 +146,8 @@ def test_a_tied_head_in_another_stage_is_stored_there_and_its_gradient_sent():
 def test_what_is_made_again_stays_as_long_as_gradients_of_weights_need_it():
     """The activation's output feeds the second layer's weights; its input the activation alone."""
     graph = trace(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 6)), torch.zeros(2, 4))
-    stages = stage_costs(with_recompute(graph, [('0', '1', '2')]), ['0', '1', '2'], [(0, 3)], (0,),
-                         Asked(), Settings())
+    stages = stage_costs(with_recompute(graph, [('0', '1', '2')]), ['0', '1', '2'], [(0, 3)],
+                         Grid((0,)), Asked(), Settings())
     wide = 4 * 2 * 8
     assert (stages.remade, stages.remade_inputs, stages.remade_weights) == (
         (2 * wide,), (wide,), (wide,))

@@ -56,8 +56,8 @@ class _Writer:
         self.program = program
         self.nodes, self.buffers = list(program.nodes), dict(program.buffers)
 
-    def done(self, **changes) -> Program:
-        return replace(self.program, nodes=tuple(self.nodes), buffers=self.buffers, **changes)
+    def done(self) -> Program:
+        return replace(self.program, nodes=tuple(self.nodes), buffers=self.buffers)
 
     def hold(self, name: str, rank: int, num_bytes: int, category: str) -> str:
         assert name not in self.buffers, name
@@ -130,38 +130,41 @@ def with_offloads(program: Program, table: Table, moved: Sequence[int], pricing:
     """
     writer = _Writer(program)
     for rank in range(table.num_ranks):
-        tasks = writer.tasks_of(rank)
-        copies: dict[tuple[int, int], tuple[int, int]] = {}  # (place of F, its copy)
-        back: dict[tuple[int, int], str] = {}
-        for place, at in enumerate(tasks):
-            node = writer.nodes[at]
-            size, key = moved[node.stage], (node.stage, node.mb)
-            if not size:
-                continue
-            name = f'moved of stage {node.stage}, {node.mb}'
-            if node.kind == F:
-                writer.hold(name, rank, size, 'activations')
-                following = writer.nodes[tasks[place + 1]]
-                writer.change(at, begins=(name,))
-                if (following.stage, following.mb) == key:
-                    back[key] = name
-                    continue
-                copies[key] = place, writer.add(Node(
-                    f'd2h of stage {node.stage}, {node.mb}', 'd2h', (rank,), D2H,
-                    pricing.copy(size), after=(at,), ends=(name,), mb=node.mb))
-                continue
-            if key not in back:
-                began, out = copies[key]
-                back[key] = writer.hold(f'{name} and back', rank, size, 'activations')
-                ahead = tasks[max(began, place - 2)]
-                copy = writer.add(Node(
-                    f'h2d of stage {node.stage}, {node.mb}', 'h2d', (rank,), H2D,
-                    pricing.copy(size), after=tuple(dict.fromkeys((ahead, out))),
-                    begins=(back[key],), mb=node.mb))
-                writer.change(at, after=(copy,))
-            if node.kind != I:
-                writer.change(at, ends=(back[key],))
+        _offload(writer, rank, moved, pricing)
     return writer.done()
+
+
+def _offload(writer: _Writer, rank: int, moved: Sequence[int], pricing: Pricing) -> None:
+    tasks = writer.tasks_of(rank)
+    copies: dict[tuple[int, int], tuple[int, int]] = {}  # (place of F, its copy)
+    back: dict[tuple[int, int], str] = {}  # what the backward pass reads
+    for place, at in enumerate(tasks):
+        node = writer.nodes[at]
+        size, key = moved[node.stage], (node.stage, node.mb)
+        if not size:
+            continue
+        what = f'of stage {node.stage}, {node.mb}'
+        name = f'moved {what}'
+        if node.kind == F:
+            writer.hold(name, rank, size, 'activations')
+            writer.change(at, begins=(name,))
+            following = writer.nodes[tasks[place + 1]]
+            if (following.stage, following.mb) == key:
+                back[key] = name
+            else:
+                copies[key] = place, writer.add(Node(
+                    f'd2h {what}', 'd2h', (rank,), D2H, pricing.copy(size), after=(at,),
+                    ends=(name,), mb=node.mb))
+            continue
+        if key not in back:
+            began, out = copies[key]
+            back[key] = writer.hold(f'{name} and back', rank, size, 'activations')
+            after = dict.fromkeys((tasks[max(began, place - 2)], out))
+            writer.change(at, after=(writer.add(Node(
+                f'h2d {what}', 'h2d', (rank,), H2D, pricing.copy(size), after=tuple(after),
+                begins=(back[key],), mb=node.mb)),))
+        if node.kind != I:
+            writer.change(at, ends=(back[key],))
 
 
 def with_reductions(program: Program, table: Table, reduced: Sequence[Sequence[Reduced]],
@@ -224,20 +227,20 @@ def with_ties(program: Program, table: Table, ties: Sequence[Tie],
 
 def with_optimizer(program: Program, table: Table, trained: Sequence[int],
                    peers: Sequence[Sequence[int]], pricing: Pricing, settings: Settings, *,
-                   num_shares: int = 1, num_parts: int = 1, zero: int = 3) -> Program:
+                   zero: int) -> Program:
     """The program with each rank's optimizer step behind its last task and reduction; then ranks
     that stepped a share of their parameters each (ZeRO-1, 2) gather them.
 
     Args:
         trained: bytes of each stage's gradients, of all shares.
-        num_shares, zero: as of ``stage_costs``.
-        num_parts: of the features; with ``num_shares`` the ranks of the run for each of these.
+        peers: ranks with other parts of the batch, by stage, which share the step unless ``zero``
+            is 0.
     """
     writer = _Writer(program)
     moved = OPTIMIZERS[settings.optimizer][1]
     for rank in range(table.num_ranks):
         stages = table.stages_of(rank)
-        size = sum(trained[stage] for stage in stages) / (num_shares if zero else 1)
+        size = sum(trained[stage] / (len(peers[stage]) if zero else 1) for stage in stages)
         op = Op(settings.optimizer, '', 'elementwise', 0.0, moved * size, phase=OPTIMIZER)
         step = writer.add(Node('optimizer', 'optimizer', (rank,), seconds=pricing.compute([op]),
                                after=writer.last_on(rank, COMPUTE, GRADIENT)))
@@ -247,4 +250,4 @@ def with_optimizer(program: Program, table: Table, trained: Sequence[int],
                     f'parameters of stage {stage}', ALL_GATHER, (rank,), FEATURE,
                     pricing.communicate(ALL_GATHER, trained[stage], peers[stage]),
                     after=(step,)))
-    return writer.done(replicas=num_shares * num_parts)
+    return writer.done()

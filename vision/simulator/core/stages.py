@@ -7,12 +7,13 @@ written by ``stage_nodes``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.tasks import Costs, Table
-from vision.simulator.core.compile import OPTIMIZERS, Pricing, Settings
+from vision.simulator.core.compile import Pricing, Settings
 from vision.simulator.core.from_actions import from_actions
 from vision.simulator.core.graph import (
     AGAIN,
@@ -21,7 +22,6 @@ from vision.simulator.core.graph import (
     WEIGHT_GRAD,
     ModuleGraph,
     Op,
-    Parameter,
     is_inside,
 )
 from vision.simulator.core.mixed import split_mixed
@@ -40,6 +40,14 @@ from vision.simulator.core.stage_nodes import (
     with_reductions,
     with_remade,
     with_ties,
+)
+from vision.simulator.core.stage_parameters import (
+    Grid,
+    bytes_of,
+    held_by_stages,
+    owned_by_stages,
+    reduced_together,
+    static_bytes_of,
 )
 from vision.simulator.core.strategy import Spread, StrategyTree, stage_of
 from vision.simulator.core.tensor_parallel import split_features
@@ -75,6 +83,13 @@ class Stages:
     ties: tuple[Tie, ...]
 
 
+class Messages(NamedTuple):
+    """``entering``: bytes that each stage takes from the one before it; seconds of a message."""
+
+    entering: Sequence[int]
+    seconds: float
+
+
 def piece_of_ops(graph: ModuleGraph, names: Sequence[str]) -> list[int]:
     """For each operator the number of its piece; of one outside of all, its neighbour's: the one
     before it forward, the one after it backward."""
@@ -91,76 +106,42 @@ def piece_of_ops(graph: ModuleGraph, names: Sequence[str]) -> list[int]:
 
 
 def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple[int, int]],
-                rank_of: Sequence[int], pricing: Pricing, settings: Settings, *,
-                num_shares: int = 1, num_parts: int = 1, zero: int = 3,
-                ranks: Sequence[Sequence[int]] | None = None,
-                moved: Sequence[Sequence[str]] = (), batch_of: Mapping[str, int] | None = None,
-                entering: Sequence[int] | None = None, latency: float | None = None) -> Stages:
+                grid: Grid, pricing: Pricing, settings: Settings, *,
+                moved: Sequence[Sequence[str]] = (), messages: Messages | None = None) -> Stages:
     """Costs of stages in seconds and bytes.
 
-    What a region makes again counts as backward: with I if the pass is in two, as the gradient of
-    the input comes first; the first stage has all of its backward in W (torch's pipelining).
-
     Args:
-        graph: of one micro-batch.
+        graph: of one micro-batch, of one rank: its part of the features, with collectives.
         names: of the pieces, in order of execution.
         ranges: pieces (begin, end) of each stage.
-        rank_of: pipeline rank of each stage.
-        num_shares: parts of the batch, over which ``zero`` shards: 1 states of the optimizer, 2
-            and gradients, 3 and parameters; 0 nothing.
-        num_parts: ranks over which features are split; the graph is one rank's, with collectives.
-        ranks: of the run by stage, those with parts of the same features next to each other; None
-            as ``ZeroPPStrategy`` numbers them.
         moved: regions, of one stage each, that are offloaded.
-        batch_of: parts of the batch by parameter; None: ``num_shares`` for all.
-        entering, latency: bytes that each stage takes from the one before it, and seconds of a
-            message between two; None: what the piece before makes, sent to the same place.
+        messages: between stages; None: what the piece before makes, sent to the same place.
     """
     graph = with_tensors(graph)
-    size = num_shares * num_parts
-    ranks = ranks or [range(rank * size, (rank + 1) * size) for rank in rank_of]
     stage_of_piece = [stage for stage, (a, b) in enumerate(ranges) for _ in range(a, b)]
     stage_of_op = [stage_of_piece[piece] for piece in piece_of_ops(graph, names)]
-    num = len(ranges)
-    ops: dict[tuple[int, str], list[Op]] = {}
-    for op, stage in zip(graph.ops, stage_of_op, strict=True):
-        phase = AGAIN if op.name.endswith(AGAIN) else op.phase
-        ops.setdefault((stage, phase), []).append(op)
-
-    def times(phase: str) -> list[float]:
-        return [_seconds(ops.get((stage, phase), []), pricing, ranks[stage][:num_parts])
-                for stage in range(num)]
-
-    forward, again = times(FORWARD), times(AGAIN)
-    inputs, weight = times(INPUT_GRAD), times(WEIGHT_GRAD)
-    inputs = [one + two for one, two in zip(inputs, again, strict=True)]
-    weight[0], inputs[0] = weight[0] + inputs[0], 0.0  # torch does all of it at once
-    held = _held(graph, names, stage_of_piece)
-    own, ties = _owned(held, rank_of)
-    is_sharded = num_shares > 1 and zero == 3
-    peers = [each[::num_parts] for each in ranks]
-    trained = [_bytes(each, is_trained=True) for each in own]
-    gathers = [pricing.communicate('all_gather', _bytes(each, settings.gathered_bytes), group)
-               if is_sharded else 0.0 for each, group in zip(held, peers, strict=True)]
-    reduces = [pricing.communicate('reduce_scatter', num_bytes, group) if is_sharded else 0.0
-               for num_bytes, group in zip(trained, peers, strict=True)]
-    if entering is None:
-        entering = [0, *(_boundary_bytes(graph, names, end) for _, end in ranges[:-1])]
-    if latency is None:
-        latency = max((pricing.communicate('p2p', entering[stage], (ranks[stage - 1][0],
-                                                                    ranks[stage][0]))
-                       for stage in range(1, num) if rank_of[stage - 1] != rank_of[stage]),
-                      default=0.0)
+    held = held_by_stages(graph, names, stage_of_piece)
+    own, ties = owned_by_stages(held, grid.rank_of)
+    trained = [bytes_of(each, is_trained=True) for each in own]
+    gathers = reduces = [0.0] * len(ranges)
+    if grid.is_sharded:
+        gathered = [bytes_of(each, settings.gathered_bytes) for each in held]
+        gathers = [pricing.communicate('all_gather', num_bytes, peers)
+                   for num_bytes, peers in zip(gathered, grid.peers, strict=True)]
+        reduces = [pricing.communicate('reduce_scatter', num_bytes, peers)
+                   for num_bytes, peers in zip(trained, grid.peers, strict=True)]
+    entering, latency = messages or _messages(graph, names, ranges, grid, pricing)
     kept, away = _kept(graph, stage_of_op, moved)
     costs = Costs(
-        tuple(forward), tuple(inputs), tuple(weight), latency=latency, gather=tuple(gathers),
-        reduce=tuple(reduces),
+        *_task_seconds(graph, stage_of_op, grid, pricing), latency=latency,
+        gather=tuple(gathers), reduce=tuple(reduces),
         activation_bytes=tuple(a + b for a, b in zip(kept, entering, strict=True)),
-        weight_bytes=tuple(map(_bytes, held)) if is_sharded else (0,) * num,
-        static_bytes=_static_bytes(own, rank_of, settings, num_shares, zero))
-    reduced = tuple(() if is_sharded else _reduced(each, group, batch_of, num_shares)
-                    for each, group in zip(own, ranks, strict=True))
-    return Stages(costs, tuple(trained), reduced, *_remade(graph, stage_of_op, num), away, ties)
+        weight_bytes=tuple(bytes_of(each) if grid.is_sharded else 0 for each in held),
+        static_bytes=static_bytes_of(own, settings, grid))
+    reduced = tuple(() if grid.is_sharded else reduced_together(each, ranks, grid)
+                    for each, ranks in zip(own, grid.ranks, strict=True))
+    return Stages(costs, tuple(trained), reduced, *_remade(graph, stage_of_op, len(ranges)), away,
+                  ties)
 
 
 def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing: Pricing,
@@ -179,49 +160,52 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
         raise VisionError('VIS-CONFIG-1621', f'{len(spread.stages)} stages for a table of '
                           f'{table.num_stages}', where='strategy', why='each stage of the table '
                           'has ranks of its own', do='map() modules to as many groups of ranks')
-    owners = [module.name for module in graph.modules if spread.layouts[module.name].ranks
-              and not any(is_inside(module.name, other.name) and other.name != module.name
-                          for other in graph.modules if spread.layouts[other.name].ranks
-                          == spread.layouts[module.name].ranks)]
-    owners.sort(key=lambda each: stage_of(each, spread))
-    ends = [sum(stage_of(each, spread) <= stage for each in owners)
-            for stage in range(table.num_stages)]
-    ranges = list(zip([0, *ends], ends, strict=False))
+    owners, ranges = _pieces(graph, spread)
     pieces = [owners[a:b] for a, b in ranges]
-    local, more = with_tensors(graph), {}
+    local, messages = with_tensors(graph), None
     if spread.is_mixed:
         mixed = split_mixed(local, spread, pricing.quote)
-        local = mixed.graph
-        more = dict(latency=mixed.seconds, entering=[mixed.entering.get(stage, 0) for stage
-                                                     in range(table.num_stages)],
-                    batch_of={each.name: spread.layouts[module.name].batch
-                              for module in graph.modules for each in module.parameters})
+        local, messages = mixed.graph, Messages(
+            [mixed.entering.get(stage, 0) for stage in range(table.num_stages)], mixed.seconds)
     else:
         local = split_features(local, spread)
     local = with_recompute(local, _regions(spread, pieces, 'is_recomputed'))
-    stages = stage_costs(local, owners, ranges, table.rank_of, pricing, settings,
-                         num_shares=spread.dp, num_parts=spread.tp, zero=spread.zero,
-                         ranks=spread.stages, moved=_regions(spread, pieces, 'is_offloaded'),
-                         **more)
-    return step_of_stages(stages, table, pricing, settings, spread.stages, num_shares=spread.dp,
-                          num_parts=spread.tp, zero=spread.zero)
+    grid = Grid(table.rank_of, spread.dp, spread.tp, spread.zero, spread.stages, {
+        each.name: spread.layouts[module.name].batch for module in graph.modules
+        for each in module.parameters})
+    stages = stage_costs(local, owners, ranges, grid, pricing, settings, messages=messages,
+                         moved=_regions(spread, pieces, 'is_offloaded'))
+    return step_of_stages(stages, table, grid, pricing, settings)
 
 
-def step_of_stages(stages: Stages, table: Table, pricing: Pricing, settings: Settings,
-                   ranks: Sequence[Sequence[int]], *, num_shares: int = 1, num_parts: int = 1,
-                   zero: int = 3) -> Program:
-    """The program of a step: the tasks of the table, and what stages do beside them. Arguments as
-    of ``stage_costs``."""
+def step_of_stages(stages: Stages, table: Table, grid: Grid, pricing: Pricing,
+                   settings: Settings) -> Program:
+    """The program of a step: the tasks of the table, and what stages do beside them."""
     program = with_remade(from_actions(table, stages.costs), stages.remade, stages.remade_inputs,
                           stages.remade_weights)
     program = with_offloads(program, table, stages.moved, pricing)
-    peers = [each[::num_parts] for each in ranks]
     program = with_reductions(program, table, stages.reduced, pricing, settings,
-                              is_scattered=zero == 2)
-    shares = num_shares if zero >= 2 else 1
-    program = with_ties(program, table, stages.ties, ranks, pricing, num_shares=shares)
-    return with_optimizer(program, table, stages.trained, peers, pricing, settings,
-                          num_shares=num_shares, num_parts=num_parts, zero=zero)
+                              is_scattered=grid.zero == 2)
+    program = with_ties(program, table, stages.ties, grid.ranks, pricing,
+                        num_shares=grid.num_shares if grid.zero >= 2 else 1)
+    program = with_optimizer(program, table, stages.trained, grid.peers, pricing, settings,
+                             zero=grid.zero)
+    return replace(program, replicas=grid.num_shares * grid.num_parts)
+
+
+def _pieces(graph: ModuleGraph, spread: Spread) -> tuple[list[str], list[tuple[int, int]]]:
+    """(outermost modules that are mapped, in order of their stages; which of them each has)."""
+    def is_below(name: str) -> bool:
+        ranks = spread.layouts[name].ranks
+        return any(is_inside(name, other.name) and other.name != name for other in graph.modules
+                   if spread.layouts[other.name].ranks == ranks)
+
+    owners = sorted((each.name for each in graph.modules
+                     if spread.layouts[each.name].ranks and not is_below(each.name)),
+                    key=lambda name: stage_of(name, spread))
+    ends = [sum(stage_of(each, spread) <= stage for each in owners)
+            for stage in range(len(spread.stages))]
+    return owners, list(zip([0, *ends], ends, strict=False))
 
 
 def _regions(spread: Spread, pieces: Sequence[Sequence[str]], verb: str) -> list[list[str]]:
@@ -277,6 +261,27 @@ def _remade(graph: ModuleGraph, stage_of_op: Sequence[int], num_stages: int
     return tuple(highest), tuple(highest_inputs), tuple(weights)
 
 
+def _task_seconds(graph: ModuleGraph, stage_of_op: Sequence[int], grid: Grid, pricing: Pricing
+                  ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Of F, I and W by stage. What is made again is done with I if the pass is in two, as the
+    gradient of the input comes first; the first stage has all of its backward in W (torch does it
+    at once)."""
+    ops: dict[tuple[int, str], list[Op]] = {}
+    for op, stage in zip(graph.ops, stage_of_op, strict=True):
+        phase = AGAIN if op.name.endswith(AGAIN) else op.phase
+        ops.setdefault((stage, phase), []).append(op)
+
+    def times(phase: str) -> list[float]:
+        return [_seconds(ops.get((stage, phase), []), pricing, ranks[:grid.num_parts])
+                for stage, ranks in enumerate(grid.ranks)]
+
+    forward, again = times(FORWARD), times(AGAIN)
+    inputs, weight = times(INPUT_GRAD), times(WEIGHT_GRAD)
+    inputs = [one + two for one, two in zip(inputs, again, strict=True)]
+    weight[0], inputs[0] = weight[0] + inputs[0], 0.0
+    return tuple(forward), tuple(inputs), tuple(weight)
+
+
 def _seconds(ops: Sequence[Op], pricing: Pricing, parts: Sequence[int]) -> float:
     """Of operators and of the collectives between them, which nothing hides inside a stage."""
     compute = [op for op in ops if op.kind != 'collective']
@@ -294,80 +299,15 @@ def piece_flops(graph: ModuleGraph, names: Sequence[str]) -> list[float]:
     return flops
 
 
-def _held(graph: ModuleGraph, names: Sequence[str], stage_of_piece: Sequence[int]
-          ) -> list[dict[str, Parameter]]:
-    """Parameters that the modules of each stage use, by name; a tied one in each of its stages."""
-    held: list[dict[str, Parameter]] = [{} for _ in range(max(stage_of_piece) + 1)]
-
-    def stage_of_module(name: str) -> int | None:
-        return next((stage for stage, piece in zip(stage_of_piece, names, strict=True)
-                     if is_inside(name, piece)), None)
-
-    for module in graph.modules:
-        for each in module.parameters:
-            stages = [stage_of_module(name) for name in (module.name, *each.shared_with)]
-            assert stages[0] is not None, f'{module.name} is in no piece'
-            for stage in stages:
-                if stage is not None:
-                    held[stage][each.name] = each
-    return held
-
-
-def _owned(held: Sequence[dict[str, Parameter]], rank_of: Sequence[int]
-           ) -> tuple[list[list[Parameter]], tuple[Tie, ...]]:
-    """Parameters of each stage that no earlier stage of its pipeline rank has, and the ties
-    between ranks. Stages of one rank are one process, which has a tied tensor once."""
-    own: list[list[Parameter]] = []
-    holders: dict[str, list[int]] = {}
-    sizes: dict[str, Parameter] = {}
-    for stage, each in enumerate(held):
-        own.append([])
-        for name, parameter in each.items():
-            if rank_of[stage] not in (rank_of[other] for other in holders.get(name, ())):
-                own[stage].append(parameter)
-                holders.setdefault(name, []).append(stage)
-                sizes[name] = parameter
-    ties = tuple(Tie(name, sizes[name].num_bytes, tuple(stages))
-                 for name, stages in holders.items()
-                 if len(stages) > 1 and sizes[name].is_trained)
-    return own, ties
-
-
-def _reduced(own: Sequence[Parameter], ranks: Sequence[int], batch_of: Mapping[str, int] | None,
-             num_shares: int) -> tuple[Reduced, ...]:
-    """Gradients of a stage, those together that the same ranks reduce."""
-    sizes: dict[int, int] = {}
-    for each in own:
-        batch = batch_of[each.name] if batch_of else num_shares
-        if batch > 1 and each.is_trained:
-            sizes[batch] = sizes.get(batch, 0) + each.num_bytes
-    return tuple(Reduced(size, tuple(ranks[::len(ranks) // batch]))
-                 for batch, size in sorted(sizes.items()))
-
-
-def _bytes(parameters: dict[str, Parameter] | Sequence[Parameter],
-           element_bytes: int | None = None, *, is_trained: bool = False) -> int:
-    """Of parameters, as they are or with so many bytes a number; of those trained alone."""
-    each_one = parameters.values() if isinstance(parameters, dict) else parameters
-    return sum(each.num_elements * (element_bytes or each.element_bytes) for each in each_one
-               if each.is_trained or not is_trained)
-
-
-def _static_bytes(own: Sequence[Sequence[Parameter]], rank_of: Sequence[int], settings: Settings,
-                  num_shares: int, zero: int) -> tuple[int, ...]:
-    """Of parameters, gradients and states of the optimizer on a rank, by pipeline rank; what is
-    scattered (zero=2) is no part of it until it is made."""
-    states = OPTIMIZERS[settings.optimizer][0]
-    weights, trained = [0] * (max(rank_of) + 1), [0] * (max(rank_of) + 1)
-    for rank, each in zip(rank_of, own, strict=True):
-        weights[rank] += _bytes(each)
-        trained[rank] += _bytes(each, is_trained=True)
-    if zero == 3:
-        return tuple((whole + (1 + states) * each) // num_shares
-                     for whole, each in zip(weights, trained, strict=True))
-    shares = num_shares if zero else 1
-    return tuple(whole + (each if zero < 2 else 0) - (-states * each // shares)
-                 for whole, each in zip(weights, trained, strict=True))
+def _messages(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple[int, int]],
+              grid: Grid, pricing: Pricing) -> Messages:
+    """What the last piece of each stage makes, between first ranks; stages of one rank send each
+    other nothing."""
+    entering = [0, *(_boundary_bytes(graph, names, end) for _, end in ranges[:-1])]
+    seconds = [pricing.communicate('p2p', entering[stage], (
+        grid.ranks[stage - 1][0], grid.ranks[stage][0])) for stage in range(1, len(ranges))
+        if grid.rank_of[stage - 1] != grid.rank_of[stage]]
+    return Messages(entering, max(seconds, default=0.0))
 
 
 def _boundary_bytes(graph: ModuleGraph, names: Sequence[str], end: int) -> int:

@@ -21,7 +21,13 @@ from vision.simulator.core.outcome import Outcome
 from vision.simulator.core.priced import ClusterPricing
 from vision.simulator.core.pricing import DEFAULT_INTERVAL, Prices
 from vision.simulator.core.program import Program
-from vision.simulator.core.stages import Stages, piece_flops, stage_costs, step_of_stages
+from vision.simulator.core.stage_parameters import Grid
+from vision.simulator.core.stages import (
+    Stages,
+    piece_flops,
+    stage_costs,
+    step_of_stages,
+)
 from vision.simulator.mm.configs import Configured
 
 NUM_TOP_COSTS = 10
@@ -149,16 +155,15 @@ def _pipeline(configured: Configured, pricing: ClusterPricing) -> tuple[Program,
     settings: Settings = configured.settings
 
     def stages_of(rank_of: tuple[int, ...], prices: ClusterPricing) -> Stages:
-        return stage_costs(graph, names, ranges, rank_of, prices, settings, num_shares=dp)
+        return stage_costs(graph, names, ranges, Grid(rank_of, dp), prices, settings)
 
     def costs_of(rank_of: tuple[int, ...]) -> Costs:
         # What the planner tries is not in the list of what is dear.
         return stages_of(rank_of, ClusterPricing(pricing.prices)).costs
 
     table = planner.make(costs_of)[0]
-    ranks = [range(rank * dp, (rank + 1) * dp) for rank in table.rank_of]
-    program = step_of_stages(stages_of(table.rank_of, pricing), table, pricing, settings, ranks,
-                             num_shares=dp)
+    program = step_of_stages(stages_of(table.rank_of, pricing), table, Grid(table.rank_of, dp),
+                             pricing, settings)
     return program, pp * dp, dp
 
 
