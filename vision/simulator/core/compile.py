@@ -145,7 +145,7 @@ class Step:
         self.mb = 0
         self._last: dict[str, int] = {}
         self._waits: list[int] = []  # what the next compute node has to wait for
-        self._copies: dict[str, int] = {}
+        self._copies: dict[tuple[int, ...], int] = {}
         self._makers = {key: f'{op.module or "model"} {op.name.rpartition(".")[2]}'
                         for op in graph.ops for key in op.begins}
         self.trained = [each for each in graph.parameters if each.is_trained]
@@ -250,14 +250,20 @@ class Step:
                 after.setdefault(bucket.at, []).append(
                     lambda n=number, each=bucket, ranks=ranks: self._reduce(
                         n, each.parameters, ranks))
-        regions = {op.module for op in self.graph.ops if op.name == H2D_OP}
-        for region in regions:
-            at = next(at for at in range(self.start, len(self.graph.ops))
-                      if is_inside(self.graph.ops[at].module, region)
-                      and self.graph.ops[at].name != H2D_OP)
-            before.setdefault(at, []).append(
-                lambda region=region: self.wait(self._copies.pop(region, None)))
+        for index, op in enumerate(self.graph.ops):
+            if op.name == H2D_OP:
+                before.setdefault(self._first_reader(index), []).append(
+                    lambda keys=op.begins: self.wait(self._copies.pop(keys, None)))
         return before, after
+
+    def _first_reader(self, index: int) -> int:
+        """Of what the operator of this index brings back; where nobody followed reads, the first
+        operator of the backward pass in its module."""
+        ops, keys = self.graph.ops, set(self.graph.ops[index].begins)
+        inside = next(at for at in range(self.start, len(ops)) if ops[at].name != H2D_OP
+                      and is_inside(ops[at].module, ops[index].module))
+        return next((at for at in range(index + 1, len(ops)) if keys.intersection(ops[at].reads)),
+                    inside)
 
     def _buckets(self) -> list[tuple[Bucket, tuple[int, ...]]]:
         """Buckets and the ranks that reduce them: those that have other parts of the batch."""
@@ -285,7 +291,7 @@ class Step:
         node = self.add(f'{kind} {op.module}', kind, self.pricing.copy(op.bytes_moved),
                         stream=stream, after=self.last(), begins=begins, ends=ends)
         if op.name == H2D_OP:
-            self._copies[op.module] = node
+            self._copies[op.begins] = node
 
     def _compute(self, span: Span) -> None:
         ops = self.graph.ops[span.begin:span.end]

@@ -39,6 +39,8 @@ class Op:
         begins, ends: keys of ``ModuleGraph.tensors`` that begin with this operator, and that are
             gone after it. Both empty where nobody followed single tensors: then memory is told by
             ``saved_bytes`` and ``output_bytes``.
+        reads, writes: tensors among these that it reads, and that were there and that it writes in
+            place; both empty where nobody followed single tensors.
         completes: parameters whose gradients are whole behind it; where no operator says so, a
             module's are behind its last 'weight_grad'.
         is_priced: its FLOPs are counted or known to be none; False has to be listed.
@@ -60,6 +62,8 @@ class Op:
     output_bytes: int = 0
     begins: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
     completes: tuple[str, ...] = ()
     is_priced: bool = True
     ranks: tuple[int, ...] = ()

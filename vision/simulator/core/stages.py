@@ -235,11 +235,13 @@ def _kept(graph: ModuleGraph, stage_of_op: Sequence[int], moved: Sequence[Sequen
 
 def _remade(graph: ModuleGraph, stage_of_op: Sequence[int], num_stages: int
             ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Bytes of what is made again, as ``Stages`` has them. The last module that reads such a
-    tensor lets go of it: if it makes gradients of weights, that is with them."""
-    has_weights = {op.module for op in graph.ops if op.phase == WEIGHT_GRAD}
-    for_weights = {key for op in graph.ops if op.module in has_weights
-                   and not op.name.endswith(AGAIN) for key in op.ends}
+    """Bytes of what is made again, as ``Stages`` has them. Where nobody followed who reads a
+    tensor, the module that lets go of it does: with gradients of weights if it makes any."""
+    for_weights = {key for op in graph.ops if op.phase == WEIGHT_GRAD for key in op.reads}
+    if not any(op.reads for op in graph.ops):
+        has_weights = {op.module for op in graph.ops if op.phase == WEIGHT_GRAD}
+        for_weights = {key for op in graph.ops if op.module in has_weights
+                       and not op.name.endswith(AGAIN) for key in op.ends}
     owner: dict[int, int] = {}
     now, highest = [0] * num_stages, [0] * num_stages
     now_inputs, highest_inputs, weights = [0] * num_stages, [0] * num_stages, [0] * num_stages
