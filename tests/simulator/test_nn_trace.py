@@ -13,8 +13,9 @@ from vision.common.core.errors import VisionError
 from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.tasks import Costs
 from vision.pipeline.core.transfers import with_transfers
-from vision.simulator.core.compile import Settings
+from vision.simulator.core.compile import Settings, compile_strategy
 from vision.simulator.core.graph import larger_batch
+from vision.simulator.core.mixed import split_mixed
 from vision.simulator.core.rewrite import with_recompute
 from vision.simulator.core.stage_parameters import Grid
 from vision.simulator.core.stages import compile_stages, stage_costs
@@ -151,6 +152,20 @@ def test_what_is_made_again_stays_as_long_as_gradients_of_weights_need_it():
     wide = 4 * 2 * 8
     assert (stages.remade, stages.remade_inputs, stages.remade_weights) == (
         (2 * wide,), (wide,), (wide,))
+
+
+def test_a_traced_layer_split_by_outputs_gathers_its_input_and_reads_it_for_its_weights():
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 6))
+    graph = trace(model, torch.zeros(2, 4))
+    tree = StrategyTree(2).split('', 'batch', 2).split('2', 'batch', 1).split('2', 'out', 2)
+    local = split_mixed(graph, tree.spread(graph), Asked().quote).graph
+    gather = next(op for op in local.ops if op.name == 'all_gather')
+    key, = gather.begins
+    assert gather.bytes_moved == local.tensors[key].num_bytes == 4 * 4 * 8
+    weights, = (op for op in local.ops if key in op.reads)
+    assert (weights.module, weights.phase, weights.m) == ('2', W, 3) and key in weights.ends
+    program = compile_strategy(graph, tree.offload('2').recompute('0'), Asked())
+    assert {'all_gather', 'all_to_all', 'reduce_scatter'} <= {node.kind for node in program.nodes}
 
 
 def test_a_module_with_two_names_is_found_under_both():

@@ -18,6 +18,7 @@ from vision.simulator.core.graph import (
     AGAIN,
     FORWARD,
     INPUT_GRAD,
+    KINDS,
     WEIGHT_GRAD,
     ModuleGraph,
     Op,
@@ -105,6 +106,7 @@ class _Chain:
             graph.modules, key=lambda each: -len(each.name.split('.')) if each.name else 0)}
         self.graph = replace(larger_batch(graph, 1.0, factors), notes=graph.notes)
         self.tensors = dict(self.graph.tensors)
+        self.has_reads = any(op.reads for op in graph.ops)
         self.ops: list[Op] = []
         self.at: Spot | None = None
         self.num_bytes = 0.0
@@ -113,12 +115,10 @@ class _Chain:
         self.found = Mixed(graph)
 
     def split(self) -> Mixed:
-        start, ops = first_backward(self.graph.ops), self.graph.ops
+        start = first_backward(self.graph.ops)
         blocks = _blocks(self.graph, self.spread, start)
         stages = self._stages(blocks, start)
-        # What was gathered for a module is kept for the gradient of its weights.
-        self.last_use = {block.name: at for block in blocks if block.begin >= start
-                         for at in range(block.begin, block.end) if ops[at].phase == WEIGHT_GRAD}
+        self.last_use = self._last_uses(blocks, start)
         for block, stage in zip(blocks, stages, strict=True):
             if block.begin == start:
                 self.at = None  # the gradient of the output is wherever the output was
@@ -138,6 +138,18 @@ class _Chain:
             self.graph, modules=modules, ops=tuple(self.ops), tensors=self.tensors,
             input_bytes=self.whole.input_bytes * self.spread.dp // first)
         return self.found
+
+    def _last_uses(self, blocks: Sequence[Block], start: int) -> dict[str, int]:
+        """The operator for which what was gathered for a block is kept: the product that makes the
+        gradient of its weights, the last where there are several; of a module without products
+        its last one that makes any."""
+        found: dict[str, int] = {}
+        for kinds in (KINDS, ('gemm', 'conv')):
+            found |= {block.name: at for block in blocks if block.begin >= start
+                      for at in range(block.begin, block.end)
+                      if self.graph.ops[at].phase == WEIGHT_GRAD
+                      and self.graph.ops[at].kind in kinds}
+        return found
 
     def _stages(self, blocks: Sequence[Block], start: int) -> list[int]:
         """Of a block on no ranks of its own: forward that of the one before it, backward that of
@@ -245,7 +257,9 @@ class _Chain:
             for key in keys:
                 size = -(-self.tensors[key].num_bytes // parts)
                 self.tensors[key] = replace(self.tensors[key], num_bytes=size)
-            self.ops.append(replace(local, ends=(*local.ends, *self.ends_of.pop(at, ()))))
+            ends = self.ends_of.pop(at, [])
+            reads = (*local.reads, *ends) if self.has_reads else ()
+            self.ops.append(replace(local, ends=(*local.ends, *ends), reads=reads))
 
 
 def _dim(layout: Layout) -> str:
