@@ -2,12 +2,12 @@
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
-from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import add_common_arguments, find_classes, read_config
 from vision.simulator.core.cluster import read_cluster
@@ -91,20 +91,44 @@ def test_a_detector_runs_once_for_real_and_is_grown():
     assert found.graph.ops_of('roi_head') and found.graph.parameters == small.graph.parameters
 
 
-def test_faces_take_their_size_from_the_backbone():
+def faces_of(num_gpus=1, batch_size=8, **head):
     config = config_of('configs/faces/mobilefacenet_ivf_folder.py')
-    config.model.head.num_classes = 1000
-    config.model.head.selector.num_active = 64
-    found = read_training(config, batch_size=8, num_gpus=2)
+    config.model.head.num_classes = 100_000
+    for key, value in head.items():
+        config.model.head[key] = value
+    return read_training(config, batch_size=batch_size, num_gpus=num_gpus)
+
+
+def test_faces_take_their_size_from_the_backbone():
+    found = faces_of(selector=dict(type='ivf', num_active=5000))
     assert found.image_size == (112, 112) and found.graph.flops() > 0
-    # Rows, their momentum, and when they were up to date: half of 1000 classes, 128 wide.
-    size = format_bytes(4 * 500 * (128 + 128 + 1))
-    assert any('class store of head' in note and '1000 rows' in note
-               and f'{size} of device memory on each of 2 ranks' in note for note in found.notes)
+    products = [op for op in found.graph.ops if op.kind == 'gemm' and not op.module]
+    assert sum(op.flops for op in products) == pytest.approx(3 * 2 * 8 * 5000 * 128)
+    assert any('5000 of the 100000 class rows' in note for note in found.notes)
     grey = config_of('configs/faces/iresnet18-small_ivf_glyphs.py')
-    grey.model.head.num_classes = 1000
-    grey.model.head.selector.num_active = 64
     assert read_training(grey, batch_size=8).graph.input_bytes == 4 * 8 * 32 * 32
+
+
+def test_class_rows_lie_on_all_ranks_and_cost_messages(cluster):
+    sgd = dict(type='sgd', momentum=0.9)
+    many = [predict(faces_of(num_gpus, selector=dict(type='ivf', num_active=8000),
+                             store=dict(optimizer=sgd)), cluster) for num_gpus in (1, 4)]
+
+    def held(result):
+        return result.outcome.program.buffers['buffers'].num_bytes
+    # Rows, their momentum, and when they were up to date.
+    whole, part = (4 * 100_000 // ranks * (128 + 128 + 1) for ranks in (1, 4))
+    assert held(many[0]) - held(many[1]) == whole - part
+    kinds = [Counter(node.kind for node in each.outcome.program.nodes if 'head' in node.name)
+             for each in many]
+    assert not kinds[0]['all_gather'] and kinds[1]['all_gather'] == 1
+    assert kinds[1]['all_reduce'] == 2
+    away = predict(faces_of(4, selector=dict(type='ivf', num_active=8000),
+                            store=dict(backend='host', optimizer=sgd)), cluster)
+    assert held(many[1]) - held(away) == part
+    assert {'h2d', 'd2h'} <= {node.kind for node in away.outcome.program.nodes}
+    full = predict(faces_of(4, selector=dict(type='full')), cluster)
+    assert full.step_seconds > many[1].step_seconds
 
 
 def test_a_config_that_trains_nothing_is_refused():

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,6 +62,16 @@ def test_flops_by_hand_forward_and_both_parts_of_the_backward_apart():
     assert relu.phase == I  # although nothing behind it but the first layer's weight follows
     assert [each.name for each in graph.modules if each.name][:2] == ['conv', 'norm']
     assert graph.module('norm').buffer_bytes == 2 * 8 * 4 + 8 and graph.batch_size == 2
+
+
+def test_memory_that_came_past_the_dispatcher_is_not_freed():
+    class FromNumpy(Small):
+        def forward(self, x):
+            x = x + torch.from_numpy(np.ones(6, np.float32))
+            return super().forward(x)
+
+    graph = trace(FromNumpy(), torch.zeros(2, 3, 6, 6), how='real')
+    assert {key for op in graph.ops for key in op.ends} <= graph.tensors.keys()
 
 
 @pytest.mark.parametrize('make, shape', [

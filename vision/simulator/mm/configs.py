@@ -7,6 +7,7 @@ one or two images of at most ``REAL_PIXELS``, from which the batch is grown.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,11 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from vision.common.core.amounts import format_bytes, parse_budget
+from vision.common.core.amounts import parse_budget
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import explained, find_classes
 from vision.registry import MODELS
+from vision.simulator.core.class_rows import ClassRows
 from vision.simulator.core.compile import OPTIMIZERS, Settings
 from vision.simulator.core.graph import ModuleGraph, larger_batch
 from vision.simulator.core.memory_plan import MemoryOptions
@@ -29,6 +31,7 @@ from vision.simulator.nn.trace import trace
 
 REAL_PIXELS = 256 * 320
 NUM_BOXES = 4
+MOST_ROWS = 4096  # of classes, that are traced; the others are counted
 MOST_TRACED = 256  # samples; each has a label of its own, and larger batches only grow
 # Keys in which transforms of a pipeline say how large an image leaves them.
 SIZE_KEYS = ('crop_size', 'img_scale', 'scale', 'size', 'input_size', 'img_size')
@@ -43,7 +46,7 @@ class Configured:
     Args:
         graph: of one micro-batch of one share of the data.
         tree: how it is spread; ``pipeline`` holds a ZeroPPStrategy's own options, ``memory`` the
-            budget of activations.
+            budget of activations, ``class_rows`` those of an ActiveClassHead.
         batch_size: samples of a rank's step.
         stages: names of a pipeline's pieces in order.
         param_dtype: that the strategy computes and gathers in, if it says so.
@@ -56,6 +59,7 @@ class Configured:
     batch_size: int
     image_size: tuple[int, int]
     memory: MemoryOptions | None = None
+    class_rows: ClassRows | None = None
     pipeline: dict[str, Any] | None = None
     stages: tuple[str, ...] = ()
     param_dtype: str | None = None
@@ -93,13 +97,15 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
         num_microbatches = int(of_pipeline['num_microbatches'])
         samples = _divided(batch, num_microbatches)
     autocast = _autocast(wrapper, strategy)
-    graph, model = _graph(config, samples, size, autocast)
+    rows, config = _class_rows(config, notes)
+    graph, model = _graph(config, samples, size, autocast, rows.grown if rows else 1.0)
     tree, ranks = _tree(strategy, model, num_gpus)
     optimizer = _optimizer(wrapper.get('optimizer') or {}, notes)
     param_dtype = strategy.get('param_dtype')
     if of_pipeline:
         notes += _pipeline_notes(of_pipeline)
-    notes += _class_store_notes(model, ranks)
+    if rows and of_pipeline:
+        notes.append('class rows of the head are left out of a pipeline')
     settings = Settings(num_microbatches=1 if of_pipeline else num_microbatches,
                         optimizer=optimizer,
                         has_bucket_copies=not _views(config),
@@ -114,7 +120,7 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
         names = of_pipeline.get('stages') if of_pipeline else None
         stages = tuple(piece.name for piece in pieces_of(model, names))
     memory = _memory(config.get('activation_memory'), notes, is_pipeline=bool(of_pipeline))
-    return Configured(graph, tree, settings, batch, size, memory, of_pipeline, stages,
+    return Configured(graph, tree, settings, batch, size, memory, rows, of_pipeline, stages,
                       param_dtype, [*graph.notes, *notes])
 
 
@@ -224,20 +230,27 @@ def _pipeline_notes(options: Mapping) -> list[str]:
     return notes
 
 
-def _class_store_notes(model: nn.Module, ranks: int) -> list[str]:
-    """Class rows of faces are no parameters, so no trace sees them."""
-    notes = []
-    for name, module in model.named_modules():
-        # By name: the room of faces is not imported here.
-        if not any(cls.__name__ == 'ActiveClassHead' for cls in type(module).__mro__):
-            continue
-        rows, options = module.num_classes * module.num_subcentres, module.store_config
-        place = 'host' if options.get('backend') == 'host' else 'device'
-        size = -(-4 * rows * _numbers_of_row(module.dim, options.get('optimizer') or {}) // ranks)
-        notes.append(f'the class store of {name} is left out, its memory and its step: {rows} rows'
-                     f' with optimizer states, {format_bytes(size)} of {place} memory on each of '
-                     f'{ranks} ranks')
-    return notes
+def _class_rows(config: Config, notes: list[str]) -> tuple[ClassRows | None, Config]:
+    """Rows of an ActiveClassHead, which are no parameters, and the config as it is traced: with
+    as few rows as stand for those that are active, drawn at random."""
+    head = config.model.get('head') or {}
+    # By name: the room of faces is not imported here.
+    if str(head.get('type')).rpartition('.')[2] != 'ActiveClassHead':
+        return None, config
+    selector, store = head.get('selector') or dict(type='full'), head.get('store') or {}
+    centres, dim = int(head.get('num_subcentres', 1)), int(head.in_channels)
+    num_rows = int(head.num_classes) * centres
+    num_active = min(num_rows, int(selector.get('num_active') or num_rows) * centres)
+    traced = max(2, min(num_active // centres, MOST_ROWS))
+    config = copy.deepcopy(config)
+    config.model.head.num_classes = traced
+    for key in ('selector', 'store', 'correction'):
+        config.model.head.pop(key, None)
+    notes.append(f'{num_active} of the {num_rows} class rows are active in each step; what '
+                 'chooses them is not priced')
+    return ClassRows('head', num_rows, dim, _numbers_of_row(dim, store.get('optimizer') or {}),
+                     num_active, store.get('backend') == 'host',
+                     grown=num_active / (traced * centres)), config
 
 
 def _numbers_of_row(dim: int, optimizer: Mapping) -> int:
@@ -270,9 +283,10 @@ def _tree(strategy: Mapping, model: nn.Module, num_gpus: int | None) -> tuple[St
     return tree, ranks
 
 
-def _graph(config: Config, batch: int, size: tuple[int, int],
-           autocast: str | None) -> tuple[ModuleGraph, nn.Module]:
-    """(graph of a batch, the model without data)."""
+def _graph(config: Config, batch: int, size: tuple[int, int], autocast: str | None,
+           grown: float) -> tuple[ModuleGraph, nn.Module]:
+    """(graph of a batch, the model without data); ``grown``: how much more than what was built is
+    done outside of the backbone."""
     with explained(config), torch.device('meta'):
         model = _build(config)
     call = _Loss(model)
@@ -282,7 +296,8 @@ def _graph(config: Config, batch: int, size: tuple[int, int],
         inputs = _inputs(model, traced, size)
         inputs['inputs'] = inputs['inputs'].to('meta')
         graph = trace(model, inputs, loss=call, autocast=autocast, how='fake')
-        return graph if traced == batch else larger_batch(graph, batch / traced), model
+        return graph if traced == batch and grown == 1 else larger_batch(
+            graph, grown * batch / traced, {'backbone': batch / traced}), model
     except VisionError as error:
         if error.code != 'VIS-RUN-1611':
             raise
@@ -298,7 +313,8 @@ def _graph(config: Config, batch: int, size: tuple[int, int],
                   how='real')
     samples, pixels = batch / images, height * width / (small[0] * small[1])
     boxes = ['roi_head'] if hasattr(real, 'roi_head') else []
-    graph = larger_batch(graph, samples * pixels, dict.fromkeys(boxes, samples))
+    graph = larger_batch(graph, samples * pixels, dict.fromkeys(boxes, samples)) \
+        if grown == 1 else larger_batch(graph, samples * grown, {'backbone': samples * pixels})
     reason = str(failure.__cause__).splitlines()[0][:80] if str(failure.__cause__) else ''
     note = f'{images} of {small[1]}x{small[0]} pixels ran for real ({reason})'
     return replace(graph, batch_size=batch, notes=(*graph.notes, note)), model

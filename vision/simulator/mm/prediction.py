@@ -13,6 +13,7 @@ from vision.common.core.errors import VisionError
 from vision.memory.core.plan import Link, Plan
 from vision.pipeline.core.cut import cut
 from vision.pipeline.core.tasks import Costs
+from vision.simulator.core.class_rows import with_class_rows
 from vision.simulator.core.cluster import Cluster
 from vision.simulator.core.compile import Settings, compile_strategy
 from vision.simulator.core.engine import run
@@ -116,9 +117,10 @@ def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False,
         micro = int(configured.pipeline['num_microbatches'])
     else:
         settings = replace(configured.settings, slowdown=cluster.overheads.slowdown)
-        program = compile_strategy(
-            _planned(configured, pricing, {} if plans is None else plans), configured.tree,
-            pricing, settings)
+        graph = _planned(configured, pricing, {} if plans is None else plans)
+        if configured.class_rows:
+            graph = with_class_rows(graph, configured.class_rows, configured.tree.num_ranks or 1)
+        program = compile_strategy(graph, configured.tree, pricing, settings)
         ranks = shares = program.replicas
         micro = settings.num_microbatches
     available = cluster.num_nodes * cluster.gpus_per_node

@@ -196,6 +196,8 @@ class Recorder(TorchDispatchMode):
                     else 'temporary'
                 tensors[number] = TensorInfo(self.sizes[number], category,
                                              gradients.get(number, ''))
+        for seen in self.seen:  # what came past the dispatcher (from_numpy) never began here
+            seen.ends = [number for number in seen.ends if number in tensors]
         is_weight = self._weight_grads()
         ops: list[Op] = []
         waiting: list[int] = []
