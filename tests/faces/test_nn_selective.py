@@ -173,7 +173,7 @@ def test_half_precision_and_autocast():
     torch.testing.assert_close(rough, expected, rtol=0.03, atol=0)
 
 
-@pytest.mark.parametrize('scale', [10.0, 14.0, 20.0])
+@pytest.mark.parametrize('scale', [10.0, 14.0])
 def test_float16_keeps_negatives_whose_probability_is_tiny(scale):
     """Cosines are multiples of 1/4, exact in float16: what differs is the way of the gradients."""
     generator = torch.Generator().manual_seed(2)
