@@ -66,8 +66,12 @@ class ActiveClassHead(BaseModule):
         self.pending: tuple[Tensor, Tensor] | None = None
         self._fault: VisionError | None = None
 
-    def build(self, device: torch.device | str, seed: int = 0) -> None:
-        """Take the memory of the rows and make the selector; every rank must come here."""
+    def build(self, device: torch.device | str, seed: int = 0, *, is_filled: bool = True) -> None:
+        """Take the memory of the rows and make the selector; every rank must come here.
+
+        Args:
+            is_filled: False: no new rows are drawn, ``load_rows_state`` is next.
+        """
         if self.store is not None:
             return
         # Here, not above: a recogniser that is only used needs neither rows nor an index.
@@ -78,7 +82,8 @@ class ActiveClassHead(BaseModule):
             self.group = dist.group.WORLD
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
                                  device=device, group=self.group,
-                                 rows_per_class=self.num_subcentres, **self.store_config)
+                                 rows_per_class=self.num_subcentres, is_filled=is_filled,
+                                 **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
         adaptive = options.pop('adaptive', None)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
