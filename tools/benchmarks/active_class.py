@@ -58,7 +58,7 @@ COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
 SMALL_ONLY = {'forest': 300_000, 'hnsw': 300_000, 'lsh': 300_000, 'nested-ivf': 300_000}
 SEARCHES_LISTS = ('ivf', 'nested-ivf')
-OPTIONS = dict(midx=dict(nprobe=64), forest=dict(num_trees=8))
+OPTIONS = dict(midx=dict(nprobe=64))
 
 
 @dataclass

@@ -4,8 +4,12 @@ The active rows of a step are: the batch's own classes, always; the best candida
 fit; and a random share, always, which gives every class a chance however old an index is. Without
 candidates the random share is all the rest (Partial FC, arXiv:2010.05222).
 
-Candidates come from an index over an old snapshot, so its scores are not used: with more
-candidates than places, exact logits on the live rows decide. Draws depend on (seed, step) only.
+Candidates come from an index over an old snapshot, so its scores are not used: of each sample's
+candidates those with the best logits on the live rows stay (as many of every sample), and of all
+samples' together those with the most softmax mass over the batch. The paper's forest is ranked in
+the same way: its first step, leaves of each sample, is the paper's (arXiv:1801.01687), the two
+rankings are our choice: how often a row was met says little about how much mass it takes.
+Draws depend on (seed, step) only.
 
 Ids are of the store's local rows, 0 .. row_end - row_start - 1; labels are global.
 """
@@ -31,8 +35,10 @@ from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
 NAMES = ('full', 'random', 'oracle', 'forest', *KINDS)
 _CHUNK = 1 << 16  # rows pulled at once by the oracle
-# Candidates looked at per place; planes and votes rank so coarsely that they need more.
-_OVERFETCH = dict(lsh=8.0, forest=8.0, midx=2.0)
+_QUERIES = 16  # ranked at once on live rows: of 50 trees, 16 have some 25,000 candidates
+_COARSE = dict(lsh=6, midx=2)  # candidates per kept one where an index ranks coarsely
+# Leaves of 50 trees hold far more rows than are kept; more kept ones cost little beside them.
+_OVERFETCH = dict(forest=3.0)
 
 
 @dataclass(frozen=True)
@@ -218,8 +224,8 @@ class OracleSelector(CandidateSelector):
         logits = torch.cat([self.logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
         here = (local >= 0).nonzero().squeeze(1)
         logits[here, local[here]] = self.own_logits(queries, local)[here]
-        mass = logits.softmax(1).sum(0)
-        mass[torch.from_numpy(own).to(mass.device)] = -1
+        mass = _log_mass(logits, logits.logsumexp(1))
+        mass[torch.from_numpy(own).to(mass.device)] = -torch.inf
         return mass.topk(min(num, self.num_local - len(own))).indices.cpu().numpy()
 
 
@@ -227,34 +233,38 @@ class IndexSelector(CandidateSelector):
     """Candidates from an index that ``IndexUpkeep`` keeps near the rows.
 
     Args:
-        overfetch: candidates asked for per place; above 1, exact logits decide.
-        rank_by: 'mass': sum over the batch of a candidate's softmax among the candidates (what
-            the oracle sums over all rows); 'max': its highest logit.
+        overfetch: candidates kept per place, as many of each sample; above 1, their mass over
+            the batch decides.
+        num_searched: candidates that the index is asked for per kept one.
         nprobe: lists that the index searches per query; None: as it was built.
     """
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
-                 rank_by: str = 'mass', nprobe: int | None = None, **options) -> None:
+                 num_searched: int = 1, nprobe: int | None = None, **options) -> None:
         super().__init__(store, **options)
-        if overfetch < 1 or rank_by not in ('mass', 'max'):
+        if overfetch < 1 or num_searched < 1:
             raise VisionError('VIS-CONFIG-1050', f'selector with overfetch={overfetch}, '
-                              f'rank_by={rank_by!r}', where='selector',
-                              do="give overfetch >= 1 and rank_by 'mass' or 'max'")
-        self.upkeep, self.overfetch, self.rank_by = upkeep, overfetch, rank_by
+                              f'num_searched={num_searched}', where='selector',
+                              do='give numbers >= 1')
+        self.upkeep, self.overfetch, self.num_searched = upkeep, overfetch, num_searched
         self.nprobe = nprobe
         self._own = torch.empty(0, dtype=torch.int64)
 
     def candidates(self, queries: Tensor, num: int, step: int, least: int = 1) -> Tensor:
-        """(U,) unique local ids that the index proposes for ``num`` places.
+        """(U,) unique local ids for ``num`` places: of each sample, the best that the index finds.
 
         Args:
-            least: ids asked for per sample at least.
+            least: ids kept per sample at least.
         """
-        per_sample = math.ceil(self.overfetch * num / max(1, len(queries)))
+        kept = max(least, math.ceil(self.overfetch * num / max(1, len(queries))))
         index = self.upkeep.index(step)
         if self.nprobe is not None:
             index.set_nprobe(self.nprobe)
-        return index.propose(queries, max(least, per_sample)).unique()
+        found = index.search(queries, min(self.num_searched * kept, self.num_local))
+        if found.shape[1] > kept:
+            found = torch.cat([self._nearest(some, ids, kept) for some, ids in zip(
+                queries.split(_QUERIES), found.split(_QUERIES), strict=True)])
+        return found[found >= 0].unique()
 
     def after_update(self, rows: Tensor, step: int) -> None:
         self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
@@ -266,6 +276,14 @@ class IndexSelector(CandidateSelector):
         super().load_state_dict(state)
         self.upkeep.load_state_dict(state['upkeep'])
 
+    def _nearest(self, queries: Tensor, found: Tensor, num: int) -> Tensor:
+        """(B, num) of the candidates (B, n) with the best logits on the live rows; -1: no more."""
+        ids, place = found.clamp(min=0).unique(return_inverse=True)
+        logits = self.logits(queries, ids)
+        logits = logits.gather(1, place.to(logits.device)).cpu().masked_fill(found < 0, -torch.inf)
+        best = logits.topk(num, dim=1)
+        return found.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1)
+
     def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
               step: int) -> np.ndarray:
         self._own = torch.from_numpy(own)
@@ -274,12 +292,17 @@ class IndexSelector(CandidateSelector):
         if len(ids) <= num:
             return ids
         logits = self.logits(queries, torch.from_numpy(ids))
-        if self.rank_by == 'max':
-            worth = logits.amax(0)
-        else:
-            every = torch.cat([logits, self.own_logits(queries, local)[:, None]], 1)
-            worth = every.softmax(1).sum(0)[:-1]
-        return ids[worth.topk(num).indices.cpu().numpy()]
+        every = torch.cat([logits, self.own_logits(queries, local)[:, None]], 1)
+        mass = _log_mass(logits, every.logsumexp(1))
+        return ids[mass.topk(num).indices.cpu().numpy()]
+
+
+def _log_mass(logits: Tensor, normaliser: Tensor) -> Tensor:
+    """(U,) logarithm of the probability that each row takes in the batch.
+
+    The logarithm, since small sums would become equal zeros, and rows' numbers decide.
+    """
+    return (logits - normaliser[:, None]).logsumexp(0)
 
 
 def without_index(state: dict) -> dict:
@@ -300,7 +323,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         upkeep: fields of ``Schedule``, for selectors with an index.
         adaptive: for those, too: ``AdaptiveSelector`` with its options and fields of ``Rules``.
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
-            ``rank_by``, ``random_frac``, ``scale``, ``own_margin``.
+            ``num_searched``, ``random_frac``, ``scale``, ``own_margin``.
     Raises:
         VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have.
     """
@@ -318,9 +341,10 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
             extra = dict(upkeep=upkeep, adaptive=adaptive)
             return made(store, **common, **options, **{key: value for key, value in extra.items()
                                                        if value is not None})
-        own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale',
-                                                 'own_margin') if key in options}
-        own.setdefault('overfetch', _OVERFETCH.get(name, 1.25))
+        own = {key: options.pop(key) for key in (
+            'overfetch', 'num_searched', 'random_frac', 'scale', 'own_margin') if key in options}
+        own = dict(overfetch=_OVERFETCH.get(name, 1.25),
+                   num_searched=_COARSE.get(name, 1)) | own
         build, restore, nprobe = _index_makers(name, store.dim, seed, is_cosine, options)
         keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
         selector = IndexSelector(store, keeper, nprobe=nprobe, **own, **common)
