@@ -22,7 +22,15 @@ def test_start_values():
     made = controller()
     assert made.allocation.phase == 'warm-up' and made.allocation.interval == 100
     assert made.allocation.num_active == 1024 and made.num_random == 10_000
-    assert AllocationController(500, 256).allocation.num_active == 500
+    assert AllocationController(500, 256).allocation.num_active == 256
+    assert AllocationController(200, 256).allocation.num_active == 200
+
+
+def test_rows_stop_growing_at_a_quarter_of_all():
+    grown = updated(controller(), *[dict(outside_mass=0.4)] * 40)
+    assert grown.num_active == 25_000
+    wider = updated(controller(active_range=(256, 60_000)), *[dict(outside_mass=0.4)] * 40)
+    assert wider.num_active == 60_000
 
 
 @pytest.mark.parametrize(('change', 'phase'), [
@@ -87,7 +95,8 @@ def test_a_loaded_controller_goes_on_as_the_saved_one():
 
 @pytest.mark.parametrize('rules', [dict(mass_range=(0.05, 0.01)), dict(warm_share=0),
                                    dict(interval_range=(0, 5)), dict(nprobe_range=3),
-                                   dict(drift_range=(0.1,))])
+                                   dict(drift_range=(0.1,)),
+                                   dict(mass_range=(0.1, None))])
 def test_rules_out_of_range_are_refused(rules):
     with pytest.raises(VisionError, match='1048'):
         Rules(**rules)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.select.selectors import NAMES, build_selector
+from vision.faces.nn.select.build import NAMES, build_selector
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import DIM, TensorStore, batch_near, clustered_rows
@@ -59,7 +59,7 @@ def test_equal_seed_and_step_give_equal_rows_and_another_step_others(name, weigh
 def test_captured_mass_beside_the_oracle_and_chance(name, least, weights):
     features, labels = batch_near(weights)
     mass = {key: captured(weights, features, made(
-        key, weights, own_margin=0.0).select(features, labels, 0).rows)
+        key, weights).select(features, labels, 0).rows)
             for key in (name, 'oracle', 'random')}
     assert mass['random'] < mass[name] <= mass['oracle'] + 1e-3
     chance, best = mass['random'], mass['oracle']
@@ -115,8 +115,7 @@ def test_the_oracle_is_the_best_of_all_sets():
     from itertools import combinations
     weights = clustered_rows(num=12, per_cluster=3)
     features, labels = batch_near(weights, num=3)
-    chosen = made('oracle', weights, num_active=6, random_frac=0.0,
-                  own_margin=0.0).select(features, labels, 0)
+    chosen = made('oracle', weights, num_active=6, random_frac=0.0).select(features, labels, 0)
     own = set(labels.tolist())
     others = sorted(set(range(12)) - own)
     best = max(captured(weights, features, sorted(own | set(extra)))

@@ -27,6 +27,7 @@ class ForestIndex:
     """
 
     can_update = False
+    keeps_lists = False  # a checkpoint has the rows that it was grown from
 
     def __init__(self, rows: Tensor, *, num_trees: int = 50, leaf_size: int = 64, seed: int = 0,
                  is_cosine: bool = True) -> None:
