@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
+from vision.faces.nn.head.margins import build_margin
 from vision.faces.nn.select.build import NAMES, build_selector
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -134,6 +135,31 @@ def test_live_rows_decide_not_the_index(weights):
     selector.store.weights[favoured] = features[0]
     rows = selector.select(features, labels, 0).rows
     assert torch.isin(favoured, rows).all()
+
+
+@pytest.mark.parametrize(('name', 'options'), [
+    ('Softmax', {}), ('CosFace', dict(margin=0.3)), ('AdaFace', {}),
+    ('CombinedMargin', dict(m1=1.2, m2=0.2, m3=0.1))])
+def test_own_classes_count_with_the_margin_of_the_head(name, options, weights):
+    """Judge: the margin's own logits of the whole matrix, features of several lengths."""
+    margin = build_margin(name, scale=16.0, **options).eval()
+    features, labels = batch_near(weights)
+    features = features * torch.linspace(5, 60, len(features))[:, None]
+    cosine = functional.normalize(features) @ weights.T
+    expected = margin(cosine, labels, norms=features.norm(dim=1, keepdim=True))
+    found = made('oracle', weights, scale=16.0, target=margin.target).own_logits(features, labels)
+    torch.testing.assert_close(found, expected.gather(1, labels[:, None])[:, 0])
+
+
+def test_a_margin_leaves_mass_to_others(weights):
+    """A sample that is sure of its class competes for places only because of the margin."""
+    features = functional.normalize(torch.stack([weights[3], weights[40] + weights[41]]))
+    labels = torch.tensor([3, 40])
+    near = (features[0] @ weights.T).topk(12).indices
+    held = [torch.isin(near, made('oracle', weights, num_active=20, random_frac=0.0, **options)
+                       .select(features, labels, 0).rows).sum()
+            for options in ({}, dict(target=build_margin('CosFace', margin=0.6).target))]
+    assert held[1] > held[0]
 
 
 def test_the_random_share_is_kept_and_uniform(weights):
