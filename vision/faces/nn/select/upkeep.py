@@ -198,7 +198,7 @@ class IndexUpkeep:
             state['index'] = self._index.state_dict()
             if is_exact:
                 lists = self._index.lists_state() if self._index.keeps_lists else None
-                state |= dict(lists=lists, snapshot=self._snapshot, probe=self._probe)
+                state |= dict(lists=lists, snapshot=self._snapshot, probe=self._probe and list(self._probe))
         if is_exact and self._job is not None:
             touched = torch.cat(self._touched).unique() if self._touched else None
             state['coming'] = dict(vars(self._job), touched=touched)
@@ -318,7 +318,9 @@ class IndexUpkeep:
 
     def _update(self, rows: Tensor) -> None:
         start = time.perf_counter()
-        self._index.update(rows.cpu(), self.store.pull(rows).detach())
+        values = self.store.pull(rows).detach()
+        is_finite = values.isfinite().all(1)  # others stop the next renewal, on all ranks
+        self._index.update(rows[is_finite.to(rows.device)].cpu(), values[is_finite])
         self.seconds['touched'] += time.perf_counter() - start
 
     def _take_probe(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,10 +130,11 @@ class ClassStore:
         """Take this store's rows out of the states of any number of ranks, in any order.
 
         Args:
-            takes_tensors: where one state has exactly this store's rows, its tensors become the
-                store's own instead of being copied. Those of a memory-mapped checkpoint are then
-                read row by row as they become active; what is written stays in memory, the file
-                is not changed.
+            takes_tensors: the state of a run of one process gives its tensors to the store
+                instead of being copied. Those of a memory-mapped checkpoint are then read row by
+                row as they become active; what is written stays in memory, the file is not
+                changed. (Files of several ranks are copied: one that another machine deletes
+                would be lost under its mapping.)
         Raises:
             VisionError: VIS-CKPT-1023, they do not fit, with the reason; nothing has changed.
         """
