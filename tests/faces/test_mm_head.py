@@ -77,6 +77,12 @@ def test_scaled_loss_gives_the_same_step():
     torch.testing.assert_close(*rows)
 
 
+def test_the_selector_knows_the_margin_of_the_head():
+    head = build_head(margin=dict(type='AdaFace', scale=8.0), selector=dict(type='oracle',
+                                                                            num_active=9))
+    assert head.selector.target == head.margin.target and head.selector.scale == 8.0
+
+
 def test_only_active_rows_move_and_labels_are_among_them():
     head = build_head(store=dict(optimizer=dict(type='sgd', momentum=0.0, weight_decay=0.0)))
     before = all_rows(head)
@@ -155,7 +161,16 @@ def assert_same(one, two, where=''):
     dict(margin=dict(type='CurricularFace', scale=8.0), num_subcentres=2),
     dict(selector=dict(type='ivf', num_active=12, num_lists=4,
                        upkeep=dict(interval=3, swap_lag=1)),
-         store=dict(backend='host', optimizer=dict(type='adamw')))])
+         store=dict(backend='host', optimizer=dict(type='adamw'))),
+    # The run is cut while an index is under way, and again after single rows were put in place.
+    dict(selector=dict(type='ivf', num_active=12, num_lists=4, nprobe=1, upkeep=dict(
+        interval=3, swap_lag=2, touched_per_step=9, warm_every=2, is_async=True))),
+    dict(selector=dict(type='forest', num_active=12, num_trees=3, leaf_size=3,
+                       upkeep=dict(interval=3, swap_lag=2))),
+    dict(selector=dict(type='ivf', num_active=12, num_lists=4, nprobe=1,
+                       upkeep=dict(interval=4, swap_lag=3), adaptive=dict(
+                           monitor_every=6, active_range=(10, 14), interval_range=(4, 9),
+                           warm_steps=7, least_recall=0.01, least_gain=-1.0)))])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, head):
     head = toy_faces.head_config(**head)
     run(tmp_path / 'straight', head=head)
@@ -211,7 +226,7 @@ def test_decisions_of_the_controller_go_on_with_another_number_of_ranks():
         first.step = step
         first.loss(features, labels)['loss'].backward()
         first.step_rows(0.1)
-    state = first.rows_state(renews_selector=False)
+    state = first.rows_state(is_exact=False)
     state['selectors'] *= 2  # as if two ranks had written it
     second = build_head(selector=selector)
     second.load_rows_state(state)

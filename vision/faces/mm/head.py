@@ -13,7 +13,7 @@ from vision.common.core.errors import VisionError
 from vision.faces.nn.head.gather import batch_sizes, gather_batch, gather_labels
 from vision.faces.nn.head.margins import build_margin
 from vision.faces.nn.head.selective import selective_loss
-from vision.faces.nn.store.ranks import check_ranks, raise_together
+from vision.faces.nn.store.ranks import check_ranks
 from vision.registry import MODELS
 
 DTYPES = {None: None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -34,9 +34,8 @@ class ActiveClassHead(BaseModule):
         num_classes: identities in the training data, labels 0 to num_classes - 1.
         in_channels: length of the embedding.
         margin: ``type`` and options of a class of ``vision.faces.nn.head.margins``.
-        selector: ``type`` (full, random, oracle, forest, ivf, faiss),
-            ``num_active`` and options of ``build_selector``; ``adaptive``: options of
-            ``make_adaptive``, for selectors with an index.
+        selector: ``type`` (full, random, oracle, forest, ivf, faiss), ``num_active`` and options
+            of ``build_selector``.
         store: options of ``build_store``: backend, optimizer.
         num_subcentres: rows per class; the nearest of them counts (sub-centre ArcFace).
         is_cosine: False: inner products, with a plain ``Softmax``.
@@ -64,7 +63,6 @@ class ActiveClassHead(BaseModule):
         self.store = self.selector = self.group = None
         self.step = 0  # set by the hook, so that a resumed run goes on counting
         self.pending: tuple[Tensor, Tensor] | None = None
-        self._fault: VisionError | None = None
 
     def build(self, device: torch.device | str, seed: int = 0, *, is_filled: bool = True) -> None:
         """Take the memory of the rows and make the selector; every rank must come here.
@@ -75,8 +73,7 @@ class ActiveClassHead(BaseModule):
         if self.store is not None:
             return
         # Here, not above: a recogniser that is only used needs neither rows nor an index.
-        from vision.faces.nn.select.adaptive import make_adaptive
-        from vision.faces.nn.select.selectors import build_selector
+        from vision.faces.nn.select.build import build_selector
         from vision.faces.nn.store.class_store import build_store
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.group.WORLD
@@ -85,11 +82,9 @@ class ActiveClassHead(BaseModule):
                                  rows_per_class=self.num_subcentres, is_filled=is_filled,
                                  **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
-        adaptive = options.pop('adaptive', None)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
-                                       is_cosine=self.is_cosine, **options)
-        if adaptive is not None:
-            self.selector = make_adaptive(self.selector, group=self.group, **adaptive)
+                                       is_cosine=self.is_cosine, target=self.margin.target,
+                                       **options)
 
     def require_data(self, num_identities: int | None, num_samples: int) -> None:
         """Refuse training data before any step of it; every rank must come here.
@@ -173,32 +168,25 @@ class ActiveClassHead(BaseModule):
         self.pending = None
         gradient = weights.grad if gradient_scale == 1 else weights.grad / gradient_scale
         self.store.push(rows, gradient, lr=lr * self.lr_mult)
-        try:
-            self.selector.after_update(rows, self.step)
-        except VisionError as fault:
-            if self.group is None:
-                raise
-            self._fault = fault  # until all ranks are asked, at the next selection
+        self.selector.after_update(rows, self.step)
 
     def drop_step(self) -> None:
         """Leave the rows of the last loss as they are: its gradients were not finite."""
         self.pending = None
 
-    def rows_state(self, *, renews_selector: bool = True) -> dict[str, Any]:
-        """Rows, optimizer and selector of this rank.
+    def rows_state(self, *, is_exact: bool = True) -> dict[str, Any]:
+        """Rows, optimizer and selector of this rank; the run is not changed by it.
 
         States of several ranks are joined by joining their lists, ``stores`` and ``selectors``.
 
         Args:
-            renews_selector: let the running selector go on from its own state, too. An index
-                saves its centroids and not its lists; read back, these hold the rows as of now.
+            is_exact: with the lists of an index, and the snapshot of one under way, so that what
+                is loaded selects as this head does.
         """
-        state = dict(store=self.store.state_dict(), selector=self.selector.state_dict())
-        if renews_selector:
-            self.selector.load_state_dict(state['selector'])
         return dict(num_classes=self.num_classes, dim=self.dim,
                     num_subcentres=self.num_subcentres, selector_kind=self._selector_kind,
-                    stores=[state['store']], selectors=[state['selector']])
+                    stores=[self.store.state_dict()],
+                    selectors=[self.selector.state_dict(is_exact=is_exact)])
 
     def load_rows_state(self, state: dict[str, Any], *, with_selector: bool = True) -> None:
         """Take what ``rows_state`` gave on all ranks, joined; also on another number of them.
@@ -227,7 +215,7 @@ class ActiveClassHead(BaseModule):
         if len(state['selectors']) == world:
             self.selector.load_state_dict(state['selectors'][rank])
         else:  # what was decided holds on every rank; an index has other rows now
-            from vision.faces.nn.select.selectors import without_index
+            from vision.faces.nn.select.build import without_index
             self.selector.load_state_dict(without_index(state['selectors'][0]))
 
     def fits(self, state: dict[str, Any]) -> bool:
@@ -244,7 +232,7 @@ class ActiveClassHead(BaseModule):
                 ) -> tuple[Tensor, Tensor, Tensor | None, dict]:
         """Row ids (M * K,), columns (B,) of the classes, expected counts, figures to log."""
         k = self.num_subcentres
-        selection = self._selected(features, labels * k)
+        selection = self.selector.select(features, labels * k, self.step)
         if k == 1:
             counts = selection.expected_counts if self.correction == 'sampled' else None
             return selection.rows, selection.columns, counts, selection.stats
@@ -252,18 +240,6 @@ class ActiveClassHead(BaseModule):
         own = selection.rows[selection.columns.clamp(min=0)] // k
         columns = torch.searchsorted(rows[::k] // k, own)
         return rows, columns.where(selection.columns >= 0, -1), None, selection.stats
-
-    def _selected(self, features: Tensor, labels: Tensor):
-        """The selector's choice; what keeps it from choosing on one rank is raised on all."""
-        try:
-            selection, fault = self.selector.select(features, labels, self.step), self._fault
-        except VisionError as error:
-            selection, fault = None, self._fault or error
-        if self.group is None or hasattr(self.selector, 'upkeep'):  # others have nothing to build
-            raise_together(fault, self.group, self.store.device)
-        elif fault is not None:
-            raise fault
-        return selection
 
     def _with_all_centres(self, rows: Tensor) -> Tensor:
         """The selector knows rows only: a class is active with all its rows if any was chosen."""
