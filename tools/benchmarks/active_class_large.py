@@ -41,7 +41,7 @@ from vision.common.core.report import write_report
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
 from vision.faces.nn.head.margins import ArcFace
 from vision.faces.nn.head.selective import selective_loss
-from vision.faces.nn.select.selectors import build_selector
+from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.store.class_store import build_store
 
 OPTIMIZERS = dict(sgd=dict(type='sgd', momentum=0.9), row_adagrad=dict(type='row_adagrad'))
