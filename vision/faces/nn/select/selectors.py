@@ -59,7 +59,7 @@ class Selector:
     """All rows; the base of the others.
 
     Args:
-        store: class rows: ``num_classes, row_start, row_end, device, group, pull, snapshot``.
+        store: class rows: ``num_classes, row_start, row_end, device, group, peek, snapshot``.
         num_active: active rows over all ranks; a rank with a part of the rows takes that part
             of the number. There are more where own classes alone are more, or leave no room for
             the random share.
@@ -197,22 +197,22 @@ class CandidateSelector(Selector):
 
     def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
         """(B, U) scaled logits on the rows as they are now."""
-        rows = self.store.pull(ids.to(self.store.device)).detach().float()
-        rows = functional.normalize(rows) if self.is_cosine else rows
+        rows = self.live_rows(ids)
         return (queries.to(rows) @ rows.T).mul_(self.scale)
+
+    def live_rows(self, ids: Tensor) -> Tensor:
+        """(..., d) float32 rows as they are now, of unit length for cosines."""
+        rows = self.store.peek(ids.flatten().to(self.store.device)).float().view(*ids.shape, -1)
+        return functional.normalize(rows, dim=-1) if self.is_cosine else rows
 
     def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
         """(B,) scaled logit of each own class with its margin; -inf: on another rank."""
-        device, queries = self.store.device, self.queries(features)
-        ids, place = local.clamp(min=0).unique(return_inverse=True)
-        rows = self.store.pull(ids.to(device)).detach().float()[place.to(device)]
-        if self.is_cosine:
-            rows = functional.normalize(rows)
+        rows, queries = self.live_rows(local.clamp(min=0)), self.queries(features)
         logits = (rows * queries.to(rows)).sum(1)
         if self.target is not None:
             lengths = features.detach().to(rows).norm(dim=1, keepdim=True)
             logits = self.target(logits.clamp(-1, 1) if self.is_cosine else logits, lengths)
-        return (logits * self.scale).masked_fill((local < 0).to(device), -torch.inf)
+        return (logits * self.scale).masked_fill((local < 0).to(rows.device), -torch.inf)
 
     def log_mass(self, logits: Tensor, others: Tensor) -> Tensor:
         """(U,) logarithm of the probability that each candidate takes in the batch.
