@@ -177,13 +177,16 @@ class CandidateSelector(Selector):
     def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
         own = local[local >= 0].unique().numpy()
-        num_random = max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
+        num_random = self._num_random()
         num_best = max(0, self.num_places - num_random - len(own))
         best = self._best(features, local, own, num_best, step)
         taken = np.union1d(own, best)
         drawn = draw_outside(taken, self.num_local, max(num_random, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
         return taken, drawn, len(drawn) / max(1, self.num_local - len(taken))
+
+    def _num_random(self) -> int:
+        return max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
 
     def queries(self, features: Tensor) -> Tensor:
         """(B, d) float32, of unit length for cosines."""

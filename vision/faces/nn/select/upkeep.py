@@ -198,7 +198,8 @@ class IndexUpkeep:
             state['index'] = self._index.state_dict()
             if is_exact:
                 lists = self._index.lists_state() if self._index.keeps_lists else None
-                state |= dict(lists=lists, snapshot=self._snapshot, probe=self._probe and list(self._probe))
+                probe = None if self._probe is None else list(self._probe)
+                state |= dict(lists=lists, snapshot=self._snapshot, probe=probe)
         if is_exact and self._job is not None:
             touched = torch.cat(self._touched).unique() if self._touched else None
             state['coming'] = dict(vars(self._job), touched=touched)
