@@ -69,6 +69,20 @@ class ClassStore:
         self._pulled = rows, weights, state
         return weights.detach().requires_grad_()
 
+    def peek(self, rows: Tensor) -> Tensor:
+        """(M, d) rows as of now, on ``device``, to look at: without gradient or anything to push.
+
+        Where the rows are there, too, nothing waits for the device.
+
+        Args:
+            rows: (M,) int64 local ids in any order, also several times; they are not checked.
+        """
+        weights, state, last = self._fetch(rows)
+        factors = self._missed.factors(last, weights.dtype, may_wait=False)
+        if factors is not None:
+            self.optimizer.catch_up_(weights, state, factors)
+        return weights
+
     def prefetch(self, rows: Tensor) -> None:
         """Begin to fetch rows that will be pulled; those on the device need no fetching."""
 
