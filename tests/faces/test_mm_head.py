@@ -374,7 +374,7 @@ def test_a_new_run_from_a_checkpoint_has_a_selector_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize('selector', [dict(type='random', num_active=10),
-                                      dict(type='hnsw', num_active=10),
+                                      dict(type='faiss', factory='HNSW32', num_active=10),
                                       dict(IVF, adaptive=dict())])
 def test_a_resume_with_another_selector_is_refused(tmp_path, selector):
     run(tmp_path, max_iters=4, head=toy_faces.head_config(selector=IVF))

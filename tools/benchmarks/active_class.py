@@ -57,9 +57,9 @@ COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'upkeep_ms', 'f
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
-SMALL_ONLY = {'forest': 300_000, 'hnsw': 300_000, 'lsh': 300_000, 'nested-ivf': 300_000}
-SEARCHES_LISTS = ('ivf', 'nested-ivf')
-OPTIONS = dict(midx=dict(nprobe=64))
+SMALL_ONLY = {'forest': 300_000, 'faiss': 300_000}
+SEARCHES_LISTS = ('ivf',)
+OPTIONS = dict(faiss=dict(factory='HNSW16,SQfp16', parameters='efSearch=128'))
 
 
 @dataclass

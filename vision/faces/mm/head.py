@@ -64,8 +64,12 @@ class ActiveClassHead(BaseModule):
         self.step = 0  # set by the hook, so that a resumed run goes on counting
         self.pending: tuple[Tensor, Tensor] | None = None
 
-    def build(self, device: torch.device | str, seed: int = 0) -> None:
-        """Take the memory of the rows and make the selector; every rank must come here."""
+    def build(self, device: torch.device | str, seed: int = 0, *, is_filled: bool = True) -> None:
+        """Take the memory of the rows and make the selector; every rank must come here.
+
+        Args:
+            is_filled: False: no new rows are drawn, ``load_rows_state`` is next.
+        """
         if self.store is not None:
             return
         # Here, not above: a recogniser that is only used needs neither rows nor an index.
@@ -75,7 +79,8 @@ class ActiveClassHead(BaseModule):
             self.group = dist.group.WORLD
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
                                  device=device, group=self.group,
-                                 rows_per_class=self.num_subcentres, **self.store_config)
+                                 rows_per_class=self.num_subcentres, is_filled=is_filled,
+                                 **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
                                        is_cosine=self.is_cosine, target=self.margin.target,

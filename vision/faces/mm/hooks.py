@@ -50,12 +50,13 @@ class ActiveClassHook(Hook):
                               where='optim_wrapper', why='rows are stepped after each batch, the '
                               'model would be after several', do='remove accumulative_counts; a '
                               'larger batch needs more ranks or a smaller backbone')
-        head.build(next(runner.model.parameters()).device, runner.seed)
+        loaded, self._loaded = self._loaded, None
+        is_loaded = loaded is not None and head.fits(loaded)
+        head.build(next(runner.model.parameters()).device, runner.seed, is_filled=not is_loaded)
         dataset = runner.train_dataloader.dataset
         head.require_data((getattr(dataset, 'metainfo', None) or {}).get('num_classes'),
                           len(dataset))
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None and head.fits(loaded):
+        if is_loaded:
             head.load_rows_state(loaded, with_selector=runner.iter > 0)
             runner.logger.info(f'class rows: {head.num_classes} from the checkpoint')
         elif runner.iter > 0:

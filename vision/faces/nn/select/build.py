@@ -10,7 +10,14 @@ from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.select.controller import Rules
-from vision.faces.nn.index.faiss_index import KINDS, build_index, make_spec, restore_index
+from vision.faces.nn.index.faiss_index import (
+    GONE,
+    KINDS,
+    build_index,
+    make_spec,
+    require_kind,
+    restore_index,
+)
 from vision.faces.nn.index.forest_index import ForestIndex
 from vision.faces.nn.select.adaptive import AdaptiveSelector
 from vision.faces.nn.select.selectors import (
@@ -24,8 +31,8 @@ from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 NAMES = ('full', 'random', 'oracle', 'forest', *KINDS)
 _PLAIN = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)
 # Beyond the defaults. Leaves of 50 trees hold far more rows than are kept, so more kept ones cost
-# little beside them; planes and short codes rank so coarsely that more have to be looked at.
-_DEFAULTS = dict(forest=dict(overfetch=3.0), lsh=dict(num_searched=6), midx=dict(num_searched=2))
+# little beside them.
+_DEFAULTS = dict(forest=dict(overfetch=3.0))
 
 
 def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
@@ -45,8 +52,11 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
             ``num_searched``, ``random_frac``.
     Raises:
-        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have.
+        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have;
+            VIS-CONFIG-1042, a name of an earlier version, or a bad option of the index.
     """
+    if name in GONE:
+        require_kind(name)  # says what to write now
     if name not in NAMES:
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r} is none of {", ".join(NAMES)}',
                           where='selector', do='see vision/faces/README.md, the selectors')
