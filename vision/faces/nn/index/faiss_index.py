@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.select.sampling import draw_outside
-from vision.faces.nn.index.kmeans import assign_near, update_centroids
+from vision.faces.nn.index.kmeans import assign_near, lists_for, update_centroids
 from vision.faces.nn.index.list_state import fault_of_lists, fill_lists, read_lists
 
 # What of an ``IndexSpec`` each kind looks at, beside what both do.
@@ -96,10 +96,7 @@ class IndexSpec:
         return self.kind == 'ivf'
 
     def lists_for(self, num_rows: int) -> int:
-        if self.num_lists:
-            return self.num_lists
-        return 1 << min(round(np.log2(max(1.0, 4 * num_rows**0.5))),
-                        max(1, num_rows).bit_length() - 1)  # a list for each row at most
+        return self.num_lists or lists_for(num_rows)
 
 
 def require_kind(kind: str) -> None:
