@@ -165,6 +165,8 @@ def assert_same(one, two, where=''):
     # The run is cut while an index is under way, and again after single rows were put in place.
     dict(selector=dict(type='ivf', num_active=12, num_lists=4, nprobe=1, upkeep=dict(
         interval=3, swap_lag=2, touched_per_step=9, warm_every=2, is_async=True))),
+    dict(selector=dict(type='device', num_active=12, num_lists=4, nprobe=2,
+                       upkeep=dict(interval=3, swap_lag=2))),
     dict(selector=dict(type='forest', num_active=12, num_trees=3, leaf_size=3,
                        upkeep=dict(interval=3, swap_lag=2))),
     dict(selector=dict(type='ivf', num_active=12, num_lists=4, nprobe=1,

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vision.common.core.errors import VisionError
 from vision.faces.nn.head.margins import build_margin
 from vision.faces.nn.select.build import build_selector
-from vision.faces.nn.select.device import DeviceSelector
 from vision.faces.nn.store.class_store import build_store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,38 +37,15 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class ExactLists:
-    """Brute force behind the interface of the device's lists."""
-
-    keeps_lists = can_update = False
-
-    def __init__(self, rows, seed=0):
-        self.num_rows = len(rows)
-
-    def propose_scored(self, queries, rows, *, nprobe, num):
-        scores, ids = (queries @ rows(torch.arange(self.num_rows)).T).topk(num)
-        return ids.where(scores > -0.5, -1), scores
-
-
-class Kept:
-    """In place of ``IndexUpkeep``."""
-
-    def __init__(self, index):
-        self.made = index
-
-    def index(self, step):
-        return self.made
-
-
 @pytest.fixture(scope='module')
 def weights():
     return clustered_rows()
 
 
 def made(weights, start=0, end=None, store=None, **options):
-    store = store or TensorStore(weights, start, end)
-    return DeviceSelector(store, Kept(ExactLists(torch.empty(store.row_end - store.row_start))),
-                          **dict(num_active=200) | options)
+    """With all lists searched, so that each sample has its best rows."""
+    return build_selector('device', store or TensorStore(weights, start, end),
+                          **dict(num_active=200, num_lists=16, nprobe=16) | options)
 
 
 def captured(weights, features, rows):
@@ -138,19 +114,42 @@ def test_a_step_waits_for_no_value(weights):
         rows = torch.arange(step, 2000, 7)
         store.push(rows, torch.ones(len(store.pull(rows)), weights.shape[1]), lr=0.1)
     features, labels = batch_near(weights)
-    selector = made(weights, store=store, target=build_margin('ArcFace').target)
+    selector = made(weights, store=store, target=build_margin('AdaFace').target, nprobe=4)
+    selector.upkeep.index(0)
     with Waits() as waits:
-        selector.select(features, labels, 0)
-    assert waits.found == []
+        selection = selector.select(features, labels, 0)
+    assert waits.found == [] and len(selection.rows) == 200
     judge = build_selector('oracle', store, num_active=200)
     with Waits() as waits:  # the judge sees them where they are
         judge.select(features, labels, 0)
     assert {'_unique2', 'nonzero'} <= set(waits.found)
 
 
-@pytest.mark.parametrize('options', [dict(is_cosine=False), dict(store='host')])
-def test_what_it_cannot_work_with_is_refused(weights, options):
+@pytest.mark.parametrize(('code', 'options'), [
+    ('1057', dict(is_cosine=False)), ('1057', dict(store='host')), ('1050', dict(overfetch=0.5)),
+    ('1050', dict(adaptive={})), ('1050', dict(num_searched=3))])
+def test_what_it_cannot_work_with_is_refused(weights, code, options):
     if 'store' in options:
         options = dict(store=build_store(50, 8, backend='host'))
-    with pytest.raises(VisionError, match='1057'):
+    with pytest.raises(VisionError, match=code):
         made(weights, **options)
+
+
+def test_a_run_with_renewals_learns_and_goes_on_from_a_checkpoint(weights):
+    """Bit for bit, cut while new lists are being made."""
+    def steps(selector, numbers):
+        chosen = []
+        for step in numbers:
+            features, labels = batch_near(weights, seed=step)
+            rows = selector.select(features, labels, step).rows
+            selector.store.weights[rows] += 0.05 * weights[rows.roll(1)]
+            selector.after_update(rows, step)
+            chosen.append(rows)
+        return chosen
+    schedule = dict(interval=6, swap_lag=3, warm_every=2)
+    first = made(weights, nprobe=2, upkeep=schedule)
+    before = steps(first, range(8))
+    second = made(weights, store=TensorStore(first.store.weights), nprobe=2, upkeep=schedule)
+    second.load_state_dict(first.state_dict())
+    straight, cut = steps(first, range(8, 20)), steps(second, range(8, 20))
+    assert all(map(torch.equal, straight, cut)) and len(before) == 8

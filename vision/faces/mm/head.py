@@ -34,8 +34,8 @@ class ActiveClassHead(BaseModule):
         num_classes: identities in the training data, labels 0 to num_classes - 1.
         in_channels: length of the embedding.
         margin: ``type`` and options of a class of ``vision.faces.nn.head.margins``.
-        selector: ``type`` (full, random, oracle, forest, ivf, faiss), ``num_active`` and options
-            of ``build_selector``.
+        selector: ``type`` (full, random, oracle, forest, ivf, faiss, device), ``num_active`` and
+            options of ``build_selector``.
         store: options of ``build_store``: backend, optimizer.
         num_subcentres: rows per class; the nearest of them counts (sub-centre ArcFace).
         is_cosine: False: inner products, with a plain ``Softmax``.
