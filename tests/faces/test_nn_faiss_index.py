@@ -192,7 +192,7 @@ def test_more_lists_find_what_few_miss_and_all_of_them_everything(rows):
     best = (queries @ functional.normalize(rows).T).topk(10).indices
 
     def share_found():
-        return torch.isin(best, index.propose(queries, 10)).float().mean()
+        return torch.isin(best, index.search(queries, 10)).float().mean()
     few = share_found()
     index.set_nprobe(1 << 20)
     assert few < 0.9 and share_found() > 0.99

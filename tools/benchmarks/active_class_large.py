@@ -133,11 +133,12 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(resume(args, Console(stderr=True))))
         return 0
     refuse_unwritable(args.json)
-    console = Console()
-    rows = [measure(args, name, console) for name in args.optimizers]
+    console, rows = Console(), []
     settings = {key: value for key, value in vars(args).items()
                 if key not in ('json', 'seed', 'folder', 'resume', 'optimizer', 'optimizers')}
-    write_report(args.json, rows, seed=args.seed, settings=settings)
+    for name in args.optimizers:  # each takes its time: what is there is not lost
+        rows.append(measure(args, name, console))
+        write_report(args.json, rows, seed=args.seed, settings=settings)
     console.print(f'rows: {args.json}', soft_wrap=True)
     return 0
 
@@ -149,8 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--dim', type=int, default=128, help='of rows and embeddings (default: 128)')
     add('--batch', type=int, default=256, help='features of a step (default: 256)')
     add('--active', type=int, default=8192, help='active rows of a step (default: 8192)')
-    add('--lists', type=int, default=4096, help='of the index (default: 4096)')
-    add('--nprobe', type=int, default=4, help='lists searched per feature (default: 4)')
+    add('--lists', type=int, default=2048, help='of the index (default: 2048)')
+    add('--nprobe', type=int, default=2, help='lists searched per feature (default: 2)')
     add('--steps', type=int, default=100, help='default: 100')
     add('--optimizers', nargs='+', choices=tuple(OPTIMIZERS), default=list(OPTIMIZERS),
         help='of the rows, a measurement for each (default: sgd with momentum, row_adagrad)')

@@ -34,7 +34,8 @@ class DeviceLists:
 
     All lists have as many places, twice the mean; what is longer is cut in pieces that are
     searched as lists of their own, so that memory is at most three int32 a row however uneven the
-    cells are. Rows themselves are not kept.
+    cells are. Rows themselves are not kept. On a GPU, where sums are made in any order, two builds
+    may differ in the last bits of their centroids.
 
     Args:
         centroids: (n, d) float32 of unit length, on the device of the rows.

@@ -191,11 +191,6 @@ class ClassIndex:
             self.nprobe, self._gpu_copy = nprobe, None
             self._index.nprobe = min(nprobe, self._index.nlist)
 
-    def propose(self, queries: Tensor, num: int) -> Tensor:
-        """Row ids (unsorted, repeated) that hold the ``num`` best of each query (B, d)."""
-        ids = self.search(queries, min(num, self.num_rows)).flatten()
-        return ids[ids >= 0]
-
     def search(self, queries: Tensor, num: int) -> Tensor:
         """(B, d) -> (B, num) int64 row ids, best first by the index's own scores; -1 = none."""
         _check_dim(self.spec, queries)
