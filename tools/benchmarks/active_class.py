@@ -266,7 +266,7 @@ def measure_selector(bench: Bench, name: str, options: dict) -> dict:
     if has_index:
         selector.upkeep.index(0)
         row |= dict(build_s=round(selector.upkeep.seconds['build'], 3),
-                    extra_bytes=selector.upkeep.index(0).num_bytes + store_extra_bytes(bench))
+                    extra_bytes=selector.upkeep.num_bytes + store_extra_bytes(bench))
         row |= {f'fresh_{key}': value for key, value in fidelity(bench, selector).items()}
     row['step_ms'] = time_steps(bench, selector, None if has_index else 2)
     if has_index:

@@ -204,9 +204,9 @@ class CandidateSelector(Selector):
         return (queries.to(rows) @ rows.T).mul_(self.scale)
 
     def live_rows(self, ids: Tensor) -> Tensor:
-        """(..., d) float32 rows as they are now, of unit length for cosines."""
-        rows = self.store.peek(ids.flatten().to(self.store.device)).float().view(*ids.shape, -1)
-        return functional.normalize(rows, dim=-1) if self.is_cosine else rows
+        """(U, d) float32 rows as they are now, of unit length for cosines."""
+        rows = self.store.peek(ids.to(self.store.device)).float()
+        return functional.normalize(rows) if self.is_cosine else rows
 
     def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
         """(B,) scaled logit of each own class with its margin; -inf: on another rank."""

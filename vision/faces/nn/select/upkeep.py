@@ -159,6 +159,12 @@ class IndexUpkeep:
         """Step at which the index under way will be used; None: none is."""
         return None if self._coming is None else self._job.use_step
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the index, and of the snapshot that is kept for checkpoints where it needs one."""
+        kept = 0 if self._snapshot is None else self._snapshot.nbytes
+        return kept + (0 if self._index is None else self._index.num_bytes)
+
     def wait(self) -> None:
         """Until the index under way is built; it is still used from ``swap_step`` only."""
         if self._coming is not None:
