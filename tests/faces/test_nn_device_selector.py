@@ -9,8 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.head.margins import build_margin
+from vision.faces.nn.index.device_lists import DeviceLists
 from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.store.class_store import build_store
+from vision.faces.nn.store.device_store import ClassStore
+from vision.faces.nn.store.lazy_optim import build_optimizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import TensorStore, batch_near, clustered_rows
@@ -123,6 +126,22 @@ def test_a_step_waits_for_no_value(weights):
     with Waits() as waits:  # the judge sees them where they are
         judge.select(features, labels, 0)
     assert {'_unique2', 'nonzero'} <= set(waits.found)
+
+
+def test_a_step_works_on_tensors_that_have_no_values():
+    """On the meta device: nothing can be read, and a tensor of the host would be refused."""
+    rows = torch.empty(2000, 16, device='meta')
+    store = ClassStore(rows, build_optimizer(type='sgd', momentum=0.9), num_classes=2000)
+    selector = made(None, store=store, target=build_margin('AdaFace').to('meta').target)
+    lists = DeviceLists.build(clustered_rows(), num_lists=16)
+    for name, value in vars(lists).items():
+        if isinstance(value, torch.Tensor):
+            setattr(lists, name, value.to('meta'))
+    selector.upkeep.adopt(lists, 0)
+    labels = torch.zeros(32, dtype=torch.int64, device='meta')
+    selection = selector.select(torch.empty(32, 16, device='meta'), labels, 0)
+    assert selection.rows.shape == selection.expected_counts.shape == (200,)
+    assert selection.columns.shape == (32,) and selection.rows.device.type == 'meta'
 
 
 @pytest.mark.parametrize(('code', 'options'), [

@@ -160,11 +160,15 @@ def test_a_checkpoint_without_the_index_itself_still_loads():
     assert other.index(12).kind == 'restored' and other.index(12).rows.mean() == 12
 
 
-def test_a_damaged_snapshot_is_refused():
+def test_a_damaged_state_is_refused():
     made = keeper()
     run(made, range(12))
-    for damaged in (dict(snapshot=torch.zeros(3, 4)),
-                    dict(coming=dict(made.state_dict()['coming'], rows=torch.zeros(50, 5)))):
+    coming = made.state_dict()['coming']
+    for damaged in (dict(snapshot=torch.zeros(3, 4)), dict(probe=[torch.tensor([50]),
+                                                                  torch.zeros(1, 4)]),
+                    dict(coming=coming | dict(rows=torch.zeros(50, 5))), dict(coming={}),
+                    dict(coming=coming | dict(touched=torch.tensor([-1]))),
+                    dict(coming=coming | dict(previous=torch.zeros(3, dtype=torch.int32)))):
         with pytest.raises(VisionError, match='1054'):
             keeper(made.store).load_state_dict(made.state_dict() | damaged)
 

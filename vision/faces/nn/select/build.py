@@ -116,4 +116,5 @@ def without_index(state: dict) -> dict:
     """A selector's state for other ranges of rows: all but the index, which is built anew."""
     if 'upkeep' not in state:
         return state
-    return state | dict(upkeep=state['upkeep'] | dict(index=None, snapshot=None, coming=None))
+    counters = {name: state['upkeep'][name] for name in ('built_step', 'num_renewals')}
+    return state | dict(upkeep=counters | dict(index=None))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -217,6 +217,7 @@ class IndexUpkeep:
         Raises:
             VisionError: VIS-CKPT-1054, the index is damaged.
         """
+        self._check_loaded(*(state.get(name) for name in ('snapshot', 'probe', 'coming')))
         self.finish()
         self._index = self._snapshot = self._probe = None
         self._touched = []
@@ -225,13 +226,10 @@ class IndexUpkeep:
             lists, rows = state.get('lists'), state.get('snapshot')
             if lists is None and rows is None:
                 rows = self.store.snapshot(torch.float16)
-            if rows is not None:
-                self._check_snapshot(rows)
             index = self._restore(dict(state['index'], lists=lists), rows)
             self._take(index, rows, self._built_step, state.get('probe'))
         if state.get('coming') is not None:
             job = dict(state['coming'])
-            self._check_snapshot(job['rows'])
             touched = job.pop('touched')
             self._touched = [] if touched is None else [touched.to(self.store.device)]
             self._start(_Job(**job))
@@ -334,10 +332,32 @@ class IndexUpkeep:
         ids = torch.arange(0, len(rows), max(1, len(rows) // _DRIFT_ROWS))
         return ids, rows[ids.to(rows.device)].cpu()
 
-    def _check_snapshot(self, rows: Tensor) -> None:
-        wanted = self.store.row_end - self.store.row_start, self.store.dim
-        if tuple(rows.shape) != wanted:
+    def _check_loaded(self, snapshot: Tensor | None, probe: list | None,
+                      coming: dict | None) -> None:
+        """Refuse what another number of rows, or no run of ours, has left."""
+        num_rows, dim = self.store.row_end - self.store.row_start, self.store.dim
+
+        def is_ids(ids: object) -> bool:
+            return isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.ndim == 1 and \
+                (not len(ids) or 0 <= int(ids.min()) <= int(ids.max()) < num_rows)
+
+        def is_rows(rows: object, num: int = num_rows) -> bool:
+            return isinstance(rows, Tensor) and rows.shape == (num, dim) and \
+                rows.is_floating_point()
+        fault = ''
+        if snapshot is not None and not is_rows(snapshot):
+            fault = f'it was not built from ({num_rows}, {dim}) rows'
+        elif probe is not None and not (len(probe) == 2 and is_ids(probe[0])
+                                        and is_rows(probe[1], len(probe[0]))):
+            fault = 'its sample of rows is none'
+        elif coming is not None:
+            wanted = {field.name for field in fields(_Job)} | {'touched'}
+            previous, touched = coming.get('previous'), coming.get('touched')
+            if set(coming) != wanted or not is_rows(coming['rows']) or \
+                    touched is not None and not is_ids(touched) or previous is not None and not (
+                        isinstance(previous, Tensor) and previous.shape == (num_rows,)
+                        and is_ids(previous.long())):
+                fault = f'the one under way is not of ({num_rows}, {dim}) rows'
+        if fault:
             raise VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
-                              where='selector', why=f'it was built from rows of shape '
-                              f'{tuple(rows.shape)}, this rank has {wanted}',
-                              do='use an earlier checkpoint')
+                              where='selector', why=fault, do='use an earlier checkpoint')
