@@ -44,7 +44,7 @@ from vision.faces.nn.head.selective import selective_loss
 from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.store.class_store import build_store
 
-OPTIMIZERS = dict(sgd=dict(type='sgd', momentum=0.9), row_adagrad=dict(type='row_adagrad'))
+OPTIMIZERS = dict(row_adagrad=dict(type='row_adagrad'), sgd=dict(type='sgd', momentum=0.9))
 LR = 0.1
 LAST_STEPS = 5  # made by both processes from the checkpoint on
 CHUNK_ROWS = 100_000  # of clusters of 40 in groups of 25, as in active_class.py
@@ -129,17 +129,19 @@ class Run:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    if args.resume:
-        print(json.dumps(resume(args, Console(stderr=True))))
+    if args.optimizer:
+        console = Console(stderr=True)
+        print(json.dumps(resume(args, console) if args.resume else measure(args, console)))
         return 0
     refuse_unwritable(args.json)
-    console, rows = Console(), []
+    rows = []
     settings = {key: value for key, value in vars(args).items()
                 if key not in ('json', 'seed', 'folder', 'resume', 'optimizer', 'optimizers')}
     for name in args.optimizers:  # each takes its time: what is there is not lost
-        rows.append(measure(args, name, console))
+        args.optimizer = name
+        rows.append(in_new_process(args))
         write_report(args.json, rows, seed=args.seed, settings=settings)
-    console.print(f'rows: {args.json}', soft_wrap=True)
+    Console().print(f'rows: {args.json}', soft_wrap=True)
     return 0
 
 
@@ -154,18 +156,18 @@ def build_parser() -> argparse.ArgumentParser:
     add('--nprobe', type=int, default=2, help='lists searched per feature (default: 2)')
     add('--steps', type=int, default=100, help='default: 100')
     add('--optimizers', nargs='+', choices=tuple(OPTIMIZERS), default=list(OPTIMIZERS),
-        help='of the rows, a measurement for each (default: sgd with momentum, row_adagrad)')
+        help='of the rows, a measurement for each (default: row_adagrad, sgd with momentum)')
     add('--threads', type=int, default=1, help='of torch and FAISS (default: 1)')
     add('--seed', type=int, default=0, help='of rows and features (default: 0)')
     add('--folder', type=Path, help='for the checkpoint (default: a temporary one)')
     add('--json', type=Path, required=True, help='results')
-    add('--resume', type=Path, help=argparse.SUPPRESS)  # what the second process is called with
-    add('--optimizer', help=argparse.SUPPRESS)
+    add('--optimizer', help=argparse.SUPPRESS)  # what new processes are called with
+    add('--resume', type=Path, help=argparse.SUPPRESS)
     return parser
 
 
-def measure(args: argparse.Namespace, optimizer: str, console: Console) -> dict:
-    args.optimizer = optimizer
+def measure(args: argparse.Namespace, console: Console) -> dict:
+    """In a process of its own, whose memory holds nothing of the measurement before."""
     phases = Phases(console)
     run = phases.measure('new_rows', Run, args)
     phases.measure('structure', fill, run.store.state_dict()['rows'], args.seed)
@@ -184,9 +186,9 @@ def measure(args: argparse.Namespace, optimizer: str, console: Console) -> dict:
         phases.measure('last_steps', run.last_steps)
         index_bytes, crc = run.selector.upkeep.index(0).num_bytes, run.rows_crc
         del run, state  # the second process has the machine's memory
-        resumed = in_new_process(args, path)
+        resumed = in_new_process(args, '--resume', str(path))
     assert resumed.pop('rows_crc') == crc, 'a resumed run has other rows than the one that went on'
-    return dict(optimizer=optimizer, classes=args.classes, dim=args.dim, batch=args.batch,
+    return dict(optimizer=args.optimizer, classes=args.classes, dim=args.dim, batch=args.batch,
                 active=args.active, step_ms=round(float(np.median(times)), 1),
                 step_p90_ms=round(float(np.percentile(times, 90)), 1),
                 step_after_renewal_ms=round(float(np.median(times_after)), 1),
@@ -212,10 +214,12 @@ def fill(rows: Tensor, seed: int) -> None:
         rows[(torch.arange(start, start + count) * STRIDE) % num] = made
 
 
-def in_new_process(args: argparse.Namespace, path: Path) -> dict:
-    command = [sys.executable, __file__, '--resume', str(path), '--json', str(args.json)]
-    for name in ('classes', 'dim', 'batch', 'active', 'threads', 'seed', 'optimizer'):
-        command += [f'--{name}', str(getattr(args, name))]
+def in_new_process(args: argparse.Namespace, *more: str) -> dict:
+    command = [sys.executable, __file__, *more]
+    for name in ('classes', 'dim', 'batch', 'active', 'lists', 'nprobe', 'steps', 'threads',
+                 'seed', 'folder', 'json', 'optimizer'):
+        if getattr(args, name) is not None:
+            command += [f'--{name}', str(getattr(args, name))]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
