@@ -32,7 +32,7 @@ def test_both_optimizers_are_measured_and_resumed_from_one_file(tmp_path, monkey
         assert 300 < row['rows_stepped'] <= 4 * 332 and row['checkpoint_bytes'] > 20000 * 64
         assert row['peak_bytes'] == max(phase['peak_bytes'] for phase in row['phases'].values())
         assert {'build_index', 'steps', 'renew_index', 'save'} <= set(row['phases'])
-        assert set(row['resumed']['phases']) == {'load', 'take', 'last_steps'}
+        assert set(row['resumed']['phases']) == {'load', 'take_rows', 'fill_index', 'last_steps'}
 
 
 def test_rows_have_the_structure_of_identities():

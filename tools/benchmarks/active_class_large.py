@@ -2,9 +2,9 @@
 
 The real parts run, on rows of the same structure as in active_class.py: rows in host memory
 (`store=dict(backend='host')`), an ivf index of one byte per number, ArcFace over the active rows,
-the optimizer's step, one renewal of the index, a checkpoint in one file, and, in a new process,
-the rows of that checkpoint resumed from its memory-mapped file and trained on. Both processes end
-with the same few steps, and the rows that these have stepped must agree bit for bit.
+the optimizer's step, one renewal of the index, a checkpoint in one file with rows and index, and,
+in a new process, both resumed from the memory-mapped file and trained on. Both processes end with
+the same few steps, and the rows that these have chosen and stepped must agree bit for bit.
 
   peak_bytes         highest resident memory of a phase, of what the kernel counted
   resident_bytes     after it; file_bytes of these are pages of a mapped file, which the kernel
@@ -87,16 +87,27 @@ class Run:
             'ivf', self.store, num_active=args.active, seed=args.seed, code='sq8',
             num_lists=args.lists, nprobe=args.nprobe, num_threads=args.threads,
             upkeep=dict(interval=1 << 40))
+
+    def build_index(self) -> None:
+        self.make_selector()
         self.selector.upkeep.index(0)
+
+    def resume_index(self, state: dict) -> None:
+        self.make_selector()
+        self.selector.load_state_dict(state)
+
+    def save(self, path: Path) -> None:
+        save_checkpoint(dict(state_dict={}, active_class=dict(
+            stores=[self.store.state_dict()], selectors=[self.selector.state_dict()])), path)
 
     def renew(self) -> None:
         keeper = self.selector.upkeep
         index = keeper.index(0).renewal(self.store.snapshot(torch.float16))()
         keeper.adopt(index, 0)
 
-    def train(self, first: int, num: int, choose=None) -> list[float]:
-        """Milliseconds of each step; ``choose`` gives the active rows instead of the selector."""
-        times = []
+    def train(self, first: int, num: int) -> list[float]:
+        """Milliseconds of each step; ``rows_crc`` is then of the ids and rows of them all."""
+        times, self.rows_crc = [], 0
         for step in range(first, first + num):
             generator = torch.Generator().manual_seed(step)
             labels = torch.randint(self.args.classes, (self.args.batch,), generator=generator)
@@ -106,24 +117,18 @@ class Run:
             features = functional.normalize(live + noise / self.args.dim**0.5).requires_grad_()
             start = time.perf_counter()
             self.store.prefetch(own)
-            rows = choose(own, step) if choose else \
-                self.selector.select(features.detach(), labels, step).rows
+            rows = self.selector.select(features.detach(), labels, step).rows
             weights = self.store.pull(rows)
             selective_loss(features, weights, torch.searchsorted(rows, labels),
                            self.margin).loss.backward()
             self.store.push(rows, weights.grad, lr=LR)
             times.append(1000 * (time.perf_counter() - start))
-            if choose:
-                found = self.store.pull(rows).detach().numpy()
-                self.rows_crc = zlib.crc32(found.tobytes(), self.rows_crc)
+            for found in (rows, self.store.peek(rows)):
+                self.rows_crc = zlib.crc32(found.numpy().tobytes(), self.rows_crc)
         return times
 
     def last_steps(self) -> None:
-        def drawn(own: Tensor, step: int) -> Tensor:
-            generator = torch.Generator().manual_seed(step)
-            others = torch.randint(self.args.classes, (self.args.active,), generator=generator)
-            return torch.cat([own, others]).unique()
-        self.train(1000, LAST_STEPS, drawn)
+        self.train(1000, LAST_STEPS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -171,7 +176,7 @@ def measure(args: argparse.Namespace, console: Console) -> dict:
     phases = Phases(console)
     run = phases.measure('new_rows', Run, args)
     phases.measure('structure', fill, run.store.state_dict()['rows'], args.seed)
-    phases.measure('build_index', run.make_selector)
+    phases.measure('build_index', run.build_index)
     times = phases.measure('steps', run.train, 0, args.steps)
     touched = int((run.store.state_dict()['last'] > 0).sum())
     phases.measure('renew_index', run.renew)
@@ -180,8 +185,7 @@ def measure(args: argparse.Namespace, console: Console) -> dict:
     num_bytes = sum(t.nbytes for t in (state['rows'], state['last'], *state['state'].values()))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / 'rows.pth'
-        phases.measure('save', save_checkpoint, dict(
-            state_dict={}, active_class=dict(stores=[state])), path)
+        phases.measure('save', run.save, path)
         size = path.stat().st_size
         phases.measure('last_steps', run.last_steps)
         index_bytes, crc = run.selector.upkeep.index(0).num_bytes, run.rows_crc
@@ -224,10 +228,12 @@ def in_new_process(args: argparse.Namespace, *more: str) -> dict:
 
 
 def resume(args: argparse.Namespace, console: Console) -> dict:
-    """In the second process: a store of the checkpoint's rows, and the last steps on it."""
+    """In the second process: store and index of the checkpoint, and the last steps on them."""
     phases = Phases(console)
     content = phases.measure('load', load_checkpoint, args.resume)
-    run = phases.measure('take', Run, args, content['active_class']['stores'])
+    state = content.pop('active_class')
+    run = phases.measure('take_rows', Run, args, state['stores'])
+    phases.measure('fill_index', run.resume_index, state['selectors'][0])
     phases.measure('last_steps', run.last_steps)
     return dict(phases=phases.found, rows_crc=run.rows_crc)
 
