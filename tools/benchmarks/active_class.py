@@ -47,7 +47,8 @@ from vision.common.core.report import write_report
 from vision.common.nn.checkpoint import load_checkpoint
 from vision.faces.nn.head.margins import ArcFace
 from vision.faces.nn.head.selective import SelectiveLoss, selective_loss
-from vision.faces.nn.select.selectors import NAMES, Selection, build_selector
+from vision.faces.nn.select.build import NAMES, build_selector
+from vision.faces.nn.select.selectors import Selection
 from vision.faces.nn.store.class_store import build_store, class_rows
 
 COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'upkeep_ms', 'full_step_ms',
@@ -56,9 +57,9 @@ COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'upkeep_ms', 'f
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
-SMALL_ONLY = {'forest': 300_000, 'hnsw': 300_000, 'lsh': 300_000, 'nested-ivf': 300_000}
-SEARCHES_LISTS = ('ivf', 'nested-ivf')
-OPTIONS = dict(midx=dict(nprobe=64), forest=dict(num_trees=8))
+SMALL_ONLY = {'forest': 300_000, 'faiss': 300_000}
+SEARCHES_LISTS = ('ivf',)
+OPTIONS = dict(faiss=dict(factory='HNSW16,SQfp16', parameters='efSearch=128'))
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Bench:
 
     def selector(self, name: str, num_active: int, **options):
         if name not in ('full', 'random'):
-            options |= dict(scale=self.args.scale, own_margin=self.args.margin,
+            options |= dict(scale=self.args.scale, target=self.margin.target,
                             random_frac=self.args.random_frac)
         return build_selector(name, self.store, num_active=num_active, seed=self.seed,
                               **OPTIONS.get(name, {}) | options)
@@ -265,7 +266,7 @@ def measure_selector(bench: Bench, name: str, options: dict) -> dict:
     if has_index:
         selector.upkeep.index(0)
         row |= dict(build_s=round(selector.upkeep.seconds['build'], 3),
-                    extra_bytes=selector.upkeep.index(0).num_bytes + store_extra_bytes(bench))
+                    extra_bytes=selector.upkeep.num_bytes + store_extra_bytes(bench))
         row |= {f'fresh_{key}': value for key, value in fidelity(bench, selector).items()}
     row['step_ms'] = time_steps(bench, selector, None if has_index else 2)
     if has_index:
