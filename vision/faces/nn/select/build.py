@@ -32,9 +32,10 @@ from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
 NAMES = ('full', 'random', 'oracle', 'forest', *KINDS, 'device')
 _PLAIN = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)
-# Beyond the defaults. Leaves of 50 trees hold far more rows than are kept, so more kept ones cost
-# little beside them.
-_DEFAULTS = dict(forest=dict(overfetch=3.0))
+# Leaves of 50 trees hold far more rows than are kept, so more kept ones cost little beside them.
+# Planes and short codes rank coarsely: twice as much mass is left outside with one candidate for
+# each kept one as with four.
+_DEFAULTS = dict(forest=dict(overfetch=3.0), faiss=dict(num_searched=4))
 
 
 def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
