@@ -23,6 +23,7 @@ from vision.common.mm.runner import ExactRunner  # noqa: E402
 from vision.common.nn.checkpoint import load_checkpoint  # noqa: E402
 from vision.faces.mm.hooks import ActiveClassHook  # noqa: E402
 from vision.faces.nn.head.margins import ArcFace, Softmax  # noqa: E402
+from vision.faces.nn.store import class_store  # noqa: E402
 from vision.faces.nn.store.class_store import ClassStore, class_rows  # noqa: E402
 from vision.faces.nn.store.host_store import HostStore  # noqa: E402
 from vision.registry import HOOKS, MODELS, OPTIM_WRAPPERS  # noqa: E402
@@ -182,6 +183,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, head):
     straight, cut = saved(tmp_path / 'straight', 12), saved(tmp_path / 'cut', 12)
     for part in ('state_dict', 'active_class', 'optimizer'):
         assert_same(straight[part], cut[part], part)
+
+
+def test_a_resumed_run_draws_no_new_rows_and_takes_those_of_the_file(tmp_path, monkeypatch):
+    run(tmp_path, max_iters=4)
+    taken = []
+    load_ranges = ClassStore.load_ranges
+
+    def watched(self, states, **options):
+        load_ranges(self, states, **options)
+        taken.append(self.state_dict()['rows'].data_ptr() == states[0]['rows'].data_ptr())
+
+    monkeypatch.setattr(ClassStore, 'load_ranges', watched)
+    monkeypatch.setattr(class_store, 'initial_rows', None)
+    run(tmp_path, resume=True, max_iters=6)
+    assert taken == [True]
 
 
 @pytest.mark.parametrize('options, is_all_ahead', [

@@ -2,9 +2,9 @@
 
 The real parts run, on rows of the same structure as in active_class.py: rows in host memory
 (`store=dict(backend='host')`), an ivf index of one byte per number, ArcFace over the active rows,
-the optimizer's step, one renewal of the index, a checkpoint in one file, and, in a new process,
-the rows of that checkpoint resumed from its memory-mapped file and trained on. Both processes end
-with the same few steps, and the rows that these have stepped must agree bit for bit.
+the optimizer's step, one renewal of the index, a checkpoint in one file with rows and index, and,
+in a new process, both resumed from the memory-mapped file and trained on. Both processes end with
+the same few steps, and the rows that these have chosen and stepped must agree bit for bit.
 
   peak_bytes         highest resident memory of a phase, of what the kernel counted
   resident_bytes     after it; file_bytes of these are pages of a mapped file, which the kernel
@@ -44,7 +44,7 @@ from vision.faces.nn.head.selective import selective_loss
 from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.store.class_store import build_store
 
-OPTIMIZERS = dict(sgd=dict(type='sgd', momentum=0.9), row_adagrad=dict(type='row_adagrad'))
+OPTIMIZERS = dict(row_adagrad=dict(type='row_adagrad'), sgd=dict(type='sgd', momentum=0.9))
 LR = 0.1
 LAST_STEPS = 5  # made by both processes from the checkpoint on
 CHUNK_ROWS = 100_000  # of clusters of 40 in groups of 25, as in active_class.py
@@ -87,16 +87,27 @@ class Run:
             'ivf', self.store, num_active=args.active, seed=args.seed, code='sq8',
             num_lists=args.lists, nprobe=args.nprobe, num_threads=args.threads,
             upkeep=dict(interval=1 << 40))
+
+    def build_index(self) -> None:
+        self.make_selector()
         self.selector.upkeep.index(0)
+
+    def resume_index(self, state: dict) -> None:
+        self.make_selector()
+        self.selector.load_state_dict(state)
+
+    def save(self, path: Path) -> None:
+        save_checkpoint(dict(state_dict={}, active_class=dict(
+            stores=[self.store.state_dict()], selectors=[self.selector.state_dict()])), path)
 
     def renew(self) -> None:
         keeper = self.selector.upkeep
         index = keeper.index(0).renewal(self.store.snapshot(torch.float16))()
         keeper.adopt(index, 0)
 
-    def train(self, first: int, num: int, choose=None) -> list[float]:
-        """Milliseconds of each step; ``choose`` gives the active rows instead of the selector."""
-        times = []
+    def train(self, first: int, num: int) -> list[float]:
+        """Milliseconds of each step; ``rows_crc`` is then of the ids and rows of them all."""
+        times, self.rows_crc = [], 0
         for step in range(first, first + num):
             generator = torch.Generator().manual_seed(step)
             labels = torch.randint(self.args.classes, (self.args.batch,), generator=generator)
@@ -106,40 +117,36 @@ class Run:
             features = functional.normalize(live + noise / self.args.dim**0.5).requires_grad_()
             start = time.perf_counter()
             self.store.prefetch(own)
-            rows = choose(own, step) if choose else \
-                self.selector.select(features.detach(), labels, step).rows
+            rows = self.selector.select(features.detach(), labels, step).rows
             weights = self.store.pull(rows)
             selective_loss(features, weights, torch.searchsorted(rows, labels),
                            self.margin).loss.backward()
             self.store.push(rows, weights.grad, lr=LR)
             times.append(1000 * (time.perf_counter() - start))
-            if choose:
-                found = self.store.pull(rows).detach().numpy()
-                self.rows_crc = zlib.crc32(found.tobytes(), self.rows_crc)
+            for found in (rows, self.store.peek(rows)):
+                self.rows_crc = zlib.crc32(found.numpy().tobytes(), self.rows_crc)
         return times
 
     def last_steps(self) -> None:
-        def drawn(own: Tensor, step: int) -> Tensor:
-            generator = torch.Generator().manual_seed(step)
-            others = torch.randint(self.args.classes, (self.args.active,), generator=generator)
-            return torch.cat([own, others]).unique()
-        self.train(1000, LAST_STEPS, drawn)
+        self.train(1000, LAST_STEPS)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    if args.resume:
-        print(json.dumps(resume(args, Console(stderr=True))))
+    if args.optimizer:
+        console = Console(stderr=True)
+        print(json.dumps(resume(args, console) if args.resume else measure(args, console)))
         return 0
     refuse_unwritable(args.json)
-    console, rows = Console(), []
+    rows = []
     settings = {key: value for key, value in vars(args).items()
                 if key not in ('json', 'seed', 'folder', 'resume', 'optimizer', 'optimizers')}
     for name in args.optimizers:  # each takes its time: what is there is not lost
-        rows.append(measure(args, name, console))
+        args.optimizer = name
+        rows.append(in_new_process(args))
         write_report(args.json, rows, seed=args.seed, settings=settings)
-    console.print(f'rows: {args.json}', soft_wrap=True)
+    Console().print(f'rows: {args.json}', soft_wrap=True)
     return 0
 
 
@@ -154,22 +161,22 @@ def build_parser() -> argparse.ArgumentParser:
     add('--nprobe', type=int, default=2, help='lists searched per feature (default: 2)')
     add('--steps', type=int, default=100, help='default: 100')
     add('--optimizers', nargs='+', choices=tuple(OPTIMIZERS), default=list(OPTIMIZERS),
-        help='of the rows, a measurement for each (default: sgd with momentum, row_adagrad)')
+        help='of the rows, a measurement for each (default: row_adagrad, sgd with momentum)')
     add('--threads', type=int, default=1, help='of torch and FAISS (default: 1)')
     add('--seed', type=int, default=0, help='of rows and features (default: 0)')
     add('--folder', type=Path, help='for the checkpoint (default: a temporary one)')
     add('--json', type=Path, required=True, help='results')
-    add('--resume', type=Path, help=argparse.SUPPRESS)  # what the second process is called with
-    add('--optimizer', help=argparse.SUPPRESS)
+    add('--optimizer', help=argparse.SUPPRESS)  # what new processes are called with
+    add('--resume', type=Path, help=argparse.SUPPRESS)
     return parser
 
 
-def measure(args: argparse.Namespace, optimizer: str, console: Console) -> dict:
-    args.optimizer = optimizer
+def measure(args: argparse.Namespace, console: Console) -> dict:
+    """In a process of its own, whose memory holds nothing of the measurement before."""
     phases = Phases(console)
     run = phases.measure('new_rows', Run, args)
     phases.measure('structure', fill, run.store.state_dict()['rows'], args.seed)
-    phases.measure('build_index', run.make_selector)
+    phases.measure('build_index', run.build_index)
     times = phases.measure('steps', run.train, 0, args.steps)
     touched = int((run.store.state_dict()['last'] > 0).sum())
     phases.measure('renew_index', run.renew)
@@ -178,15 +185,14 @@ def measure(args: argparse.Namespace, optimizer: str, console: Console) -> dict:
     num_bytes = sum(t.nbytes for t in (state['rows'], state['last'], *state['state'].values()))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / 'rows.pth'
-        phases.measure('save', save_checkpoint, dict(
-            state_dict={}, active_class=dict(stores=[state])), path)
+        phases.measure('save', run.save, path)
         size = path.stat().st_size
         phases.measure('last_steps', run.last_steps)
         index_bytes, crc = run.selector.upkeep.index(0).num_bytes, run.rows_crc
         del run, state  # the second process has the machine's memory
-        resumed = in_new_process(args, path)
+        resumed = in_new_process(args, '--resume', str(path))
     assert resumed.pop('rows_crc') == crc, 'a resumed run has other rows than the one that went on'
-    return dict(optimizer=optimizer, classes=args.classes, dim=args.dim, batch=args.batch,
+    return dict(optimizer=args.optimizer, classes=args.classes, dim=args.dim, batch=args.batch,
                 active=args.active, step_ms=round(float(np.median(times)), 1),
                 step_p90_ms=round(float(np.percentile(times, 90)), 1),
                 step_after_renewal_ms=round(float(np.median(times_after)), 1),
@@ -212,18 +218,22 @@ def fill(rows: Tensor, seed: int) -> None:
         rows[(torch.arange(start, start + count) * STRIDE) % num] = made
 
 
-def in_new_process(args: argparse.Namespace, path: Path) -> dict:
-    command = [sys.executable, __file__, '--resume', str(path), '--json', str(args.json)]
-    for name in ('classes', 'dim', 'batch', 'active', 'threads', 'seed', 'optimizer'):
-        command += [f'--{name}', str(getattr(args, name))]
+def in_new_process(args: argparse.Namespace, *more: str) -> dict:
+    command = [sys.executable, __file__, *more]
+    for name in ('classes', 'dim', 'batch', 'active', 'lists', 'nprobe', 'steps', 'threads',
+                 'seed', 'folder', 'json', 'optimizer'):
+        if getattr(args, name) is not None:
+            command += [f'--{name}', str(getattr(args, name))]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def resume(args: argparse.Namespace, console: Console) -> dict:
-    """In the second process: a store of the checkpoint's rows, and the last steps on it."""
+    """In the second process: store and index of the checkpoint, and the last steps on them."""
     phases = Phases(console)
     content = phases.measure('load', load_checkpoint, args.resume)
-    run = phases.measure('take', Run, args, content['active_class']['stores'])
+    state = content.pop('active_class')
+    run = phases.measure('take_rows', Run, args, state['stores'])
+    phases.measure('fill_index', run.resume_index, state['selectors'][0])
     phases.measure('last_steps', run.last_steps)
     return dict(phases=phases.found, rows_crc=run.rows_crc)
 

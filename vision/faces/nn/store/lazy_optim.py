@@ -250,12 +250,14 @@ def _zeros(like: Tensor, num: int, dim: int) -> Tensor:
     """(num, dim) zeros; large ones in host memory take a page only when something is written.
 
     ``torch.zeros`` writes all of it, so that rows that are never active would cost as much as the
-    others; NumPy's zeros ask for pages of 2 MiB, which one row would fill.
+    others; NumPy's zeros ask for pages of 2 MiB, of which one row would take a whole one.
     """
     num_bytes = num * dim * like.element_size()
     if like.device.type != 'cpu' or num_bytes < LAZY_BYTES:
         return like.new_zeros(num, dim)
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, 'MADV_NOHUGEPAGE'):  # where all memory has such pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype).view(num, dim)
 
 
