@@ -1,6 +1,7 @@
 """What the adaptive selector measures is true, and it leaves the warm-up when rows cluster."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,28 @@ def test_rows_without_clusters_are_searched_in_more_lists_until_they_are_found()
     selector.upkeep.adopt(renewed, 6)
     selector.inner.candidates(features, 40, 6)
     assert renewed.nprobe == selector.inner.nprobe
+
+
+def test_the_warm_up_builds_in_the_background_once_it_has_begun():
+    """Only the first index is built while training waits; others are there when measured."""
+    weights, threads = clustered_rows(num=2000, dim=64, noise=50.0), []
+    selector = made(weights, nprobe=4, scale=16.0, upkeep=dict(
+        swap_lag=2, is_async=True), adaptive=dict(monitor_every=4, warm_steps=99))
+    upkeep, build = selector.upkeep, selector.upkeep._build
+    upkeep._build = lambda *args: (threads.append(threading.current_thread()), build(*args))[1]
+    drifts = []
+    for step in range(13):
+        features, labels = batch_near(weights, seed=step)
+        stats = selector.select(features, labels, step).stats
+        drifts += [stats['drift']] if 'drift' in stats else []
+        selector.inner.store.weights += 0.3 * torch.randn(
+            weights.shape, generator=torch.Generator().manual_seed(step)) / 8
+        selector.after_update(torch.arange(5), step)
+    upkeep.finish()
+    assert selector.is_warming_up
+    is_main = [thread is threading.main_thread() for thread in threads]
+    assert is_main == [True, False, False, False]
+    assert drifts[0] == pytest.approx(0, abs=1e-3) and all(0.01 < d < 0.2 for d in drifts[1:])
 
 
 def test_decisions_survive_a_checkpoint():

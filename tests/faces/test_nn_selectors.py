@@ -151,6 +151,22 @@ def test_own_classes_count_with_the_margin_of_the_head(name, options, weights):
     torch.testing.assert_close(found, expected.gather(1, labels[:, None])[:, 0])
 
 
+@pytest.mark.parametrize('name', ['oracle', 'ivf'])
+def test_of_several_centres_of_a_class_the_nearest_counts(name, weights):
+    """Judge: all classes' logits from the nearest of three rows each."""
+    features, labels = batch_near(weights[:1998])
+    labels = labels - labels % 3
+    margin = build_margin('ArcFace', scale=16.0)
+    nearest = (features @ weights[:1998].T).view(len(labels), -1, 3).amax(2)
+    expected = margin(nearest, labels // 3).gather(1, labels[:, None] // 3)[:, 0]
+    selector = made(name, weights[:1998], target=margin.target, scale=16.0, num_centres=3)
+    torch.testing.assert_close(selector.own_logits(features, labels), expected)
+    selection = selector.select(features, labels, 0)
+    own = (labels.unique()[:, None] + torch.arange(3)).flatten()
+    assert torch.isin(own, selection.rows).all() and len(selection.rows) == 200
+    assert torch.equal(selection.rows[selection.columns], labels)
+
+
 def test_a_margin_leaves_mass_to_others(weights):
     """A sample that is sure of its class competes for places only because of the margin."""
     features = functional.normalize(torch.stack([weights[3], weights[40] + weights[41]]))

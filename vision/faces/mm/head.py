@@ -84,7 +84,7 @@ class ActiveClassHead(BaseModule):
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
                                        is_cosine=self.is_cosine, target=self.margin.target,
-                                       **options)
+                                       num_centres=self.num_subcentres, **options)
 
     def require_data(self, num_identities: int | None, num_samples: int) -> None:
         """Refuse training data before any step of it; every rank must come here.

@@ -51,7 +51,7 @@ def outside_mass(selector: IndexSelector, features: Tensor, local: Tensor, rows:
     count = min(num_free, math.ceil(share * num_local))
     drawn = draw_outside(rows.numpy(), num_local, count, selector.seed, step, 1)
     inside = selector.logits(queries, rows)
-    inside.masked_fill_((rows == local[:, None]).to(inside.device), -torch.inf)
+    inside.masked_fill_((selector.class_of(rows) == local[:, None]).to(inside.device), -torch.inf)
     outside = selector.logits(queries, torch.from_numpy(drawn)).logsumexp(1)
     outside += math.log(num_free / count) if count else 0.0
     outside, inside = (log_sum_over_ranks(part, store.group)
@@ -70,7 +70,8 @@ def recall_at_10(selector: IndexSelector, features: Tensor, local: Tensor,
         return 1.0
     own, values, is_found = local[:len(queries), None], [], []
     for part in torch.arange(selector.num_local).split(_CHUNK):
-        logits = selector.logits(queries, part).cpu().masked_fill_(part == own, -torch.inf)
+        logits = selector.logits(queries, part).cpu().masked_fill_(
+            selector.class_of(part) == own, -torch.inf)
         best = logits.topk(min(10, len(part)), dim=1)
         values.append(best.values)
         is_found.append(torch.isin(best.indices + part[:1], found))

@@ -32,15 +32,16 @@ from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
 NAMES = ('full', 'random', 'oracle', 'forest', *KINDS, 'device')
 _PLAIN = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)
-# Beyond the defaults. Leaves of 50 trees hold far more rows than are kept, so more kept ones cost
-# little beside them.
-_DEFAULTS = dict(forest=dict(overfetch=3.0))
+# Leaves of 50 trees hold far more rows than are kept, so more kept ones cost little beside them.
+# Planes and short codes rank coarsely: twice as much mass is left outside with one candidate for
+# each kept one as with four.
+_DEFAULTS = dict(forest=dict(overfetch=3.0), faiss=dict(num_searched=4))
 
 
 def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
                    is_cosine: bool = True, upkeep: dict | None = None,
                    adaptive: dict | None = None, scale: float = 64.0,
-                   target: Callable[[Tensor, Tensor], Tensor] | None = None,
+                   target: Callable[[Tensor, Tensor], Tensor] | None = None, num_centres: int = 1,
                    **options) -> Selector | AdaptiveSelector:
     """Make a selector by name.
 
@@ -51,6 +52,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         upkeep: fields of ``Schedule``, for selectors with an index.
         adaptive: for those, too: ``monitor_every`` and fields of ``Rules``.
         scale, target: of the head's margin.
+        num_centres: rows of a class.
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
             ``num_searched``, ``random_frac``; for 'device' ``num_lists``, ``nprobe``,
             ``overfetch``, ``random_frac``.
@@ -67,7 +69,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r} without num_active',
                           where='selector', do='give the number of active rows')
     common = dict(num_active=1 if name == 'full' else num_active, seed=seed, is_cosine=is_cosine,
-                  scale=scale, target=target)
+                  scale=scale, target=target, num_centres=num_centres)
     try:
         if name in _PLAIN:
             extra = dict(upkeep=upkeep, adaptive=adaptive)

@@ -99,7 +99,7 @@ class DeviceSelector(CandidateSelector):
             ids, scores = index.propose_scored(
                 self.queries(features), self.live_rows, nprobe=self.nprobe,
                 num=min(per_sample, self.num_local))
-            is_other = (ids >= 0) & (ids != local[:, None])
+            is_other = (ids >= 0) & (self.class_of(ids) != local[:, None])
             logits = (scores * self.scale).masked_fill(~is_other, -torch.inf)
             every = torch.cat([logits, self.own_logits(features, local)[:, None]], 1)
             normaliser = log_sum_over_ranks(every.logsumexp(1), self.store.group)

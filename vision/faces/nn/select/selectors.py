@@ -70,18 +70,21 @@ class Selector:
         target: what the margin makes of the own class's cosine (B,), given it and the lengths of
             the features (B, 1): ``Margin.target``. Without it an own class leaves too little
             mass to others, and the wrong rows win. None: no margin.
+        num_centres: rows of a class, one after the other, of which the nearest counts for it; a
+            label is the first of them.
     """
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
                  is_cosine: bool = True, scale: float = 64.0,
-                 target: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+                 target: Callable[[Tensor, Tensor], Tensor] | None = None,
+                 num_centres: int = 1) -> None:
         if num_active < 1 or not 0 <= random_frac <= 1:
             raise VisionError('VIS-CONFIG-1050', f'selector with num_active={num_active}, '
                               f'random_frac={random_frac}', where='selector',
                               do='give at least 1 active row and a share in 0..1')
         self.store, self.seed = store, seed
         self.num_active, self.random_frac = num_active, random_frac
-        self.is_cosine, self.target = is_cosine, target
+        self.is_cosine, self.target, self.num_centres = is_cosine, target, num_centres
         self.scale = scale if is_cosine else 1.0
 
     @property
@@ -176,7 +179,8 @@ class CandidateSelector(Selector):
 
     def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
-        own = local[local >= 0].unique().numpy()
+        own = local[local >= 0].unique()
+        own = (own[:, None] + torch.arange(self.num_centres)).flatten().numpy()
         num_random = self._num_random()
         num_best = max(0, self.num_places - num_random - len(own))
         best = self._best(features, local, own, num_best, step)
@@ -210,12 +214,19 @@ class CandidateSelector(Selector):
 
     def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
         """(B,) scaled logit of each own class with its margin; -inf: on another rank."""
-        rows, queries = self.live_rows(local.clamp(min=0)), self.queries(features)
-        logits = (rows * queries.to(rows)).sum(1)
+        centres = torch.arange(self.num_centres, device=local.device)
+        rows = self.live_rows((local.clamp(min=0)[:, None] + centres).flatten())
+        queries = self.queries(features).to(rows)
+        rows = rows.view(len(queries), self.num_centres, rows.shape[1])
+        logits = (rows * queries[:, None]).sum(2).amax(1)
         if self.target is not None:
             lengths = features.detach().to(rows).norm(dim=1, keepdim=True)
             logits = self.target(logits.clamp(-1, 1) if self.is_cosine else logits, lengths)
         return (logits * self.scale).masked_fill((local < 0).to(rows.device), -torch.inf)
+
+    def class_of(self, ids: Tensor) -> Tensor:
+        """First row of the class that each row belongs to, what a label would say."""
+        return ids - ids % self.num_centres
 
     def log_mass(self, logits: Tensor, others: Tensor) -> Tensor:
         """(U,) logarithm of the probability that each candidate takes in the batch.
@@ -243,7 +254,8 @@ class OracleSelector(CandidateSelector):
         logits = torch.cat([self.logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
         own_logits = self.own_logits(features, local)
         here = (local >= 0).nonzero().squeeze(1)
-        logits[here, local[here]] = own_logits[here]
+        for centre in range(self.num_centres):
+            logits[here, local[here] + centre] = -torch.inf if centre else own_logits[here]
         mass = self.log_mass(logits, logits[:, :0])
         mass[torch.from_numpy(own).to(mass.device)] = -torch.inf
         return mass.topk(min(num, self.num_local - len(own))).indices.cpu().numpy()
