@@ -7,7 +7,6 @@ import json
 import pickle
 import random
 import shutil
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -155,25 +154,6 @@ def bin_seeds(folder: Path) -> list[bytes]:
     return [pickle.dumps((images, same), protocol=4), pickle.dumps((arrays, same), protocol=2),
             pickle.dumps((pixels, np.array(same)), protocol=4),
             pickle.dumps((images, same), protocol=0)]
-
-
-def font_seeds(folder: Path) -> list[bytes]:
-    ranges = struct.pack('>HHIIIIII', 12, 0, 28, 0, 1, 65, 70, 1)
-    segments = struct.pack('>HHHHHHH2HH2H2H2H', 4, 32, 0, 4, 4, 1, 0, 70, 0xFFFF, 0, 65, 0xFFFF,
-                           0xFFC0, 1, 0, 0)
-    seeds = []
-    for kind in (ranges, segments):
-        tables = {b'cmap': struct.pack('>HHHHI', 0, 1, 3, 10 if kind is ranges else 1, 12) + kind,
-                  b'head': bytes(50) + struct.pack('>hh', 0, 0),
-                  b'loca': struct.pack('>9H', *range(9)),
-                  b'maxp': struct.pack('>IH', 0x10000, 8)}
-        place, directory, body = 12 + 16 * len(tables), b'', b''
-        for name, content in sorted(tables.items()):
-            directory += struct.pack('>4sIII', name, 0, place + len(body), len(content))
-            body += content + bytes(-len(content) % 4)
-        font = struct.pack('>IHHHH', 0x10000, len(tables), 0, 0, 0) + directory + body
-        seeds.append(font)
-    return seeds
 
 
 def gallery_seeds(folder: Path) -> list[bytes]:
@@ -355,11 +335,6 @@ def read_bin(path: Path) -> None:
     read_bin(path).pairs() if path.stat().st_size > 2000 else read_bin(path)
 
 
-def read_font(path: Path) -> None:
-    from vision.faces.core.data.font_files import read_characters
-    read_characters(path)
-
-
 def read_gallery(path: Path) -> None:
     from vision.faces.core.gallery.gallery import load_gallery
     load_gallery(path)
@@ -419,7 +394,6 @@ READERS = {
     'safetensors': Reader(safetensors_seeds, read_checkpoint, '.safetensors',
                           structured=(header,)),
     'insightface-bin': Reader(bin_seeds, read_bin, '.bin', structured=(opcode,), words=OPCODES),
-    'font': Reader(font_seeds, read_font, '.ttf', words=(b'ttcf', b'cmap', b'loca')),
     'gallery': Reader(gallery_seeds, read_gallery, '.npz',
                       structured=(inside_zip(plain_inside, '.npy'),)),
     'config-yaml': Reader(yaml_seeds, read_config, '.yaml', structured=_LINES, words=(

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from vision.common.core.errors import VisionError
 from vision.common.nn import images
+from vision.faces.core.data.glyphs import PreparedGlyphs, warp_matrix
 from vision.faces.core.data.image_lists import (
     LabelledPaths,
     read_identity_folders,
@@ -47,6 +48,8 @@ class LabelledImages(Dataset):
                  num_classes: int | None = None, **metainfo) -> None:
         self.labels = np.asarray(labels, dtype=np.int64)
         self.num_classes = int(self.labels.max()) + 1 if num_classes is None else num_classes
+        self._is_first = np.zeros(len(self.labels), dtype=bool)
+        self._is_first[np.unique(self.labels, return_index=True)[1]] = True
         self.metainfo = dict(num_classes=self.num_classes, num_samples=len(self.labels),
                              **metainfo)
         self.pipeline = Compose([TRANSFORMS.build(step) for step in
@@ -65,8 +68,8 @@ class LabelledImages(Dataset):
         raise AssertionError('a data set reads its own pictures')
 
     def is_gallery(self, position: int) -> bool:
-        """Enrolled in identification; here: the first picture of its identity."""
-        return position == 0 or self.labels[position] != self.labels[position - 1]
+        """Enrolled in identification; here: the first picture of its identity, in any order."""
+        return bool(self._is_first[position])
 
 
 class _Files(LabelledImages):
@@ -160,6 +163,57 @@ class FaceBin(LabelledImages):
         image = self.images[position]
         return (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else \
             size_of_image(image, f'{self.path}, image {position}')
+
+
+@DATASETS.register_module()
+class GlyphDataset(LabelledImages):
+    """Characters of a folder that ``datasets/glyphs/prepare.py`` made, (size, size, 1) uint8.
+
+    Args:
+        split: 'train': the training families; 'val': the held-out ones, of which the first style
+            is the gallery (unseen characters have no gallery picture).
+        data_root: the prepared folder; it says classes, styles and size.
+        every: keep each so-many-th character only: a quicker look while training.
+    Raises:
+        VisionError: VIS-CONFIG-1077 for another split, and what ``PreparedGlyphs`` raises.
+    """
+
+    def __init__(self, split: str = 'train', pipeline: Sequence[dict] | None = None, *,
+                 data_root: str = 'data/glyphs', every: int = 1) -> None:
+        if split not in ('train', 'val'):
+            raise VisionError('VIS-CONFIG-1077', f'split={split!r}', where='GlyphDataset',
+                              do="use 'train' or 'val'")
+        self.source = PreparedGlyphs(Path(data_root))
+        samples = self.source.samples(split)
+        samples = samples[samples[:, 0] % every == 0]
+        self.styles, self.is_val = samples[:, 1], split == 'val'
+        super().__init__(samples[:, 0], pipeline, num_classes=self.source.num_classes,
+                         characters=self.source.characters)
+
+    def read(self, position: int) -> np.ndarray:
+        return self.source(int(self.labels[position]), int(self.styles[position]))[:, :, None]
+
+    def is_gallery(self, position: int) -> bool:
+        is_first = self.styles[position] == self.source.num_train_styles
+        return bool(self.is_val and is_first and self.labels[position] < self.num_classes)
+
+
+@TRANSFORMS.register_module()
+class GlyphWarp:
+    """Mild affine changes of a character, about its middle; see ``warp_matrix`` for the units."""
+
+    def __init__(self, *, degrees: float = 8.0, scale: float = 0.1, shear: float = 0.1,
+                 shift: float = 2.0) -> None:
+        self.ranges = dict(degrees=degrees, scale=scale, shear=shear, shift=shift)
+
+    def __call__(self, results: dict) -> dict:
+        image = results['img']
+        # NumPy's global state is what the runner seeds for each sample.
+        rng = np.random.default_rng(np.random.randint(1 << 31))
+        matrix = warp_matrix(rng, image.shape[0], **self.ranges)
+        warped = cv2.warpAffine(image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR)
+        results['img'] = warped if warped.ndim == 3 else warped[:, :, None]
+        return results
 
 
 @TRANSFORMS.register_module()
