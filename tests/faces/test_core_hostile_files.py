@@ -101,7 +101,7 @@ def test_names_of_cfp_may_go_to_its_data_and_no_further(tmp_path, name):
         (tmp_path / 'Split' / 'FP' / f'{fold:02d}').mkdir(parents=True)
         for kind in ('same', 'diff'):
             (tmp_path / 'Split' / 'FP' / f'{fold:02d}' / f'{kind}.txt').write_text('1,1\n')
-    assert read_cfp(tmp_path).paths == ('../Data/Images/001/frontal/01.jpg',)
+    assert read_cfp(tmp_path).paths == ('Data/Images/001/frontal/01.jpg',)
     (tmp_path / 'Pair_list_P.txt').write_text(f'1 {name}\n')
     with pytest.raises(VisionError, match='VIS-DATA-1073'):
         read_cfp(tmp_path)
