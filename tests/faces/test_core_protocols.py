@@ -95,7 +95,7 @@ def test_ijb_subjects(tmp_path):
 
 
 def test_frames_of_one_video_count_as_one_picture():
-    rows = np.array([[2.0, 0], [0, 0], [0, 1.0], [0, 3.0]])
+    rows = np.array([[2.0, 0], [5.0, 0], [0, 1.0], [0, 3.0]])
     names, pooled = pool_templates(rows, np.array([4, 4, 4, 9]), np.array([1, 1, 2, 1]))
     assert names.tolist() == [4, 9]
     assert pooled == pytest.approx(np.array([[0.5**0.5, 0.5**0.5], [0, 1]]), abs=1e-6)
@@ -107,10 +107,11 @@ def test_pooling_in_blocks_equals_a_loop(monkeypatch, pool_rows):
     monkeypatch.setattr(protocols, 'POOL_ROWS', pool_rows)
     rng = np.random.default_rng(1)
     rows, weights = rng.normal(size=(60, 8)), rng.uniform(size=60)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     templates, media = rng.integers(0, 9, 60), rng.integers(0, 3, 60)
     expected = []
     for name in np.unique(templates):
-        means = [np.mean([rows[i] * weights[i] for i in range(60)
+        means = [np.mean([units[i] * weights[i] for i in range(60)
                           if templates[i] == name and media[i] == medium], axis=0)
                  for medium in np.unique(media[templates == name])]
         expected.append(np.sum(means, axis=0) / np.linalg.norm(np.sum(means, axis=0)))

@@ -121,15 +121,10 @@ def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors:
         distractors: (D, d) rows of any length, nobody of the probes.
         sizes: of the sets, at most D.
     Raises:
-        VisionError: VIS-DATA-1067 for sizes outside of 1..D, or without two pictures of one
-            person.
+        VisionError: see ``refuse_sizes``; VIS-DATA-1063 for a row without direction.
     """
     first, second = mates(labels)
-    if not len(first) or not sizes or not 1 <= min(sizes) <= max(sizes) <= len(distractors):
-        raise VisionError('VIS-DATA-1067', f'{len(first)} pairs of one person among '
-                          f'{", ".join(map(str, sizes))} of {len(distractors)} distractors',
-                          why='a person needs two pictures, a set at least one distractor',
-                          do='bring more pictures, or ask for smaller sets')
+    refuse_sizes(len(first), len(distractors), sizes)
     scores = pair_cosines(probes, first, second)
     best, place, rates = np.full(len(probes), -np.inf, dtype=np.float32), 0, {}
     step = max(1, SCORES_AT_ONCE // len(probes))
@@ -141,6 +136,15 @@ def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors:
             place = end
         rates[size] = float((scores > best[first]).mean())
     return [rates[size] for size in sizes]
+
+
+def refuse_sizes(num_mates: int, num_distractors: int, sizes: Sequence[int]) -> None:
+    """VIS-DATA-1067 for sizes outside of 1..num_distractors, or without pairs of one person."""
+    if not num_mates or not sizes or not 1 <= min(sizes) <= max(sizes) <= num_distractors:
+        raise VisionError('VIS-DATA-1067', f'{num_mates} pairs of one person among '
+                          f'{", ".join(map(str, sizes))} of {num_distractors} distractors',
+                          why='a person needs two pictures, a set at least one distractor',
+                          do='bring more pictures, or ask for smaller sets')
 
 
 def mates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -179,10 +179,9 @@ def pool_templates(embeddings: np.ndarray, templates: np.ndarray, media: np.ndar
                    weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(template ids, unit rows): mean over each medium, then sum over the media of a template.
 
-    Pictures of one video are alike and would outvote still pictures. The length of an embedding is
-    its weight: give unit rows for equal weights, raw ones to let the norm speak for quality. The
-    memory beside embeddings (N, d) and result is that of ``POOL_ROWS`` rows, or of the largest
-    template, whatever N is; embeddings may be memory-mapped.
+    Pictures of one video are alike and would outvote still pictures. Only the direction of an
+    embedding counts. The memory beside embeddings (N, d) and result is that of ``POOL_ROWS``
+    rows, or of the largest template, whatever N is; embeddings may be memory-mapped.
 
     Args:
         weights: (N,) factor of each picture, such as the score of its detection.
@@ -197,7 +196,7 @@ def pool_templates(embeddings: np.ndarray, templates: np.ndarray, media: np.ndar
     while first < len(starts):
         last = max(first + 1, int(np.searchsorted(starts, starts[first] + POOL_ROWS)))
         begin, end = starts[first], starts[last] if last < len(starts) else len(order)
-        rows = np.asarray(embeddings[order[begin:end]], dtype=np.float64)
+        rows = unit_rows(embeddings[order[begin:end]]).astype(np.float64)
         if weights is not None:
             rows *= weights[order[begin:end], None]
         inside = groups[np.searchsorted(groups, begin):np.searchsorted(groups, end)] - begin
