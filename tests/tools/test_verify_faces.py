@@ -1,6 +1,7 @@
 """verify_faces, gallery and recognize_demo on generated pictures; twins on real faces."""
 
 import json
+import pickle
 import signal
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -10,7 +11,6 @@ import pytest
 
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
-from vision.faces.core.data.insightface_bin import write_bin
 
 CONFIG = '''model = dict(type='FaceRecognizer', flip_fusion={flip},
     backbone=dict(type='MobileFaceNet', dim=16, image_size=112))'''
@@ -90,7 +90,7 @@ def test_pictures_of_another_size_or_cut_are_refused_before_the_embedder_is_ther
     with pytest.raises(VisionError, match='VIS-DATA-1075.*p9/b.png'):
         verify([*model, *pairs])
     other = cv2.imencode('.png', np.zeros((90, 112, 3), np.uint8))[1].tobytes()
-    write_bin(tmp_path / 'x.bin', [whole] * 39 + [other], [True, False] * 10)
+    (tmp_path / 'x.bin').write_bytes(pickle.dumps(([whole] * 39 + [other], [True, False] * 10)))
     with pytest.raises(VisionError, match='picture 39 is 112 x 90 px'):
         verify([*model, '--bin', str(tmp_path / 'x.bin'), '--far', '0.1'])
 

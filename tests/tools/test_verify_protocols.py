@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -59,9 +60,8 @@ def test_two_lines_a_pair(ask, tmp_path, protocol):
 
 
 def test_a_packed_set(ask, tmp_path):
-    from vision.faces.core.data.insightface_bin import write_bin
     rows = [pair for both in zip(*PAIRS, strict=True) for pair in both]
-    write_bin(tmp_path / 'a.bin', [b'picture'] * 40, [pair[2] for pair in rows])
+    (tmp_path / 'a.bin').write_bytes(pickle.dumps(([b'picture'] * 40, [pair[2] for pair in rows])))
     ends = [EMBEDDINGS[end] for pair in rows for end in pair[:2]]
     is_as_worked_out(ask('agedb', {str(i): row for i, row in enumerate(ends)},
                          '--bin', tmp_path / 'a.bin', '--far', 0.1))
