@@ -1,5 +1,7 @@
 """Lists of CFP and IJB in miniature; template pooling by hand and against a loop."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,38 @@ def test_a_long_list_is_read_in_blocks_that_nobody_notices(tmp_path, monkeypatch
     (tmp_path / 'x.txt').write_bytes(text.encode() + b'\n1 2 9999999999\n')
     with pytest.raises(VisionError, match=r'line 52'):
         read_triples(tmp_path / 'x.txt')
+
+
+def peak_bytes(call):
+    """Most bytes that Python and NumPy held at once beyond what they held before."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_list_takes_twelve_bytes_a_line(tmp_path, monkeypatch):
+    from vision.faces.core.evaluate import protocols
+    monkeypatch.setattr(protocols, 'READ_BYTES', 1 << 14)
+    (tmp_path / 'x.txt').write_text('1000 2000 1\n' * 200_000)
+    peak = peak_bytes(lambda: read_triples(tmp_path / 'x.txt'))
+    assert 12 * 200_000 <= peak < 12 * 200_000 + 100 * (1 << 14)
+
+
+def test_pooling_and_scoring_hold_a_block_of_pictures(monkeypatch):
+    """16 MB of embeddings; a copy of them would show."""
+    from vision.faces.core.evaluate import protocols, verification
+    monkeypatch.setattr(protocols, 'POOL_ROWS', 256)
+    monkeypatch.setattr(verification, 'PAIRS_AT_ONCE', 256)
+    rng = np.random.default_rng(0)
+    rows, templates = rng.normal(size=(32_000, 128)).astype(np.float32), np.arange(32_000) // 32
+    _, pooled = pool_templates(rows, templates, templates)
+    peak = peak_bytes(lambda: pool_templates(rows, templates, templates))
+    assert peak < 3 * pooled.nbytes + 2_000_000 + 40 * len(rows) < rows.nbytes / 2
+    first = rng.integers(0, 1000, 100_000)
+    assert peak_bytes(lambda: verification.pair_cosines(pooled, first, first)) < 1_500_000
 
 
 def test_ijb_subjects(tmp_path):
