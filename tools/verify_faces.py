@@ -215,7 +215,7 @@ def embed(args: argparse.Namespace, question, others: list):
 def pictures(args: argparse.Namespace, question):
     from vision.faces.core.data.image_lists import without_labels
     from vision.faces.mm.datasets import FaceBin, FaceFiles, TemplateFaces
-    if getattr(args, 'bin', None):
+    if args.bin:
         return FaceBin(str(args.bin))
     found = without_labels(args.images, question.paths)
     if args.protocol in ('ijbb', 'ijbc'):

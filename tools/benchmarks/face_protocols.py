@@ -37,7 +37,7 @@ from vision.common.core.report import write_report
 TOOL = Path(__file__).resolve().parents[1] / 'verify_faces.py'
 PEOPLE, PICTURES, TEMPLATES, PAIRS, PROBES = 3_531, 469_375, 23_124, 15_658_489, 19_593
 BLOCK = 1 << 16
-POLL_S = 0.02
+POLL_S = 0.1
 
 
 def main(argv: list[str] | None = None) -> int:
