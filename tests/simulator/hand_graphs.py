@@ -1,5 +1,7 @@
 """A small graph made by hand, and prices that remember what they were asked."""
 
+from dataclasses import replace
+
 from vision.simulator.core.graph import (
     FORWARD,
     INPUT_GRAD,
@@ -67,3 +69,16 @@ def mlp_layers(num_layers=2):
         backward = [*down_back, pointwise(f'{name}.act', INPUT_GRAD, INNER), *up_back,
                     pointwise(f'{name}.norm', INPUT_GRAD, HIDDEN), *backward]
     return ModuleGraph(tuple(modules), tuple(forward + backward), batch_size=1, input_bytes=192)
+
+
+def tied(graph, first, other):
+    """The graph with one matrix for two linear layers of equal size."""
+    modules = []
+    for each in graph.modules:
+        if each.name == first:
+            weight, = each.parameters
+            each = replace(each, parameters=(replace(weight, shared_with=(other,)),))
+        elif each.name == other:
+            each = replace(each, parameters=())
+        modules.append(each)
+    return replace(graph, modules=tuple(modules))

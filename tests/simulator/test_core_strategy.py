@@ -164,7 +164,7 @@ def test_recompute_runs_the_forward_again_and_holds_less():
     kept = 4 * ROWS * (HIDDEN + 2 * INNER)
     saved = peak_in_issue_order(plain)[0] - peak_in_issue_order(program)[0]
     assert saved == pytest.approx(10 * 3 * kept, abs=LAYER)  # gradients are at other places
-    changed = with_recompute(with_tensors(graph), ['layers.0'])
+    changed = with_recompute(with_tensors(graph), [['layers.0']])
     extra = changed.flops() - graph.flops()
     assert extra == 10 * 2.0 * ROWS * HIDDEN * INNER  # all but the layer's last operator
 

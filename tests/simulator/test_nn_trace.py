@@ -111,6 +111,15 @@ def test_tied_weights_are_one_parameter_and_frozen_ones_have_no_gradient():
     assert not graph.ops_of('1', W) and graph.ops_of('1', I)
     assert [op.name for op in graph.ops_of('2', W)] == ['aten.mm']
     assert [name for op in graph.ops for name in op.completes] == ['0.weight']
+    assert {each.name: each.shared_with for each in graph.parameters} == {
+        '0.weight': ('2',), '1.weight': (), '1.bias': ()}
+
+
+def test_a_module_with_two_names_is_found_under_both():
+    layer = nn.Linear(4, 4, bias=False)
+    graph = trace(nn.Sequential(layer, nn.ReLU(), layer), torch.zeros(2, 4))
+    weight, = graph.parameters
+    assert (weight.name, weight.shared_with) == ('0.weight', ('2',))
 
 
 def test_recomputed_forward_is_told_apart_in_the_backward_pass():

@@ -16,7 +16,7 @@ from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.simulate import simulate
 from vision.pipeline.core.tasks import Costs
 from vision.simulator.core.graph import Op
-from vision.simulator.core.pricing import DEFAULT_INTERVAL, Group, Prices
+from vision.simulator.core.pricing import DEFAULT_INTERVAL, Group, Prices, issued
 from vision.simulator.core.transformers import (
     Decoder,
     Part,
@@ -230,8 +230,8 @@ class _Run:
             3 * self.strategy.gradient_bytes * num_parameters))
 
     def _bound(self, ops: list[Op], comm: float, num_comm: int) -> float:
-        """Device or host, whichever is longer. Compiled code is issued in one piece by layer:
-        its host time is a few operators' worth of guards (our choice)."""
+        """Of a device and the host that issues its work. Compiled code is issued in one piece by
+        layer: its host time is a few operators' worth of guards (our choice)."""
         prices = self.prices
         device = sum(map(prices.device_seconds, ops))
         if not (self.decoder.is_fused or self.decoder.is_compiled):
@@ -239,7 +239,7 @@ class _Run:
         device = max(device, comm) + 0.1 * min(device, comm) \
             if self.strategy.is_tensor_overlapped else device + comm
         host = (_ISSUED * len(ops) + num_comm) * prices.cluster.overheads.host
-        return max(device, 0.3 * host if self.decoder.is_compiled else host)
+        return issued(device, 0.3 * host if self.decoder.is_compiled else host)
 
     def _beside(self, compute: float, comm: float) -> float:
         """Communication of the next layer beside the compute of this: the longer of both, compute

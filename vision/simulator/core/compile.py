@@ -15,7 +15,15 @@ from typing import Protocol
 
 from vision.common.core.errors import VisionError
 from vision.simulator.core.buckets import FIRST_BUCKET_BYTES, Bucket, buckets_of
-from vision.simulator.core.graph import AGAIN, FORWARD, OPTIMIZER, ModuleGraph, Op, Parameter
+from vision.simulator.core.graph import (
+    AGAIN,
+    FORWARD,
+    OPTIMIZER,
+    ModuleGraph,
+    Op,
+    Parameter,
+    is_inside,
+)
 from vision.simulator.core.merge import Span, spans
 from vision.simulator.core.program import (
     COMPUTE,
@@ -113,7 +121,7 @@ def local_graph(graph: ModuleGraph, spread: Spread) -> ModuleGraph:
     """What one rank does: its part of the features, activations made again or moved."""
     graph = split_features(with_tensors(graph), spread)
     layouts = spread.layouts.values()
-    again = [name for name in dict.fromkeys(
+    again = [(name,) for name in dict.fromkeys(
         each.kept_region for each in layouts if each.is_recomputed)]
     away = [name for name in dict.fromkeys(
         each.kept_region for each in layouts if each.is_offloaded)]
@@ -240,7 +248,7 @@ class Step:
         regions = {op.module for op in self.graph.ops if op.name == H2D_OP}
         for region in regions:
             at = next(at for at in range(self.start, len(self.graph.ops))
-                      if self.graph.ops[at].module.startswith(region)
+                      if is_inside(self.graph.ops[at].module, region)
                       and self.graph.ops[at].name != H2D_OP)
             before.setdefault(at, []).append(
                 lambda region=region: self.wait(self._copies.pop(region, None)))
@@ -256,7 +264,8 @@ class Step:
                             self.graph.tensors[key].category) for key in op.begins]
         ends = [self._key(key) for key in op.ends]
         if op.kind == 'collective':
-            self.wait(self.collective(f'{op.name} {op.module}', op.name, op.bytes_moved,
+            kind = op.name.removesuffix(AGAIN)
+            self.wait(self.collective(f'{op.name} {op.module}', kind, op.bytes_moved,
                                       group='tp', after=self.last(), begins=begins, ends=ends))
             return
         stream, kind = (D2H, 'd2h') if op.name == D2H_OP else (H2D, 'h2d')

@@ -72,12 +72,14 @@ class Parameter:
         shape: whole, of the unsplit model; a linear layer's weight is (out, in).
         element_bytes: of one number.
         is_trained: has a gradient and optimizer state.
+        shared_with: other modules that use the same tensor (tied weights).
     """
 
     name: str
     shape: tuple[int, ...]
     element_bytes: int = 4
     is_trained: bool = True
+    shared_with: tuple[str, ...] = ()
 
     @property
     def num_elements(self) -> int:
@@ -95,7 +97,8 @@ class Module:
     Args:
         name: dotted, '' for the model.
         type: class name; 'Linear', 'Embedding' and 'MultiheadAttention' know how to be split.
-        parameters: full dotted names; one that several modules share stands at the first.
+        parameters: full dotted names; one that several modules share stands at the first, which
+            has the others as ``shared_with``.
         buffer_bytes: of BatchNorm statistics and the like.
         output_bytes, output_shape: of its last call; what a pipeline sends on if cut behind it.
         like: number that modules with equal work share, None if nobody compared: equal layers

@@ -25,6 +25,7 @@ _NEXT_DTYPE = dict(fp8='bf16', bf16='fp16', fp16='fp32', tf32='fp32', fp32='fp64
 # Relative half width of the interval around a prediction, if nothing was fitted: the mean error of
 # presets on published rows is about this, by source (docs/results/simulator_rows_unfitted.json).
 DEFAULT_INTERVAL = 0.25
+_QUEUE = 3.0  # how fast device and host come apart, see ``issued``
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,12 @@ class Prices:
         return max(arithmetic, memory) + self.cluster.overheads.launch
 
     def seconds(self, ops: Iterable[Op]) -> float:
-        """Of operators one after the other: what the device needs, or what the host needs to
-        issue them if that is longer (it issues ahead, so the sums count, not each pair)."""
+        """Of operators one after the other, issued by a host that runs ahead."""
         total, count = 0.0, 0
         for op in ops:
             total += self.device_seconds(op)
             count += 1
-        return max(total, count * self.cluster.overheads.host)
+        return issued(total, count * self.cluster.overheads.host)
 
     def _arithmetic(self, op: Op, device: Device) -> float:
         if not op.flops:
@@ -253,6 +253,17 @@ class Prices:
         return along(points, num_bytes)
 
 
+def issued(device_s: float, host_s: float) -> float:
+    """Seconds of work that a host issues while the device does what was issued before.
+
+    The longer of both where one is much longer. Where they are near each other the device waits
+    in some parts and is late in others: the sum of both in the norm of ``_QUEUE`` (our choice,
+    developed on a quarter of vTrain's published rows: docs/results/simulator_rows.md).
+    """
+    longer, shorter = max(device_s, host_s), min(device_s, host_s)
+    return longer * (1 + (shorter / longer)**_QUEUE)**(1 / _QUEUE) if longer else 0.0
+
+
 def _of_dtype(shares: Mapping[str, float], dtype: str) -> float:
     return shares.get(dtype, shares.get('', next(iter(shares.values()))))
 
@@ -278,8 +289,9 @@ CONSTANTS: dict[str, tuple[str, float, float]] = {
     'unlisted': ('device time beside what sizes tell, in software without fused kernels', 0.0,
                  0.5),
     # Equal devices of a cluster differ by 8 % between the usual best and worst (Sinha et al. 2022,
-    # arXiv:2208.11035), which are four to six deviations apart.
-    'jitter': ('deviation of a rank over its mean step', 0.0, 0.02),
+    # arXiv:2208.11035), which are four to six deviations apart; a step of many operators by less
+    # (our choice).
+    'jitter': ('deviation of a rank over its mean step', 0.0, 0.01),
 }
 
 

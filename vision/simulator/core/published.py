@@ -27,6 +27,13 @@ _COLUMNS = ('id', 'source', 'gpu', 'n_gpus', 'model', 'family', 'layers', 'hidde
             'recompute', 'micro_batch', 'global_batch', 'metric', 'value', 'mem_gib', 'hw_note')
 
 
+# Columns of vTrain's files.
+_VTRAIN = dict(n_gpus='# GPUs', global_batch='global batch', micro_batch='micro batch',
+               hidden='hidden size', heads='attention heads', layers='# layers',
+               seq_or_img='sequence length', tp='tensor parallelism', dp='data parallelism',
+               pp='pipeline parallelism', value='iteration time (ms)')
+
+
 @dataclass(frozen=True)
 class Stack:
     """What software does that its tables do not say.
@@ -155,6 +162,35 @@ def read_rows(path: Path) -> list[dict[str, str]]:
                           why='each says what was measured, on what and how',
                           do='add the columns; empty fields are allowed')
     return sorted(rows, key=lambda row: row['id'])
+
+
+def read_vtrain(folder: Path) -> list[dict[str, str]]:
+    """The iteration times of vTrain (github.com/VIA-Research/vTrain, MIT licence) as rows.
+
+    Args:
+        folder: with ``ground_truth_single.csv`` and ``ground_truth_multi.csv``.
+    Returns:
+        1,549 rows; the id has the line of the file, which counts its header.
+    Raises:
+        VisionError: VIS-DATA-1650, a file is not there or is another one.
+    """
+    rows = []
+    for name, network in (('single', ''), ('multi', '800 Gb/s inter-node')):
+        path = Path(folder) / f'ground_truth_{name}.csv'
+        try:
+            with path.open(newline='', encoding='utf-8-sig') as file:
+                rows += [dict.fromkeys(_COLUMNS, '') | {ours: row[theirs] for ours, theirs
+                                                        in _VTRAIN.items()}
+                         | dict(id=f'{name}{line:05d}', source='vTrain', gpu='A100 80GB',
+                                model='GPT', family='transformer', vocab='50257', shard='none',
+                                recompute='full', metric='iteration_time', hw_note=network)
+                         for line, row in enumerate(csv.DictReader(file), start=2)]
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+            raise VisionError('VIS-DATA-1650', 'the rows of vTrain cannot be read',
+                              where=str(path), why=f'{type(error).__name__}: {error}',
+                              do='give the folder data of a clone of VIA-Research/vTrain'
+                              ) from error
+    return rows
 
 
 def case_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:

@@ -3,7 +3,7 @@ activations made again, activations in host memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vision.simulator.core.graph import (
@@ -73,34 +73,41 @@ def with_tensors(graph: ModuleGraph) -> ModuleGraph:
     return replace(graph, ops=tuple(made), tensors=tensors)
 
 
-def with_recompute(graph: ModuleGraph, names: Sequence[str]) -> ModuleGraph:
-    """Each of the modules keeps nothing of its inside: its forward runs again before its backward.
+def with_recompute(graph: ModuleGraph, regions: Sequence[Sequence[str]]) -> ModuleGraph:
+    """Each region, of one module or of neighbours, keeps nothing of its inside: its forward runs
+    again before its backward.
 
     What its last operator made stays, which is its output (Proteus: all but the node's outputs).
     """
-    return _changed(graph, names, _recomputed)
+    # From the last on: what comes back first is then asked for first.
+    for region in reversed(regions):
+        graph = _recomputed(graph, region)
+    return graph
 
 
 def with_offload(graph: ModuleGraph, names: Sequence[str]) -> ModuleGraph:
     """What each of the modules keeps goes to host memory behind its forward, and comes back one
     module before its backward."""
-    return _changed(graph, names, _offloaded)
-
-
-def _changed(graph: ModuleGraph, names: Sequence[str], change: Callable) -> ModuleGraph:
-    # From the last on: what comes back first is then asked for first.
     for name in reversed(names):
-        graph = change(graph, name, names)
+        graph = _offloaded(graph, name, names)
     return graph
 
 
-def _kept_of(graph: ModuleGraph, name: str) -> tuple[list[int], int, list[int]]:
-    """(forward operators of a module by index, first backward one, tensors that it keeps)."""
+def offloaded_tensors(graph: ModuleGraph, region: Sequence[str]) -> list[int]:
+    """Activations that a region of modules keeps and ``offload`` moves: all but its output."""
+    return [key for key in _kept_of(graph, region)[2]
+            if graph.tensors[key].category == 'activations']
+
+
+def _kept_of(graph: ModuleGraph, region: Sequence[str]) -> tuple[list[int], int, list[int]]:
+    """(forward operators of a region by index, first backward one, tensors that it keeps)."""
+    def is_of_region(at: int) -> bool:
+        return any(is_inside(graph.ops[at].module, name) for name in region)
+
     start = first_backward(graph.ops)
-    forward = [at for at in range(start) if is_inside(graph.ops[at].module, name)
+    forward = [at for at in range(start) if is_of_region(at)
                and graph.ops[at].name not in (H2D_OP, D2H_OP)]
-    back = next((at for at in range(start, len(graph.ops))
-                 if is_inside(graph.ops[at].module, name)), len(graph.ops))
+    back = next((at for at in range(start, len(graph.ops)) if is_of_region(at)), len(graph.ops))
     ended_early = {key for op in graph.ops[:start] for key in op.ends}
     ended = {key for op in graph.ops[start:] for key in op.ends}
     kept = [key for at in forward[:-1] for key in graph.ops[at].begins
@@ -108,8 +115,8 @@ def _kept_of(graph: ModuleGraph, name: str) -> tuple[list[int], int, list[int]]:
     return forward, back, kept
 
 
-def _recomputed(graph: ModuleGraph, name: str, _: Sequence[str]) -> ModuleGraph:
-    forward, back, kept = _kept_of(graph, name)
+def _recomputed(graph: ModuleGraph, region: Sequence[str]) -> ModuleGraph:
+    forward, back, kept = _kept_of(graph, region)
     if not kept or back == len(graph.ops):
         return graph
     tensors, ops = dict(graph.tensors), list(graph.ops)
@@ -133,8 +140,8 @@ def _recomputed(graph: ModuleGraph, name: str, _: Sequence[str]) -> ModuleGraph:
 
 
 def _offloaded(graph: ModuleGraph, name: str, names: Sequence[str]) -> ModuleGraph:
-    forward, back, kept = _kept_of(graph, name)
-    kept = [key for key in kept if graph.tensors[key].category == 'activations']
+    forward, back, _ = _kept_of(graph, (name,))
+    kept = offloaded_tensors(graph, (name,))
     if not kept or back == len(graph.ops):
         return graph
     tensors, ops = dict(graph.tensors), list(graph.ops)

@@ -1,36 +1,73 @@
 """A model in stages of a pipeline: what each stage costs, so that an action table can be timed.
 
 The table is the one that ``vision.pipeline`` runs. Operators that are in none of its pieces, such
-as the loss, go with the piece before them.
+as the loss, go with the piece before them. What stages do beside the tasks of their table is
+written by ``stage_nodes``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 from vision.common.core.errors import VisionError
-from vision.pipeline.core.tasks import B, Costs, Table, W
-from vision.simulator.core.compile import (
-    ALL_REDUCE,
-    OPTIMIZERS,
-    Pricing,
-    Settings,
-    local_graph,
-)
+from vision.pipeline.core.tasks import Costs, Table
+from vision.simulator.core.compile import OPTIMIZERS, Pricing, Settings
 from vision.simulator.core.from_actions import from_actions
 from vision.simulator.core.graph import (
+    AGAIN,
     FORWARD,
     INPUT_GRAD,
-    OPTIMIZER,
     WEIGHT_GRAD,
     ModuleGraph,
     Op,
+    Parameter,
     is_inside,
 )
-from vision.simulator.core.program import GRADIENT, Buffer, Node, Program
-from vision.simulator.core.rewrite import first_backward, with_tensors
+from vision.simulator.core.program import Program
+from vision.simulator.core.rewrite import (
+    first_backward,
+    offloaded_tensors,
+    with_recompute,
+    with_tensors,
+)
+from vision.simulator.core.stage_nodes import (
+    Tie,
+    with_offloads,
+    with_optimizer,
+    with_reductions,
+    with_remade,
+    with_ties,
+)
 from vision.simulator.core.strategy import Spread, StrategyTree, stage_of
+from vision.simulator.core.tensor_parallel import split_features
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages of a model cost, and what an action table does not ask for. Bytes are those
+    of one rank, by stage.
+
+    Args:
+        costs: seconds and bytes of tasks.
+        trained: gradients; of a parameter that several stages of a pipeline rank hold, at the
+            first of these alone.
+        remade: activations that are made again for a micro-batch's backward pass, at its highest
+            moment (recompute).
+        remade_inputs, remade_weights: of them, where the pass is in two: those that only the
+            gradient of the input needs, at their highest moment, and those that stay until the
+            gradients of the weights are made.
+        moved: of a micro-batch's activations, those that go to host memory (offload).
+        ties: parameters that stages of several pipeline ranks hold.
+    """
+
+    costs: Costs
+    trained: tuple[int, ...]
+    remade: tuple[int, ...]
+    remade_inputs: tuple[int, ...]
+    remade_weights: tuple[int, ...]
+    moved: tuple[int, ...]
+    ties: tuple[Tie, ...]
 
 
 def piece_of_ops(graph: ModuleGraph, names: Sequence[str]) -> list[int]:
@@ -50,56 +87,66 @@ def piece_of_ops(graph: ModuleGraph, names: Sequence[str]) -> list[int]:
 
 def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple[int, int]],
                 rank_of: Sequence[int], pricing: Pricing, settings: Settings, *,
-                num_shares: int = 1, num_parts: int = 1) -> Costs:
-    """Costs of stages in seconds and bytes, on ranks numbered as ``ZeroPPStrategy`` has them.
+                num_shares: int = 1, num_parts: int = 1, zero: int = 3,
+                ranks: Sequence[Sequence[int]] | None = None,
+                moved: Sequence[Sequence[str]] = ()) -> Stages:
+    """Costs of stages in seconds and bytes.
+
+    What a region makes again counts as backward: with I if the pass is in two, as the gradient of
+    the input comes first; the first stage has all of its backward in W (torch's pipelining).
 
     Args:
         graph: of one micro-batch.
         names: of the pieces, in order of execution.
         ranges: pieces (begin, end) of each stage.
         rank_of: pipeline rank of each stage.
-        num_shares: ranks over which the parameters of a stage are sharded.
+        num_shares: parts of the batch, over which ``zero`` shards: 1 states of the optimizer, 2
+            and gradients, 3 and parameters; 0 nothing.
         num_parts: ranks over which features are split; the graph is one rank's, with collectives.
+        ranks: of the run by stage, those with parts of the same features next to each other; None
+            as ``ZeroPPStrategy`` numbers them.
+        moved: regions, of one stage each, that are offloaded.
     """
     graph = with_tensors(graph)
-    stage_of = [next(s for s, (a, b) in enumerate(ranges) if a <= piece < b)
-                for piece in piece_of_ops(graph, names)]
+    size = num_shares * num_parts
+    ranks = ranks or [range(rank * size, (rank + 1) * size) for rank in rank_of]
+    stage_of_piece = [stage for stage, (a, b) in enumerate(ranges) for _ in range(a, b)]
+    stage_of_op = [stage_of_piece[piece] for piece in piece_of_ops(graph, names)]
     num = len(ranges)
     ops: dict[tuple[int, str], list[Op]] = {}
-    kept = [0] * num
-    for op, stage in zip(graph.ops, stage_of, strict=True):
-        ops.setdefault((stage, op.phase), []).append(op)
-        kept[stage] += op.saved_bytes if op.phase == FORWARD else 0
+    for op, stage in zip(graph.ops, stage_of_op, strict=True):
+        phase = AGAIN if op.name.endswith(AGAIN) else op.phase
+        ops.setdefault((stage, phase), []).append(op)
 
     def times(phase: str) -> list[float]:
-        return [_seconds(ops.get((stage, phase), []), pricing, num_parts)
+        return [_seconds(ops.get((stage, phase), []), pricing, ranks[stage][:num_parts])
                 for stage in range(num)]
 
-    weights, trained = _weights(graph, names, ranges)
-    peers = [tuple(rank * num_shares + share for share in range(num_shares))
-             for rank in rank_of]
-    is_sharded = num_shares > 1
-    gathered, _ = _weights(graph, names, ranges, settings.gathered_bytes)
-    gathers = [pricing.communicate('all_gather', size, ranks) if is_sharded else 0.0
-               for size, ranks in zip(gathered, peers, strict=True)]
-    reduces = [pricing.communicate('reduce_scatter', size, ranks) if is_sharded else 0.0
-               for size, ranks in zip(trained, peers, strict=True)]
-    forward, inputs, weight = times(FORWARD), times(INPUT_GRAD), times(WEIGHT_GRAD)
-    # torch does the first stage's whole backward at once.
-    weight[0], inputs[0] = weight[0] + inputs[0], 0.0
-    states = OPTIMIZERS[settings.optimizer][0]
-    static = [0] * (max(rank_of) + 1)
-    for stage, rank in enumerate(rank_of):
-        static[rank] += (weights[stage] + (1 + states) * trained[stage]) // num_shares
+    forward, again = times(FORWARD), times(AGAIN)
+    inputs, weight = times(INPUT_GRAD), times(WEIGHT_GRAD)
+    inputs = [one + two for one, two in zip(inputs, again, strict=True)]
+    weight[0], inputs[0] = weight[0] + inputs[0], 0.0  # torch does all of it at once
+    held = _held(graph, names, stage_of_piece)
+    own, ties = _owned(held, rank_of)
+    is_sharded = num_shares > 1 and zero == 3
+    peers = [each[::num_parts] for each in ranks]
+    trained = [_bytes(each, is_trained=True) for each in own]
+    gathers = [pricing.communicate('all_gather', _bytes(each, settings.gathered_bytes), group)
+               if is_sharded else 0.0 for each, group in zip(held, peers, strict=True)]
+    reduces = [pricing.communicate('reduce_scatter', num_bytes, group) if is_sharded else 0.0
+               for num_bytes, group in zip(trained, peers, strict=True)]
     boundary = [_boundary_bytes(graph, names, end) for _, end in ranges[:-1]]
-    latency = max((pricing.communicate('p2p', size, (0, num_shares)) for size in boundary),
-                  default=0.0)
-    entering = [0, *boundary]
-    return Costs(tuple(forward), tuple(inputs), tuple(weight), latency=latency,
-                 gather=tuple(gathers), reduce=tuple(reduces),
-                 activation_bytes=tuple(a + b for a, b in zip(kept, entering, strict=True)),
-                 weight_bytes=tuple(weights) if is_sharded else (0,) * num,
-                 static_bytes=tuple(static))
+    latency = max((pricing.communicate('p2p', num_bytes, (ranks[stage][0], ranks[stage + 1][0]))
+                   for stage, num_bytes in enumerate(boundary)
+                   if rank_of[stage] != rank_of[stage + 1]), default=0.0)
+    kept, away = _kept(graph, stage_of_op, moved)
+    costs = Costs(
+        tuple(forward), tuple(inputs), tuple(weight), latency=latency, gather=tuple(gathers),
+        reduce=tuple(reduces),
+        activation_bytes=tuple(a + b for a, b in zip(kept, [0, *boundary], strict=True)),
+        weight_bytes=tuple(map(_bytes, held)) if is_sharded else (0,) * num,
+        static_bytes=_static_bytes(own, rank_of, settings, num_shares, zero))
+    return Stages(costs, tuple(trained), *_remade(graph, stage_of_op, num), away, ties)
 
 
 def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing: Pricing,
@@ -109,81 +156,108 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
 
     Args:
         table: over as many stages as the strategy has; complete, with UNSHARD where zero=3.
-            Without zero=3 several shares of the batch reduce a stage's gradients once.
+            Otherwise several shares of the batch reduce a stage's gradients once.
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1622 of the strategy, 1621 another number of stages; 1623
-            recompute or offload, 1624 zero 1 or 2, which stages do not have here.
+        VisionError: VIS-CONFIG-1620 to 1622 of the strategy, 1621 another number of stages.
     """
     spread = tree.spread(graph)
-    _refuse_ignored(spread)
     if len(spread.stages) != table.num_stages:
         raise VisionError('VIS-CONFIG-1621', f'{len(spread.stages)} stages for a table of '
                           f'{table.num_stages}', where='strategy', why='each stage of the table '
                           'has ranks of its own', do='map() modules to as many groups of ranks')
-    local = local_graph(graph, spread)
-    owners = [module for module in local.modules if spread.layouts[module.name].ranks
+    owners = [module.name for module in graph.modules if spread.layouts[module.name].ranks
               and not any(is_inside(module.name, other.name) and other.name != module.name
-                          for other in local.modules if spread.layouts[other.name].ranks
+                          for other in graph.modules if spread.layouts[other.name].ranks
                           == spread.layouts[module.name].ranks)]
-    owners.sort(key=lambda each: stage_of(each.name, spread))
-    ends = [sum(stage_of(each.name, spread) <= stage for each in owners)
+    owners.sort(key=lambda each: stage_of(each, spread))
+    ends = [sum(stage_of(each, spread) <= stage for each in owners)
             for stage in range(table.num_stages)]
-    shares = spread.dp if spread.zero == 3 else 1
-    names, ranges = [each.name for each in owners], list(zip([0, *ends], ends, strict=False))
-    costs = stage_costs(local, names, ranges, table.rank_of, pricing, settings,
-                        num_shares=shares, num_parts=spread.tp)
-    program = from_actions(table, costs)
-    if spread.dp > 1 and spread.zero == 0:
-        trained = _weights(local, names, ranges)[1]
-        program = with_all_reduces(program, table, spread, trained, pricing, settings)
-    return with_optimizer(program, table, costs, pricing, settings, spread.dp * spread.tp)
+    ranges = list(zip([0, *ends], ends, strict=False))
+    pieces = [owners[a:b] for a, b in ranges]
+    local = with_recompute(split_features(with_tensors(graph), spread),
+                           _regions(spread, pieces, 'is_recomputed'))
+    stages = stage_costs(local, owners, ranges, table.rank_of, pricing, settings,
+                         num_shares=spread.dp, num_parts=spread.tp, zero=spread.zero,
+                         ranks=spread.stages, moved=_regions(spread, pieces, 'is_offloaded'))
+    return step_of_stages(stages, table, pricing, settings, spread.stages, num_shares=spread.dp,
+                          num_parts=spread.tp, zero=spread.zero)
 
 
-def _refuse_ignored(spread: Spread) -> None:
-    """What a stage's costs would leave out without a word."""
-    for name, layout in spread.layouts.items():
-        if layout.is_recomputed or layout.is_offloaded:
-            verb = 'recompute' if layout.is_recomputed else 'offload'
-            raise VisionError('VIS-CONFIG-1623', f'{verb}({layout.kept_region!r}) in a pipeline',
-                              where='strategy', why='a stage is one task forward and one or two '
-                              'backward; what it keeps between them is not moved or made again',
-                              do=f'leave {verb}() out, or map all modules to the same ranks')
-        if spread.zero in (1, 2):
-            raise VisionError('VIS-CONFIG-1624', f'zero={spread.zero} on {name or "the model"!r} '
-                              'in a pipeline', where='strategy', why='stages have their '
-                              'parameters whole, with one all-reduce of gradients, or in shards',
-                              do='shard(..., zero=3), or no shard() at all')
+def step_of_stages(stages: Stages, table: Table, pricing: Pricing, settings: Settings,
+                   ranks: Sequence[Sequence[int]], *, num_shares: int = 1, num_parts: int = 1,
+                   zero: int = 3) -> Program:
+    """The program of a step: the tasks of the table, and what stages do beside them. Arguments as
+    of ``stage_costs``."""
+    program = with_remade(from_actions(table, stages.costs), stages.remade, stages.remade_inputs,
+                          stages.remade_weights)
+    program = with_offloads(program, table, stages.moved, pricing)
+    peers = [each[::num_parts] for each in ranks]
+    if num_shares > 1 and zero != 3:
+        program = with_reductions(program, table, stages.trained, peers, pricing, settings,
+                                  is_scattered=zero == 2)
+    shares = num_shares if zero >= 2 else 1
+    program = with_ties(program, table, stages.ties, ranks, pricing, num_shares=shares)
+    return with_optimizer(program, table, stages.trained, peers, pricing, settings,
+                          num_shares=num_shares, num_parts=num_parts, zero=zero)
 
 
-def with_all_reduces(program: Program, table: Table, spread: Spread, trained: Sequence[int],
-                     pricing: Pricing, settings: Settings) -> Program:
-    """The program with an all-reduce of each stage's gradients over the shares of the batch,
-    behind the stage's last W or B.
-
-    One for all gradients of a stage, not one a bucket, is our choice: a stage's last backward
-    task is one node, so that buckets would all begin behind it as well.
-
-    Args:
-        trained: bytes of each stage's gradients on a rank.
-    """
-    nodes, buffers = list(program.nodes), dict(program.buffers)
-    last = {node.stage: at for at, node in enumerate(nodes) if node.kind in (B, W)}
-    for stage, at in sorted(last.items(), key=lambda each: each[1]):
-        rank = table.rank_of[stage]
-        # Parts of the features are neighbours in number: every tp-th rank of a stage has the same
-        # part for another share of the batch.
-        peers = spread.stages[stage][::spread.tp]
-        nodes.append(Node(f'gradients of stage {stage}', ALL_REDUCE, (rank,), GRADIENT,
-                          pricing.communicate(ALL_REDUCE, trained[stage], peers), after=(at,)))
-        if settings.has_bucket_copies:
-            buffers[f'buckets of stage {stage}'] = Buffer(rank, trained[stage], 'communication')
-    return replace(program, nodes=tuple(nodes), buffers=buffers)
+def _regions(spread: Spread, pieces: Sequence[Sequence[str]], verb: str) -> list[list[str]]:
+    """Regions that recompute or offload names, cut where a stage ends; ``pieces`` by stage."""
+    found = []
+    for name in dict.fromkeys(each.kept_region for each in spread.layouts.values()
+                              if getattr(each, verb)):
+        cut = [[piece for piece in own if is_inside(piece, name)] for own in pieces]
+        found += [each for each in cut if each] or [[name]]
+    return found
 
 
-def _seconds(ops: Sequence[Op], pricing: Pricing, num_parts: int) -> float:
+def _kept(graph: ModuleGraph, stage_of_op: Sequence[int], moved: Sequence[Sequence[str]]
+          ) -> tuple[list[int], tuple[int, ...]]:
+    """Bytes of each stage that a micro-batch keeps from forward to backward on the device, and of
+    those that are in host memory meanwhile."""
+    start = first_backward(graph.ops)
+    gone = {key for op in graph.ops[:start] for key in op.ends}
+    away = {key for region in moved for key in offloaded_tensors(graph, region)}
+    kept, out = [0] * (max(stage_of_op) + 1), [0] * (max(stage_of_op) + 1)
+    for op, stage in zip(graph.ops[:start], stage_of_op, strict=False):
+        for key in op.begins:
+            if key not in gone:
+                (out if key in away else kept)[stage] += graph.tensors[key].num_bytes
+    return kept, tuple(out)
+
+
+def _remade(graph: ModuleGraph, stage_of_op: Sequence[int], num_stages: int
+            ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Bytes of what is made again, as ``Stages`` has them. The last module that reads such a
+    tensor lets go of it: if it makes gradients of weights, that is with them."""
+    has_weights = {op.module for op in graph.ops if op.phase == WEIGHT_GRAD}
+    for_weights = {key for op in graph.ops if op.module in has_weights
+                   and not op.name.endswith(AGAIN) for key in op.ends}
+    owner: dict[int, int] = {}
+    now, highest = [0] * num_stages, [0] * num_stages
+    now_inputs, highest_inputs, weights = [0] * num_stages, [0] * num_stages, [0] * num_stages
+    for op, stage in zip(graph.ops, stage_of_op, strict=True):
+        if op.name.endswith(AGAIN):
+            owner |= dict.fromkeys(op.begins, stage)
+        changes = [(key, 1) for key in op.begins] + [(key, -1) for key in op.ends]
+        for key, sign in changes:
+            if key not in owner:
+                continue
+            at, size = owner[key], graph.tensors[key].num_bytes
+            now[at] += sign * size
+            highest[at] = max(highest[at], now[at])
+            if key not in for_weights:
+                now_inputs[at] += sign * size
+                highest_inputs[at] = max(highest_inputs[at], now_inputs[at])
+            elif sign > 0:
+                weights[at] += size
+    return tuple(highest), tuple(highest_inputs), tuple(weights)
+
+
+def _seconds(ops: Sequence[Op], pricing: Pricing, parts: Sequence[int]) -> float:
     """Of operators and of the collectives between them, which nothing hides inside a stage."""
     compute = [op for op in ops if op.kind != 'collective']
-    waits = sum(pricing.communicate(op.name, op.bytes_moved, range(num_parts))
+    waits = sum(pricing.communicate(op.name.removesuffix(AGAIN), op.bytes_moved, parts)
                 for op in ops if op.kind == 'collective')
     return (pricing.compute(compute) if compute else 0.0) + waits
 
@@ -192,50 +266,78 @@ def piece_flops(graph: ModuleGraph, names: Sequence[str]) -> list[float]:
     """Of the forward pass, as stages are cut by them."""
     flops = [0.0] * len(names)
     for op, piece in zip(graph.ops, piece_of_ops(graph, names), strict=True):
-        flops[piece] += op.flops if op.phase == FORWARD else 0.0
+        is_first = op.phase == FORWARD and not op.name.endswith(AGAIN)
+        flops[piece] += op.flops if is_first else 0.0
     return flops
 
 
-def _weights(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple[int, int]],
-             element_bytes: int | None = None) -> tuple[list[int], list[int]]:
-    """Bytes of parameters of each stage, and of those that are trained; as they are, or with so
-    many bytes a number."""
-    weights, trained = [0] * len(ranges), [0] * len(ranges)
+def _held(graph: ModuleGraph, names: Sequence[str], stage_of_piece: Sequence[int]
+          ) -> list[dict[str, Parameter]]:
+    """Parameters that the modules of each stage use, by name; a tied one in each of its stages."""
+    held: list[dict[str, Parameter]] = [{} for _ in range(max(stage_of_piece) + 1)]
+
+    def stage_of_module(name: str) -> int | None:
+        return next((stage for stage, piece in zip(stage_of_piece, names, strict=True)
+                     if is_inside(name, piece)), None)
+
     for module in graph.modules:
-        piece = next((n for n, name in enumerate(names) if is_inside(module.name, name)), None)
-        if piece is None:
-            assert not module.parameters, f'{module.name} is in no piece'
-            continue
-        stage = next(s for s, (a, b) in enumerate(ranges) if a <= piece < b)
         for each in module.parameters:
-            size = each.num_elements * (element_bytes or each.element_bytes)
-            weights[stage] += size
-            trained[stage] += size if each.is_trained else 0
-    return weights, trained
+            stages = [stage_of_module(name) for name in (module.name, *each.shared_with)]
+            assert stages[0] is not None, f'{module.name} is in no piece'
+            for stage in stages:
+                if stage is not None:
+                    held[stage][each.name] = each
+    return held
+
+
+def _owned(held: Sequence[dict[str, Parameter]], rank_of: Sequence[int]
+           ) -> tuple[list[list[Parameter]], tuple[Tie, ...]]:
+    """Parameters of each stage that no earlier stage of its pipeline rank has, and the ties
+    between ranks. Stages of one rank are one process, which has a tied tensor once."""
+    own: list[list[Parameter]] = []
+    holders: dict[str, list[int]] = {}
+    sizes: dict[str, Parameter] = {}
+    for stage, each in enumerate(held):
+        own.append([])
+        for name, parameter in each.items():
+            if rank_of[stage] not in (rank_of[other] for other in holders.get(name, ())):
+                own[stage].append(parameter)
+                holders.setdefault(name, []).append(stage)
+                sizes[name] = parameter
+    ties = tuple(Tie(name, sizes[name].num_bytes, tuple(stages))
+                 for name, stages in holders.items()
+                 if len(stages) > 1 and sizes[name].is_trained)
+    return own, ties
+
+
+def _bytes(parameters: dict[str, Parameter] | Sequence[Parameter],
+           element_bytes: int | None = None, *, is_trained: bool = False) -> int:
+    """Of parameters, as they are or with so many bytes a number; of those trained alone."""
+    each_one = parameters.values() if isinstance(parameters, dict) else parameters
+    return sum(each.num_elements * (element_bytes or each.element_bytes) for each in each_one
+               if each.is_trained or not is_trained)
+
+
+def _static_bytes(own: Sequence[Sequence[Parameter]], rank_of: Sequence[int], settings: Settings,
+                  num_shares: int, zero: int) -> tuple[int, ...]:
+    """Of parameters, gradients and states of the optimizer on a rank, by pipeline rank; what is
+    scattered (zero=2) is no part of it until it is made."""
+    states = OPTIMIZERS[settings.optimizer][0]
+    weights, trained = [0] * (max(rank_of) + 1), [0] * (max(rank_of) + 1)
+    for rank, each in zip(rank_of, own, strict=True):
+        weights[rank] += _bytes(each)
+        trained[rank] += _bytes(each, is_trained=True)
+    if zero == 3:
+        return tuple((whole + (1 + states) * each) // num_shares
+                     for whole, each in zip(weights, trained, strict=True))
+    shares = num_shares if zero else 1
+    return tuple(whole + (each if zero < 2 else 0) - (-states * each // shares)
+                 for whole, each in zip(weights, trained, strict=True))
 
 
 def _boundary_bytes(graph: ModuleGraph, names: Sequence[str], end: int) -> int:
     """Of what the piece before ``end`` sends on; of its last operator if nobody said it."""
     name = names[end - 1]
-    made = [op.output_bytes for op in graph.ops_of(name, FORWARD)]
+    made = [op.output_bytes for op in graph.ops[:first_backward(graph.ops)]
+            if is_inside(op.module, name)]
     return graph.module(name).output_bytes or (made[-1] if made else 0)
-
-
-def with_optimizer(program: Program, table: Table, costs: Costs, pricing: Pricing,
-                   settings: Settings, num_shares: int = 1) -> Program:
-    """The program with each rank's optimizer step behind its last task and reduction.
-
-    Args:
-        num_shares: ranks of the run for each of the program.
-    """
-    nodes = list(program.nodes)
-    states, moved, _ = OPTIMIZERS[settings.optimizer]
-    for rank in range(table.num_ranks):
-        mine = [at for at, node in enumerate(nodes) if rank in node.ranks]
-        size = costs.static_bytes[rank] / (2 + states)
-        op = Op(settings.optimizer, '', 'elementwise', 0.0, moved * size, phase=OPTIMIZER)
-        ready = [max((at for at in mine if nodes[at].stream == stream), default=None)
-                 for stream in ('compute', GRADIENT)]
-        nodes.append(Node('optimizer', 'optimizer', (rank,), seconds=pricing.compute([op]),
-                          after=tuple(at for at in ready if at is not None)))
-    return replace(program, nodes=tuple(nodes), replicas=num_shares)

@@ -183,6 +183,7 @@ def _checked(graph: ModuleGraph, layouts: dict[str, Layout], num_ranks: int | No
                         if module.parameters})
     for module in graph.modules:
         _refuse_uneven(module, layouts[module.name])
+        _refuse_uneven_ties(module, graph, layouts)
     stages = _stages(graph, layouts, dp * tp)
     needed = dp * tp * len(stages)
     if num_ranks not in (None, needed):
@@ -216,6 +217,31 @@ def _refuse_uneven(module: Module, layout: Layout) -> None:
                 _refuse_size(each.shape[0], layout, each.name)
 
 
+def cut_axis(module: Module, layout: Layout, shape: Sequence[int]) -> int | None:
+    """Along which a module's parameter is divided by its features; None if it is whole on each
+    rank: a bias that is added once, behind the sum of partial results."""
+    if layout.parts == 1 or len(shape) < 2 and layout.dim != OUT:
+        return None
+    if layout.dim == HEADS and len(shape) == 2 and shape[0] % layout.parts:
+        return 1
+    # A linear layer's matrix is (out, in), an embedding's (in, out).
+    return int((layout.dim == IN) != (module.type == 'Embedding')) if len(shape) > 1 else 0
+
+
+def _refuse_uneven_ties(module: Module, graph: ModuleGraph, layouts: dict[str, Layout]) -> None:
+    """A rank has one tensor, whoever uses it."""
+    for each in module.parameters:
+        own = cut_axis(module, layouts[module.name], each.shape)
+        for name in each.shared_with:
+            other = graph.by_name.get(name)
+            if other is not None and cut_axis(other, layouts[name], each.shape) != own:
+                raise VisionError('VIS-CONFIG-1621', f'{each.name} is cut in one way for '
+                                  f'{module.name!r} and in another for {name!r}',
+                                  where='strategy', why='both use the same tensor',
+                                  do="split an embedding by 'in' where its head is split by "
+                                  "'out', or none of both")
+
+
 def _refuse_size(size: int, layout: Layout, name: str) -> None:
     if size % layout.parts:
         divisors = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
@@ -226,10 +252,12 @@ def _refuse_size(size: int, layout: Layout, name: str) -> None:
 
 def _stages(graph: ModuleGraph, layouts: dict[str, Layout], size: int
             ) -> tuple[tuple[int, ...], ...]:
+    tied = {name for each in graph.parameters for name in each.shared_with}
+    users = [module for module in graph.modules if module.parameters or module.name in tied]
     stages: list[tuple[int, ...]] = []
-    for module in graph.modules:
+    for module in users:
         ranks = layouts[module.name].ranks
-        if ranks is None or ranks in stages or not module.parameters:
+        if ranks is None or ranks in stages:
             continue
         if len(ranks) != size:
             raise VisionError('VIS-CONFIG-1620', f'map({module.name!r}) names {len(ranks)} ranks',
@@ -243,8 +271,8 @@ def _stages(graph: ModuleGraph, layouts: dict[str, Layout], size: int
         raise VisionError('VIS-CONFIG-1621', 'a rank is in two stages', where='strategy',
                           why='several stages of a rank come from an action table',
                           do='map to ranks that do not overlap, and give a table')
-    for module in graph.modules:
-        if module.parameters and layouts[module.name].ranks is None:
+    for module in users:
+        if layouts[module.name].ranks is None:
             raise VisionError('VIS-CONFIG-1621', f'{module.name!r} is mapped to no rank',
                               where='strategy', do='map every module that has parameters')
     return tuple(stages)

@@ -25,7 +25,7 @@ from vision.simulator.core.graph import (
     scaled,
 )
 from vision.simulator.core.rewrite import first_backward
-from vision.simulator.core.strategy import HEADS, IN, OUT, Layout, Spread
+from vision.simulator.core.strategy import HEADS, IN, OUT, Layout, Spread, cut_axis
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = 'all_reduce', 'all_gather', 'reduce_scatter'
 # Which side of a product is which: y (rows, out) = x (rows, in) w, and its backward.
@@ -220,12 +220,9 @@ def _local_module(module: Module, layout: Layout) -> Module:
         return module
 
     def cut(each: Parameter) -> Parameter:
-        # A linear layer's matrix is (out, in), an embedding's (in, out).
-        axis = int((layout.dim == IN) != (module.type == 'Embedding'))
-        if layout.dim == HEADS and len(each.shape) == 2 and each.shape[0] % layout.parts:
-            axis = 1
-        if len(each.shape) < 2 and layout.dim != OUT:
-            return each  # the bias is added once, after the sum
+        axis = cut_axis(module, layout, each.shape)
+        if axis is None:
+            return each
         shape = list(each.shape)
         shape[axis] //= layout.parts
         return replace(each, shape=tuple(shape))

@@ -273,15 +273,16 @@ def decoder_graph(decoder: Decoder, rows: int) -> ModuleGraph:
     h = decoder.hidden
     names = [f'layers.{index}' for index in range(decoder.layers)]
     forward = [*embedding_forward(decoder, part)]
-    modules = [Module('', 'Decoder'), Module(
-        'embedding', 'Embedding', (Parameter('embedding.weight', (decoder.vocabulary, h), 2),))]
+    modules = [Module('', 'Decoder'), Module('embedding', 'Embedding', (Parameter(
+        'embedding.weight', (decoder.vocabulary, h), 2,
+        shared_with=('head',) if decoder.is_tied else ()),))]
     for name in names:
         inside, ops = _layer_modules(decoder, part, name)
         modules += inside
         forward += ops
     forward += head_forward(decoder, part)
-    tied = () if decoder.is_tied else (Parameter('head.weight', (decoder.vocabulary, h), 2),)
-    modules.append(Module('head', 'Linear', tied))
+    own = () if decoder.is_tied else (Parameter('head.weight', (decoder.vocabulary, h), 2),)
+    modules.append(Module('head', 'Linear', own))
     return ModuleGraph(tuple(modules), (*forward, *backward_of(forward)),
                        input_bytes=8 * rows * decoder.sequence, batch_size=rows,
                        notes=('operators of the decoder are counted from its sizes',))

@@ -15,14 +15,13 @@ from vision.pipeline.core.tasks import Costs
 from vision.simulator.core.cluster import Cluster
 from vision.simulator.core.compile import Settings, compile_strategy
 from vision.simulator.core.engine import run
-from vision.simulator.core.from_actions import from_actions
 from vision.simulator.core.graph import ModuleGraph, larger_batch
 from vision.simulator.core.memory import Allocator, Verdict
 from vision.simulator.core.outcome import Outcome
 from vision.simulator.core.priced import ClusterPricing
 from vision.simulator.core.pricing import DEFAULT_INTERVAL, Prices
 from vision.simulator.core.program import Program
-from vision.simulator.core.stages import piece_flops, stage_costs, with_optimizer
+from vision.simulator.core.stages import Stages, piece_flops, stage_costs, step_of_stages
 from vision.simulator.mm.configs import Configured
 
 NUM_TOP_COSTS = 10
@@ -149,15 +148,18 @@ def _pipeline(configured: Configured, pricing: ClusterPricing) -> tuple[Program,
     ranges = _ranges(options.get('cut', 'counted'), graph, names, pp * chunks)
     settings: Settings = configured.settings
 
-    def costs_of(rank_of: tuple[int, ...], prices: ClusterPricing | None = None) -> Costs:
+    def stages_of(rank_of: tuple[int, ...], prices: ClusterPricing) -> Stages:
+        return stage_costs(graph, names, ranges, rank_of, prices, settings, num_shares=dp)
+
+    def costs_of(rank_of: tuple[int, ...]) -> Costs:
         # What the planner tries is not in the list of what is dear.
-        return stage_costs(graph, names, ranges, rank_of,
-                           prices or ClusterPricing(pricing.prices), settings, num_shares=dp)
+        return stages_of(rank_of, ClusterPricing(pricing.prices)).costs
 
     table = planner.make(costs_of)[0]
-    costs = costs_of(table.rank_of, pricing)
-    program = from_actions(table, costs)
-    return with_optimizer(program, table, costs, pricing, settings, dp), pp * dp, dp
+    ranks = [range(rank * dp, (rank + 1) * dp) for rank in table.rank_of]
+    program = step_of_stages(stages_of(table.rank_of, pricing), table, pricing, settings, ranks,
+                             num_shares=dp)
+    return program, pp * dp, dp
 
 
 def _budget(memory: Any) -> int | None:

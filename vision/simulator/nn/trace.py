@@ -239,10 +239,15 @@ def _modules(module: nn.Module, owners: Mapping[Tensor, tuple[str, str]],
              calls: Mapping[str, tuple[int, tuple[int, ...]]],
              ops: list[Op]) -> tuple[Module, ...]:
     """In order of first use, those that were never called last."""
+    users: dict[Tensor, list[str]] = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        for parameter in child.parameters(recurse=False):
+            users.setdefault(parameter, []).append(name)
     held: dict[str, list[Parameter]] = {}
     for parameter, (owner, name) in owners.items():
         held.setdefault(owner, []).append(Parameter(
-            name, tuple(parameter.shape), parameter.element_size(), parameter.requires_grad))
+            name, tuple(parameter.shape), parameter.element_size(), parameter.requires_grad,
+            tuple(each for each in users[parameter] if each != owner)))
     first: dict[str, int] = {}
     for index, op in enumerate(ops):
         parts = op.module.split('.') if op.module else []
