@@ -143,7 +143,7 @@ def ask(args: argparse.Namespace, others: list):
     if args.protocol in ('ijbb', 'ijbc'):
         question = questions.TemplateQuestion(
             args.lists, args.protocol, fars=args.far, fpirs=args.fpir,
-            ranks=args.ranks or (1, 5, 10), with_scores=bool(args.detection_scores))
+            ranks=args.ranks, with_scores=bool(args.detection_scores))
         if question.missing_1n:
             note(f'no identification: {", ".join(question.missing_1n)} are not there')
         note_left_out(args, questions.LARGE_FARS, question)

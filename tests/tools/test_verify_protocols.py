@@ -127,8 +127,9 @@ def test_ijb_without_its_1n_lists_says_so(ask, ijb, tool, capsys):
     said = capsys.readouterr().err
     assert 'no identification: ijbc_1N_gallery_G1.csv' in said
     assert 'no TAR at FAR 1e-06' in said and 'there are 3 impostor pairs' in said
-    with pytest.raises(VisionError, match='VIS-DATA-1073.*gallery_G1'):
-        ask('ijbc', ijb[1], '--lists', ijb[0], '--fpir', 0.5)
+    for option in ('--fpir', 0.5), ('--ranks', 1):
+        with pytest.raises(VisionError, match='VIS-DATA-1073.*gallery_G1'):
+            ask('ijbc', ijb[1], '--lists', ijb[0], *option)
 
 
 PEOPLE = {'a/1.jpg': [1, 0, 0], 'a/2.jpg': [0.8, 0.6, 0], 'b/1.jpg': [0, 0, 1]}

@@ -43,6 +43,7 @@ from vision.faces.core.evaluate.verification import (
 )
 
 PAIR_FARS = (1e-3, 1e-2)
+FPIRS, RANKS = (0.01, 0.1), (1, 5, 10)
 LARGE_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 GALLERIES = {'ijbb': ('S1', 'S2'), 'ijbc': ('G1', 'G2')}  # as the lists are published
 
@@ -94,15 +95,16 @@ class TemplateQuestion:
     Args:
         meta: folder of the lists; 1:N is asked where NAME_1N_*.csv are there too.
         name: 'ijbb' or 'ijbc'.
-        fars, fpirs: None: the usual ones, as far as the lists can tell.
+        fars, fpirs, ranks: None: the usual ones, as far as the lists can tell.
         with_scores: each picture counts by the score of its detection.
     """
 
     def __init__(self, meta: Path, name: str, *, fars: Sequence[float] | None = None,
-                 fpirs: Sequence[float] | None = None, ranks: Sequence[int] = (1, 5, 10),
+                 fpirs: Sequence[float] | None = None, ranks: Sequence[int] | None = None,
                  with_scores: bool = False) -> None:
         self.templates: Templates = read_ijb(meta, name)
-        self.paths, self.ranks, self.with_scores = self.templates.paths, ranks, with_scores
+        self.paths, self.with_scores = self.templates.paths, with_scores
+        self.ranks = RANKS if ranks is None else tuple(ranks)
         self.num_impostors = int((~self.templates.same).sum())
         self.fars = measurable(LARGE_FARS, self.num_impostors) if fars is None else list(fars)
         for far in self.fars:
@@ -117,7 +119,7 @@ class TemplateQuestion:
         self.fpirs = list(fpirs or ())
         if not self.missing_1n:
             self._read_1n(lists, fpirs)
-        elif fpirs is not None or len(self.missing_1n) < len(lists):
+        elif fpirs or ranks or len(self.missing_1n) < len(lists):
             raise VisionError('VIS-DATA-1073', f'lists of 1:N are missing: '
                               f'{", ".join(self.missing_1n)}', where=str(meta),
                               why='identification needs two galleries and the probes',
@@ -138,7 +140,7 @@ class TemplateQuestion:
             num_strangers.append(int((~is_mated).sum()))
             self.galleries.append(Gallery1N(path.stem.rpartition('_')[2],
                                             self.templates.places(ids, str(path)), subjects))
-        self.fpirs = measurable((0.01, 0.1), min(num_strangers)) if fpirs is None else self.fpirs
+        self.fpirs = measurable(FPIRS, min(num_strangers)) if fpirs is None else self.fpirs
         for fpir in self.fpirs:
             allowed_accepts(fpir, min(num_strangers))
 
