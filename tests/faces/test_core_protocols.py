@@ -65,7 +65,7 @@ def test_ijb_pairs(ijb):
     ('10 12 0\n', '1 templates have no picture, first: 12'), ('10 11\n', 'line 1'),
     ('10 11 0\n\n10 x 0\n', "line 3(.|\n)*'10 x 0'|'10 x 0'(.|\n)*line 3"),
     ('10 11 0\n10 11 0 10 11 0\n', 'line 2'), ('10 11 2\n', 'labelled 2'), ('', 'empty'),
-    ('10 11 0\n10 3000000000 1\n', 'line 2'), ('10 -11 0\n', 'line 1')])
+    (' \n\n', 'empty'), ('10 11 0\n10 3000000000 1\n', 'line 2'), ('10 -11 0\n', 'line 1')])
 def test_broken_ijb_lists_are_refused(ijb, text, reason):
     (ijb / 'ijbc_template_pair_label.txt').write_text(text)
     with pytest.raises(VisionError, match=reason):
@@ -77,12 +77,12 @@ def test_a_long_list_is_read_in_blocks_that_nobody_notices(tmp_path, monkeypatch
     from vision.faces.core.evaluate import protocols
     monkeypatch.setattr(protocols, 'READ_BYTES', read_bytes)
     rows = np.random.default_rng(0).integers(0, 2**31 - 1, (50, 3))
-    text = '\r\n'.join(' '.join(map(str, row)) for row in rows[:25]) + '\n\n' + '\n'.join(
-        '\t'.join(map(str, row)) for row in rows[25:])
+    text = ' \n\n' + '\r\n'.join(' '.join(map(str, row)) for row in rows[:25])
+    text += '\n\n' + '\n'.join('\t'.join(map(str, row)) for row in rows[25:])
     (tmp_path / 'x.txt').write_bytes(text.encode())
     assert (read_triples(tmp_path / 'x.txt') == rows).all()
     (tmp_path / 'x.txt').write_bytes(text.encode() + b'\n1 2 9999999999\n')
-    with pytest.raises(VisionError, match=r'line 52'):
+    with pytest.raises(VisionError, match=r'line 54'):
         read_triples(tmp_path / 'x.txt')
 
 

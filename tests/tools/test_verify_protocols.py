@@ -167,6 +167,13 @@ def test_embeddings_that_do_not_fit(ask, people, tool, tmp_path):
         with pytest.raises(VisionError, match='VIS-DATA-1087'):
             tool.main(['--protocol', 'allpairs', *map(str, people), '--embeddings',
                        str(tmp_path / 'x.npy')])
+    for header in (b"{'a': (", b"{'descr': '<f4', 'fortran_order': False, 'shape': (9" + b'9' * 30
+                   + b', 2)}'):
+        (tmp_path / 'x.npy').write_bytes(b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little')
+                                         + header)
+        with pytest.raises(VisionError, match='VIS-DATA-1087'):
+            tool.main(['--protocol', 'allpairs', *map(str, people), '--embeddings',
+                       str(tmp_path / 'x.npy')])
     np.save(tmp_path / 'x.npy', np.array(list(PEOPLE.values())))  # in the order of the list
     tool.main(['--protocol', 'allpairs', *map(str, people), '--embeddings',
                str(tmp_path / 'x.npy'), '--far', '0.5'])

@@ -100,6 +100,26 @@ def subject_seeds(folder: Path) -> list[bytes]:
     return [b'TEMPLATE_ID,SUBJECT_ID,FILENAME\n1,10,a.jpg\n2,11,"b, c.jpg"\n1,10,d.jpg\n']
 
 
+def template_seeds(folder: Path) -> list[bytes]:
+    return [b''.join(b'%d %d %d\n' % (row, row % 7, row % 2) for row in range(30)),
+            b'1\t2\t0\r\n\r\n2147483647\t0\t1']
+
+
+def glyph_seeds(folder: Path) -> list[bytes]:
+    return [json.dumps(dict(size=4, num_classes=2, characters=[65, 66, 67], num_images=5,
+                            styles=[['a', 'a.ttf', 0], ['b', 'b.ttf', 0]], num_train_styles=1,
+                            covered=[3, 3, 2])).encode()]
+
+
+def embedding_seeds(folder: Path) -> list[bytes]:
+    rows, contents = np.eye(4, 6, dtype=np.float32), []
+    for save in (np.save, lambda file, rows: np.savez(file, embeddings=rows,
+                                                      paths=np.array(list('abcd')))):
+        save(content := io.BytesIO(), rows)
+        contents.append(content.getvalue())
+    return contents
+
+
 def index_seeds(folder: Path) -> list[bytes]:
     _records(folder)
     return [(folder / 'own.idx').read_bytes()]
@@ -330,6 +350,29 @@ def read_class_index(path: Path) -> None:
                       torch.arange(40.).reshape(10, 4).cos())
 
 
+def read_templates(path: Path) -> None:
+    from vision.faces.core.evaluate.protocols import read_triples
+    read_triples(path)
+
+
+def read_glyphs(path: Path) -> None:
+    from vision.faces.core.data.glyphs import IMAGES, MANIFEST, PreparedGlyphs
+    (folder := path.with_name('glyphs')).mkdir(exist_ok=True)
+    (folder / MANIFEST).write_bytes(path.read_bytes())
+    (folder / IMAGES).write_bytes(bytes(5 * 4 * 4))
+    glyphs = PreparedGlyphs(folder)
+    for split in ('train', 'val'):
+        for label, style in glyphs.samples(split):
+            glyphs(int(label), int(style))
+
+
+def read_rows(path: Path) -> None:
+    from vision.faces.core.data.embeddings import read_embeddings
+    is_packed = path.read_bytes()[:2] == b'PK'
+    path = path.rename(path.with_suffix('.npz')) if is_packed else path
+    read_embeddings(path, list('abcd'))
+
+
 def read_bin(path: Path) -> None:
     from vision.faces.core.data.insightface_bin import read_bin
     read_bin(path).pairs() if path.stat().st_size > 2000 else read_bin(path)
@@ -386,6 +429,9 @@ READERS = {
     'classes': Reader(class_seeds, read_classes, '.txt', True, _LINES),
     'pairs': Reader(pair_seeds, read_pairs, '.txt', True, _LINES),
     'subjects': Reader(subject_seeds, read_subjects, '.csv', True, _LINES),
+    'template-pairs': Reader(template_seeds, read_templates, '.txt', True, _LINES),
+    'glyphs': Reader(glyph_seeds, read_glyphs, '.json', structured=(json_node,)),
+    'embeddings': Reader(embedding_seeds, read_rows, '.npy'),
     'record-index': Reader(index_seeds, read_index, '.idx', True, _LINES),
     'records': Reader(record_seeds, read_records, '.rec', words=(b'\x0a\x23\xd7\xce',)),
     'checkpoint': Reader(checkpoint_seeds, read_checkpoint, '.pth', structured=_PICKLES,

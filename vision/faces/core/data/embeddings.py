@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError  # NumPy's, of the header of an array
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def read_embeddings(path: Path, paths: Sequence[str] | None = None) -> np.ndarra
         if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != 'f' \
                 or not rows.size or names is not None and names.shape != rows.shape[:1]:
             raise ValueError('it holds no matrix of floating numbers with a row for each picture')
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, OverflowError, TokenError) as error:
         raise _unfit(path, str(error)) from error
     if paths is None:
         return rows

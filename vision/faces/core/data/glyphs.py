@@ -40,9 +40,9 @@ class PreparedGlyphs:
             self.images = np.memmap(self.folder / IMAGES, dtype=np.uint8, mode='r')
         except KeyError as error:
             raise self._unusable(f'{MANIFEST} has no {error}') from error
-        except (OSError, ValueError, TypeError, OverflowError) as error:
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise self._unusable(str(error)) from error
-        if masks.shape != self.characters.shape or masks.ndim != 1 or not (
+        if masks.shape != self.characters.shape or masks.ndim != 1 or size < 1 or not (
                 2 <= self.num_classes <= len(masks) and 0 < self.num_train_styles < num_styles):
             raise self._unusable(f'{MANIFEST} does not add up')
         self.covered = (masks[:, None] >> np.arange(num_styles) & 1).astype(bool)

@@ -144,7 +144,8 @@ def _triples(block: bytes, path: Path, first_line: int) -> np.ndarray:
     is_bad = (per_line != 3) & (per_line != 0)
     strange = np.flatnonzero(~is_digit & ~np.isin(text, np.frombuffer(b' \t\r\n', np.uint8)))
     is_bad[np.searchsorted(ends, strange)] = True
-    numbers = np.fromstring(block, sep=' ') if not is_bad.any() else np.zeros(0)
+    # Of blanks alone NumPy would make a number.
+    numbers = np.fromstring(block, sep=' ') if begins.any() and not is_bad.any() else np.zeros(0)
     if is_bad.any() or (numbers > MOST_ID).any():
         place = int(is_bad.argmax()) if is_bad.any() else int(np.searchsorted(
             np.cumsum(per_line), np.flatnonzero(numbers > MOST_ID)[0], side='right'))
