@@ -23,7 +23,8 @@ class PreparedGlyphs:
         characters: (C,) int64 code points; a label is a position here.
         num_classes: labels below it are trained on, the others are strangers.
         num_train_styles: the training styles come first.
-        covered: (C, S) bool, which picture exists.
+        covered: (C, S) bool, which picture exists; place: (C, S) int64, where in ``images``.
+        images: (N, size, size) uint8, by label, then style.
     Raises:
         VisionError: VIS-DATA-1080 when the folder is absent, damaged or made by an older command.
     """
@@ -51,14 +52,14 @@ class PreparedGlyphs:
             raise self._unusable(f'{self.images.size} bytes of pictures, not '
                                  f'{num_images * size * size}')
         self.images = self.images.reshape(num_images, size, size)
-        self._place = np.cumsum(self.covered.ravel()).reshape(self.covered.shape) - 1
+        self.place = np.cumsum(self.covered.ravel()).reshape(self.covered.shape) - 1
 
     def __reduce__(self):
         return PreparedGlyphs, (self.folder,)  # a pickled map would carry all pictures
 
     def __call__(self, label: int, style: int) -> np.ndarray:
         """Picture (size, size) uint8."""
-        return np.array(self.images[self._place[label, style]])
+        return np.array(self.images[self.place[label, style]])
 
     def samples(self, split: str) -> np.ndarray:
         """(N, 2) int64 rows (label, style) of 'train' or 'val', by label, then style.
