@@ -208,7 +208,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         save_checkpoint(dict(settings=asdict(self.settings), step=self.step,
-                             network=self.network.state_dict(), store=self.store.state_dict(),
+                             state_dict=self.network.state_dict(), store=self.store.state_dict(),
                              optimizer=self.optimizer.state_dict()), path)
 
     def load(self, path: Path) -> bool:
@@ -219,7 +219,7 @@ class Run:
         if content['settings'] != asdict(self.settings):
             return False
         self.step = content['step']
-        self.network.load_state_dict(content['network'])
+        self.network.load_state_dict(content['state_dict'])
         self.store.load_state_dict(content['store'])
         self.optimizer.load_state_dict(content['optimizer'])
         return True
