@@ -1,4 +1,4 @@
-"""The check of the cost model: rates are measured, both counts are tried, rows say what they are."""
+"""The check of the cost model: rates are measured, both counts tried, rows say what they are."""
 
 import json
 import sys

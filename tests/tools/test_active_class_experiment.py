@@ -117,7 +117,8 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tool, 'Settings', lambda: SMALL)
         patch.setattr(tool, 'load_glyphs', lambda *_: small_glyphs())
-        patch.setattr(tool, 'CURVE_STEPS', 2)
+        for name, value in dict(CURVE_STEPS=2, NUM_LIVE=60, NUM_ROUNDS=1, HEAD_STEPS=10).items():
+            patch.setattr(tool, name, value)
         options = ['--seeds', '0', '--work-dir', str(folder / 'w'),
                    '--json', str(folder / 'x.json')]
         assert tool.main(['--arms', 'full', 'positives', *options]) == 0
@@ -144,7 +145,7 @@ def test_all_arms_start_from_one_trunk_and_end_apart(finished):
 def test_live_features_of_the_full_arm_are_kept(finished):
     content = torch.load(finished[0] / 'w' / 'live_cosface_0.pth', weights_only=True)['state_dict']
     assert content['rows'].shape == (200, 64) and len(content['features']) == \
-        len(content['labels']) >= tool.NUM_LIVE
+        len(content['labels']) == 64
 
 
 def test_rows_of_other_settings_or_code_are_refused(finished, monkeypatch):
@@ -167,3 +168,13 @@ def test_pilots_change_settings_by_name():
 def test_a_run_is_the_same_again():
     first, again = (task.trace(task.ARMS['ivf-1'], 'cosface', 4) for _ in range(2))
     assert first == again != task.trace(task.ARMS['random-1'], 'cosface', 4)
+
+
+def test_the_picture_is_drawn(finished, tmp_path):
+    sys.path.insert(0, str(Path(tool.__file__).resolve().parents[1] / 'analysis'))
+    import plot_active_class_experiment as plot
+    assert plot.main([str(finished[0] / 'x.json'), '--out', str(tmp_path / 'x.png')]) == 0
+    assert (tmp_path / 'x.png').stat().st_size > 5000
+    (tmp_path / 'none.json').write_text(json.dumps(dict(rows=[])))
+    with pytest.raises(VisionError, match='VIS-INPUT-1243'):
+        plot.main([str(tmp_path / 'none.json'), '--out', str(tmp_path / 'y.png')])

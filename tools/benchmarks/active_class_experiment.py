@@ -57,6 +57,7 @@ RULE = dict(
 NUM_RESAMPLES = 2000
 CURVE_STEPS = 250  # losses of the curve are means of so many
 NUM_LIVE = 4096  # features kept for active_class.py --rows
+NUM_ROUNDS, HEAD_STEPS = 3, 200  # of --time: two intervals of ivf-1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -317,15 +318,14 @@ def step_seconds(arm: str, glyphs: Glyphs, objective: str, num_steps: int = 20) 
     return max(0.0, more - first) / (num_steps - 1) + first / upkeep['interval']
 
 
-def head_times(args: argparse.Namespace, glyphs: Glyphs, settings: Settings,
-               num_rounds: int = 3) -> dict[str, Any]:
+def head_times(args: argparse.Namespace, glyphs: Glyphs, settings: Settings) -> dict[str, Any]:
     """Wall milliseconds of a head's step, all upkeep included, in turn, on live features.
 
-    From the state of the first seed's trunk; a round is two intervals of ``ivf-1``.
+    From the state of the first seed's trunk.
     """
     found: dict[str, list[float]] = {name: [] for name in ('backbone', *args.arms)}
     trunk = args.work_dir / f'trunk_{args.objective}_{args.seeds[0]}.pth'
-    for _ in range(num_rounds):
+    for _ in range(NUM_ROUNDS):
         for name in found:
             run = Run(settings, args.seeds[0], OBJECTIVES[args.objective]())
             if not run.load(trunk):
@@ -338,7 +338,7 @@ def head_times(args: argparse.Namespace, glyphs: Glyphs, settings: Settings,
 
 
 def backbone_steps(run: Run, glyphs: Glyphs) -> list[Callable[[], None]]:
-    batches = [glyphs.batch(run.seed, step, run.settings) for step in range(41)]
+    batches = [glyphs.batch(run.seed, step, run.settings) for step in range(HEAD_STEPS // 5 + 1)]
 
     def step(pictures: torch.Tensor) -> None:
         run.network(pictures).sum().backward()
@@ -358,7 +358,7 @@ def head_steps(run: Run, glyphs: Glyphs, arm: str) -> list[Callable[[], Any]]:
         features, labels = batches[number % len(batches)]
         run.head_step(selector, ARMS[arm], features.clone().requires_grad_(), labels, 1.0)
         run.step += 1
-    return [lambda n=number: step(n) for number in range(201)]
+    return [lambda n=number: step(n) for number in range(HEAD_STEPS + 1)]
 
 
 def time_of(calls: list[Callable[[], Any]]) -> float:
