@@ -9,7 +9,8 @@ DIM = 16
 class TensorStore:
     """Rows start..end of ``weights``; ``push`` is plain gradient descent."""
 
-    def __init__(self, weights, start=0, end=None):
+    def __init__(self, weights, start=0, end=None, group=None):
+        self.group = group
         self.num_classes, self.dim = weights.shape
         self.row_start, self.row_end = start, len(weights) if end is None else end
         self.weights = weights[self.row_start:self.row_end].clone()

@@ -74,6 +74,12 @@ def test_scaled_loss_gives_the_same_step():
     torch.testing.assert_close(*rows)
 
 
+def test_the_selector_knows_the_margin_of_the_head():
+    head = build_head(margin=dict(type='AdaFace', scale=8.0), selector=dict(type='oracle',
+                                                                            num_active=9))
+    assert head.selector.target == head.margin.target and head.selector.scale == 8.0
+
+
 def test_only_active_rows_move_and_labels_are_among_them():
     head = build_head(store=dict(optimizer=dict(type='sgd', momentum=0.0, weight_decay=0.0)))
     before = all_rows(head)

@@ -55,7 +55,8 @@ from vision.common.core.report import write_report
 from vision.common.nn.checkpoint import load_checkpoint
 from vision.faces.nn.head.margins import build_margin
 from vision.faces.nn.head.selective import SelectiveLoss, selective_loss
-from vision.faces.nn.select.selectors import NAMES, Selection, build_selector
+from vision.faces.nn.select.build import NAMES, build_selector
+from vision.faces.nn.select.selectors import Selection
 from vision.faces.nn.store.class_store import build_store, class_rows
 
 COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'run_ms', 'full_step_ms',
@@ -67,7 +68,7 @@ COLD_STEPS = 10_000  # one build from nothing per so many steps
 SMALL_ONLY = {'forest': 300_000, 'hnsw': 300_000, 'lsh': 300_000, 'nested-ivf': 300_000}
 NO_INDEX = ('full', 'random', 'oracle')
 SEARCHES_LISTS = ('ivf', 'nested-ivf')
-OPTIONS = dict(midx=dict(nprobe=64), forest=dict(num_trees=8))
+OPTIONS = dict(midx=dict(nprobe=64))
 FULL_STEPS = 5  # timed, after one that warms up
 LEAST_COSINE, MOST_ERROR = 0.99, 0.1
 # Of --reach: shares of active rows, and of the lists searched.
@@ -128,7 +129,7 @@ class Bench:
 
     def selector(self, name: str, num_active: int, **options):
         if name not in ('full', 'random'):
-            options |= dict(scale=self.args.scale, own_margin=self.args.margin,
+            options |= dict(scale=self.args.scale, target=self.margin.target,
                             random_frac=self.args.random_frac)
         return build_selector(name, self.store, num_active=num_active, seed=self.seed,
                               **OPTIONS.get(name, {}) | options)
@@ -369,9 +370,7 @@ def whole_run(bench: Bench, name: str, num_active: int, options: dict, build_s: 
 def checkpoint_seconds(bench: Bench, selector) -> float:
     """What ActiveClassHook does for a checkpoint, and the writing of it to memory."""
     start = time.perf_counter()
-    state = selector.state_dict()
-    selector.load_state_dict(state)  # so that a resumed run equals the going one
-    torch.save(dict(store=bench.store.state_dict(), selector=state), io.BytesIO())
+    torch.save(dict(store=bench.store.state_dict(), selector=selector.state_dict()), io.BytesIO())
     return time.perf_counter() - start
 
 

@@ -83,7 +83,7 @@ def measured_machine(batch: int, dim: int) -> Machine:
     index = build_index(make_spec('ivf', dim, seed=0, is_cosine=True, nprobe=num_probed), unit,
                         seed=0)
     queries, num_lists = unit[:batch].contiguous(), 4 * math.sqrt(num)
-    scan_s = best_seconds(lambda: index.propose(queries, 10))
+    scan_s = best_seconds(lambda: index.search(queries, 10))
     scanned = batch * dim * (num * num_probed / num_lists + num_lists)
     return Machine(flops_per_s=2 * batch * 4096 * dim / product_s, call_s=call_s,
                    bytes_per_s=2 * stream.nbytes / stream_s, scan_per_s=2 * scanned / scan_s)

@@ -26,7 +26,7 @@ from vision.faces.nn.backbones.iresnet import IResNetTrunk
 from vision.faces.nn.data.glyph_images import PreparedGlyphs
 from vision.faces.nn.head.margins import CosFace, Margin, Softmax
 from vision.faces.nn.head.selective import selective_loss
-from vision.faces.nn.select.selectors import build_selector
+from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.store.class_store import build_store
 
 SIZE = 32  # px
@@ -158,11 +158,9 @@ class Run:
 
     def selector(self, arm: Arm):
         num_active = max(1, round(arm.share * self.settings.num_classes))
-        options = dict(arm.options)
-        if arm.selector not in ('full', 'random'):
-            options |= masses(self.margin)
         return build_selector(arm.selector, self.store, num_active=num_active, seed=self.seed,
-                              **options)
+                              scale=self.margin.scale, target=self.margin.target,
+                              **dict(arm.options))
 
     def train(self, arm: Arm, glyphs: Glyphs, num_steps: int,
               report: Callable[[int, float], None]) -> float:
@@ -230,11 +228,6 @@ class Run:
         for tensor in (*self.network.state_dict().values(), self.store.snapshot(torch.float32)):
             found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
-
-
-def masses(margin: Margin) -> dict:
-    """What a selector has to know of the margin to compare masses."""
-    return dict(scale=margin.scale, own_margin=getattr(margin, 'margin', 0.0))
 
 
 def measure(run: Run, glyphs: Glyphs) -> dict[str, Any]:

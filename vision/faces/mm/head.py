@@ -34,8 +34,7 @@ class ActiveClassHead(BaseModule):
         in_channels: length of the embedding.
         margin: ``type`` and options of a class of ``vision.faces.nn.head.margins``.
         selector: ``type`` (full, random, oracle, forest, ivf, nested-ivf, hnsw, lsh, midx),
-            ``num_active`` and options of ``build_selector``; ``adaptive``: options of
-            ``make_adaptive``, for selectors with an index.
+            ``num_active`` and options of ``build_selector``.
         store: options of ``build_store``: backend, optimizer.
         num_subcentres: rows per class; the nearest of them counts (sub-centre ArcFace).
         is_cosine: False: inner products, with a plain ``Softmax``.
@@ -69,8 +68,7 @@ class ActiveClassHead(BaseModule):
         if self.store is not None:
             return
         # Here, not above: a recogniser that is only used needs neither rows nor an index.
-        from vision.faces.nn.select.adaptive import make_adaptive
-        from vision.faces.nn.select.selectors import build_selector
+        from vision.faces.nn.select.build import build_selector
         from vision.faces.nn.store.class_store import build_store
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.group.WORLD
@@ -78,11 +76,9 @@ class ActiveClassHead(BaseModule):
                                  device=device, group=self.group,
                                  rows_per_class=self.num_subcentres, **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
-        adaptive = options.pop('adaptive', None)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
-                                       is_cosine=self.is_cosine, **options)
-        if adaptive is not None:
-            self.selector = make_adaptive(self.selector, group=self.group, **adaptive)
+                                       is_cosine=self.is_cosine, target=self.margin.target,
+                                       **options)
 
     def require_data(self, num_identities: int | None, num_samples: int) -> None:
         """Refuse training data before any step of it; every rank must come here.
@@ -171,21 +167,19 @@ class ActiveClassHead(BaseModule):
         """Leave the rows of the last loss as they are: its gradients were not finite."""
         self.pending = None
 
-    def rows_state(self, *, renews_selector: bool = True) -> dict[str, Any]:
-        """Rows, optimizer and selector of this rank.
+    def rows_state(self, *, is_exact: bool = True) -> dict[str, Any]:
+        """Rows, optimizer and selector of this rank; the run is not changed by it.
 
         States of several ranks are joined by joining their lists, ``stores`` and ``selectors``.
 
         Args:
-            renews_selector: let the running selector go on from its own state, too. An index
-                saves its centroids and not its lists; read back, these hold the rows as of now.
+            is_exact: with the lists of an index, and the snapshot of one under way, so that what
+                is loaded selects as this head does.
         """
-        state = dict(store=self.store.state_dict(), selector=self.selector.state_dict())
-        if renews_selector:
-            self.selector.load_state_dict(state['selector'])
         return dict(num_classes=self.num_classes, dim=self.dim,
                     num_subcentres=self.num_subcentres, selector_kind=self._selector_kind,
-                    stores=[state['store']], selectors=[state['selector']])
+                    stores=[self.store.state_dict()],
+                    selectors=[self.selector.state_dict(is_exact=is_exact)])
 
     def load_rows_state(self, state: dict[str, Any], *, with_selector: bool = True) -> None:
         """Take what ``rows_state`` gave on all ranks, joined; also on another number of them.
@@ -213,7 +207,7 @@ class ActiveClassHead(BaseModule):
         if len(state['selectors']) == world:
             self.selector.load_state_dict(state['selectors'][rank])
         else:  # what was decided holds on every rank; an index has other rows now
-            from vision.faces.nn.select.selectors import without_index
+            from vision.faces.nn.select.build import without_index
             self.selector.load_state_dict(without_index(state['selectors'][0]))
 
     def fits(self, state: dict[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from vision.common.core.errors import VisionError
 from vision.faces.core.select.sampling import draw_outside
 from vision.faces.nn.index import faiss_gpu
 from vision.faces.nn.index.kmeans import assign_near, update_centroids
+from vision.faces.nn.index.list_state import fault_of_lists, fill_lists, read_lists
 
 # What of an ``IndexSpec`` each kind looks at, beside what all do.
 USES = {'ivf': ('num_lists', 'nprobe', 'code', 'search_on'),
@@ -166,6 +167,11 @@ class ClassIndex:
         return self.centroids is not None
 
     @property
+    def keeps_lists(self) -> bool:
+        """Can ``lists_state`` give all that a search depends on?"""
+        return self.has_centroids
+
+    @property
     def can_update(self) -> bool:
         return self.spec.has_lists
 
@@ -208,7 +214,8 @@ class ClassIndex:
         self._index.update_vectors(ids.cpu().numpy().astype(np.int64),
                                    _as_numpy(self.spec, rows))
 
-    def renewal(self, rows: Tensor, *, num_iterations: int = 0) -> Callable[[], ClassIndex]:
+    def renewal(self, rows: Tensor, *, num_iterations: int = 0, previous: Tensor | None = None
+                ) -> Callable[[], ClassIndex]:
         """Work, for any thread, that makes a new index of the rows as they are now.
 
         This index may be updated meanwhile: what the work needs of it is taken here.
@@ -216,11 +223,12 @@ class ClassIndex:
         Args:
             num_iterations: of k-means from the old centroids; 0: they stay, and rows are only
                 assigned again, each to a list near its old one (``assign_near``).
+            previous: (C,) int64 old lists; None: those of now.
         """
         if not self.has_centroids:
             return partial(build_index, self.spec, rows)
-        return partial(_renewed, self.spec, rows, self.centroids, self.assignment(),
-                       num_iterations)
+        return partial(_renewed, self.spec, rows, self.centroids,
+                       self.assignment() if previous is None else previous, num_iterations)
 
     def assignment(self) -> Tensor:
         """(C,) int64 list of each row."""
@@ -244,8 +252,12 @@ class ClassIndex:
         return self.num_rows * index.sa_code_size()
 
     def state_dict(self) -> dict:
-        """Centroids; the lists are filled again from the rows."""
+        """Centroids, for lists that are filled again from the rows."""
         return dict(kind=self.spec.kind, dim=self.spec.dim, centroids=self.centroids)
+
+    def lists_state(self) -> dict:
+        """The lists as they are, for ``restore_index`` as ``lists`` of its state."""
+        return dict(read_lists(load_faiss(), self._index), is_changed=self._is_changed)
 
 
 def _renewed(spec: IndexSpec, rows: Tensor, centroids: Tensor, assignment: Tensor,
@@ -258,30 +270,58 @@ def _renewed(spec: IndexSpec, rows: Tensor, centroids: Tensor, assignment: Tenso
     return _inverted(spec, rows, centroids, assignment)
 
 
-def restore_index(spec: IndexSpec, state: dict, rows: Tensor) -> ClassIndex:
-    """The index of a checkpoint over today's rows; kinds without centroids are built anew.
+def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassIndex:
+    """The index of a checkpoint: with its ``lists`` if it has them, or over these rows.
+
+    Kinds without centroids are built anew.
+
+    Args:
+        rows: (C, d), or None with lists.
 
     Raises:
         VisionError: VIS-INPUT-1045, the checkpoint's index has another dimension;
             VIS-CKPT-1054, its centroids are none.
     """
-    centroids = state.get('centroids')
+    centroids, lists = state.get('centroids'), state.get('lists')
+    num_rows = len(rows) if lists is None else len(lists['ids']) if 'ids' in lists else 0
     if not {'kind', 'dim', 'centroids'} <= set(state) or centroids is not None and (
             not isinstance(centroids, Tensor) or centroids.dtype != torch.float32
             or centroids.ndim != 2 or centroids.shape[1] != state['dim']
-            or not 1 <= len(centroids) <= max(1, len(rows)) or not centroids.isfinite().all()):
-        raise VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
-                          where='selector', why='its centroids are not at most as many finite '
-                          'float32 rows as there are class rows',
-                          do='use an earlier checkpoint; or remove the index from it, then it is '
-                          'built anew')
+            or not 1 <= len(centroids) <= max(1, num_rows) or not centroids.isfinite().all()):
+        raise _damaged('its centroids are not at most as many finite float32 rows as there are '
+                       'class rows')
     if state['dim'] != spec.dim:
         raise VisionError('VIS-INPUT-1045', f'the checkpoint\'s index has dimension '
                           f'{state["dim"]}, this head {spec.dim}', where='selector',
                           do='resume with the config that wrote the checkpoint')
+    if lists is not None:
+        return _of_lists(spec, centroids, lists)
     if centroids is None or state['kind'] != spec.kind:
         return build_index(spec, rows)
     return _inverted(spec, _checked(spec, rows), centroids)
+
+
+def _of_lists(spec: IndexSpec, centroids: Tensor | None, lists: dict) -> ClassIndex:
+    if centroids is None or not spec.has_lists:
+        raise _damaged('it has lists, but no centroids')
+    # One row makes an index of the right kind; what is in it comes from the checkpoint.
+    made = _inverted(spec, torch.zeros(1, spec.dim), centroids, torch.zeros(1, dtype=torch.int64))
+    faiss, index = load_faiss(), made._index
+    num_ranges = index.sq.trained.size() if hasattr(index, 'sq') else 0
+    fault = fault_of_lists(lists, len(centroids), index.code_size, num_ranges)
+    if fault:
+        raise _damaged(fault)
+    index.set_direct_map_type(faiss.DirectMap.NoMap)
+    index.reset()
+    fill_lists(faiss, index, lists)
+    made.num_rows, made._is_changed = index.ntotal, bool(lists.get('is_changed'))
+    return made
+
+
+def _damaged(why: str) -> VisionError:
+    return VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
+                       where='selector', why=why, do='use an earlier checkpoint; or remove the '
+                       'index from it, then it is built anew')
 
 
 def _check_dim(spec: IndexSpec, rows: Tensor) -> None:
