@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
 from vision.faces.core.evaluate.identification import rank_exactly
 from vision.faces.nn.backbones.embedder import embed
-from vision.faces.nn.backbones.iresnet import IResNetTrunk
 from vision.faces.nn.data.glyph_images import PreparedGlyphs
 from vision.faces.nn.head.margins import CosFace, Margin, Softmax
 from vision.faces.nn.head.selective import selective_loss
@@ -41,6 +40,7 @@ class Settings:
 
     Attributes:
         dim: of embeddings and rows.
+        width: channels of the backbone's first map.
         trunk_steps, steps: common to all arms, and of each arm after them.
         row_lr: of the class rows (SGD, momentum 0.9), lr: of the backbone (AdamW); both fall by
             a cosine over ``steps``.
@@ -50,15 +50,15 @@ class Settings:
 
     num_classes: int = 20_000
     dim: int = 64
-    width: float = 0.25
+    width: int = 24
     batch: int = 64
     trunk_steps: int = 2000
     steps: int = 12_000
     warmup: int = 200
     lr: float = 2e-3
-    row_lr: float = 2e-2
+    row_lr: float = 2e-3
     weight_decay: float = 0.01
-    shift_px: int = 2
+    shift_px: int = 1
     num_scored: int = 4096
 
 
@@ -148,9 +148,7 @@ class Run:
     def __init__(self, settings: Settings, seed: int, margin: Margin) -> None:
         torch.manual_seed(seed)
         self.settings, self.seed, self.margin, self.step = settings, seed, margin, 0
-        self.network = IResNetTrunk(
-            18, settings.dim, image_size=SIZE, in_channels=1, width=settings.width,
-            stem_stride=2).to(memory_format=torch.channels_last)
+        self.network = backbone(settings).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.lr,
                                            weight_decay=settings.weight_decay, fused=True)
         self.store = build_store(settings.num_classes, settings.dim, seed=seed,
@@ -228,6 +226,36 @@ class Run:
         for tensor in (*self.network.state_dict().values(), self.store.snapshot(torch.float32)):
             found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions, the first with the stride 2, and the shortcut."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, 2, bias=False),
+                                      nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
+        return (out + self.shortcut(x)).relu_()
+
+
+def backbone(settings: Settings) -> nn.Module:
+    """A lean trunk that gives all of its last map, 4 px wide, to the embedding.
+
+    Our choice, in short runs of the full softmax on seed 100: the room's IR-ResNet-18 of a quarter
+    width ends in a map of 1 px and learned far more slowly at the same time a step.
+    """
+    width = settings.width
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        Residual(width, 2 * width), Residual(2 * width, 4 * width), nn.Flatten(),
+        nn.Linear(4 * width * (SIZE // 8) ** 2, settings.dim), nn.BatchNorm1d(settings.dim))
 
 
 def measure(run: Run, glyphs: Glyphs) -> dict[str, Any]:
