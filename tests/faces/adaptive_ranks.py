@@ -1,4 +1,4 @@
-"""The adaptive selector over rows of 1, 2 and 4 gloo processes, and a build that fails on one.
+"""Selectors over rows of 1, 2 and 4 gloo processes, and a build that fails on one.
 
 Run as: adaptive_ranks.py NUM FOLDER. The first 1, 2 and 4 of four processes do the same.
 """
@@ -30,6 +30,7 @@ def main(rank, num, folder):
     for world, group in groups.items():
         if rank < world:
             found[world] = run(rank, world, group)
+            found[f'device{world}'] = chosen_on_device(rank, world, group)
     if rank < 2:
         found['mass'] = mass_of_candidates(rank, groups[2])
         found['failed'] = failing_build(rank, groups[2])
@@ -60,6 +61,14 @@ def run(rank, world, group):
         selector.after_update(chosen, step)
     selector.upkeep.finish()
     return selector.controller.log
+
+
+def chosen_on_device(rank, world, group):
+    """Rows of all ranks' numbering."""
+    store = store_of(rank, world, group)
+    selector = build_selector('device', store, num_active=600, num_lists=8, nprobe=8, scale=32.0)
+    features, labels = batch_near(some_rows(), num=64)
+    return (selector.select(features, labels, 0).rows + store.row_start).tolist()
 
 
 def mass_of_candidates(rank, group):

@@ -35,6 +35,19 @@ def test_the_number_of_rows_and_the_mass_do_not_depend_on_the_ranks(found):
                     assert ours[name] == pytest.approx(theirs[name], abs=0.01), name
 
 
+def test_a_selection_on_the_device_holds_the_mass_that_one_rank_would_hold(found):
+    rows = adaptive_ranks.some_rows()
+    features, _ = batch_near(rows, num=64)
+    probability = (32.0 * features @ rows.T).softmax(1)
+    masses = []
+    for world in (1, 2, 4):
+        chosen = sum((found[rank][f'device{world}'] for rank in range(world)), [])
+        assert 600 <= len(set(chosen)) == len(chosen) < 610
+        masses.append(probability[:, chosen].sum(1).mean().item())
+    # Each rank fills its part of the places from its own rows.
+    assert masses[0] > 0.9 and masses == pytest.approx([masses[0]] * 3, abs=0.02)
+
+
 def test_candidates_are_ranked_by_their_probability_among_all_rows(found):
     """Judge: the softmax over the whole matrix."""
     rows = adaptive_ranks.some_rows()

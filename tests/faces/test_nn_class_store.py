@@ -158,6 +158,21 @@ def test_a_step_that_is_not_finite_is_refused_and_nothing_changes(value, lr):
     assert torch.equal(store.snapshot(torch.float32), before)
 
 
+@pytest.mark.parametrize('backend', ['device', 'host'])
+def test_a_look_at_rows_in_any_order_is_what_a_pull_gives_and_leaves_no_trace(backend):
+    store = build_store(20, 4, backend=backend, optimizer=SGD)
+    for step in range(3):
+        rows = torch.arange(step, 20, 3)
+        store.push(rows, torch.ones(len(rows), 4), lr=0.1)
+    pulled = store.pull(torch.arange(20)).detach()
+    before = copy.deepcopy(store.state_dict())
+    ids = torch.tensor([7, 3, 7, 19, 0])
+    assert torch.equal(store.peek(ids), pulled[ids])
+    after = store.state_dict()
+    assert torch.equal(before['rows'], after['rows']) and torch.equal(before['last'],
+                                                                      after['last'])
+
+
 def test_no_active_rows_is_a_step_all_the_same():
     store, other = build_store(NUM, DIM, optimizer=SGD), build_store(NUM, DIM, optimizer=SGD)
     nobody = torch.arange(0)

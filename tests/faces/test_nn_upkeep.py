@@ -178,8 +178,9 @@ def test_schedules_that_are_refused(schedule):
 def trained(name, is_async, steps=40):
     """Selections of a short run on rows that really move."""
     store = TensorStore(clustered_rows())
-    selector = build_selector(name, store, num_active=150, upkeep=dict(
-        interval=10, swap_lag=4, touched_per_step=0 if name in ('forest', 'hnsw') else 20,
+    options = dict(factory='HNSW16') if name == 'faiss' else {}
+    selector = build_selector(name, store, num_active=150, **options, upkeep=dict(
+        interval=10, swap_lag=4, touched_per_step=20 if name == 'ivf' else 0,
         is_async=is_async))
     chosen = []
     for step in range(steps):
@@ -195,7 +196,7 @@ def trained(name, is_async, steps=40):
     return chosen, store.weights
 
 
-@pytest.mark.parametrize('name', ['ivf', 'nested-ivf', 'midx', 'forest', 'hnsw'])
+@pytest.mark.parametrize('name', ['ivf', 'faiss', 'forest'])
 def test_a_thread_changes_no_selection(name):
     """Bit for bit: a run with the thread is the run without it."""
     (chosen, weights), (chosen_too, weights_too) = (trained(name, is_async=flag)
@@ -203,10 +204,11 @@ def test_a_thread_changes_no_selection(name):
     assert all(map(torch.equal, chosen, chosen_too)) and torch.equal(weights, weights_too)
 
 
-@pytest.mark.parametrize('name', ['hnsw', 'lsh', 'forest'])
-def test_touched_rows_of_an_index_that_cannot_take_them_are_refused(name):
+@pytest.mark.parametrize('options', [dict(name='faiss', factory='HNSW16'), dict(name='forest')])
+def test_touched_rows_of_an_index_that_cannot_take_them_are_refused(options):
     store = TensorStore(clustered_rows())
-    selector = build_selector(name, store, num_active=100, upkeep=dict(touched_per_step=5))
+    selector = build_selector(store=store, num_active=100, upkeep=dict(touched_per_step=5),
+                              **options)
     with pytest.raises(VisionError, match='1046'):
         selector.select(*batch_near(store.weights), 0)
 

@@ -10,9 +10,18 @@ from torch import Tensor
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.select.controller import Rules
-from vision.faces.nn.index.faiss_index import KINDS, build_index, make_spec, restore_index
+from vision.faces.nn.index.device_lists import DeviceLists, restore_lists
+from vision.faces.nn.index.faiss_index import (
+    GONE,
+    KINDS,
+    build_index,
+    make_spec,
+    require_kind,
+    restore_index,
+)
 from vision.faces.nn.index.forest_index import ForestIndex
 from vision.faces.nn.select.adaptive import AdaptiveSelector
+from vision.faces.nn.select.device import DeviceSelector
 from vision.faces.nn.select.selectors import (
     IndexSelector,
     OracleSelector,
@@ -21,11 +30,11 @@ from vision.faces.nn.select.selectors import (
 )
 from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
-NAMES = ('full', 'random', 'oracle', 'forest', *KINDS)
+NAMES = ('full', 'random', 'oracle', 'forest', *KINDS, 'device')
 _PLAIN = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)
 # Beyond the defaults. Leaves of 50 trees hold far more rows than are kept, so more kept ones cost
-# little beside them; planes and short codes rank so coarsely that more have to be looked at.
-_DEFAULTS = dict(forest=dict(overfetch=3.0), lsh=dict(num_searched=6), midx=dict(num_searched=2))
+# little beside them.
+_DEFAULTS = dict(forest=dict(overfetch=3.0))
 
 
 def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
@@ -43,10 +52,14 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         adaptive: for those, too: ``monitor_every`` and fields of ``Rules``.
         scale, target: of the head's margin.
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
-            ``num_searched``, ``random_frac``.
+            ``num_searched``, ``random_frac``; for 'device' ``num_lists``, ``nprobe``,
+            ``overfetch``, ``random_frac``.
     Raises:
-        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have.
+        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have;
+            VIS-CONFIG-1042, a name of an earlier version, or a bad option of the index.
     """
+    if name in GONE:
+        require_kind(name)  # says what to write now
     if name not in NAMES:
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r} is none of {", ".join(NAMES)}',
                           where='selector', do='see vision/faces/README.md, the selectors')
@@ -60,10 +73,17 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
             extra = dict(upkeep=upkeep, adaptive=adaptive)
             return _PLAIN[name](store, **common, **options, **{
                 key: value for key, value in extra.items() if value is not None})
+        schedule = Schedule(**upkeep or {})
+        if name == 'device':
+            if adaptive is not None:
+                raise TypeError('adaptive is not for shapes that are fixed')
+            keeper = IndexUpkeep(store, partial(_build_lists, options.pop('num_lists', 0)),
+                                 partial(restore_lists, device=store.device), schedule, seed=seed)
+            return DeviceSelector(store, keeper, **common, **options)
         own = _DEFAULTS.get(name, {}) | {key: options.pop(key) for key in (
             'overfetch', 'num_searched', 'random_frac') if key in options}
         build, restore, nprobe = _index_makers(name, store.dim, seed, is_cosine, options)
-        keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
+        keeper = IndexUpkeep(store, build, restore, schedule, seed=seed)
         selector = IndexSelector(store, keeper, nprobe=nprobe, **own, **common)
         if adaptive is None:
             return selector
@@ -73,6 +93,10 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
     except TypeError as error:
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r}: {error}', where='selector',
                           do='see vision/faces/README.md, the selectors') from error
+
+
+def _build_lists(num_lists: int, rows: Tensor, seed: int) -> DeviceLists:
+    return DeviceLists.build(rows, num_lists=num_lists, seed=seed)
 
 
 def _index_makers(name: str, dim: int, seed: int, is_cosine: bool, options: dict

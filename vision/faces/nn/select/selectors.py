@@ -59,7 +59,7 @@ class Selector:
     """All rows; the base of the others.
 
     Args:
-        store: class rows: ``num_classes, row_start, row_end, device, group, pull, snapshot``.
+        store: class rows: ``num_classes, row_start, row_end, device, group, peek, snapshot``.
         num_active: active rows over all ranks; a rank with a part of the rows takes that part
             of the number. There are more where own classes alone are more, or leave no room for
             the random share.
@@ -177,13 +177,16 @@ class CandidateSelector(Selector):
     def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
         own = local[local >= 0].unique().numpy()
-        num_random = max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
+        num_random = self._num_random()
         num_best = max(0, self.num_places - num_random - len(own))
         best = self._best(features, local, own, num_best, step)
         taken = np.union1d(own, best)
         drawn = draw_outside(taken, self.num_local, max(num_random, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
         return taken, drawn, len(drawn) / max(1, self.num_local - len(taken))
+
+    def _num_random(self) -> int:
+        return max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
 
     def queries(self, features: Tensor) -> Tensor:
         """(B, d) float32, of unit length for cosines."""
@@ -197,22 +200,22 @@ class CandidateSelector(Selector):
 
     def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
         """(B, U) scaled logits on the rows as they are now."""
-        rows = self.store.pull(ids.to(self.store.device)).detach().float()
-        rows = functional.normalize(rows) if self.is_cosine else rows
+        rows = self.live_rows(ids)
         return (queries.to(rows) @ rows.T).mul_(self.scale)
+
+    def live_rows(self, ids: Tensor) -> Tensor:
+        """(U, d) float32 rows as they are now, of unit length for cosines."""
+        rows = self.store.peek(ids.to(self.store.device)).float()
+        return functional.normalize(rows) if self.is_cosine else rows
 
     def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
         """(B,) scaled logit of each own class with its margin; -inf: on another rank."""
-        device, queries = self.store.device, self.queries(features)
-        ids, place = local.clamp(min=0).unique(return_inverse=True)
-        rows = self.store.pull(ids.to(device)).detach().float()[place.to(device)]
-        if self.is_cosine:
-            rows = functional.normalize(rows)
+        rows, queries = self.live_rows(local.clamp(min=0)), self.queries(features)
         logits = (rows * queries.to(rows)).sum(1)
         if self.target is not None:
             lengths = features.detach().to(rows).norm(dim=1, keepdim=True)
             logits = self.target(logits.clamp(-1, 1) if self.is_cosine else logits, lengths)
-        return (logits * self.scale).masked_fill((local < 0).to(device), -torch.inf)
+        return (logits * self.scale).masked_fill((local < 0).to(rows.device), -torch.inf)
 
     def log_mass(self, logits: Tensor, others: Tensor) -> Tensor:
         """(U,) logarithm of the probability that each candidate takes in the batch.

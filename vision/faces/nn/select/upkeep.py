@@ -86,7 +86,7 @@ class IndexUpkeep:
     """One index over the rows of one store.
 
     Args:
-        store: has ``snapshot(dtype)``, ``pull(rows)``, ``device`` and ``group``; ranks of a group
+        store: has ``snapshot(dtype)``, ``peek(rows)``, ``device`` and ``group``; ranks of a group
             come to ``index``, ``after_update`` and ``build_for`` together.
         build: build(rows (C, d), seed) -> an index with ``search``, ``renewal``, ``imbalance``,
             ``can_update``, ``update``, ``state_dict``, ``keeps_lists`` and, if it does,
@@ -159,6 +159,12 @@ class IndexUpkeep:
         """Step at which the index under way will be used; None: none is."""
         return None if self._coming is None else self._job.use_step
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the index, and of the snapshot that is kept for checkpoints where it needs one."""
+        kept = 0 if self._snapshot is None else self._snapshot.nbytes
+        return kept + (0 if self._index is None else self._index.num_bytes)
+
     def wait(self) -> None:
         """Until the index under way is built; it is still used from ``swap_step`` only."""
         if self._coming is not None:
@@ -169,7 +175,7 @@ class IndexUpkeep:
         if self._probe is None:
             return 0.0
         ids, before = self._probe
-        now = self.store.pull(ids.to(self.store.device)).detach().cpu()
+        now = self.store.peek(ids.to(self.store.device)).cpu()
         return float(1 - functional.cosine_similarity(now.float(), before.float()).mean())
 
     def set_interval(self, interval: int) -> None:
@@ -198,7 +204,8 @@ class IndexUpkeep:
             state['index'] = self._index.state_dict()
             if is_exact:
                 lists = self._index.lists_state() if self._index.keeps_lists else None
-                state |= dict(lists=lists, snapshot=self._snapshot, probe=self._probe)
+                probe = None if self._probe is None else list(self._probe)
+                state |= dict(lists=lists, snapshot=self._snapshot, probe=probe)
         if is_exact and self._job is not None:
             touched = torch.cat(self._touched).unique() if self._touched else None
             state['coming'] = dict(vars(self._job), touched=touched)
@@ -318,7 +325,9 @@ class IndexUpkeep:
 
     def _update(self, rows: Tensor) -> None:
         start = time.perf_counter()
-        self._index.update(rows.cpu(), self.store.pull(rows).detach())
+        values = self.store.peek(rows)
+        is_finite = values.isfinite().all(1)  # others stop the next renewal, on all ranks
+        self._index.update(rows[is_finite.to(rows.device)].cpu(), values[is_finite])
         self.seconds['touched'] += time.perf_counter() - start
 
     def _take_probe(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ INIT_STD = 0.01  # as Partial FC begins
 def build_store(num_classes: int, dim: int, *, backend: str = 'device',
                 optimizer: dict | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
                 device: torch.device | str = 'cpu', group: dist.ProcessGroup | None = None,
-                rows_per_class: int = 1) -> ClassStore:
+                rows_per_class: int = 1, is_filled: bool = True) -> ClassStore:
     """Store with new rows, which depend on the seed and the class only, not on the ranks.
 
     Args:
@@ -34,6 +34,7 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
         optimizer: ``type`` (sgd, adamw, row_adagrad) and its options.
         group: processes that share the rows, each a contiguous range; None: all rows are here.
         rows_per_class: sub-centres; ranges are cut between classes only.
+        is_filled: False: rows are not drawn, and take no host memory yet; ``load_ranges`` is next.
     Raises:
         VisionError: VIS-CONFIG-1021, an option; VIS-DIST-1024, on every rank, when ranks came
             with different values.
@@ -55,7 +56,8 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
     assert num_classes % rows_per_class == 0
     start, end = (rows_per_class * edge
                   for edge in row_range(num_classes // rows_per_class, rank, world))
-    rows = initial_rows(start, end, dim, seed).to(dtype)
+    rows = initial_rows(start, end, dim, seed) if is_filled else torch.empty(end - start, dim)
+    rows = rows.to(dtype)
     if backend == 'host':
         return HostStore(rows, made, num_classes=num_classes, row_start=start, group=group,
                          device=device)

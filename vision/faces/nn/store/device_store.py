@@ -69,6 +69,20 @@ class ClassStore:
         self._pulled = rows, weights, state
         return weights.detach().requires_grad_()
 
+    def peek(self, rows: Tensor) -> Tensor:
+        """(M, d) rows as of now, on ``device``, to look at: without gradient or anything to push.
+
+        Where the rows are there, too, nothing waits for the device.
+
+        Args:
+            rows: (M,) int64 local ids in any order, also several times; they are not checked.
+        """
+        weights, state, last = self._fetch(rows)
+        factors = self._missed.factors(last, weights.dtype, may_wait=False)
+        if factors is not None:
+            self.optimizer.catch_up_(weights, state, factors)
+        return weights
+
     def prefetch(self, rows: Tensor) -> None:
         """Begin to fetch rows that will be pulled; those on the device need no fetching."""
 
@@ -130,10 +144,11 @@ class ClassStore:
         """Take this store's rows out of the states of any number of ranks, in any order.
 
         Args:
-            takes_tensors: where one state has exactly this store's rows, its tensors become the
-                store's own instead of being copied. Those of a memory-mapped checkpoint are then
-                read row by row as they become active; what is written stays in memory, the file
-                is not changed.
+            takes_tensors: the state of a run of one process gives its tensors to the store
+                instead of being copied. Those of a memory-mapped checkpoint are then read row by
+                row as they become active; what is written stays in memory, the file is not
+                changed. (Files of several ranks are copied: one that another machine deletes
+                would be lost under its mapping.)
         Raises:
             VisionError: VIS-CKPT-1023, they do not fit, with the reason; nothing has changed.
         """

@@ -61,13 +61,16 @@ class MissedSteps:
             now.copy_((step @ now.reshape(order, -1)).view_as(now))
         self.num_steps += 1
 
-    def factors(self, last: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def factors(self, last: Tensor, dtype: torch.dtype, *, may_wait: bool = True
+                ) -> Tensor | None:
         """(k, k, M) maps of rows that were up to date at steps ``last`` (M,); None: nothing to do.
 
+        Args:
+            may_wait: look whether all are up to date, which an accelerator has to be waited for.
         Raises:
             IndexError: a step that is not of this window.
         """
-        if self.is_identity or bool((last == self.num_steps).all()):
+        if self.is_identity or may_wait and bool((last == self.num_steps).all()):
             return None
         return self._to_now.index_select(2, last).to(dtype)
 
