@@ -69,7 +69,7 @@ SMALL_ONLY = {'forest': 300_000, 'faiss': 300_000}
 NO_INDEX = ('full', 'random', 'oracle')
 SEARCHES_LISTS = ('ivf',)
 OPTIONS = dict(faiss=dict(factory='HNSW16,SQfp16', parameters='efSearch=128'))
-FULL_STEPS = 5  # timed, after one that warms up
+FULL_STEPS = 4  # timed, after one that warms up
 LEAST_COSINE, MOST_ERROR = 0.99, 0.1
 # Of --reach: shares of active rows, and of the lists searched.
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.7)
@@ -326,7 +326,7 @@ def measure_selector(bench: Bench, name: str, num_active: int, options: dict) ->
         return row | fidelity(bench, selector)
     # Renewed where that is measured only, so no single step holds a renewal.
     selector = bench.selector(name, num_active, **options, upkeep=dict(interval=1 << 40))
-    selector.upkeep.index(0)
+    index = selector.upkeep.index(0)
     row |= dict(build_s=round(selector.upkeep.seconds['build'], 3),
                 extra_bytes=selector.upkeep.num_bytes + store_extra_bytes(bench))
     row |= {f'fresh_{key}': value for key, value in fidelity(bench, selector).items()}
@@ -335,10 +335,11 @@ def measure_selector(bench: Bench, name: str, num_active: int, options: dict) ->
     bench.reset_rows(moved(bench.rows, bench.args.drift, bench.generator))
     row |= fidelity(bench, selector)
     bench.reset_rows(bench.rows)
-    return row | whole_run(bench, name, num_active, options, row['build_s'])
+    return row | whole_run(bench, name, num_active, options, index, row['build_s'])
 
 
-def whole_run(bench: Bench, name: str, num_active: int, options: dict, build_s: float) -> dict:
+def whole_run(bench: Bench, name: str, num_active: int, options: dict, index,
+              build_s: float) -> dict:
     """Milliseconds a step of one interval with everything in it, and what two parts took."""
     args, num_lists = bench.args, (OPTIONS.get(name, {}) | options).get('nprobe', 12)
     interval = min(args.interval, 6) if args.quick else args.interval
@@ -350,8 +351,10 @@ def whole_run(bench: Bench, name: str, num_active: int, options: dict, build_s: 
     selector = bench.selector(
         name, num_active, **options, **{} if name == 'device' else dict(adaptive=rules),
         upkeep=dict(interval=interval, swap_lag=0, warm_every=1))
-    bench.step(selector, 0, *bench.batch())  # builds, and measures for the first time
     keeper = selector.upkeep
+    if index.keeps_lists:  # others need the rows that they were built from
+        keeper.adopt(index, 0)
+    bench.step(selector, 0, *bench.batch())  # measures for the first time
     keeper.seconds = dict.fromkeys(keeper.seconds, 0.0)
     checkpoint_s = total = 0.0
     for number in range(1, interval + 2):
