@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--out-dir', type=Path, default=Path('faces_out'), help='(default: %(default)s)')
     add('--threshold', type=float, default=0.4, help='least cosine of a known face (default: 0.4)')
     add('--min-score', type=float, default=0.7, help='leave out weaker faces (default: 0.7)')
-    add('--index', choices=('exact', 'ivf', 'hnsw'), default='exact',
-        help='search: exact, or FAISS for galleries of many thousands (default: exact)')
+    add('--index', default='exact', help='search: exact; for galleries of many thousands ivf, or '
+        'a string of FAISS\' index factory such as HNSW32 (default: exact)')
     add('--fps', type=float, help='frames per second of a folder (default: 25)')
     add('--max-frames', type=int, help='stop after so many frames')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
@@ -86,7 +86,8 @@ def build(args: argparse.Namespace):
         import torch
 
         from vision.faces.nn.gallery.gallery_search import index_search
-        search = index_search(torch.from_numpy(gallery.embeddings), kind=args.index)
+        kind = dict(kind='ivf') if args.index == 'ivf' else dict(kind='faiss', factory=args.index)
+        search = index_search(torch.from_numpy(gallery.embeddings), **kind)
 
     def recognise(image) -> list[dict]:
         faces = finder(image)

@@ -16,8 +16,7 @@ model = dict(
               # Our choice, in short runs of another seed: scales 8 to 32, margins 0 and 0.2.
               margin=dict(type='Softmax', scale=16),
               selector=dict(
-                  type='ivf', num_active=num_classes // 100, nprobe=32, own_margin=0.0,
-                  random_frac=0.6,
+                  type='ivf', num_active=num_classes // 100, nprobe=32, random_frac=0.6,
                   upkeep=dict(swap_lag=20),
                   # Random rows for half of the time, then always 1 %: a comparison has to know
                   # the numbers beforehand. adaptive=dict() would decide by what it measures.

@@ -40,6 +40,28 @@ def test_what_was_saved_comes_back(saved):
     assert content['meta'] == dict(iter=3) and io.damage(saved) == ''
 
 
+def test_a_large_file_whose_hash_agreed_is_mapped_and_never_changed(saved, monkeypatch):
+    whole = io.load_checkpoint(saved)
+    before = saved.read_bytes()
+    monkeypatch.setattr(io, 'MAPPED_BYTES', 1)
+    mapped = []
+    read = io.read_torch_file
+
+    def watched(*args, is_mapped=False):
+        mapped.append(is_mapped)
+        return read(*args, is_mapped=is_mapped)
+
+    monkeypatch.setattr(io, 'read_torch_file', watched)
+    content = io.load_checkpoint(saved)
+    for name, tensor in content['state_dict'].items():
+        assert torch.equal(tensor, whole['state_dict'][name])
+        tensor.add_(1)  # in memory only
+    assert saved.read_bytes() == before and io.damage(saved) == ''
+    io.manifest_path(saved).unlink()
+    io.load_checkpoint(saved)
+    assert mapped == [True, False]
+
+
 @pytest.mark.fault('R3')
 def test_every_cut_is_found(saved):
     whole = saved.read_bytes()

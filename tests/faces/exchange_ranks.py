@@ -20,7 +20,7 @@ from vision.common.core.errors import VisionError
 from vision.faces.nn.head.gather import gather_batch
 from vision.faces.nn.head.margins import ArcFace
 from vision.faces.nn.head.selective import selective_loss
-from vision.faces.nn.select.selectors import build_selector
+from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.store.class_store import build_store, class_rows
 
 NUM_CLASSES, DIM, NUM_INPUTS, BATCH, STEPS = 203, 8, 10, 24, 45

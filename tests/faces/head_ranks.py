@@ -47,7 +47,7 @@ class Recorder(Hook):
 
     def before_train(self, runner):
         model = getattr(runner.model, 'module', runner.model)
-        self.start = copy.deepcopy(model.head.rows_state(renews_selector=False)['stores'])
+        self.start = copy.deepcopy(model.head.rows_state(is_exact=False)['stores'])
         if dist.is_initialized():
             stores = [None] * dist.get_world_size()
             dist.all_gather_object(stores, self.start)

@@ -9,7 +9,8 @@ DIM = 16
 class TensorStore:
     """Rows start..end of ``weights``; ``push`` is plain gradient descent."""
 
-    def __init__(self, weights, start=0, end=None):
+    def __init__(self, weights, start=0, end=None, group=None):
+        self.group = group
         self.num_classes, self.dim = weights.shape
         self.row_start, self.row_end = start, len(weights) if end is None else end
         self.weights = weights[self.row_start:self.row_end].clone()
@@ -17,6 +18,9 @@ class TensorStore:
 
     def pull(self, rows):
         return self.weights.index_select(0, rows).requires_grad_()
+
+    def peek(self, rows):
+        return self.weights.index_select(0, rows)
 
     def push(self, rows, grad, *, lr):
         self.weights[rows] -= lr * grad

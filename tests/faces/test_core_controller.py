@@ -1,11 +1,9 @@
-"""The controller's rules, one by one, and the draws of rows."""
+"""The controller's rules, one by one."""
 
-import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.select.controller import AllocationController, Readings, Rules
-from vision.faces.core.select.sampling import draw_outside
 
 GOOD = dict(outside_mass=0.03, random_outside_mass=0.8, recall=0.95, drift=0.01)
 
@@ -24,7 +22,15 @@ def test_start_values():
     made = controller()
     assert made.allocation.phase == 'warm-up' and made.allocation.interval == 100
     assert made.allocation.num_active == 1024 and made.num_random == 10_000
-    assert AllocationController(500, 256).allocation.num_active == 500
+    assert AllocationController(500, 256).allocation.num_active == 256
+    assert AllocationController(200, 256).allocation.num_active == 200
+
+
+def test_rows_stop_growing_at_a_quarter_of_all():
+    grown = updated(controller(), *[dict(outside_mass=0.4)] * 40)
+    assert grown.num_active == 25_000
+    wider = updated(controller(active_range=(256, 60_000)), *[dict(outside_mass=0.4)] * 40)
+    assert wider.num_active == 60_000
 
 
 @pytest.mark.parametrize(('change', 'phase'), [
@@ -89,29 +95,8 @@ def test_a_loaded_controller_goes_on_as_the_saved_one():
 
 @pytest.mark.parametrize('rules', [dict(mass_range=(0.05, 0.01)), dict(warm_share=0),
                                    dict(interval_range=(0, 5)), dict(nprobe_range=3),
-                                   dict(drift_range=(0.1,))])
+                                   dict(drift_range=(0.1,)),
+                                   dict(mass_range=(0.1, None))])
 def test_rules_out_of_range_are_refused(rules):
     with pytest.raises(VisionError, match='1048'):
         Rules(**rules)
-
-
-@pytest.mark.parametrize(('taken', 'num', 'count'), [
-    ([], 50, 10), ([0, 1, 2], 50, 47), ([5, 9, 49], 50, 20), (range(0, 50, 2), 50, 24),
-    ([], 20_000, 100), (range(50), 50, 3)])
-def test_draws_are_unique_sorted_and_outside(taken, num, count):
-    taken = np.array(list(taken), np.int64)
-    drawn = draw_outside(taken, num, count, 7, 3)
-    assert len(drawn) == min(count, num - len(taken))
-    assert np.all(np.diff(drawn) > 0) and not np.isin(drawn, taken).any()
-    assert len(drawn) == 0 or (drawn.min() >= 0 and drawn.max() < num)
-
-
-def test_draws_are_uniform_over_what_is_free_and_repeat():
-    taken = np.array([3, 4, 10])
-    counts = np.zeros(20)
-    for step in range(4000):
-        counts[draw_outside(taken, 20, 5, 1, step)] += 1
-    free = np.delete(counts, taken)
-    assert counts[taken].sum() == 0 and np.abs(free / 4000 - 5 / 17).max() < 0.04
-    assert np.array_equal(draw_outside(taken, 20, 5, 1, 2), draw_outside(taken, 20, 5, 1, 2))
-    assert not np.array_equal(draw_outside(taken, 20, 5, 1, 2), draw_outside(taken, 20, 5, 2, 2))

@@ -72,8 +72,8 @@ def test_a_plane_by_hand():
     """Two rows, leaf of one: the plane stands half-way, each query goes to the nearer row."""
     rows = np.array([[0.0, 0.0], [4.0, 0.0]], np.float32)
     forest = build_forest(rows, num_trees=1, leaf_size=1)
-    ids, votes = forest.candidates(np.array([[1.9, 7.0], [2.1, -7.0], [9.0, 0.0]], np.float32))
-    assert ids.tolist() == [0, 1] and votes.tolist() == [1, 2]
+    ids = forest.candidates(np.array([[1.9, 7.0], [2.1, -7.0], [9.0, 0.0]], np.float32))
+    assert ids.tolist() == [[0], [1], [1]]
 
 
 def test_a_row_finds_its_own_leaf_and_near_rows_more_than_far_ones():
@@ -81,15 +81,16 @@ def test_a_row_finds_its_own_leaf_and_near_rows_more_than_far_ones():
     centres = rng.standard_normal((40, 24))
     rows = (centres.repeat(50, 0) + 0.1 * rng.standard_normal((2000, 24))).astype(np.float32)
     forest = build_forest(rows, num_trees=6, leaf_size=60, seed=1)
+    found = forest.candidates(rows[:100])
     leaves = forest.leaves(rows[:100])
     for row in range(100):
-        for leaf in leaves[row]:
-            start, end = forest.leaf_starts[leaf:leaf + 2]
-            assert row in forest.leaf_rows[start:end]
-    ids, votes = forest.candidates(rows[:1])
-    assert votes[ids == 0] == 6
-    assert votes[ids < 50].mean() > 3 * votes[ids >= 50].mean()  # its cluster against all others
-    assert (ids < 50).sum() > 40
+        ids = found[row][found[row] >= 0]
+        assert row in ids and len(np.unique(ids)) == len(ids)
+        assert set(ids) == set().union(*(
+            forest.leaf_rows[slice(*forest.leaf_starts[leaf:leaf + 2])].tolist()
+            for leaf in leaves[row]))
+    ids = found[0][found[0] >= 0]
+    assert (ids < 50).sum() > 40 and (ids < 50).mean() > 0.3  # its cluster is 1 of 40
 
 
 def test_seeds_differ_and_repeat():

@@ -128,11 +128,13 @@ def test_identification_through_an_index_equals_the_exact_one(folder):
     rows = unit_rows(np.eye(NUM_PEOPLE, 8)[dataset.labels]
                      + np.random.default_rng(2).normal(0, 0.5, (len(dataset), 8)))
     exact = evaluate(IdentificationMetric(), dataset, rows)
-    found = evaluate(IdentificationMetric(index=dict(kind='hnsw')), dataset, rows)
+    found = evaluate(IdentificationMetric(index=dict(kind='faiss', factory='HNSW32')), dataset,
+                     rows)
     assert found == exact and 0 < exact['identification/rank1'] < 1
 
 
-@pytest.mark.parametrize('index', [None, dict(kind='hnsw'), dict(kind='ivf')])
+@pytest.mark.parametrize('index', [None, dict(kind='faiss', factory='HNSW32'),
+                                   dict(kind='ivf')])
 def test_strangers_of_a_folder_that_enrols_everybody(folder, index):
     if index:
         pytest.importorskip('faiss')

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from torch.nn import functional
 
 HERE = Path(__file__).parent
@@ -17,12 +18,14 @@ sys.path.insert(0, str(HERE))
 import toy_faces  # noqa: E402
 
 from vision.common.core.errors import VisionError  # noqa: E402
+from vision.common.mm.optim import AmpOptimWrapper  # noqa: E402
 from vision.common.mm.runner import ExactRunner  # noqa: E402
 from vision.common.nn.checkpoint import load_checkpoint  # noqa: E402
+from vision.faces.mm.hooks import ActiveClassHook  # noqa: E402
 from vision.faces.nn.head.margins import ArcFace, Softmax  # noqa: E402
 from vision.faces.nn.store.class_store import ClassStore, class_rows  # noqa: E402
 from vision.faces.nn.store.host_store import HostStore  # noqa: E402
-from vision.registry import MODELS  # noqa: E402
+from vision.registry import HOOKS, MODELS, OPTIM_WRAPPERS  # noqa: E402
 
 
 def build_head(**options):
@@ -72,6 +75,12 @@ def test_scaled_loss_gives_the_same_step():
         head.step_rows(0.5, gradient_scale=scale)
         rows.append(all_rows(head))
     torch.testing.assert_close(*rows)
+
+
+def test_the_selector_knows_the_margin_of_the_head():
+    head = build_head(margin=dict(type='AdaFace', scale=8.0), selector=dict(type='oracle',
+                                                                            num_active=9))
+    assert head.selector.target == head.margin.target and head.selector.scale == 8.0
 
 
 def test_only_active_rows_move_and_labels_are_among_them():
@@ -152,7 +161,18 @@ def assert_same(one, two, where=''):
     dict(margin=dict(type='CurricularFace', scale=8.0), num_subcentres=2),
     dict(selector=dict(type='ivf', num_active=12, num_lists=4,
                        upkeep=dict(interval=3, swap_lag=1)),
-         store=dict(backend='host', optimizer=dict(type='adamw')))])
+         store=dict(backend='host', optimizer=dict(type='adamw'))),
+    # The run is cut while an index is under way, and again after single rows were put in place.
+    dict(selector=dict(type='ivf', num_active=12, num_lists=4, nprobe=1, upkeep=dict(
+        interval=3, swap_lag=2, touched_per_step=9, warm_every=2, is_async=True))),
+    dict(selector=dict(type='device', num_active=12, num_lists=4, nprobe=2,
+                       upkeep=dict(interval=3, swap_lag=2))),
+    dict(selector=dict(type='forest', num_active=12, num_trees=3, leaf_size=3,
+                       upkeep=dict(interval=3, swap_lag=2))),
+    dict(selector=dict(type='ivf', num_active=12, num_lists=4, nprobe=1,
+                       upkeep=dict(interval=4, swap_lag=3), adaptive=dict(
+                           monitor_every=6, active_range=(10, 14), interval_range=(4, 9),
+                           warm_steps=7, least_recall=0.01, least_gain=-1.0)))])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, head):
     head = toy_faces.head_config(**head)
     run(tmp_path / 'straight', head=head)
@@ -208,7 +228,7 @@ def test_decisions_of_the_controller_go_on_with_another_number_of_ranks():
         first.step = step
         first.loss(features, labels)['loss'].backward()
         first.step_rows(0.1)
-    state = first.rows_state(renews_selector=False)
+    state = first.rows_state(is_exact=False)
     state['selectors'] *= 2  # as if two ranks had written it
     second = build_head(selector=selector)
     second.load_rows_state(state)
@@ -263,6 +283,57 @@ def test_a_step_that_is_not_finite_leaves_the_rows_alone(tmp_path):
     assert all_rows(runner.model.head).isfinite().all()
 
 
+@OPTIM_WRAPPERS.register_module(force=True)
+class ScaledOnCpu(AmpOptimWrapper):
+    """Mixed precision with a scaled loss, as on a GPU in float16; ``scale`` None: dynamic."""
+
+    def __init__(self, scale, **kwargs):
+        super().__init__(dtype='bfloat16', **kwargs)
+        self.is_scaled, self._scale_update_param = True, scale
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale or 8.0)
+
+
+@HOOKS.register_module(force=True)
+class OverflowAt(Hook):
+    """The backbone's gradient, and not that of the rows, overflows at one step."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        weight = next(runner.model.parameters())
+        handle = weight.register_hook(
+            lambda gradient: (handle.remove(), gradient * (torch.inf if runner.iter == 2 else 1)
+                              )[1])
+
+
+@pytest.mark.parametrize('scale', [4.0, None])
+def test_rows_stand_still_when_the_scaler_leaves_a_step_out(tmp_path, scale):
+    """Also when the scale is fixed, and nothing but the missing step tells."""
+    runner = run(tmp_path, max_iters=4, interval=1, optim_wrapper=dict(
+        type='ScaledOnCpu', scale=scale, optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[dict(type='OverflowAt'), dict(type='ActiveClassHook')])
+    assert runner.optim_wrapper.loss_scaler.get_scale() == (scale or 4.0)
+    parts = [saved(tmp_path, step) for step in (1, 2, 3, 4)]
+    steps = [part['active_class']['stores'][0]['missed']['num_steps'] for part in parts]
+    assert steps == [1, 2, 2, 3]
+    for name in ('rows', 'last'):
+        one, two, three, four = (part['active_class']['stores'][0][name] for part in parts)
+        assert torch.equal(two, three) and not torch.equal(one, two)
+        assert not torch.equal(three, four)
+    weights = [part['state_dict']['backbone.net.1.weight'] for part in parts]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[2], weights[3])
+
+
+@pytest.mark.parametrize('factor, has_stepped', [(1.0, True), (torch.inf, False)])
+def test_a_fused_optimizer_that_looks_itself_is_asked(factor, has_stepped):
+    """The scaler calls its ``step`` also where it then leaves the weights alone."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    hook, scaler = ActiveClassHook(), torch.amp.GradScaler('cpu', init_scale=4.0)
+    optimizer.register_step_post_hook(hook._see_step)
+    scaler.scale((weight * factor).sum()).backward()
+    scaler.step(optimizer)
+    assert bool((weight != 1).all()) is has_stepped is hook._has_stepped
+
+
 def test_head_weights_may_be_missing_when_training_begins(tmp_path):
     run(tmp_path / 'first', max_iters=4)
     content = saved(tmp_path / 'first', 4)
@@ -305,7 +376,7 @@ def test_a_new_run_from_a_checkpoint_has_a_selector_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize('selector', [dict(type='random', num_active=10),
-                                      dict(type='hnsw', num_active=10),
+                                      dict(type='faiss', factory='HNSW32', num_active=10),
                                       dict(IVF, adaptive=dict())])
 def test_a_resume_with_another_selector_is_refused(tmp_path, selector):
     run(tmp_path, max_iters=4, head=toy_faces.head_config(selector=IVF))

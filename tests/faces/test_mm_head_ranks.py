@@ -57,7 +57,7 @@ def test_a_run_with_an_index_goes_on_with_any_number_of_ranks(four):
     curve = four[0]['ivf-mixed']
     assert len(curve) == head_ranks.STEPS and all(map(math.isfinite, curve))
     assert four[1]['ivf-mixed'] == curve  # each rank has the loss of all samples
-    assert curve[-1] < 0.9 * curve[0]
+    assert sum(curve[-4:]) < 0.9 * sum(curve[:4])  # batches differ more than steps here
 
 
 def test_ranks_that_read_different_data_are_refused_before_the_first_step(four, folder):

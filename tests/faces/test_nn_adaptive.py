@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from vision.faces.nn.select import adaptive
 from vision.faces.nn.select.adaptive import outside_mass, recall_at_10
-from vision.faces.nn.select.selectors import build_selector
+from vision.faces.nn.select.build import build_selector
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import TensorStore, batch_near, clustered_rows

@@ -1,13 +1,15 @@
 """Class rows: cut over ranks, saved and cut anew, kept in host memory, within their memory."""
 
 import copy
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from vision.common.core.errors import VisionError
-from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
-from vision.faces.nn.store import class_store, lazy_optim
+from vision.common.nn.checkpoint import load_checkpoint, read_plain, save_checkpoint
+from vision.faces.nn.store import device_store, lazy_optim
 from vision.faces.nn.store.class_store import (
     ClassStore,
     build_store,
@@ -156,6 +158,21 @@ def test_a_step_that_is_not_finite_is_refused_and_nothing_changes(value, lr):
     assert torch.equal(store.snapshot(torch.float32), before)
 
 
+@pytest.mark.parametrize('backend', ['device', 'host'])
+def test_a_look_at_rows_in_any_order_is_what_a_pull_gives_and_leaves_no_trace(backend):
+    store = build_store(20, 4, backend=backend, optimizer=SGD)
+    for step in range(3):
+        rows = torch.arange(step, 20, 3)
+        store.push(rows, torch.ones(len(rows), 4), lr=0.1)
+    pulled = store.pull(torch.arange(20)).detach()
+    before = copy.deepcopy(store.state_dict())
+    ids = torch.tensor([7, 3, 7, 19, 0])
+    assert torch.equal(store.peek(ids), pulled[ids])
+    after = store.state_dict()
+    assert torch.equal(before['rows'], after['rows']) and torch.equal(before['last'],
+                                                                      after['last'])
+
+
 def test_no_active_rows_is_a_step_all_the_same():
     store, other = build_store(NUM, DIM, optimizer=SGD), build_store(NUM, DIM, optimizer=SGD)
     nobody = torch.arange(0)
@@ -184,7 +201,7 @@ def test_snapshot_is_of_now_in_the_asked_precision(monkeypatch):
     store = build_store(NUM, DIM, optimizer=SGD)
     train([store], 20)
     expected = store.pull(torch.arange(NUM)).detach()
-    monkeypatch.setattr(class_store, 'CHUNK_ROWS', 10)  # more than one chunk, the last a part
+    monkeypatch.setattr(device_store, 'CHUNK_ROWS', 10)  # more than one chunk, the last a part
     assert torch.equal(store.snapshot(torch.float32), expected)
     assert store.snapshot().dtype == torch.float16
     assert torch.equal(store.snapshot(), expected.half())
@@ -230,6 +247,76 @@ def test_all_rows_brought_up_to_date_make_what_was_fetched_old(monkeypatch):
     host.prefetch(torch.arange(NUM))
     train([plain, host], 3, first=8)
     assert torch.equal(host.pull(torch.arange(NUM)), plain.pull(torch.arange(NUM)))
+
+
+def test_a_step_is_written_back_while_the_main_thread_goes_on_and_before_anyone_reads():
+    plain, host = (build_store(NUM, DIM, optimizer=SGD, backend=b) for b in ('device', 'host'))
+    rows, gate, threads = torch.arange(0, NUM, 3), threading.Event(), []
+    host._pool.submit(gate.wait, 10)  # the thread is busy
+    write = ClassStore._write
+
+    def watched(self, *args):
+        threads.append(threading.current_thread() is threading.main_thread())
+        write(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassStore, '_write', watched)
+        for store in (host, plain):
+            store.pull(rows)
+            store.push(rows, torch.ones(len(rows), DIM), lr=0.1)
+        assert threads == [True]  # the plain one; the other is still to be written
+        before = initial_rows(0, NUM, DIM, 0)
+        assert torch.equal(host._rows, before) and not torch.equal(plain._rows, before)
+        host.prefetch(rows)  # waits for nothing
+        threading.Timer(0.1, gate.set).start()
+        assert torch.equal(host.pull(torch.arange(NUM)), plain.pull(torch.arange(NUM)))
+    assert threads == [True, False]
+
+
+def test_a_write_that_fails_is_raised_by_who_reads_next():
+    host = build_store(NUM, DIM, optimizer=SGD, backend='host')
+    host._submit = lambda work, *args: host._pool.submit(lambda: 1 / 0)
+    host.push(torch.tensor([3]), torch.ones(1, DIM), lr=0.1)
+    with pytest.raises(ZeroDivisionError):
+        host.snapshot()
+
+
+@pytest.mark.parametrize('backend', ['device', 'host'])
+def test_rows_of_a_mapped_checkpoint_are_taken_and_the_file_is_not_changed(tmp_path, backend):
+    first = build_store(NUM, DIM, optimizer=SGD)
+    train([first], 10)
+    path = tmp_path / 'x.pth'
+    save_checkpoint(dict(state_dict={}, stores=[first.state_dict()]), path)
+    content = path.read_bytes()
+    other = build_store(NUM, DIM, optimizer=SGD, backend=backend, seed=5)
+    mapped = read_plain(path, is_mapped=True)['stores']
+    other.load_ranges(mapped, takes_tensors=True)
+    assert other.state_dict()['rows'].data_ptr() == mapped[0]['rows'].data_ptr()
+    train([first, other], 10, first=10)
+    assert torch.equal(whole([first]), whole([other]))
+    assert path.read_bytes() == content
+    halves = ranks(2)
+    for store in halves:  # their part of the same tensors is copied
+        store.load_ranges(mapped, takes_tensors=True)
+        assert store.state_dict()['rows'].data_ptr() != mapped[0]['rows'].data_ptr()
+
+
+def test_large_state_takes_no_memory_until_a_row_is_stepped():
+    def resident_bytes():
+        return int(Path('/proc/self/statm').read_text().split()[1]) * 4096
+
+    num, dim = 400_000, 64
+    rows = torch.zeros(num, dim)
+    rows += 1
+    before = resident_bytes()
+    store = ClassStore(rows, build_optimizer(**SGD), num_classes=num)
+    assert store._state['momentum'].nbytes == 102_400_000
+    for step in range(3):
+        touched = torch.arange(step, num, 4000)
+        store.push(touched, torch.ones(len(touched), dim), lr=0.1)
+    assert resident_bytes() - before < 20_000_000
+    momentum = store._state['momentum']
+    assert (momentum != 0).any(1).sum() == 300 and momentum[0, 0] == pytest.approx(1.001)
 
 
 @pytest.mark.parametrize('options', [dict(backend='disk'), dict(dtype=torch.float16)])

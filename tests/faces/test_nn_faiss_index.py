@@ -1,5 +1,6 @@
 """Indexes find what an exhaustive search finds, and refuse what cannot be built."""
 
+import ast
 import builtins
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn import functional
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.index.faiss_index import (
-    KINDS,
+    GONE,
     IndexSpec,
     build_index,
     load_faiss,
@@ -18,6 +19,7 @@ from vision.faces.nn.index.faiss_index import (
 from vision.faces.nn.index.kmeans import assign_near, update_centroids
 
 DIM = 32
+HNSW = dict(kind='faiss', factory='HNSW16,SQfp16', parameters='efSearch=128')
 
 
 @pytest.fixture(scope='module')
@@ -41,10 +43,14 @@ def recall(index, rows, queries, num=10):
     return (exact[:, :, None] == found[:, None, :]).any(2).float().mean().item()
 
 
-@pytest.mark.parametrize(('kind', 'least'), [('ivf', 0.95), ('nested-ivf', 0.9), ('hnsw', 0.95),
-                                             ('lsh', 0.35), ('midx', 0.6)])
-def test_recall_against_exhaustive_search(kind, least, rows):
-    index = build_index(IndexSpec(kind, DIM), rows)
+@pytest.mark.parametrize(('spec', 'least'), [
+    (dict(kind='ivf'), 0.95), (HNSW, 0.95),
+    (dict(kind='faiss', factory='IVF64(IVF8,Flat),Flat',
+          parameters='nprobe=16,quantizer_nprobe=8'), 0.9),
+    (dict(kind='faiss', factory='LSH256rt'), 0.35),  # these two know no inner product
+    (dict(kind='faiss', factory='IMI2x4,SQfp16', parameters='nprobe=32'), 0.8)])
+def test_recall_against_exhaustive_search(spec, least, rows):
+    index = build_index(IndexSpec(dim=DIM, **spec), rows)
     _, queries = queries_near(rows)
     assert recall(index, rows, queries) >= least
     assert 0 < index.num_bytes < 8 * rows.nbytes
@@ -86,9 +92,9 @@ def test_refreshing_restores_recall_after_drift(rows):
     assert index.renewal(drifted)().centroids is index.centroids
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_equal_seeds_build_equal_indexes(kind, rows):
-    first, second = (build_index(IndexSpec(kind, DIM, seed=3), rows) for _ in range(2))
+@pytest.mark.parametrize('spec', [dict(kind='ivf'), HNSW])
+def test_equal_seeds_build_equal_indexes(spec, rows):
+    first, second = (build_index(IndexSpec(dim=DIM, seed=3, **spec), rows) for _ in range(2))
     _, queries = queries_near(rows)
     assert torch.equal(first.search(queries, 8), second.search(queries, 8))
 
@@ -140,7 +146,10 @@ def test_centroids_are_means_and_an_empty_cell_stays():
 
 @pytest.mark.parametrize(('spec', 'change', 'code'), [
     (dict(num_lists=5000), {}, '1044'),
-    (dict(kind='midx', num_bits=8), {}, '1044'),
+    (dict(kind='faiss', factory='IVF5000,Flat'), {}, '1044.*IVF5000'),
+    (dict(kind='faiss', factory='Tree7'), {}, '1042(.|\n)*could not parse index string Tree7'),
+    (dict(HNSW, parameters='effort=3'), {}, '1042(.|\n)*could not set parameter effort'),
+    (dict(kind='faiss', factory='IMI2x4', is_cosine=False), {}, '1042(.|\n)*inner prod'),
     ({}, dict(nan=True), '1047'),
     ({}, dict(dim=16), '1045')])
 def test_builds_that_are_refused(spec, change, code, rows):
@@ -152,45 +161,55 @@ def test_builds_that_are_refused(spec, change, code, rows):
         build_index(IndexSpec(**dict(kind='ivf', dim=DIM) | spec), rows)
 
 
-@pytest.mark.parametrize('kind', ['ivf', 'nested-ivf'])
 @pytest.mark.parametrize('num', [1, 2, 10, 63])
-def test_few_rows_get_as_few_lists_by_themselves(kind, num, rows):
-    index = build_index(IndexSpec(kind, DIM), rows[:num])
+def test_few_rows_get_as_few_lists_by_themselves(num, rows):
+    index = build_index(IndexSpec('ivf', DIM), rows[:num])
     assert index.search(rows[num - 1:num], 1).tolist() == [[num - 1]]
 
 
 @pytest.mark.parametrize('spec', [dict(kind='tree'), dict(code='fp8'), dict(nprobe=0),
-                                  dict(kind='midx', is_cosine=False)])
+                                  dict(search_on='tpu'), dict(kind='faiss'),
+                                  dict(factory='HNSW32')])
 def test_specs_that_are_refused(spec):
     with pytest.raises(VisionError, match='1042'):
         IndexSpec(**dict(kind='ivf', dim=DIM) | spec)
 
 
-@pytest.mark.parametrize('kind', ['ivf', 'nested-ivf', 'midx'])
-def test_more_lists_find_what_few_miss_and_all_of_them_everything(kind, rows):
-    index = build_index(make_spec(kind, DIM, nprobe=1, code='flat'), rows)
+@pytest.mark.parametrize('kind', GONE)
+def test_kinds_of_old_configs_say_what_to_write_and_that_can_be_built(kind, rows):
+    with pytest.raises(VisionError, match=f'1042.*{kind}') as error:
+        make_spec(kind, DIM, num_bits=8)
+    written = ast.parse(f'dict({error.value.do.partition("metric), ")[2]})', mode='eval').body
+    options = {each.arg: each.value.value for each in written.keywords}
+    index = build_index(make_spec('faiss', DIM, **options), rows)
+    assert recall(index, rows, queries_near(rows)[1]) > 0.3
+
+
+def test_more_lists_find_what_few_miss_and_all_of_them_everything(rows):
+    index = build_index(make_spec('ivf', DIM, nprobe=1, code='flat'), rows)
     generator = torch.Generator().manual_seed(0)
     queries = functional.normalize(torch.randn(20, DIM, generator=generator))
     best = (queries @ functional.normalize(rows).T).topk(10).indices
 
     def share_found():
-        return torch.isin(best, index.propose(queries, 10)).float().mean()
+        return torch.isin(best, index.search(queries, 10)).float().mean()
     few = share_found()
     index.set_nprobe(1 << 20)
     assert few < 0.9 and share_found() > 0.99
 
 
-@pytest.mark.parametrize(('kind', 'option'), [
-    ('hnsw', dict(num_lists=64)), ('lsh', dict(nprobe=3)), ('ivf', dict(num_bits=8)),
-    ('midx', dict(ef=3)), ('nested-ivf', dict(search_on='auto'))])
-def test_options_that_a_kind_does_not_look_at_are_refused(kind, option):
-    with pytest.raises(VisionError, match=f'1042.*{kind}.*no use for {next(iter(option))}'):
-        make_spec(kind, DIM, **option)
-    assert make_spec(kind, DIM, num_threads=2) == IndexSpec(kind, DIM, num_threads=2)
+@pytest.mark.parametrize(('spec', 'option'), [
+    (dict(kind='faiss', factory='HNSW32'), dict(num_lists=64)),
+    (dict(kind='faiss', factory='HNSW32'), dict(search_on='gpu')),
+    (dict(kind='ivf'), dict(parameters='nprobe=3'))])
+def test_options_that_a_kind_does_not_look_at_are_refused(spec, option):
+    with pytest.raises(VisionError, match=f'1042.*no use for {next(iter(option))}'):
+        make_spec(dim=DIM, **spec, **option)
+    assert make_spec(dim=DIM, num_threads=2, **spec) == IndexSpec(dim=DIM, num_threads=2, **spec)
 
 
 def test_queries_of_another_dimension_and_updates_of_a_graph_are_refused(rows):
-    index = build_index(IndexSpec('hnsw', DIM), rows[:200])
+    index = build_index(IndexSpec(dim=DIM, **HNSW), rows[:200])
     with pytest.raises(VisionError, match='1045'):
         index.search(rows[:2, :8], 3)
     with pytest.raises(VisionError, match='1046'):
@@ -238,12 +257,9 @@ def test_a_faiss_with_gpus_answers_there_until_rows_change(gpu, rows):
     assert [copy.num_searches for copy in gpu.made] == [2, 1]
 
 
-@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'ivf'])
-def test_kinds_without_a_gpu_form_stay_on_the_cpu(kind, gpu, rows):
-    build_index(IndexSpec(kind, DIM), rows).search(rows[:2], 3)
+def test_what_a_factory_makes_stays_on_the_cpu(gpu, rows):
+    build_index(IndexSpec(dim=DIM, **HNSW), rows).search(rows[:2], 3)
     assert not gpu.made
-    with pytest.raises(VisionError, match=f'1042.*gpu.*{kind}'):
-        IndexSpec(kind, DIM, search_on='gpu')
 
 
 def test_a_gpu_that_is_asked_for_and_absent_or_full_is_an_error(rows, monkeypatch, request):

@@ -21,7 +21,7 @@ from vision.faces.nn.head.margins import (
     CurricularFace,
     Softmax,
 )
-from vision.faces.nn.head.selective import selective_loss
+from vision.faces.nn.head.selective import _Softmax, selective_loss
 
 EVERY = [Softmax(8), ArcFace(8), CosFace(8), CombinedMargin(8, 1.2, 0.3, 0.1), AdaFace(8),
          CurricularFace(8), ArcFace(8, filter_above=0.3), CurricularFace(8, filter_above=0.3)]
@@ -171,6 +171,38 @@ def test_half_precision_and_autocast():
                            matmul_dtype=torch.bfloat16).loss
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, expected, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize('scale', [10.0, 14.0])
+def test_float16_keeps_negatives_whose_probability_is_tiny(scale):
+    """Cosines are multiples of 1/4, exact in float16: what differs is the way of the gradients."""
+    generator = torch.Generator().manual_seed(2)
+    num, dim = 256, 32
+    place = torch.rand(1000, dim // 2, generator=generator).topk(4).indices
+    place[500:] += dim // 2  # at right angles to all features: p is about exp(-scale)
+    sign = torch.randint(2, (1000, 4), generator=generator) - 0.5
+    rows = torch.zeros(1000, dim).scatter_(1, place, sign)  # four entries of +-1/2: unit length
+    labels = torch.randint(500, (num,), generator=generator)
+    found = {}
+    for dtype in (None, torch.float16):
+        x, w = (side.clone().requires_grad_() for side in (rows[labels], rows))
+        result = selective_loss(x, w, labels, Softmax(scale), matmul_dtype=dtype)
+        found[dtype] = *gradients(result.loss, x, w), result.loss
+    assert found[None][2] == found[torch.float16][2]
+    for side in (slice(None), slice(500, None)):  # those from 500 on are negatives alone
+        for exact, half in zip(found[None][:2], found[torch.float16][:2], strict=True):
+            assert (half - exact)[side].norm() <= 1e-3 * exact[side].norm()
+
+
+@pytest.mark.parametrize('power', [-30, -6, 0, 6])
+def test_products_of_gradients_in_float16_neither_vanish_nor_overflow(power):
+    generator = torch.Generator().manual_seed(3)
+    softmax = _Softmax(None, None, Softmax(1.0), True, 1, None, torch.float16, None)
+    a = torch.randn(5, 4000, generator=generator) * 10.0 ** power
+    a[3] = 0
+    b = functional.normalize(torch.randn(4000, 16, generator=generator))
+    exact, half = a.double() @ b.double(), softmax.gradient_product(a, b)
+    assert (half - exact).norm() < 2e-3 * exact.norm() and (half[3] == 0).all()
 
 
 def test_large_logits_do_not_overflow():

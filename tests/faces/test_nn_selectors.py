@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.select.selectors import NAMES, build_selector
+from vision.faces.nn.head.margins import build_margin
+from vision.faces.nn.select.build import NAMES, build_selector
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import DIM, TensorStore, batch_near, clustered_rows
 
 WITH_INDEX = tuple(name for name in NAMES if name not in ('full', 'random', 'oracle'))
-OPTIONS = dict(forest=dict(leaf_size=16), midx=dict(num_bits=3))
+OPTIONS = dict(forest=dict(leaf_size=16),
+               faiss=dict(factory='HNSW16,SQfp16', parameters='efSearch=128'))
 
 
 @pytest.fixture(scope='module')
@@ -53,16 +56,59 @@ def test_equal_seed_and_step_give_equal_rows_and_another_step_others(name, weigh
         assert not torch.equal(first.rows, other.rows)  # at least the random share differs
 
 
-@pytest.mark.parametrize(('name', 'least'), [('ivf', 0.95), ('nested-ivf', 0.85), ('hnsw', 0.95),
-                                             ('forest', 0.6), ('lsh', 0.9), ('midx', 0.8)])
+@pytest.mark.parametrize(('name', 'least'), [('ivf', 0.95), ('faiss', 0.95), ('forest', 0.6)])
 def test_captured_mass_beside_the_oracle_and_chance(name, least, weights):
     features, labels = batch_near(weights)
     mass = {key: captured(weights, features, made(
-        key, weights, own_margin=0.0).select(features, labels, 0).rows)
+        key, weights).select(features, labels, 0).rows)
             for key in (name, 'oracle', 'random')}
     assert mass['random'] < mass[name] <= mass['oracle'] + 1e-3
     chance, best = mass['random'], mass['oracle']
     assert (mass[name] - chance) / (best - chance) >= least
+
+
+def test_a_forest_ranked_per_query_holds_more_than_its_votes():
+    """Judge: the rows that most leaves of the whole batch hold, as many as were chosen."""
+    weights = clustered_rows(num=6000)
+    features, labels = batch_near(weights, num=64)
+    selector = made('forest', weights, num_active=300, num_trees=12)
+    rows = selector.select(features, labels, 0).rows
+    forest = selector.upkeep.index(0).forest
+    votes = torch.zeros(len(weights))
+    for leaf in forest.leaves(features.numpy()).flatten():
+        start, end = forest.leaf_starts[leaf:leaf + 2]
+        votes[torch.from_numpy(forest.leaf_rows[start:end]).long()] += 1
+    votes[labels] = torch.inf
+    outside, by_votes = (1 - captured(weights, features, chosen) for chosen in (
+        rows, votes.topk(300).indices))
+    assert outside < 0.5 * by_votes
+
+
+def test_each_sample_keeps_its_own_best_on_live_rows(weights):
+    """Judge: the scores of all leaves' rows, sample by sample."""
+    features, _ = batch_near(weights)
+    selector = made('forest', weights, num_trees=4, overfetch=1.0)
+    selector.upkeep.index(0)
+    selector.store.weights.copy_(weights.roll(1, dims=0))  # the forest is of the old ones
+    found = selector.candidates(features, 160, 0)
+    expected = set()
+    for query, ids in zip(features, selector.upkeep.index(0).search(features, 5), strict=True):
+        ids = ids[ids >= 0]
+        expected |= set(ids[(selector.store.weights[ids] @ query).topk(5).indices].tolist())
+    assert set(found.tolist()) == expected
+
+
+def test_small_masses_are_ranked_by_size_not_by_number():
+    """Masses below the smallest float32: the nearer rows win, wherever they stand."""
+    weights = functional.normalize(torch.tensor([[1.0, 0]] * 4 + [[-1, -0.1 * i]
+                                                                 for i in range(40)]))
+    features, labels = torch.tensor([[1.0, 0]]), torch.tensor([0])
+    for flip in (False, True):
+        rows = weights.flip(0) if flip else weights
+        own = torch.tensor([len(rows) - 1]) if flip else labels
+        chosen = build_selector('oracle', TensorStore(rows), num_active=9, random_frac=0.0,
+                                scale=300.0).select(features, own, 0).rows
+        assert set(chosen.tolist()) == set((rows @ features[0]).topk(9).indices.tolist())
 
 
 def test_the_oracle_is_the_best_of_all_sets():
@@ -70,8 +116,7 @@ def test_the_oracle_is_the_best_of_all_sets():
     from itertools import combinations
     weights = clustered_rows(num=12, per_cluster=3)
     features, labels = batch_near(weights, num=3)
-    chosen = made('oracle', weights, num_active=6, random_frac=0.0,
-                  own_margin=0.0).select(features, labels, 0)
+    chosen = made('oracle', weights, num_active=6, random_frac=0.0).select(features, labels, 0)
     own = set(labels.tolist())
     others = sorted(set(range(12)) - own)
     best = max(captured(weights, features, sorted(own | set(extra)))
@@ -79,11 +124,9 @@ def test_the_oracle_is_the_best_of_all_sets():
     assert captured(weights, features, chosen.rows) == pytest.approx(best, abs=1e-6)
 
 
-@pytest.mark.parametrize('rank_by', ['mass', 'max'])
-def test_live_rows_decide_not_the_index(rank_by, weights):
+def test_live_rows_decide_not_the_index(weights):
     """Rows move after the build: of all proposed, the ones near NOW are kept."""
-    selector = made('ivf', weights, num_active=100, random_frac=0.0, overfetch=6.0,
-                    rank_by=rank_by)
+    selector = made('ivf', weights, num_active=100, random_frac=0.0, overfetch=6.0)
     features, labels = batch_near(weights, num=8)
     ids = selector.candidates(features, 80, 0)
     others = ids[~torch.isin(ids, labels)]
@@ -92,6 +135,31 @@ def test_live_rows_decide_not_the_index(rank_by, weights):
     selector.store.weights[favoured] = features[0]
     rows = selector.select(features, labels, 0).rows
     assert torch.isin(favoured, rows).all()
+
+
+@pytest.mark.parametrize(('name', 'options'), [
+    ('Softmax', {}), ('CosFace', dict(margin=0.3)), ('AdaFace', {}),
+    ('CombinedMargin', dict(m1=1.2, m2=0.2, m3=0.1))])
+def test_own_classes_count_with_the_margin_of_the_head(name, options, weights):
+    """Judge: the margin's own logits of the whole matrix, features of several lengths."""
+    margin = build_margin(name, scale=16.0, **options).eval()
+    features, labels = batch_near(weights)
+    features = features * torch.linspace(5, 60, len(features))[:, None]
+    cosine = functional.normalize(features) @ weights.T
+    expected = margin(cosine, labels, norms=features.norm(dim=1, keepdim=True))
+    found = made('oracle', weights, scale=16.0, target=margin.target).own_logits(features, labels)
+    torch.testing.assert_close(found, expected.gather(1, labels[:, None])[:, 0])
+
+
+def test_a_margin_leaves_mass_to_others(weights):
+    """A sample that is sure of its class competes for places only because of the margin."""
+    features = functional.normalize(torch.stack([weights[3], weights[40] + weights[41]]))
+    labels = torch.tensor([3, 40])
+    near = (features[0] @ weights.T).topk(12).indices
+    held = [torch.isin(near, made('oracle', weights, num_active=20, random_frac=0.0, **options)
+                       .select(features, labels, 0).rows).sum()
+            for options in ({}, dict(target=build_margin('CosFace', margin=0.6).target))]
+    assert held[1] > held[0]
 
 
 def test_the_random_share_is_kept_and_uniform(weights):
@@ -185,7 +253,7 @@ def test_a_label_out_of_range_is_refused(bad, weights):
 
 @pytest.mark.parametrize('options', [
     dict(name='nearest'), dict(num_active=None), dict(num_active=0), dict(random_frac=1.5),
-    dict(overfetch=0.5), dict(rank_by='luck'), dict(num_trees=3), dict(name='forest', nprobe=3),
+    dict(overfetch=0.5), dict(num_searched=0), dict(num_trees=3), dict(name='forest', nprobe=3),
     dict(name='random', nprobe=3), dict(upkeep=dict(every=3)), dict(name='random', upkeep={})])
 def test_settings_that_are_refused(options, weights):
     options = dict(name='ivf', num_active=50) | options

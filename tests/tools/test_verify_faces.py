@@ -355,7 +355,7 @@ def decoded(path):
         return [frame.to_ndarray(format='bgr24') for frame in container.decode(video=0)]
 
 
-@pytest.mark.parametrize('index', ['exact', 'hnsw', 'ivf'])
+@pytest.mark.parametrize('index', ['exact', 'HNSW16', 'ivf'])
 def test_names_in_a_video(demo, tmp_path, index, capsys):
     run, frames = demo
     assert run(frames, '--index', index, '--fps', '10') == 0
@@ -472,7 +472,7 @@ def test_real_faces_of_a_video_are_recognised(tool, shared_data, tmp_path, repos
         sink.write(frame, t / 10)
     sink.close()
     tool('recognize_demo').main([str(tmp_path / 'clip.mp4'), *options, '--gallery', gallery,
-                                 '--index', 'hnsw', '--out-dir', str(tmp_path / 'out')])
+                                 '--index', 'HNSW16', '--out-dir', str(tmp_path / 'out')])
     for t, row in enumerate(rows(tmp_path / 'out' / 'clip.jsonl')):
         left, right = ([face['name'] for face in row['faces'] if (face['box'][0] > 280) is side]
                        for side in (False, True))

@@ -29,6 +29,8 @@ from vision.common.nn.torch_files import MapLocation, read_torch_file
 
 # Beside the tensors: the archive's own entries, the manifest, and logs written meanwhile.
 SPARE_BYTES = 1 << 20
+# Files from this size on are memory-mapped: class rows may be more than the memory holds twice.
+MAPPED_BYTES = 1 << 30
 NUM_NAMES = 5  # names printed of what does not fit
 
 
@@ -78,7 +80,8 @@ def load_checkpoint(path: Path, map_location: MapLocation = 'cpu') -> dict[str, 
     """Read a checkpoint (``.pth``) or weights (``.safetensors``: gives {'state_dict': ...}, and
     the class names that ``save_weights`` wrote under ``meta``, where a checkpoint has them).
 
-    The manifest beside it is compared when there is one. Nothing in the file is executed.
+    The manifest beside it is compared when there is one; a large file whose hash agreed is
+    memory-mapped, so that only what is used is read. Nothing in the file is executed.
 
     Raises:
         VisionError: VIS-CKPT-302 no such file, VIS-CKPT-303 damaged, VIS-CKPT-304 it holds
@@ -94,7 +97,8 @@ def load_checkpoint(path: Path, map_location: MapLocation = 'cpu') -> dict[str, 
         return folders.load_folder(path, map_location=map_location)
     if path.suffix == '.safetensors':
         return _load_safetensors(path)
-    content = read_plain(path, map_location)
+    is_mapped = path.stat().st_size >= MAPPED_BYTES and manifest_path(path).is_file()
+    content = read_plain(path, map_location, is_mapped=is_mapped)
     content = content if 'state_dict' in content else dict(state_dict=content)
     _require_state(content['state_dict'], path)
     return content

@@ -10,9 +10,10 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.head.gather import gather_batch, gather_labels
+from vision.faces.nn.head.gather import batch_sizes, gather_batch, gather_labels
 from vision.faces.nn.head.margins import build_margin
 from vision.faces.nn.head.selective import selective_loss
+from vision.faces.nn.store.ranks import check_ranks
 from vision.registry import MODELS
 
 DTYPES = {None: None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -33,9 +34,8 @@ class ActiveClassHead(BaseModule):
         num_classes: identities in the training data, labels 0 to num_classes - 1.
         in_channels: length of the embedding.
         margin: ``type`` and options of a class of ``vision.faces.nn.head.margins``.
-        selector: ``type`` (full, random, oracle, forest, ivf, nested-ivf, hnsw, lsh, midx),
-            ``num_active`` and options of ``build_selector``; ``adaptive``: options of
-            ``make_adaptive``, for selectors with an index.
+        selector: ``type`` (full, random, oracle, forest, ivf, faiss, device), ``num_active`` and
+            options of ``build_selector``.
         store: options of ``build_store``: backend, optimizer.
         num_subcentres: rows per class; the nearest of them counts (sub-centre ArcFace).
         is_cosine: False: inner products, with a plain ``Softmax``.
@@ -64,25 +64,27 @@ class ActiveClassHead(BaseModule):
         self.step = 0  # set by the hook, so that a resumed run goes on counting
         self.pending: tuple[Tensor, Tensor] | None = None
 
-    def build(self, device: torch.device | str, seed: int = 0) -> None:
-        """Take the memory of the rows and make the selector; every rank must come here."""
+    def build(self, device: torch.device | str, seed: int = 0, *, is_filled: bool = True) -> None:
+        """Take the memory of the rows and make the selector; every rank must come here.
+
+        Args:
+            is_filled: False: no new rows are drawn, ``load_rows_state`` is next.
+        """
         if self.store is not None:
             return
         # Here, not above: a recogniser that is only used needs neither rows nor an index.
-        from vision.faces.nn.select.adaptive import make_adaptive
-        from vision.faces.nn.select.selectors import build_selector
+        from vision.faces.nn.select.build import build_selector
         from vision.faces.nn.store.class_store import build_store
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.group.WORLD
         self.store = build_store(self.num_classes * self.num_subcentres, self.dim, seed=seed,
                                  device=device, group=self.group,
-                                 rows_per_class=self.num_subcentres, **self.store_config)
+                                 rows_per_class=self.num_subcentres, is_filled=is_filled,
+                                 **self.store_config)
         options = dict(dict(scale=self.margin.scale), **self.selector_config)
-        adaptive = options.pop('adaptive', None)
         self.selector = build_selector(options.pop('type'), self.store, seed=seed,
-                                       is_cosine=self.is_cosine, **options)
-        if adaptive is not None:
-            self.selector = make_adaptive(self.selector, group=self.group, **adaptive)
+                                       is_cosine=self.is_cosine, target=self.margin.target,
+                                       **options)
 
     def require_data(self, num_identities: int | None, num_samples: int) -> None:
         """Refuse training data before any step of it; every rank must come here.
@@ -94,7 +96,6 @@ class ActiveClassHead(BaseModule):
                 rank, when ranks read different data.
         """
         if self.group is not None:
-            from vision.faces.nn.store.class_store import check_ranks
             check_ranks(self.group, self.store.device, num_identities=num_identities or 0,
                         num_samples=num_samples)
         if num_identities is not None and num_identities > self.num_classes:
@@ -112,14 +113,14 @@ class ActiveClassHead(BaseModule):
         Args:
             labels: (B,) int64 of this rank, those of the next ``loss``.
         Raises:
-            VisionError: VIS-DATA-1014, a label outside the classes.
+            VisionError: VIS-DATA-1014, on every rank, a label outside the classes.
         """
         self.build(labels.device)
         if not self.store.fetches_ahead:
             return
-        self._check_labels(labels)
-        if self.group is not None:
-            labels = gather_labels(labels, self.group)
+        sizes = batch_sizes(labels, self.group)
+        labels = gather_labels(labels, self.group, sizes)
+        self._check_labels(labels, sizes)
         known = self.selector.known_rows(labels * self.num_subcentres, self.step)
         self.store.prefetch(self._with_all_centres(known))
 
@@ -131,16 +132,18 @@ class ActiveClassHead(BaseModule):
             labels: (B,) int64.
         Raises:
             VisionError: VIS-DATA-1014, a label outside the classes; VIS-CONFIG-1012, the rows of
-                the step before were never updated.
+                the step before were never updated; what the selector says. What one rank has to
+                say is raised on every one.
         """
         self.build(features.device)
         if self.pending is not None and self.training:
             raise VisionError('VIS-CONFIG-1012', 'the rows of the last step were never updated',
                               where='custom_hooks', why='class rows are stepped by a hook',
                               do="add dict(type='ActiveClassHook') to custom_hooks")
-        self._check_labels(labels)
-        world = 1 if self.group is None else dist.get_world_size(self.group)
-        features, labels = gather_batch(features, labels, self.group, gradient_factor=world)
+        sizes = batch_sizes(labels, self.group)
+        features, labels = gather_batch(features, labels, self.group, sizes=sizes,
+                                        gradient_factor=len(sizes))
+        self._check_labels(labels, sizes)
         rows, columns, counts, stats = self._select(features.detach().float(), labels)
         weights = self.store.pull(rows)
         result = selective_loss(
@@ -171,26 +174,25 @@ class ActiveClassHead(BaseModule):
         """Leave the rows of the last loss as they are: its gradients were not finite."""
         self.pending = None
 
-    def rows_state(self, *, renews_selector: bool = True) -> dict[str, Any]:
-        """Rows, optimizer and selector of this rank.
+    def rows_state(self, *, is_exact: bool = True) -> dict[str, Any]:
+        """Rows, optimizer and selector of this rank; the run is not changed by it.
 
         States of several ranks are joined by joining their lists, ``stores`` and ``selectors``.
 
         Args:
-            renews_selector: let the running selector go on from its own state, too. An index
-                saves its centroids and not its lists; read back, these hold the rows as of now.
+            is_exact: with the lists of an index, and the snapshot of one under way, so that what
+                is loaded selects as this head does.
         """
-        state = dict(store=self.store.state_dict(), selector=self.selector.state_dict())
-        if renews_selector:
-            self.selector.load_state_dict(state['selector'])
         return dict(num_classes=self.num_classes, dim=self.dim,
                     num_subcentres=self.num_subcentres, selector_kind=self._selector_kind,
-                    stores=[state['store']], selectors=[state['selector']])
+                    stores=[self.store.state_dict()],
+                    selectors=[self.selector.state_dict(is_exact=is_exact)])
 
     def load_rows_state(self, state: dict[str, Any], *, with_selector: bool = True) -> None:
         """Take what ``rows_state`` gave on all ranks, joined; also on another number of them.
 
-        Of memory-mapped stores only the rows of this rank are read.
+        Of memory-mapped stores only the rows of this rank are read. One process takes the tensors
+        of a state that one process saved as they are, and reads a row when it becomes active.
 
         Args:
             with_selector: go on with its index and decisions, too: their steps are those of the
@@ -205,7 +207,7 @@ class ActiveClassHead(BaseModule):
                               why='a resumed run goes on with its index and decisions',
                               do='resume with the config that wrote the checkpoint, or begin a '
                               'new run from its weights and rows: load_from')
-        self.store.load_ranges(state['stores'])
+        self.store.load_ranges(state['stores'], takes_tensors=True)
         world = 1 if self.group is None else dist.get_world_size(self.group)
         rank = 0 if self.group is None else dist.get_rank(self.group)
         if not with_selector:
@@ -213,7 +215,7 @@ class ActiveClassHead(BaseModule):
         if len(state['selectors']) == world:
             self.selector.load_state_dict(state['selectors'][rank])
         else:  # what was decided holds on every rank; an index has other rows now
-            from vision.faces.nn.select.selectors import without_index
+            from vision.faces.nn.select.build import without_index
             self.selector.load_state_dict(without_index(state['selectors'][0]))
 
     def fits(self, state: dict[str, Any]) -> bool:
@@ -247,14 +249,19 @@ class ActiveClassHead(BaseModule):
         classes = torch.unique(rows // k)
         return (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
 
-    def _check_labels(self, labels: Tensor) -> None:
+    def _check_labels(self, labels: Tensor, sizes: list[int]) -> None:
+        """Look at the labels of all ranks, so that all raise what one would have to."""
         is_bad = (labels < 0) | (labels >= self.num_classes)
-        if bool(is_bad.any()):
-            raise VisionError('VIS-DATA-1014', f'{int(is_bad.sum())} of {len(labels)} labels are '
-                              f'no class, the first is {int(labels[is_bad][0])}', where='gt_label',
-                              why=f'the head has {self.num_classes} classes, 0 to '
-                              f'{self.num_classes - 1}', do='set head.num_classes to the number '
-                              'of identities of the data set')
+        if not bool(is_bad.any()):
+            return
+        first = int(is_bad.nonzero()[0])
+        rank = next(r for r in range(len(sizes)) if first < sum(sizes[:r + 1]))
+        raise VisionError('VIS-DATA-1014', f'{int(is_bad.sum())} of {len(labels)} labels are '
+                          f'no class, the first is {int(labels[first])}',
+                          where='gt_label' if self.group is None else f'gt_label of rank {rank}',
+                          why=f'the head has {self.num_classes} classes, 0 to '
+                          f'{self.num_classes - 1}', do='set head.num_classes to the number '
+                          'of identities of the data set')
 
 
 def _check(num_classes: int, num_subcentres: int, correction: str, selector: dict,

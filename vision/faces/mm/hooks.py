@@ -18,17 +18,17 @@ class ActiveClassHook(Hook):
     """Steps the active rows of ``ActiveClassHead`` after each backward pass, and saves them.
 
     The learning rate is the current one of the model's first parameter group times
-    ``head.lr_mult``. A step that the optimizer wrapper leaves out (gradients not finite, or a
-    too large loss scale) is left out here too. Checkpoints get an entry ``active_class`` with the
-    rows: of several ranks, each writes its own into a file, and reads of all files, which are
-    memory-mapped, what it needs. So a run goes on with any number of ranks, and no rank ever
-    holds the rows of another.
+    ``head.lr_mult``. A step that the model's optimizer did not make (gradients not finite, or a
+    too large loss scale, falling or fixed) is left out here too. Checkpoints get an entry
+    ``active_class`` with the rows: of several ranks, each writes its own into a file, and reads of
+    all files, which are memory-mapped, what it needs. So a run goes on with any number of ranks,
+    and no rank ever holds the rows of another.
 
     Args:
         is_exact: a run resumed by as many ranks equals the run that wrote the checkpoint and went
-            on, bit for bit, with every selector: that run, too, goes on with an index read back
-            from its state, which costs one assignment of all rows per checkpoint. Without it a
-            resumed run has a fresher index than the other.
+            on, bit for bit, with every selector: the checkpoint has the index, too, about half as
+            much again as the rows in fp16 codes, and as much again while one is being built.
+            Without it a resumed run fills its index from the rows of the checkpoint.
     """
 
     priority = 'NORMAL'  # after NonFiniteHook, before the schedulers and the checkpoints
@@ -36,24 +36,27 @@ class ActiveClassHook(Hook):
     def __init__(self, is_exact: bool = True) -> None:
         self.is_exact = is_exact
         self._loaded: dict[str, Any] | None = None
-        self._scale, self._num_skipped = 1.0, 0
+        self._scale, self._has_stepped = 1.0, False
+        self._watch = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._loaded = checkpoint.get('active_class')
 
     def before_train(self, runner) -> None:
         head = self._head(runner)
+        self._watch = runner.optim_wrapper.optimizer.register_step_post_hook(self._see_step)
         if getattr(runner.optim_wrapper, '_accumulative_counts', 1) != 1:
             raise VisionError('VIS-CONFIG-1013', 'accumulative_counts with ActiveClassHead',
                               where='optim_wrapper', why='rows are stepped after each batch, the '
                               'model would be after several', do='remove accumulative_counts; a '
                               'larger batch needs more ranks or a smaller backbone')
-        head.build(next(runner.model.parameters()).device, runner.seed)
+        loaded, self._loaded = self._loaded, None
+        is_loaded = loaded is not None and head.fits(loaded)
+        head.build(next(runner.model.parameters()).device, runner.seed, is_filled=not is_loaded)
         dataset = runner.train_dataloader.dataset
         head.require_data((getattr(dataset, 'metainfo', None) or {}).get('num_classes'),
                           len(dataset))
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None and head.fits(loaded):
+        if is_loaded:
             head.load_rows_state(loaded, with_selector=runner.iter > 0)
             runner.logger.info(f'class rows: {head.num_classes} from the checkpoint')
         elif runner.iter > 0:
@@ -69,20 +72,27 @@ class ActiveClassHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self._head(runner).step = runner.iter
         self._scale = _loss_scale(runner.optim_wrapper)
-        self._num_skipped = getattr(runner.optim_wrapper, 'num_skipped', 0)
+        self._has_stepped = False
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         head, wrapper = self._head(runner), runner.optim_wrapper
-        is_skipped = (getattr(wrapper, 'num_skipped', 0) > self._num_skipped
-                      or _loss_scale(wrapper) < self._scale)
-        if is_skipped:
-            head.drop_step()
-        else:
+        if self._has_stepped:
             head.step_rows(wrapper.param_groups[0]['lr'], self._scale)
+        else:
+            head.drop_step()
+
+    def after_train(self, runner) -> None:
+        self._watch.remove()
+
+    def _see_step(self, optimizer, *_) -> None:
+        """Called when the optimizer's ``step`` was: wrappers and scalers leave steps out by not
+        calling it, and no scale need fall. Fused optimizers are called and look themselves."""
+        overflow = getattr(optimizer, 'found_inf', None)
+        self._has_stepped = overflow is None or not bool(overflow)
 
     def checkpoint_part(self, runner) -> tuple[str, dict[str, Any]]:
         """Called by ExactRunner on every rank, for what this rank has for itself."""
-        return 'active_class', self._head(runner).rows_state(renews_selector=self.is_exact)
+        return 'active_class', self._head(runner).rows_state(is_exact=self.is_exact)
 
     @staticmethod
     def _head(runner) -> ActiveClassHead:
@@ -96,5 +106,5 @@ class ActiveClassHook(Hook):
 
 
 def _loss_scale(wrapper) -> float:
-    """Factor on the loss of mixed precision; it falls when a step overflowed."""
+    """Factor on the loss of mixed precision."""
     return wrapper.loss_scaler.get_scale() if isinstance(wrapper, AmpOptimWrapper) else 1.0

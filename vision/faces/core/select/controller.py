@@ -7,6 +7,7 @@ paper's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 from vision.common.core.errors import VisionError
@@ -44,7 +45,9 @@ class Rules:
         mass_range: the outside mass that is aimed at, in 0..1.
         drift_range: drift at which the interval grows (below) or halves (above).
         recall_range: recall at which the lists searched double (below) or become fewer (above).
-        active_range: least and largest number of active rows.
+        active_range: least and largest number of active rows; None: a quarter of all rows. Where
+            more would be needed, the mass is spread too evenly for any selection: a step would
+            cost what random rows with ``correction='sampled'`` cost, and tell no more.
         interval_range: least and largest number of steps between two builds.
         nprobe_range: least and largest number of lists searched; an index has its own limit.
     """
@@ -57,14 +60,15 @@ class Rules:
     mass_range: tuple[float, float] = (0.01, 0.05)
     drift_range: tuple[float, float] = (0.005, 0.02)
     recall_range: tuple[float, float] = (0.9, 0.98)
-    active_range: tuple[int, int] = (256, 1 << 62)
+    active_range: tuple[int, int | None] = (256, None)
     interval_range: tuple[int, int] = (50, 5000)
     nprobe_range: tuple[int, int] = (4, 1024)
 
     def __post_init__(self) -> None:
         ranges = ('mass_range', 'drift_range', 'recall_range', 'active_range', 'interval_range',
                   'nprobe_range')
-        bad = [name for name in ranges if not _is_range(getattr(self, name))]
+        bad = [name for name in ranges if not _is_range(getattr(self, name))
+               or getattr(self, name)[1] is None and name != 'active_range']
         bad += [name for name in ('warm_share', 'least_recall', 'fall_back')
                 if not 0 < getattr(self, name) <= 1]
         if bad:
@@ -74,7 +78,8 @@ class Rules:
 
 
 def _is_range(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and 0 < value[0] < value[1]
+    return isinstance(value, tuple | list) and len(value) == 2 and \
+        0 < value[0] < (math.inf if value[1] is None else value[1])
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ class AllocationController:
                  nprobe: int | None = None) -> None:
         self.rules, self.num_rows = rules or Rules(), num_rows
         low, high = self.rules.active_range
-        start = min(max(4 * batch_size, num_rows // 100, low), high, num_rows)
+        self.most_active = min(num_rows, max(low, num_rows // 4) if high is None else high)
+        start = min(max(4 * batch_size, num_rows // 100, low), self.most_active)
         self.allocation = Allocation('warm-up', start, max(100, self.rules.interval_range[0]),
                                      nprobe)
         self.log: list[dict] = []
@@ -138,8 +144,7 @@ class AllocationController:
     def _num_active(self, num: int, outside_mass: float) -> int:
         low, high = self.rules.mass_range
         factor = 1.25 if outside_mass > high else 0.9 if outside_mass < low else 1.0
-        least, most = self.rules.active_range
-        return int(min(max(num * factor, least), most, self.num_rows))
+        return int(min(max(num * factor, self.rules.active_range[0]), self.most_active))
 
     def _interval(self, interval: int, drift: float) -> int:
         low, high = self.rules.drift_range

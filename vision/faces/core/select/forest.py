@@ -2,7 +2,8 @@
 
 The dynamic class hierarchy of arXiv:1801.01687. A cell with more than ``leaf_size`` rows draws two
 of its rows u, v and is cut by the plane half-way between them; each half goes on alone. Several
-trees with their own draws make a forest; a query's candidates are its leaves' rows.
+trees with their own draws make a forest; a query's candidates are its leaves' rows, to be ranked
+by their exact scores: in how many trees a row was met says little about how near it is.
 
 All cells of a level are cut at once with array operations, so a build is a few passes over the
 rows per level instead of a Python call per cell. Every draw is a hash of (seed, tree, path of the
@@ -58,24 +59,26 @@ class HashingForest:
             sample, tree = sample[inner], tree[inner]
         return ~nodes
 
-    def candidates(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in the queries' leaves and in how many (query, tree) pairs each was met.
+    def candidates(self, queries: np.ndarray) -> np.ndarray:
+        """The rows in each query's own leaves, each once.
 
         Args:
             queries: (B, d).
         Returns:
-            (ids (U,) sorted unique int64, votes (U,) int64).
+            (B, n) int32 row ids of each query in ascending order, -1 where it has fewer than n.
         """
-        leaves, times = np.unique(self.leaves(queries), return_counts=True)
-        lengths = self.leaf_starts[leaves + 1] - self.leaf_starts[leaves]
-        places = np.arange(lengths.sum()) + np.repeat(
-            self.leaf_starts[leaves] - np.cumsum(lengths) + lengths, lengths)
-        ids, index = np.unique(self.leaf_rows[places], return_inverse=True)
-        votes = np.bincount(index, weights=np.repeat(times, lengths), minlength=len(ids))
-        return ids.astype(np.int64), votes.astype(np.int64)
+        leaves = self.leaves(queries)
+        starts, ends = self.leaf_starts[leaves], self.leaf_starts[leaves + 1]
+        places = np.arange((ends - starts).max(initial=0))
+        is_row = places < (ends - starts)[..., None]
+        places = np.where(is_row, starts[..., None] + places, 0)
+        ids = np.where(is_row, self.leaf_rows[places], -1).reshape(len(queries), -1)
+        ids.sort(axis=1)
+        ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = -1  # met in another tree
+        return ids
 
 
-def build_forest(rows: np.ndarray, *, num_trees: int = 8, leaf_size: int = 64,
+def build_forest(rows: np.ndarray, *, num_trees: int = 50, leaf_size: int = 64,
                  seed: int = 0) -> HashingForest:
     """Build ``num_trees`` trees over all rows; leaves hold at most ``leaf_size`` of them.
 

@@ -7,7 +7,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def batch_sizes(labels: Tensor, group: dist.ProcessGroup | None) -> list[int]:
+    """Number of labels (B_r,) of each rank."""
+    if group is None:
+        return [len(labels)]
+    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=labels.device)
+    dist.all_gather(list(sizes.split(1)), sizes.new_tensor([len(labels)]), group=group)
+    return sizes.tolist()
+
+
 def gather_batch(features: Tensor, labels: Tensor, group: dist.ProcessGroup | None, *,
+                 sizes: list[int] | None = None,
                  gradient_factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """Features (B_r, d) and labels (B_r,) of all ranks, in rank order: (B, d) and (B,).
 
@@ -16,26 +26,21 @@ def gather_batch(features: Tensor, labels: Tensor, group: dist.ProcessGroup | No
 
     Args:
         group: None is one process: the arguments come back.
+        sizes: what ``batch_sizes`` gave, where it was asked before.
         gradient_factor: factor on the gradient. DistributedDataParallel averages the backbone's
             gradients over ranks while the loss is already a mean over all samples: give the
             number of ranks there.
     """
     if group is None:
         return features, labels
-    sizes = _sizes(len(features), features.device, group)
+    sizes = sizes or batch_sizes(labels, group)
     return (_GatherRows.apply(features, sizes, group, gradient_factor),
             _gather(labels, sizes, group))
 
 
-def gather_labels(labels: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gather_labels(labels: Tensor, group: dist.ProcessGroup | None, sizes: list[int]) -> Tensor:
     """Labels (B_r,) of all ranks, in rank order: (B,)."""
-    return _gather(labels, _sizes(len(labels), labels.device, group), group)
-
-
-def _sizes(size: int, device: torch.device, group: dist.ProcessGroup) -> list[int]:
-    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
-    dist.all_gather(list(sizes.split(1)), torch.tensor([size], device=device), group=group)
-    return sizes.tolist()
+    return labels if group is None else _gather(labels, sizes, group)
 
 
 def _gather(tensor: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:

@@ -22,6 +22,8 @@ from vision.common.core.errors import VisionError
 from vision.faces.nn.head.margins import Margin, Softmax
 
 SMALLEST_NORM = 1e-12  # below it a vector has no direction
+HALF_EXPONENT = 15  # sums in float16 stay below 2 ** 15; its largest number is nearly 2 ** 16
+HALF_RANGE = 100  # of exponents, so that factors and what they leave are float32
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,21 @@ class _Softmax:
             return a @ b
         return (a.to(self.matmul_dtype) @ b.to(self.matmul_dtype)).to(a.dtype)
 
+    def gradient_product(self, a: Tensor, b: Tensor) -> Tensor:
+        """``product`` of gradients ``a``, of which most are many times smaller than a few.
+
+        In float16 a number below 6e-5 loses digits and one below 3e-8 is 0: the negatives of a
+        softmax. Each row of ``a`` is therefore taken times a power of two, which brings the bound
+        of its products near the largest float16, and the result is divided by it in float32.
+        """
+        if self.matmul_dtype is not torch.float16:
+            return self.product(a, b)
+        bound = torch.linalg.vector_norm(a, 1, dim=1, keepdim=True) * b.abs().amax().clamp(min=1)
+        exponent = (HALF_EXPONENT - torch.frexp(bound).exponent).clamp(-HALF_RANGE, HALF_RANGE)
+        factor = torch.ldexp(torch.ones_like(bound), exponent)
+        scaled = torch.mul(a, factor, out=torch.empty_like(a, dtype=self.matmul_dtype))
+        return (scaled @ b.to(self.matmul_dtype)).to(a.dtype) / factor
+
     def over_ranks(self, tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
         if self.group is not None:
             dist.all_reduce(tensor, operation, group=self.group)
@@ -125,8 +142,8 @@ class _Selective(torch.autograd.Function):
         needs_x, needs_w, _ = ctx.needs_input_grad
         if needs_x or needs_w:
             gradient = _to_centres(gradient, nearest, softmax.num_subcentres)
-        for_x = softmax.product(gradient, w) if needs_x else None
-        for_w = softmax.product(gradient.T, x) if needs_w else None
+        for_x = softmax.gradient_product(gradient, w) if needs_x else None
+        for_w = softmax.gradient_product(gradient.T, x) if needs_w else None
         ctx.save_for_backward(_through_unit(for_x, x, x_inverse),
                               _through_unit(for_w, w, w_inverse))
         ctx.mark_non_differentiable(probability, normaliser)

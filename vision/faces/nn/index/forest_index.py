@@ -16,16 +16,20 @@ from vision.faces.core.select.forest import build_forest
 class ForestIndex:
     """Trees over a snapshot of the rows (arXiv:1801.01687, section on the hashing forest).
 
-    Candidates of a batch are the rows of its leaves, those met in most trees first. A refresh
-    builds new trees: planes between old rows say nothing about where rows have moved.
+    Candidates of a query are the rows of its leaves. The forest does not rank them: the selector
+    does, by their live rows. A refresh builds new trees: planes between old rows say nothing
+    about where rows have moved.
 
     Args:
         rows: (C, d) of any floating type.
+        num_trees: 50 in the paper's released code.
+        leaf_size: rows of a leaf at most (our choice: 64; a query looks at up to 50 times 64).
     """
 
     can_update = False
+    keeps_lists = False  # a checkpoint has the rows that it was grown from
 
-    def __init__(self, rows: Tensor, *, num_trees: int = 8, leaf_size: int = 64, seed: int = 0,
+    def __init__(self, rows: Tensor, *, num_trees: int = 50, leaf_size: int = 64, seed: int = 0,
                  is_cosine: bool = True) -> None:
         self.options = dict(num_trees=num_trees, leaf_size=leaf_size, seed=seed,
                             is_cosine=is_cosine)
@@ -37,12 +41,12 @@ class ForestIndex:
     def num_bytes(self) -> int:
         return self.forest.num_bytes
 
-    def propose(self, queries: Tensor, num: int) -> Tensor:
-        """At most B * num row ids, those with most votes of the batch."""
-        ids, votes = self.forest.candidates(self._array(queries))
-        most = min(len(ids), num * len(queries))
-        chosen = np.argsort(-votes, kind='stable')[:most]
-        return torch.from_numpy(ids[chosen])
+    def search(self, queries: Tensor, num: int) -> Tensor:
+        """(B, n) int64 rows of each query's leaves, in no order of nearness; -1: no more.
+
+        All of them, whatever ``num``.
+        """
+        return torch.from_numpy(self.forest.candidates(self._array(queries))).long()
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0) -> Callable[[], ForestIndex]:
         """Work that grows new trees; there is nothing that iterations could move."""

@@ -1,8 +1,9 @@
 """A selector whose number of rows, renewals and search follow what it measures on itself.
 
 Our design, see ``vision.faces.core.select.controller``. Until class rows have structure an index
-finds hardly more than chance: then rows are drawn at random, and the index is only built when
-measured.
+finds hardly more than chance: then rows are drawn at random, and an index is only built, in the
+background, for each measurement. Readings are of all ranks' rows together, so any number of
+ranks decides alike.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ from torch import Tensor
 
 from vision.faces.core.select.controller import AllocationController, Readings, Rules
 from vision.faces.core.select.sampling import draw_outside
-from vision.faces.nn.select.selectors import IndexSelector, RandomSelector, Selection
+from vision.faces.nn.select.selectors import (
+    IndexSelector,
+    RandomSelector,
+    Selection,
+    log_sum_over_ranks,
+)
 
-_EXACT_ROWS = 65_536  # up to here the outside mass is summed over all rows
+_EXACT_ROWS = 65_536  # of all ranks; up to here the outside mass is summed over all rows
 _SAMPLED_ROWS = 8192  # above, over so many random ones
 _RECALL_SAMPLES = 32  # of the batch, whose ten best rows are looked for among all rows
 _CHUNK = 1 << 16
@@ -26,7 +32,7 @@ _CHUNK = 1 << 16
 
 def outside_mass(selector: IndexSelector, features: Tensor, local: Tensor, rows: Tensor,
                  step: int) -> float:
-    """Mean share of the negatives' softmax mass that lies outside ``rows``.
+    """Mean share of the negatives' softmax mass that lies outside the ranks' ``rows``.
 
     Own classes are left out: whatever a margin makes of their logits, the mass outside the active
     set is at most this.
@@ -36,62 +42,72 @@ def outside_mass(selector: IndexSelector, features: Tensor, local: Tensor, rows:
         local: (B,) int64 local id of each own class, or -1.
         rows: (M,) sorted unique local ids, own classes among them.
     """
-    queries, taken = selector.queries(features), rows.cpu().numpy()
-    num_free = selector.num_local - len(taken)
-    count = num_free if selector.num_local <= _EXACT_ROWS else min(_SAMPLED_ROWS, num_free)
-    if not count or not len(queries):
+    queries, store, num_local = selector.queries(features), selector.store, selector.num_local
+    if not len(queries):
         return 0.0
-    drawn = torch.from_numpy(draw_outside(taken, selector.num_local, count, selector.seed, step,
-                                          1))
-    inside = selector.logits(queries, rows.cpu())
-    column = torch.searchsorted(rows.cpu(), local.clamp(min=0)).to(inside.device)[:, None]
-    is_own = (local >= 0).to(inside.device)[:, None]
-    inside.scatter_(1, column, inside.gather(1, column).masked_fill(is_own, -torch.inf))
-    log_out = selector.logits(queries, drawn).logsumexp(1) + math.log(num_free / count)
-    return float((log_out - inside.logsumexp(1)).sigmoid().mean())
+    rows = rows.cpu()
+    num_free = num_local - len(rows)
+    share = 1.0 if store.num_classes <= _EXACT_ROWS else _SAMPLED_ROWS / store.num_classes
+    count = min(num_free, math.ceil(share * num_local))
+    drawn = draw_outside(rows.numpy(), num_local, count, selector.seed, step, 1)
+    inside = selector.logits(queries, rows)
+    inside.masked_fill_((rows == local[:, None]).to(inside.device), -torch.inf)
+    outside = selector.logits(queries, torch.from_numpy(drawn)).logsumexp(1)
+    outside += math.log(num_free / count) if count else 0.0
+    outside, inside = (log_sum_over_ranks(part, store.group)
+                       for part in (outside, inside.logsumexp(1)))
+    return float((outside - inside).sigmoid().mean())
 
 
 def recall_at_10(selector: IndexSelector, features: Tensor, local: Tensor,
                  found: Tensor) -> float:
-    """Share of the ten best rows of some samples, own class apart, that are in ``found``.
+    """Share of some samples' ten best rows, own class apart, that are in their rank's ``found``.
 
     Looks at all rows: the cost of ``_RECALL_SAMPLES`` samples of the full softmax.
     """
     queries = selector.queries(features)[:_RECALL_SAMPLES]
-    values, ids = [], []
+    if not len(queries):
+        return 1.0
+    own, values, is_found = local[:len(queries), None], [], []
     for part in torch.arange(selector.num_local).split(_CHUNK):
-        best = selector.logits(queries, part).topk(min(11, len(part)), dim=1)
+        logits = selector.logits(queries, part).cpu().masked_fill_(part == own, -torch.inf)
+        best = logits.topk(min(10, len(part)), dim=1)
         values.append(best.values)
-        ids.append(best.indices.cpu() + part[0])
-    order = torch.cat(values, 1).argsort(1, descending=True).cpu()
-    best = torch.cat(ids, 1).gather(1, order)[:, :11]
-    own = local[:len(queries), None]
-    is_found = torch.isin(best, found)
-    rank = (best != own).cumsum(1)
-    counted = (best != own) & (rank <= 10)
+        is_found.append(torch.isin(best.indices + part[:1], found))
+    width = 10 - min(10, selector.num_local)  # all ranks send as many
+    values = [torch.full((len(queries), width), -torch.inf), *values]
+    is_found = [torch.zeros(len(queries), width, dtype=torch.bool), *is_found]
+    values, order = torch.cat(values, 1).topk(10, dim=1)
+    is_found = torch.cat(is_found, 1).gather(1, order)
+    group, device = selector.store.group, selector.store.device
+    if group is not None:
+        mine = torch.stack([values, is_found.float()]).to(device)
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, mine, group=group)
+        values, is_found = torch.cat(parts, 2).cpu()
+        values, order = values.topk(10, dim=1)
+        is_found = is_found.gather(1, order)
+    counted = values > -torch.inf
     return float(is_found[counted].float().mean()) if counted.any() else 1.0
-
-
-def make_adaptive(inner: IndexSelector, *, monitor_every: int = 200,
-                  group: dist.ProcessGroup | None = None, **rules) -> AdaptiveSelector:
-    return AdaptiveSelector(inner, Rules(**rules), monitor_every=monitor_every, group=group)
 
 
 class AdaptiveSelector:
     """Random rows in the warm-up, then the index; the controller is asked at fixed steps.
+
+    In the warm-up the index of each measurement but the first is built in the background, begun
+    ``swap_lag`` steps before it.
 
     Args:
         inner: selector with an index; its ``num_active``, interval and ``nprobe`` are set here.
         rules: of the controller.
         monitor_every: steps between two measurements, each about as dear as a tenth of a full
             step at a million rows.
-        group: ranks that hold the other rows; the mean of their readings decides.
     """
 
     def __init__(self, inner: IndexSelector, rules: Rules | None = None, *,
-                 monitor_every: int = 200, group: dist.ProcessGroup | None = None) -> None:
+                 monitor_every: int = 200) -> None:
         self.inner, self.rules, self.monitor_every = inner, rules or Rules(), monitor_every
-        self.group, self.controller = group, None
+        self.controller: AllocationController | None = None
         self.random = RandomSelector(inner.store, seed=inner.seed, is_cosine=inner.is_cosine)
 
     @property
@@ -120,12 +136,14 @@ class AdaptiveSelector:
         return (self.random if is_random else self.inner).known_rows(labels, step)
 
     def after_update(self, rows: Tensor, step: int) -> None:
-        if not self.is_warming_up:  # rows without structure are worth no renewal
+        if self.is_warming_up:  # rows without structure are worth no renewal between
+            self.upkeep.build_for(step, step - step % self.monitor_every + self.monitor_every)
+        else:
             self.inner.after_update(rows, step)
 
-    def state_dict(self) -> dict:
+    def state_dict(self, *, is_exact: bool = True) -> dict:
         controller = None if self.controller is None else self.controller.state_dict()
-        return self.inner.state_dict() | dict(controller=controller)
+        return self.inner.state_dict(is_exact=is_exact) | dict(controller=controller)
 
     def load_state_dict(self, state: dict) -> None:
         self.inner.load_state_dict(state)
@@ -146,22 +164,20 @@ class AdaptiveSelector:
         self.upkeep.set_interval(allocation.interval)
 
     def _monitor(self, features: Tensor, labels: Tensor, step: int) -> dict[str, float]:
-        if self.is_warming_up:
-            self.upkeep.renew(step)
-        inner = self.inner
+        inner, store = self.inner, self.inner.store
         rows, local = inner.select(features, labels, step).rows, inner.local_ids(labels)
-        queries = inner.queries(features)
-        values = torch.tensor([
-            outside_mass(inner, features, local, rows, step),
-            1 - len(rows) / inner.num_local,  # of a uniform draw: the mean is exactly this
-            recall_at_10(inner, features, local,
-                         inner.candidates(queries, inner.num_places, step, least=11)),
-            self.upkeep.drift()], dtype=torch.float64)
-        if self.group is not None:
-            values = values.to(labels.device)
-            dist.all_reduce(values, group=self.group)
-            values /= dist.get_world_size(self.group)
-        readings = Readings(*values.tolist())
+        found = inner.candidates(inner.queries(features), inner.num_places, step, least=11)
+        # Sums over the ranks of what each says of its own rows.
+        sums = torch.tensor([len(rows), self.upkeep.drift() * inner.num_local],
+                            dtype=torch.float64, device=store.device)
+        if store.group is not None:
+            dist.all_reduce(sums, group=store.group)
+        num_rows, drift = sums.tolist()
+        readings = Readings(
+            outside_mass=outside_mass(inner, features, local, rows, step),
+            random_outside_mass=1 - num_rows / store.num_classes,  # of a uniform draw: its mean
+            recall=recall_at_10(inner, features, local, found),
+            drift=drift / store.num_classes)
         self.controller.update(step, readings)
         self._apply()
         return dict(outside_mass=readings.outside_mass, recall=readings.recall,

@@ -1,38 +1,40 @@
-"""Which classes take part in a step: nine selectors behind one interface.
+"""Which classes take part in a step: selectors behind one interface.
 
 The active rows of a step are: the batch's own classes, always; the best candidates, as many as
 fit; and a random share, always, which gives every class a chance however old an index is. Without
 candidates the random share is all the rest (Partial FC, arXiv:2010.05222).
 
-Candidates come from an index over an old snapshot, so its scores are not used: with more
-candidates than places, exact logits on the live rows decide. Draws depend on (seed, step) only.
+Candidates come from an index over an old snapshot, so its scores are not used: of each sample's
+candidates those with the best logits on the live rows stay (as many of every sample), and of all
+samples' together those with the most softmax mass over the batch. The paper's forest is ranked in
+the same way: its first step, leaves of each sample, is the paper's (arXiv:1801.01687), the two
+rankings are our choice: how often a row was met says little about how much mass it takes.
+Draws depend on (seed, step) only.
+
+With rows over several ranks each fills its part of the places from its own rows; the probabilities
+that rank them are of all ranks' candidates.
 
 Ids are of the store's local rows, 0 .. row_end - row_start - 1; labels are global.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.select.sampling import draw_outside
-from vision.faces.nn.index.faiss_index import KINDS, build_index, make_spec, restore_index
-from vision.faces.nn.index.forest_index import ForestIndex
-from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
+from vision.faces.nn.select.upkeep import IndexUpkeep
 
-NAMES = ('full', 'random', 'oracle', 'forest', *KINDS)
 _CHUNK = 1 << 16  # rows pulled at once by the oracle
-# Candidates looked at per place; planes and votes rank so coarsely that they need more.
-_OVERFETCH = dict(lsh=8.0, forest=8.0, midx=2.0)
+_QUERIES = 16  # ranked at once on live rows: of 50 trees, 16 have some 25,000 candidates
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,29 @@ class Selector:
     """All rows; the base of the others.
 
     Args:
-        store: class rows: ``num_classes, row_start, row_end, device, pull, snapshot``.
+        store: class rows: ``num_classes, row_start, row_end, device, group, peek, snapshot``.
         num_active: active rows over all ranks; a rank with a part of the rows takes that part
             of the number. There are more where own classes alone are more, or leave no room for
             the random share.
         random_frac: share of ``num_active`` that is drawn at random from all others, one row at
             least; 0: none.
         is_cosine: logits are cosines times ``scale``; without it, inner products.
-        scale, own_margin: of logits, where masses are compared; the margin is an angle added to
-            that of the own class (ArcFace), without which an own class leaves no mass to others.
+        scale: of logits, where masses are compared.
+        target: what the margin makes of the own class's cosine (B,), given it and the lengths of
+            the features (B, 1): ``Margin.target``. Without it an own class leaves too little
+            mass to others, and the wrong rows win. None: no margin.
     """
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
-                 is_cosine: bool = True, scale: float = 64.0, own_margin: float = 0.5) -> None:
+                 is_cosine: bool = True, scale: float = 64.0,
+                 target: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         if num_active < 1 or not 0 <= random_frac <= 1:
             raise VisionError('VIS-CONFIG-1050', f'selector with num_active={num_active}, '
                               f'random_frac={random_frac}', where='selector',
                               do='give at least 1 active row and a share in 0..1')
         self.store, self.seed = store, seed
         self.num_active, self.random_frac = num_active, random_frac
-        self.is_cosine, self.own_margin = is_cosine, own_margin
+        self.is_cosine, self.target = is_cosine, target
         self.scale = scale if is_cosine else 1.0
 
     @property
@@ -119,8 +124,12 @@ class Selector:
     def after_update(self, rows: Tensor, step: int) -> None:
         """The optimizer has changed these local rows at this step; nothing to do here."""
 
-    def state_dict(self) -> dict:
-        """What a run changes; numbers of the config are not among it."""
+    def state_dict(self, *, is_exact: bool = True) -> dict:
+        """What a run changes; numbers of the config are not among it.
+
+        Args:
+            is_exact: with what an index needs to go on bit for bit (``IndexUpkeep.state_dict``).
+        """
         return {}
 
     def load_state_dict(self, state: dict) -> None:
@@ -156,10 +165,10 @@ class RandomSelector(Selector):
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
         own, store = labels.cpu().unique().numpy(), self.store
         num_random = max(0, min(self.num_active, store.num_classes) - len(own))
-        drawn = draw_outside(own, store.num_classes, num_random, self.seed, step)
-        low, high = np.searchsorted(drawn, [store.row_start, store.row_end])
+        drawn = draw_outside(own, store.num_classes, num_random, self.seed, step,
+                             start=store.row_start, end=store.row_end)
         chance = num_random / max(1, store.num_classes - len(own))
-        return local[local >= 0].unique().numpy(), drawn[low:high] - store.row_start, chance
+        return local[local >= 0].unique().numpy(), drawn - store.row_start, chance
 
 
 class CandidateSelector(Selector):
@@ -168,41 +177,57 @@ class CandidateSelector(Selector):
     def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
         own = local[local >= 0].unique().numpy()
-        num_random = max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
+        num_random = self._num_random()
         num_best = max(0, self.num_places - num_random - len(own))
-        best = self._best(self.queries(features), local, own, num_best, step) if num_best \
-            else own[:0]
+        best = self._best(features, local, own, num_best, step)
         taken = np.union1d(own, best)
         drawn = draw_outside(taken, self.num_local, max(num_random, self.num_places - len(taken)),
                              self.seed, step, self.store.row_start)
         return taken, drawn, len(drawn) / max(1, self.num_local - len(taken))
+
+    def _num_random(self) -> int:
+        return max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
 
     def queries(self, features: Tensor) -> Tensor:
         """(B, d) float32, of unit length for cosines."""
         features = features.detach().float()
         return functional.normalize(features) if self.is_cosine else features
 
-    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+    def _best(self, features: Tensor, local: Tensor, own: np.ndarray, num: int,
               step: int) -> np.ndarray:
+        """At most ``num`` local ids outside ``own``; every rank comes here, also for none."""
         raise AssertionError('a subclass says which candidates are best')
 
     def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
         """(B, U) scaled logits on the rows as they are now."""
-        rows = self.store.pull(ids.to(self.store.device)).detach().float()
-        rows = functional.normalize(rows) if self.is_cosine else rows
+        rows = self.live_rows(ids)
         return (queries.to(rows) @ rows.T).mul_(self.scale)
 
-    def own_logits(self, queries: Tensor, local: Tensor) -> Tensor:
-        """(B,) scaled logit of each own class with ``own_margin``; -inf: on another rank."""
-        ids, place = local.clamp(min=0).unique(return_inverse=True)
-        rows = self.store.pull(ids.to(self.store.device)).detach().float()[place.to(
-            self.store.device)]
-        if self.is_cosine:
-            cosine = (functional.normalize(rows) * queries.to(rows)).sum(1).clamp(-1, 1)
-            logits = (cosine.acos() + self.own_margin).clamp(max=math.pi).cos() * self.scale
-        else:
-            logits = (rows * queries.to(rows)).sum(1)
-        return logits.masked_fill((local < 0).to(logits.device), -torch.inf)
+    def live_rows(self, ids: Tensor) -> Tensor:
+        """(U, d) float32 rows as they are now, of unit length for cosines."""
+        rows = self.store.peek(ids.to(self.store.device)).float()
+        return functional.normalize(rows) if self.is_cosine else rows
+
+    def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
+        """(B,) scaled logit of each own class with its margin; -inf: on another rank."""
+        rows, queries = self.live_rows(local.clamp(min=0)), self.queries(features)
+        logits = (rows * queries.to(rows)).sum(1)
+        if self.target is not None:
+            lengths = features.detach().to(rows).norm(dim=1, keepdim=True)
+            logits = self.target(logits.clamp(-1, 1) if self.is_cosine else logits, lengths)
+        return (logits * self.scale).masked_fill((local < 0).to(rows.device), -torch.inf)
+
+    def log_mass(self, logits: Tensor, others: Tensor) -> Tensor:
+        """(U,) logarithm of the probability that each candidate takes in the batch.
+
+        The logarithm, since small sums would become equal zeros, and rows' numbers decide.
+
+        Args:
+            logits: (B, U) of the candidates.
+            others: (B, V) logits that also count: those of the own classes.
+        """
+        own = torch.cat([logits, others], 1).logsumexp(1)
+        return (logits - log_sum_over_ranks(own, self.store.group)[:, None]).logsumexp(0)
 
 
 class OracleSelector(CandidateSelector):
@@ -212,14 +237,15 @@ class OracleSelector(CandidateSelector):
     are the optimum. A reference for tests and measurements: as dear as the full softmax.
     """
 
-    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+    def _best(self, features: Tensor, local: Tensor, own: np.ndarray, num: int,
               step: int) -> np.ndarray:
-        everything = torch.arange(self.num_local)
+        queries, everything = self.queries(features), torch.arange(self.num_local)
         logits = torch.cat([self.logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
+        own_logits = self.own_logits(features, local)
         here = (local >= 0).nonzero().squeeze(1)
-        logits[here, local[here]] = self.own_logits(queries, local)[here]
-        mass = logits.softmax(1).sum(0)
-        mass[torch.from_numpy(own).to(mass.device)] = -1
+        logits[here, local[here]] = own_logits[here]
+        mass = self.log_mass(logits, logits[:, :0])
+        mass[torch.from_numpy(own).to(mass.device)] = -torch.inf
         return mass.topk(min(num, self.num_local - len(own))).indices.cpu().numpy()
 
 
@@ -227,119 +253,75 @@ class IndexSelector(CandidateSelector):
     """Candidates from an index that ``IndexUpkeep`` keeps near the rows.
 
     Args:
-        overfetch: candidates asked for per place; above 1, exact logits decide.
-        rank_by: 'mass': sum over the batch of a candidate's softmax among the candidates (what
-            the oracle sums over all rows); 'max': its highest logit.
+        overfetch: candidates kept per place, as many of each sample; above 1, their mass over
+            the batch decides.
+        num_searched: candidates that the index is asked for per kept one.
         nprobe: lists that the index searches per query; None: as it was built.
     """
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
-                 rank_by: str = 'mass', nprobe: int | None = None, **options) -> None:
+                 num_searched: int = 1, nprobe: int | None = None, **options) -> None:
         super().__init__(store, **options)
-        if overfetch < 1 or rank_by not in ('mass', 'max'):
+        if overfetch < 1 or num_searched < 1:
             raise VisionError('VIS-CONFIG-1050', f'selector with overfetch={overfetch}, '
-                              f'rank_by={rank_by!r}', where='selector',
-                              do="give overfetch >= 1 and rank_by 'mass' or 'max'")
-        self.upkeep, self.overfetch, self.rank_by = upkeep, overfetch, rank_by
+                              f'num_searched={num_searched}', where='selector',
+                              do='give numbers >= 1')
+        self.upkeep, self.overfetch, self.num_searched = upkeep, overfetch, num_searched
         self.nprobe = nprobe
         self._own = torch.empty(0, dtype=torch.int64)
 
     def candidates(self, queries: Tensor, num: int, step: int, least: int = 1) -> Tensor:
-        """(U,) unique local ids that the index proposes for ``num`` places.
+        """(U,) unique local ids for ``num`` places: of each sample, the best that the index finds.
 
         Args:
-            least: ids asked for per sample at least.
+            least: ids kept per sample at least.
         """
-        per_sample = math.ceil(self.overfetch * num / max(1, len(queries)))
+        kept = max(least, math.ceil(self.overfetch * num / max(1, len(queries))))
         index = self.upkeep.index(step)
         if self.nprobe is not None:
             index.set_nprobe(self.nprobe)
-        return index.propose(queries, max(least, per_sample)).unique()
+        found = index.search(queries, min(self.num_searched * kept, self.num_local))
+        if found.shape[1] > kept:
+            found = torch.cat([self._nearest(some, ids, kept) for some, ids in zip(
+                queries.split(_QUERIES), found.split(_QUERIES), strict=True)])
+        return found[found >= 0].unique()
 
     def after_update(self, rows: Tensor, step: int) -> None:
         self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
 
-    def state_dict(self) -> dict:
-        return super().state_dict() | dict(upkeep=self.upkeep.state_dict())
+    def state_dict(self, *, is_exact: bool = True) -> dict:
+        return dict(upkeep=self.upkeep.state_dict(is_exact=is_exact))
 
     def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
         self.upkeep.load_state_dict(state['upkeep'])
 
-    def _best(self, queries: Tensor, local: Tensor, own: np.ndarray, num: int,
+    def _nearest(self, queries: Tensor, found: Tensor, num: int) -> Tensor:
+        """(B, num) of the candidates (B, n) with the best logits on the live rows; -1: no more."""
+        ids, place = found.clamp(min=0).unique(return_inverse=True)
+        logits = self.logits(queries, ids)
+        logits = logits.gather(1, place.to(logits.device)).cpu().masked_fill(found < 0, -torch.inf)
+        best = logits.topk(num, dim=1)
+        return found.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1)
+
+    def _best(self, features: Tensor, local: Tensor, own: np.ndarray, num: int,
               step: int) -> np.ndarray:
-        self._own = torch.from_numpy(own)
+        self._own, queries = torch.from_numpy(own), self.queries(features)
         ids = self.candidates(queries, num, step).numpy()
-        ids = ids[~np.isin(ids, own, assume_unique=True)]
-        if len(ids) <= num:
+        ids = ids[~np.isin(ids, own, assume_unique=True)] if num else ids[:0]
+        if self.store.group is None and len(ids) <= num:
             return ids
         logits = self.logits(queries, torch.from_numpy(ids))
-        if self.rank_by == 'max':
-            worth = logits.amax(0)
-        else:
-            every = torch.cat([logits, self.own_logits(queries, local)[:, None]], 1)
-            worth = every.softmax(1).sum(0)[:-1]
-        return ids[worth.topk(num).indices.cpu().numpy()]
+        mass = self.log_mass(logits, self.own_logits(features, local)[:, None])
+        return ids if len(ids) <= num else ids[mass.topk(num).indices.cpu().numpy()]
 
 
-def without_index(state: dict) -> dict:
-    """A selector's state for other ranges of rows: all but the index, which is built anew."""
-    if 'upkeep' not in state:
-        return state
-    return state | dict(upkeep=state['upkeep'] | dict(index=None))
-
-
-def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
-                   is_cosine: bool = True, upkeep: dict | None = None,
-                   adaptive: dict | None = None, **options) -> Selector:
-    """Make a selector by name.
-
-    Args:
-        name: one of ``NAMES``.
-        num_active: for all but 'full'.
-        upkeep: fields of ``Schedule``, for selectors with an index.
-        adaptive: for those, too: ``AdaptiveSelector`` with its options and fields of ``Rules``.
-        options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
-            ``rank_by``, ``random_frac``, ``scale``, ``own_margin``.
-    Raises:
-        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have.
-    """
-    if name not in NAMES:
-        raise VisionError('VIS-CONFIG-1050', f'selector {name!r} is none of {", ".join(NAMES)}',
-                          where='selector', do='see vision/faces/README.md, the selectors')
-    if name != 'full' and num_active is None:
-        raise VisionError('VIS-CONFIG-1050', f'selector {name!r} without num_active',
-                          where='selector', do='give the number of active rows')
-    common = dict(num_active=1 if name == 'full' else num_active, seed=seed, is_cosine=is_cosine)
-    from vision.faces.nn.select.adaptive import make_adaptive  # it is made of these selectors
-    try:
-        if name in ('full', 'random', 'oracle'):
-            made = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)[name]
-            extra = dict(upkeep=upkeep, adaptive=adaptive)
-            return made(store, **common, **options, **{key: value for key, value in extra.items()
-                                                       if value is not None})
-        own = {key: options.pop(key) for key in ('overfetch', 'rank_by', 'random_frac', 'scale',
-                                                 'own_margin') if key in options}
-        own.setdefault('overfetch', _OVERFETCH.get(name, 1.25))
-        build, restore, nprobe = _index_makers(name, store.dim, seed, is_cosine, options)
-        keeper = IndexUpkeep(store, build, restore, Schedule(**upkeep or {}), seed=seed)
-        selector = IndexSelector(store, keeper, nprobe=nprobe, **own, **common)
-        return selector if adaptive is None else make_adaptive(selector, **adaptive)
-    except TypeError as error:
-        raise VisionError('VIS-CONFIG-1050', f'selector {name!r}: {error}', where='selector',
-                          do='see vision/faces/README.md, the selectors') from error
-
-
-def _index_makers(name: str, dim: int, seed: int, is_cosine: bool, options: dict
-                  ) -> tuple[Callable, Callable, int | None]:
-    """What builds an index and what restores one, and the lists it searches if it has any."""
-    if name == 'forest':
-        inspect.signature(ForestIndex).bind(None, seed=seed, is_cosine=is_cosine, **options)
-        build = partial(ForestIndex, is_cosine=is_cosine, **options)
-        return (lambda rows, seed: build(rows, seed=seed),
-                lambda state, rows: build(rows, seed=state['seed']), None)
-    spec = make_spec(name, dim, seed=seed, is_cosine=is_cosine, **options)
-    return (lambda rows, seed: build_index(spec, rows, seed=seed),
-            partial(restore_index, spec), spec.nprobe if spec.has_lists else None)
-
-
+def log_sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """(B,) logarithm of the sum of exp(values) over the ranks: the largest first, then the sum."""
+    if group is None or not len(values):
+        return values
+    highest = values.clone()
+    dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+    highest.clamp_(min=torch.finfo(values.dtype).min)  # -inf everywhere is -inf, not NaN
+    total = (values - highest).exp()
+    dist.all_reduce(total, group=group)
+    return highest + total.log()

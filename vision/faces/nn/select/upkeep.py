@@ -3,7 +3,8 @@
 A renewal takes a snapshot at step s, works on it in a thread, and the new index answers from step
 s + ``swap_lag`` on, on every rank: if it is late, training waits. The steps at which anything
 happens depend on the step count only, so two runs (and all ranks) select alike; with
-``is_async=False`` the work is done at once, which gives the same selections with no thread.
+``is_async=False`` the work is done at once, which gives the same selections with no thread. A
+checkpoint has the index as it is, so that a resumed run selects as the run that went on.
 
 From cheap to dear: rows that a step has touched are put in place; all rows are assigned to the
 lists again; k-means goes on from the old centroids; everything is built from nothing.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
+from vision.faces.nn.store.ranks import raise_together
 
 _DRIFT_ROWS = 1024  # sampled for the drift: its standard error is then about 3 % of itself
 
@@ -59,14 +61,38 @@ class Schedule:
                               do='lower swap_lag, or raise interval')
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What an index under way is made of: enough to make the same one again.
+
+    Attributes:
+        rows: (C, d) snapshot at ``begun_step``.
+        use_step: the index answers from the step after this one.
+        seed: of a build from nothing; None: the old index's lists are renewed.
+        num_iterations: of k-means then.
+        previous: (C,) int32 lists that the renewal begins from; None: as the old index has them,
+            which no touched row changes.
+    """
+
+    rows: Tensor
+    begun_step: int
+    use_step: int
+    seed: int | None = None
+    num_iterations: int = 0
+    previous: Tensor | None = None
+
+
 class IndexUpkeep:
     """One index over the rows of one store.
 
     Args:
-        store: has ``snapshot(dtype)`` and ``pull(rows)``.
-        build: build(rows (C, d), seed) -> an index with ``propose``, ``renewal``,
-            ``imbalance``, ``can_update``, ``update`` and ``state_dict``.
-        restore: restore(state, rows) -> index, of a checkpoint.
+        store: has ``snapshot(dtype)``, ``peek(rows)``, ``device`` and ``group``; ranks of a group
+            come to ``index``, ``after_update`` and ``build_for`` together.
+        build: build(rows (C, d), seed) -> an index with ``search``, ``renewal``, ``imbalance``,
+            ``can_update``, ``update``, ``state_dict``, ``keeps_lists`` and, if it does,
+            ``assignment`` and ``lists_state``.
+        restore: restore(state, rows) -> index, of a checkpoint; ``state`` has ``lists``, what
+            ``lists_state`` gave, or the rows count.
     """
 
     def __init__(self, store, build: Callable[[Tensor, int], object],
@@ -76,28 +102,25 @@ class IndexUpkeep:
         self.interval = self.schedule.interval
         self._build, self._restore = build, restore
         self._index: object | None = None
+        self._snapshot: Tensor | None = None  # of an index that cannot give its own state
+        self._probe: tuple[Tensor, Tensor] | None = None
         self._coming: Future | None = None
-        self._coming_step = self._built_step = 0
-        self._num_renewals = 0
+        self._job: _Job | None = None
+        self._built_step = self._num_renewals = 0
         self._pool: ThreadPoolExecutor | None = None
         self._touched: list[Tensor] = []
-        self._probe: tuple[Tensor, Tensor] | None = None
-        self._coming_probe: tuple[Tensor, Tensor] | None = None
         self.seconds = dict(snapshot=0.0, wait=0.0, build=0.0, touched=0.0)
 
     def index(self, step: int):
-        """The index to ask at this step; the first is built here, while training waits."""
+        """The index to ask at this step; the first is built here, while training waits.
+
+        Raises:
+            VisionError: on all ranks, that of the one whose index could not be built.
+        """
         if self._index is None:
-            start = time.perf_counter()
             rows = self.store.snapshot(torch.float16)
-            index = self._build(rows, self.seed)
-            if self.schedule.touched_per_step and not index.can_update:
-                raise VisionError('VIS-CONFIG-1046', 'touched_per_step with an index that cannot '
-                                  'change single rows', where='selector.upkeep',
-                                  do='set it to 0, or take an ivf or midx selector')
-            self._index, self._probe = index, self._take_probe(rows)
-            self._built_step = step
-            self.seconds['build'] += time.perf_counter() - start
+            self._take(self._agreed(partial(self._timed, partial(self._build, rows, self.seed))),
+                       rows, step)
         return self._index
 
     def adopt(self, index, step: int) -> None:
@@ -111,19 +134,36 @@ class IndexUpkeep:
 
         Args:
             first: those of the rows that are put in place before others.
+        Raises:
+            VisionError: at the step of the swap and on all ranks, the error of a build under way
+                (VIS-RUN-1056 if it is none of ours); the old index stays.
         """
+        self._swap_if_due(step)
         if self._index is None:
             return
-        if self._coming is not None and step >= self._coming_step:
-            self._swap()
         self._put_touched(rows if first is None else torch.cat([first, rows]))
         if self._coming is None and step - self._built_step >= self.interval:
-            self._begin(step)
+            self._begin(step, step + self.schedule.swap_lag)
+
+    def build_for(self, step: int, use_step: int) -> None:
+        """Instead of ``after_update``: the next index is wanted at ``use_step``, none before.
+
+        It is built from nothing, ``swap_lag`` steps ahead, or at once if that is past.
+        """
+        if self._coming is None and use_step - 1 - step <= self.schedule.swap_lag:
+            self._begin(step, use_step - 1, is_cold=True)
+        self._swap_if_due(step)
 
     @property
     def swap_step(self) -> int | None:
         """Step at which the index under way will be used; None: none is."""
-        return None if self._coming is None else self._coming_step
+        return None if self._coming is None else self._job.use_step
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the index, and of the snapshot that is kept for checkpoints where it needs one."""
+        kept = 0 if self._snapshot is None else self._snapshot.nbytes
+        return kept + (0 if self._index is None else self._index.num_bytes)
 
     def wait(self) -> None:
         """Until the index under way is built; it is still used from ``swap_step`` only."""
@@ -135,65 +175,112 @@ class IndexUpkeep:
         if self._probe is None:
             return 0.0
         ids, before = self._probe
-        now = self.store.pull(ids.to(self.store.device)).detach().cpu()
+        now = self.store.peek(ids.to(self.store.device)).cpu()
         return float(1 - functional.cosine_similarity(now.float(), before.float()).mean())
 
     def set_interval(self, interval: int) -> None:
         """Steps between renewals from now on; never below the swap lag."""
         self.interval = max(interval, self.schedule.swap_lag + 1)
 
-    def renew(self, step: int) -> None:
-        """Build from nothing now, while training waits."""
-        self.finish()
-        self._index = None
-        self.index(step)
-
     def finish(self) -> None:
         """Wait for a build that is under way and drop it; ends the thread."""
         if self._coming is not None:
             self._coming.cancel() or self._coming.exception()
-            self._coming = None
+            self._coming = self._job = None
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
-    def state_dict(self) -> dict:
-        """The index without its lists, and the counters; a build under way is begun again."""
-        state = None if self._index is None else self._index.state_dict()
-        return dict(index=state, built_step=self._built_step, num_renewals=self._num_renewals)
+    def state_dict(self, *, is_exact: bool = True) -> dict:
+        """The counters, and the index.
+
+        Args:
+            is_exact: with all that makes a loaded selector choose as this one does: the lists, or
+                the snapshot that the index was built from, and those of an index under way. They
+                are as large as the index. Without, a loaded index has the rows as of then.
+        """
+        state = dict(index=None, built_step=self._built_step, num_renewals=self._num_renewals)
+        if self._index is not None:
+            state['index'] = self._index.state_dict()
+            if is_exact:
+                lists = self._index.lists_state() if self._index.keeps_lists else None
+                probe = None if self._probe is None else list(self._probe)
+                state |= dict(lists=lists, snapshot=self._snapshot, probe=probe)
+        if is_exact and self._job is not None:
+            touched = torch.cat(self._touched).unique() if self._touched else None
+            state['coming'] = dict(vars(self._job), touched=touched)
+        return state
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave; an index that was under way is begun again.
+
+        Raises:
+            VisionError: VIS-CKPT-1054, the index is damaged.
+        """
         self.finish()
-        self._index = None
+        self._index = self._snapshot = self._probe = None
+        self._touched = []
         self._built_step, self._num_renewals = state['built_step'], state['num_renewals']
         if state['index'] is not None:
-            rows = self.store.snapshot(torch.float16)
-            self._index, self._probe = self._restore(state['index'], rows), self._take_probe(rows)
+            lists, rows = state.get('lists'), state.get('snapshot')
+            if lists is None and rows is None:
+                rows = self.store.snapshot(torch.float16)
+            if rows is not None:
+                self._check_snapshot(rows)
+            index = self._restore(dict(state['index'], lists=lists), rows)
+            self._take(index, rows, self._built_step, state.get('probe'))
+        if state.get('coming') is not None:
+            job = dict(state['coming'])
+            self._check_snapshot(job['rows'])
+            touched = job.pop('touched')
+            self._touched = [] if touched is None else [touched.to(self.store.device)]
+            self._start(_Job(**job))
 
-    def _begin(self, step: int) -> None:
-        start = time.perf_counter()
+    def _take(self, index, rows: Tensor | None, step: int,
+              probe: tuple[Tensor, Tensor] | None = None) -> None:
+        """Use this index, made of the rows of ``step``, from now on."""
+        if self.schedule.touched_per_step and not index.can_update:
+            raise VisionError('VIS-CONFIG-1046', 'touched_per_step with an index that cannot '
+                              'change single rows', where='selector.upkeep',
+                              do='set it to 0, or take an ivf selector')
+        self._index, self._built_step = index, step
+        self._snapshot = None if index.keeps_lists else rows
+        self._probe = self._take_probe(rows) if probe is None else tuple(probe)
+
+    def _begin(self, step: int, use_step: int, *, is_cold: bool = False) -> None:
+        schedule, start = self.schedule, time.perf_counter()
         rows, self._touched = self.store.snapshot(torch.float16), []
-        self._coming_probe = self._take_probe(rows)
         self._num_renewals += 1
-        self._built_step, self._coming_step = step, step + self.schedule.swap_lag
+        self._built_step = step
+        job = _Job(rows, step, use_step)
+        number = self._num_renewals
+        if is_cold or self._index.imbalance() > schedule.cold_imbalance:
+            job = replace(job, seed=self.seed + number)
+        else:
+            is_warm = schedule.warm_every and number % schedule.warm_every == 0
+            job = replace(
+                job, num_iterations=schedule.warm_iterations if is_warm else 0,
+                previous=self._index.assignment().int() if schedule.touched_per_step else None)
         self.seconds['snapshot'] += time.perf_counter() - start
-        work = self._work(rows)
+        self._start(job)
+        self._swap_if_due(step)
+
+    def _start(self, job: _Job) -> None:
+        if job.seed is not None:
+            work = partial(self._build, job.rows, job.seed)
+        else:
+            previous = {} if job.previous is None else dict(previous=job.previous.long())
+            work = self._index.renewal(job.rows, num_iterations=job.num_iterations, **previous)
+        self._job, work = job, partial(self._timed, work)
         if self.schedule.is_async:
             self._pool = self._pool or ThreadPoolExecutor(1, 'class-index')
-            self._coming = self._pool.submit(self._timed, work)
-        else:
-            self._coming = Future()
-            self._coming.set_result(self._timed(work))
-        if self.schedule.swap_lag == 0:
-            self._swap()
-
-    def _work(self, rows: Tensor) -> Callable[[], object]:
-        schedule, number = self.schedule, self._num_renewals
-        if self._index.imbalance() > schedule.cold_imbalance:
-            return partial(self._build, rows, self.seed + number)
-        is_warm = schedule.warm_every and number % schedule.warm_every == 0
-        return self._index.renewal(
-            rows, num_iterations=schedule.warm_iterations if is_warm else 0)
+            self._coming = self._pool.submit(work)
+            return
+        self._coming = Future()
+        try:
+            self._coming.set_result(work())
+        except Exception as error:  # to be raised where a thread's would be
+            self._coming.set_exception(error)
 
     def _timed(self, work: Callable[[], object]):
         start = time.perf_counter()
@@ -201,14 +288,31 @@ class IndexUpkeep:
         self.seconds['build'] += time.perf_counter() - start
         return index
 
-    def _swap(self) -> None:
-        start = time.perf_counter()
-        self._index, self._coming = self._coming.result(), None
-        self._probe = self._coming_probe
+    def _swap_if_due(self, step: int) -> None:
+        if self._coming is None or step < self._job.use_step:
+            return
+        start, job, coming = time.perf_counter(), self._job, self._coming
+        self._coming = self._job = None
+        self._take(self._agreed(coming.result), job.rows, job.begun_step)
         self.seconds['wait'] += time.perf_counter() - start
         if self._touched:  # since the snapshot
             self._update(torch.cat(self._touched).unique())
             self._touched = []
+
+    def _agreed(self, work: Callable[[], object]):
+        """The result of ``work``, or on every rank the error that it had on one of them."""
+        index = fault = None
+        try:
+            index = work()
+        except VisionError as error:
+            fault = error
+        except Exception as error:
+            fault = VisionError('VIS-RUN-1056', 'the index over the class rows could not be built',
+                                where='selector', why=f'{type(error).__name__}: {error}',
+                                do='free memory, or take a smaller index (code, num_lists)')
+            fault.__cause__ = error
+        raise_together(fault, self.store.group, self.store.device)
+        return index
 
     def _put_touched(self, rows: Tensor) -> None:
         budget = self.schedule.touched_per_step
@@ -221,9 +325,19 @@ class IndexUpkeep:
 
     def _update(self, rows: Tensor) -> None:
         start = time.perf_counter()
-        self._index.update(rows.cpu(), self.store.pull(rows).detach())
+        values = self.store.peek(rows)
+        is_finite = values.isfinite().all(1)  # others stop the next renewal, on all ranks
+        self._index.update(rows[is_finite.to(rows.device)].cpu(), values[is_finite])
         self.seconds['touched'] += time.perf_counter() - start
 
     def _take_probe(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         ids = torch.arange(0, len(rows), max(1, len(rows) // _DRIFT_ROWS))
         return ids, rows[ids.to(rows.device)].cpu()
+
+    def _check_snapshot(self, rows: Tensor) -> None:
+        wanted = self.store.row_end - self.store.row_start, self.store.dim
+        if tuple(rows.shape) != wanted:
+            raise VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
+                              where='selector', why=f'it was built from rows of shape '
+                              f'{tuple(rows.shape)}, this rank has {wanted}',
+                              do='use an earlier checkpoint')

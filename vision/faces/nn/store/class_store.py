@@ -1,13 +1,8 @@
-"""Class rows and their optimizer state, of which a step reads and writes the active ones only.
-
-Legend: C classes, n rows here, M active rows, d dimensions.
-"""
+"""Stores of class rows: made, with new rows, and read out for export."""
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -15,193 +10,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.nn.store.lazy_optim import MissedSteps, build_optimizer
-from vision.faces.nn.store.store_state import copy_ranges
+from vision.faces.nn.store.device_store import ClassStore
+from vision.faces.nn.store.host_store import HostStore
+from vision.faces.nn.store.lazy_optim import build_optimizer
+from vision.faces.nn.store.ranks import check_ranks, row_range
 
 BACKENDS = ('device', 'host', 'sharded')
-CHUNK_ROWS = 8192  # of passes over all rows: 4 MB of 128 floats, so extra memory stays small
 SEED_BLOCK = 4096  # rows drawn from one random stream
 INIT_STD = 0.01  # as Partial FC begins
-
-
-class ClassStore:
-    """Rows ``row_start`` to ``row_end`` of C, each with optimizer state.
-
-    A row that was not active is not touched; what it missed is applied when it is read. Reading
-    never changes the rows, so that snapshots and checkpoints leave no trace in a run.
-    Local row ids are 0 to ``row_end - row_start - 1``.
-
-    Attributes:
-        fetches_ahead: does ``prefetch`` do anything?
-
-    Args:
-        rows: (n, d) float32 or float64, taken, not copied.
-        optimizer: of ``vision.faces.nn.store.lazy_optim``.
-        num_classes: C.
-        row_start: the class of the first row.
-    """
-
-    fetches_ahead = False
-
-    def __init__(self, rows: Tensor, optimizer, *, num_classes: int, row_start: int = 0,
-                 device: torch.device | str | None = None) -> None:
-        self.device = rows.device if device is None else torch.device(device)
-        self.num_classes, self.dim = num_classes, rows.shape[1]
-        self.row_start, self.row_end = row_start, row_start + len(rows)
-        self.optimizer = optimizer
-        self._rows = rows
-        self._state = optimizer.new_state(len(rows), self.dim, rows)
-        self._last = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
-        self._missed = MissedSteps(optimizer.order, self.device)
-        self._pulled: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
-
-    def pull(self, rows: Tensor) -> Tensor:
-        """(M, d) rows as of now, a leaf that requires grad, on ``device``.
-
-        Args:
-            rows: (M,) int64 local ids, ascending, each once.
-        Raises:
-            VisionError: VIS-INPUT-1022, other ids.
-        """
-        self._check_rows(rows)
-        weights, state = self._current(rows)
-        self._pulled = rows, weights, state
-        return weights.detach().requires_grad_()
-
-    def prefetch(self, rows: Tensor) -> None:
-        """Begin to fetch rows that will be pulled; those on the device need no fetching."""
-
-    def push(self, rows: Tensor, grad: Tensor, *, lr: float) -> None:
-        """One optimizer step: these rows with their gradients, all others with zero gradients.
-
-        Every rank pushes once a step, with no rows if it had none active. What ``pull`` gave is
-        not changed. When ``rows`` is the tensor of the last pull, nothing is read again.
-
-        Raises:
-            VisionError: VIS-INPUT-1022, other ids than ``pull`` takes, or gradients (M, d) of
-                another shape; VIS-RUN-1026, gradients or a learning rate that are not finite.
-                Nothing has changed then.
-        """
-        lr = float(lr)
-        self._check_step(rows, grad, lr)
-        if self._pulled is not None and self._pulled[0] is rows:
-            _, weights, state = self._pulled
-        else:
-            self._check_rows(rows)
-            weights, state = self._current(rows)
-        self._pulled = None
-        weights = self.optimizer.step(weights, grad.detach().to(weights), state, lr)
-        self._missed.advance(self.optimizer.missed_step(lr))
-        self._write(rows, weights, state)
-        if self._missed.is_full:
-            self._catch_up_all()
-
-    def snapshot(self, dtype: torch.dtype = torch.float16) -> Tensor:
-        """(n, d) copy of all rows as of now, where the rows are kept."""
-        result = torch.empty(self._rows.shape, dtype=dtype, device=self._rows.device)
-        for chunk in self._chunks():
-            # Training waits for this: rows are read once, their state only where it moves them.
-            rows = self._rows[chunk]
-            factors = self._missed.factors(self._last[chunk].to(self.device), rows.dtype)
-            if factors is not None:
-                state = {name: value[chunk] for name, value in self._state.items()}
-                rows = self.optimizer.caught_up(rows, state, factors.to(rows.device))
-            result[chunk] = rows
-        return result
-
-    def state_dict(self) -> dict:
-        """Rows as they lie (not brought up to date), optimizer state and range.
-
-        Tensors are the store's own, as with a module's state. ``class_rows`` gives the rows of
-        such states as of then.
-        """
-        return dict(num_classes=self.num_classes, dim=self.dim, row_start=self.row_start,
-                    row_end=self.row_end, rows=self._rows, last=self._last,
-                    state=dict(self._state), missed=self._missed.state_dict(),
-                    optimizer=dict(self.optimizer.options, type=self.optimizer.name))
-
-    def load_state_dict(self, state: dict) -> None:
-        self.load_ranges([state])
-
-    def load_ranges(self, states: list[dict]) -> None:
-        """Take this store's rows out of the states of any number of ranks, in any order.
-
-        Raises:
-            VisionError: VIS-CKPT-1023, they do not fit, with the reason; nothing has changed.
-        """
-        copy_ranges(states, self.state_dict())
-        self._missed.load_state_dict(states[0]['missed'])
-        self._pulled = None
-
-    def _current(self, rows: Tensor | slice) -> tuple[Tensor, dict[str, Tensor]]:
-        """Copies of rows and state as of now, on ``device``."""
-        weights, state, last = self._fetch(rows)
-        factors = self._missed.factors(last, weights.dtype)
-        if factors is not None:
-            self.optimizer.catch_up_(weights, state, factors)
-        return weights, state
-
-    def _fetch(self, rows: Tensor | slice) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Copies of rows, state and last steps as they lie, on ``device``."""
-        return (self._gather(self._rows, rows),
-                {name: self._gather(value, rows) for name, value in self._state.items()},
-                self._gather(self._last, rows))
-
-    def _gather(self, tensor: Tensor, rows: Tensor | slice) -> Tensor:
-        if isinstance(rows, slice):
-            return tensor[rows].clone()
-        return tensor.index_select(0, rows)
-
-    def _write(self, rows: Tensor | slice, weights: Tensor, state: dict[str, Tensor]) -> None:
-        """Put rows and state that are up to date after the last step of ``_missed``."""
-        _put(self._rows, rows, weights)
-        for name, value in state.items():
-            _put(self._state[name], rows, value)
-        self._last[rows] = self._missed.num_steps
-
-    def _catch_up_all(self) -> None:
-        for chunk in self._chunks():
-            self._write(chunk, *self._current(chunk))
-        self._last.zero_()
-        self._missed.restart()
-
-    def _chunks(self) -> Iterator[slice]:
-        num = len(self._rows)
-        for start in range(0, num, CHUNK_ROWS):
-            yield slice(start, min(start + CHUNK_ROWS, num))
-
-    def _check_step(self, rows: Tensor, grad: Tensor, lr: float) -> None:
-        if grad.shape != (len(rows), self.dim):
-            raise VisionError('VIS-INPUT-1022', f'gradients of shape {tuple(grad.shape)} for '
-                              f'{len(rows)} rows of length {self.dim}', do='push what pull gave')
-        # The sum is finite only if all are, at a tenth of the time of a test of each.
-        if not (0 <= lr < math.inf and math.isfinite(grad.sum())):
-            num_bad = int((~grad.isfinite()).any(1).sum())
-            raise VisionError('VIS-RUN-1026', f'a step with learning rate {lr} and {num_bad} of '
-                              f'{len(rows)} gradients not finite', where=f'rows of classes '
-                              f'{self.row_start} to {self.row_end - 1}', why='the rows would be '
-                              'lost; they are as before', do='lower the learning rate or the '
-                              'scale of the margin, or leave such steps out (NonFiniteHook)')
-
-    def _check_rows(self, rows: Tensor) -> None:
-        fault = ''
-        if rows.dtype != torch.int64 or rows.dim() != 1:
-            fault = f'{rows.dtype} of shape {tuple(rows.shape)}: int64 of shape (M,) wanted'
-        elif len(rows) and not bool((rows[1:] > rows[:-1]).all()):
-            fault = 'they are not ascending, each once'
-        elif len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= len(self._rows)):
-            fault = f'{int(rows[0])} to {int(rows[-1])} of {len(self._rows)} local rows'
-        if fault:
-            raise VisionError('VIS-INPUT-1022', f'row ids that cannot be used: {fault}',
-                              why=f'this store has classes {self.row_start} to '
-                              f'{self.row_end - 1} as rows 0 to {len(self._rows) - 1}',
-                              do='subtract row_start, and use torch.unique')
 
 
 def build_store(num_classes: int, dim: int, *, backend: str = 'device',
                 optimizer: dict | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
                 device: torch.device | str = 'cpu', group: dist.ProcessGroup | None = None,
-                rows_per_class: int = 1) -> ClassStore:
+                rows_per_class: int = 1, is_filled: bool = True) -> ClassStore:
     """Store with new rows, which depend on the seed and the class only, not on the ranks.
 
     Args:
@@ -212,6 +34,7 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
         optimizer: ``type`` (sgd, adamw, row_adagrad) and its options.
         group: processes that share the rows, each a contiguous range; None: all rows are here.
         rows_per_class: sub-centres; ranges are cut between classes only.
+        is_filled: False: rows are not drawn, and take no host memory yet; ``load_ranges`` is next.
     Raises:
         VisionError: VIS-CONFIG-1021, an option; VIS-DIST-1024, on every rank, when ranks came
             with different values.
@@ -228,16 +51,18 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
     if group is not None:
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         check_ranks(group, device, num_classes=num_classes, dim=dim, seed=seed,
-                     rows_per_class=rows_per_class, dtype=torch.finfo(dtype).bits,
-                     optimizer=zlib.crc32(repr((made.name, made.options)).encode()))
+                    rows_per_class=rows_per_class, dtype=torch.finfo(dtype).bits,
+                    optimizer=zlib.crc32(repr((made.name, made.options)).encode()))
     assert num_classes % rows_per_class == 0
     start, end = (rows_per_class * edge
                   for edge in row_range(num_classes // rows_per_class, rank, world))
-    rows = initial_rows(start, end, dim, seed).to(dtype)
+    rows = initial_rows(start, end, dim, seed) if is_filled else torch.empty(end - start, dim)
+    rows = rows.to(dtype)
     if backend == 'host':
-        from vision.faces.nn.store.host_store import HostStore
-        return HostStore(rows, made, num_classes=num_classes, row_start=start, device=device)
-    return ClassStore(rows.to(device), made, num_classes=num_classes, row_start=start)
+        return HostStore(rows, made, num_classes=num_classes, row_start=start, group=group,
+                         device=device)
+    return ClassStore(rows.to(device), made, num_classes=num_classes, row_start=start,
+                      group=group)
 
 
 def class_rows(states: list[dict]) -> Tensor:
@@ -254,13 +79,6 @@ def class_rows(states: list[dict]) -> Tensor:
     return store.snapshot(rows.dtype)
 
 
-def row_range(num_classes: int, rank: int, world: int) -> tuple[int, int]:
-    """Classes start to end of a rank; the first C mod N ranks have one more, as in Partial FC."""
-    base, extra = divmod(num_classes, world)
-    start = rank * base + min(rank, extra)
-    return start, start + base + (rank < extra)
-
-
 def initial_rows(start: int, end: int, dim: int, seed: int) -> Tensor:
     """(end - start, d) float32 normal rows; a row depends on the seed and its class only."""
     result = torch.empty(end - start, dim)
@@ -272,28 +90,3 @@ def initial_rows(start: int, end: int, dim: int, seed: int) -> Tensor:
         low = max(start, first)
         result[low - start:first + len(drawn) - start] = torch.from_numpy(drawn[low - first:])
     return result.mul_(INIT_STD)
-
-
-def _put(tensor: Tensor, rows: Tensor | slice, values: Tensor) -> None:
-    """tensor[rows] = values."""
-    if isinstance(rows, slice) or tensor.device.type != 'cpu':
-        tensor[rows] = values
-    else:
-        # index_copy_ takes 1.7 times as long for 10,000 of a million rows of 128 (one core).
-        tensor.numpy()[rows.numpy()] = values.numpy()
-
-
-def check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values: int) -> None:
-    """All ranks come with the same numbers, or VIS-DIST-1024 on every one of them."""
-    mine = torch.tensor(list(values.values()), device=device)
-    low, high = mine.clone(), mine.clone()
-    dist.all_reduce(low, dist.ReduceOp.MIN, group=group)
-    dist.all_reduce(high, dist.ReduceOp.MAX, group=group)
-    unequal = {name: (a, b) for name, a, b in zip(values, low.tolist(), high.tolist(),
-                                                  strict=True) if a != b}
-    if unequal:
-        name, (a, b) = next(iter(unequal.items()))
-        raise VisionError('VIS-DIST-1024', f'ranks disagree on {", ".join(unequal)}: {name} '
-                          f'is from {a} to {b}', where=f'rank {dist.get_rank(group)}',
-                          why='they share the class rows and the data',
-                          do='start all processes with the same config and the same data')

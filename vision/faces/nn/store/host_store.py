@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from vision.faces.nn.store.class_store import ClassStore
+from vision.faces.nn.store.device_store import ClassStore
 
 Fetched = tuple[Tensor, dict[str, Tensor], Tensor]
 
@@ -16,8 +17,14 @@ class HostStore(ClassStore):
     """A ``ClassStore`` whose rows and optimizer state stay in host memory.
 
     Active rows travel to ``device`` in ``pull`` and back in ``push``; the arithmetic is done
-    there. Rows known beforehand can be fetched while the device works: the head does so with
-    all that the labels decide, before the backbone's forward pass. Results never depend on it.
+    there. One thread moves rows while the device and the main thread work: it fetches rows known
+    beforehand (the head asks for all that the labels decide, before the backbone's forward pass)
+    and writes back what a step changed. It does one thing after the other, in the order in which
+    it was asked, and whoever else reads rows waits for what is to be written: results never
+    depend on it.
+
+    On an accelerator its copies go through page-locked memory and a stream of their own. That
+    path has never been run.
     """
 
     fetches_ahead = True
@@ -26,8 +33,10 @@ class HostStore(ClassStore):
         assert rows.device.type == 'cpu'
         super().__init__(rows, optimizer, **options)
         self._pool = ThreadPoolExecutor(1, 'class-rows')
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else None
         self._coming: tuple[Tensor, Future[Fetched]] | None = None
         self._is_fresh: Tensor | None = None  # of the coming rows: not pushed since
+        self._written: Future[None] | None = None  # the last of what is to be written
 
     def prefetch(self, rows: Tensor) -> None:
         """Begin to fetch rows in a thread, for all pulls until the next call.
@@ -38,17 +47,26 @@ class HostStore(ClassStore):
         Raises:
             VisionError: VIS-INPUT-1022, other ids.
         """
-        self._check_rows(rows)
-        self._forget()
+        if fault := self._fault_of_rows(rows):
+            raise fault
         rows = rows.cpu()
         self._is_fresh = torch.ones(len(rows), dtype=torch.bool)
-        self._coming = rows, self._pool.submit(super()._fetch, rows)
+        self._coming = rows, self._submit(super()._fetch, rows)
 
-    def load_ranges(self, states: list[dict]) -> None:
+    def snapshot(self, dtype: torch.dtype = torch.float16) -> Tensor:
+        self._settle()
+        return super().snapshot(dtype)
+
+    def state_dict(self) -> dict:
+        self._settle()
+        return super().state_dict()
+
+    def load_ranges(self, states: list[dict], *, takes_tensors: bool = False) -> None:
         self._forget()
-        super().load_ranges(states)
+        super().load_ranges(states, takes_tensors=takes_tensors)
 
     def _fetch(self, rows: Tensor | slice) -> Fetched:
+        self._settle()
         if isinstance(rows, slice):
             return super()._fetch(rows)
         rows = rows.cpu()
@@ -61,6 +79,9 @@ class HostStore(ClassStore):
         place = [index.to(self.device) for index in (position[hit], hit, miss)]
         weights, state, last = super()._fetch(rows[miss])
         ready = future.result()
+        if self._stream is not None:  # its memory is that of another stream
+            for tensor in (ready[0], *ready[1].values(), ready[2]):
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         return (_joined(ready[0], weights, *place),
                 {name: _joined(ready[1][name], value, *place) for name, value in state.items()},
                 _joined(ready[2], last, *place))
@@ -75,21 +96,59 @@ class HostStore(ClassStore):
         torch.index_select(tensor, 0, rows, out=staged)
         return staged.to(self.device, non_blocking=True)
 
-    def _write(self, rows: Tensor | slice, weights: Tensor, state: dict[str, Tensor]) -> None:
+    def _write(self, rows: Tensor | slice, weights: Tensor, state: dict[str, Tensor],
+               num_steps: int | None = None) -> None:
         if isinstance(rows, slice):
             self._forget()  # all rows are about to be written
-        else:
-            rows = rows.cpu()
-            self._drop_stale(rows)
-        super()._write(rows, weights.cpu(), {name: value.cpu() for name, value in state.items()})
-
-    def _drop_stale(self, rows: Tensor) -> None:
+            super()._write(rows, weights.cpu(),
+                           {name: value.cpu() for name, value in state.items()})
+            return
+        self._settle()
+        rows = rows.cpu()
         if self._coming is not None:
-            coming, future = self._coming
-            future.result()  # the thread must not read what is being written
-            self._is_fresh &= torch.isin(coming, rows, assume_unique=True).logical_not_()
+            stale = torch.isin(self._coming[0], rows, assume_unique=True)
+            self._is_fresh &= stale.logical_not_()
+        self._written = self._submit(self._write_back, rows, weights, state,
+                                     self._missed.num_steps)
+
+    def _write_back(self, rows: Tensor, weights: Tensor, state: dict[str, Tensor],
+                    num_steps: int) -> None:
+        names = list(state)
+        weights, *values = self._to_host([weights, *state.values()])
+        super()._write(rows, weights, dict(zip(names, values, strict=True)), num_steps)
+
+    def _to_host(self, tensors: list[Tensor]) -> list[Tensor]:
+        if self._stream is None:
+            return tensors
+        staged = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                  for tensor in tensors]
+        for target, tensor in zip(staged, tensors, strict=True):
+            target.copy_(tensor, non_blocking=True)
+        self._stream.synchronize()
+        return staged
+
+    def _submit(self, work: Callable, *args) -> Future:
+        """Have the thread do it after all that it was given before, on its own stream."""
+        if self._stream is None:
+            return self._pool.submit(work, *args)
+        computed = torch.cuda.current_stream(self.device).record_event()
+
+        def on_stream():
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(computed)
+                result = work(*args)
+                self._stream.synchronize()
+            return result
+        return self._pool.submit(on_stream)
+
+    def _settle(self) -> None:
+        """Wait until everything is written."""
+        if self._written is not None:
+            self._written.result()
+            self._written = None
 
     def _forget(self) -> None:
+        self._settle()
         if self._coming is not None:
             self._coming[1].result()
         self._coming = self._is_fresh = None

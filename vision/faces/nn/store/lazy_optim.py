@@ -15,6 +15,7 @@ Legend: M rows, d dimensions, k order of the linear map (2 for SGD with momentum
 from __future__ import annotations
 
 import math
+import mmap
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from vision.common.core.errors import VisionError
 # each step of the window is multiplied in each step (60 us for all 8192 on one core); one pass
 # over all rows every 8192 steps costs less than a thousandth of them.
 WINDOW = 8192
+LAZY_BYTES = 1 << 24  # of state, from which on zeros cost nothing until they are written
 
 
 class MissedSteps:
@@ -59,13 +61,16 @@ class MissedSteps:
             now.copy_((step @ now.reshape(order, -1)).view_as(now))
         self.num_steps += 1
 
-    def factors(self, last: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def factors(self, last: Tensor, dtype: torch.dtype, *, may_wait: bool = True
+                ) -> Tensor | None:
         """(k, k, M) maps of rows that were up to date at steps ``last`` (M,); None: nothing to do.
 
+        Args:
+            may_wait: look whether all are up to date, which an accelerator has to be waited for.
         Raises:
             IndexError: a step that is not of this window.
         """
-        if self.is_identity or bool((last == self.num_steps).all()):
+        if self.is_identity or may_wait and bool((last == self.num_steps).all()):
             return None
         return self._to_now.index_select(2, last).to(dtype)
 
@@ -108,7 +113,7 @@ class LazySGD:
         self.options = dict(momentum=momentum, weight_decay=weight_decay)
 
     def new_state(self, num: int, dim: int, like: Tensor) -> dict[str, Tensor]:
-        return dict(momentum=like.new_zeros(num, dim)) if self.momentum else {}
+        return dict(momentum=_zeros(like, num, dim)) if self.momentum else {}
 
     def missed_step(self, lr: float) -> list[list[float]]:
         mu, wd = self.momentum, self.weight_decay
@@ -167,7 +172,7 @@ class LazyAdamW:
         self.options = dict(betas=list(betas), eps=eps, weight_decay=weight_decay)
 
     def new_state(self, num: int, dim: int, like: Tensor) -> dict[str, Tensor]:
-        return dict(exp_avg=like.new_zeros(num, dim), exp_avg_sq=like.new_zeros(num, dim),
+        return dict(exp_avg=_zeros(like, num, dim), exp_avg_sq=_zeros(like, num, dim),
                     count=like.new_zeros(num, 1, dtype=torch.int32))
 
     def missed_step(self, lr: float) -> list[list[float]]:
@@ -206,7 +211,7 @@ class RowAdaGrad:
         self.options = dict(eps=eps, weight_decay=weight_decay)
 
     def new_state(self, num: int, dim: int, like: Tensor) -> dict[str, Tensor]:
-        return dict(sum=like.new_zeros(num, 1))
+        return dict(sum=_zeros(like, num, 1))
 
     missed_step = LazyAdamW.missed_step
     caught_up = LazyAdamW.caught_up
@@ -239,6 +244,19 @@ def build_optimizer(type: str = 'sgd', **options) -> LazySGD | LazyAdamW | RowAd
             "model's: head.lr_mult scales it" if 'lr' in unknown else '',
             do=f'its options are {", ".join(sorted(known))}')
     return kind(**options)
+
+
+def _zeros(like: Tensor, num: int, dim: int) -> Tensor:
+    """(num, dim) zeros; large ones in host memory take a page only when something is written.
+
+    ``torch.zeros`` writes all of it, so that rows that are never active would cost as much as the
+    others; NumPy's zeros ask for pages of 2 MiB, which one row would fill.
+    """
+    num_bytes = num * dim * like.element_size()
+    if like.device.type != 'cpu' or num_bytes < LAZY_BYTES:
+        return like.new_zeros(num, dim)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(num, dim)
 
 
 def _check(name: str, **values: tuple[float, float, float]) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from vision.common.core.errors import VisionError
 from vision.common.core.plain_pickle import BrokenPickle, NotPlain
 from vision.common.nn.torch_files import read_torch_file
-from vision.faces.nn.store.class_store import row_range
 from vision.faces.nn.store.lazy_optim import MissedSteps, build_optimizer
+from vision.faces.nn.store.ranks import row_range
 
 PATTERNS = (r'checkpoint_gpu_(\d+)\.pt', r'softmax_fc_gpu_(\d+)\.pt',
             r'rank_(\d+)_softmax_weight\.pt')

@@ -7,18 +7,18 @@ from torch import Tensor
 from vision.common.core.errors import VisionError
 
 
-def copy_ranges(sources: list[dict], target: dict) -> None:
-    """Copy what ``target`` (a store's state, tensors in place) covers out of saved states.
+def fault_of(sources: list[dict], target: dict) -> VisionError | None:
+    """VIS-CKPT-1023 where states saved by ranks do not give what ``target`` covers."""
+    if fault := _fault(sorted(sources, key=lambda state: state['row_start']), target):
+        return VisionError('VIS-CKPT-1023', f'saved class rows do not fit: {fault}',
+                           where='active_class', why='rows, optimizer state and steps must belong '
+                           'together', do='give the states of all ranks of one checkpoint, of the '
+                           'same classes and the same kind of optimizer')
+    return None
 
-    Raises:
-        VisionError: VIS-CKPT-1023; the target is then unchanged.
-    """
-    sources = sorted(sources, key=lambda state: state['row_start'])
-    if fault := _fault(sources, target):
-        raise VisionError('VIS-CKPT-1023', f'saved class rows do not fit: {fault}',
-                          where='active_class', why='rows, optimizer state and steps must belong '
-                          'together', do='give the states of all ranks of one checkpoint, of the '
-                          'same classes and the same kind of optimizer')
+
+def copy_ranges(sources: list[dict], target: dict) -> None:
+    """Copy what ``target`` (a store's state, tensors in place) covers out of states that fit."""
     for source in sources:
         start = max(source['row_start'], target['row_start'])
         end = min(source['row_end'], target['row_end'])
@@ -28,6 +28,13 @@ def copy_ranges(sources: list[dict], target: dict) -> None:
         here = slice(start - source['row_start'], end - source['row_start'])
         for name, tensor in _by_row(target).items():
             tensor[there] = _by_row(source)[name][here].to(tensor)
+
+
+def is_alike(source: dict, target: dict) -> bool:
+    """Do both have the same rows, in tensors of the same form?"""
+    return source['row_start'] == target['row_start'] and all(
+        (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
+        for a, b in ((_by_row(source)[name], tensor) for name, tensor in _by_row(target).items()))
 
 
 def _by_row(state: dict) -> dict[str, Tensor]:

@@ -1,0 +1,119 @@
+"""Selectors by name, with the index they ask and what keeps it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from vision.common.core.errors import VisionError
+from vision.faces.core.select.controller import Rules
+from vision.faces.nn.index.device_lists import DeviceLists, restore_lists
+from vision.faces.nn.index.faiss_index import (
+    GONE,
+    KINDS,
+    build_index,
+    make_spec,
+    require_kind,
+    restore_index,
+)
+from vision.faces.nn.index.forest_index import ForestIndex
+from vision.faces.nn.select.adaptive import AdaptiveSelector
+from vision.faces.nn.select.device import DeviceSelector
+from vision.faces.nn.select.selectors import (
+    IndexSelector,
+    OracleSelector,
+    RandomSelector,
+    Selector,
+)
+from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
+
+NAMES = ('full', 'random', 'oracle', 'forest', *KINDS, 'device')
+_PLAIN = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)
+# Beyond the defaults. Leaves of 50 trees hold far more rows than are kept, so more kept ones cost
+# little beside them.
+_DEFAULTS = dict(forest=dict(overfetch=3.0))
+
+
+def build_selector(name: str, store, *, num_active: int | None = None, seed: int = 0,
+                   is_cosine: bool = True, upkeep: dict | None = None,
+                   adaptive: dict | None = None, scale: float = 64.0,
+                   target: Callable[[Tensor, Tensor], Tensor] | None = None,
+                   **options) -> Selector | AdaptiveSelector:
+    """Make a selector by name.
+
+    Args:
+        name: one of ``NAMES``.
+        store: with rows over several ranks, all of them make theirs.
+        num_active: for all but 'full'.
+        upkeep: fields of ``Schedule``, for selectors with an index.
+        adaptive: for those, too: ``monitor_every`` and fields of ``Rules``.
+        scale, target: of the head's margin.
+        options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
+            ``num_searched``, ``random_frac``; for 'device' ``num_lists``, ``nprobe``,
+            ``overfetch``, ``random_frac``.
+    Raises:
+        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have;
+            VIS-CONFIG-1042, a name of an earlier version, or a bad option of the index.
+    """
+    if name in GONE:
+        require_kind(name)  # says what to write now
+    if name not in NAMES:
+        raise VisionError('VIS-CONFIG-1050', f'selector {name!r} is none of {", ".join(NAMES)}',
+                          where='selector', do='see vision/faces/README.md, the selectors')
+    if name != 'full' and num_active is None:
+        raise VisionError('VIS-CONFIG-1050', f'selector {name!r} without num_active',
+                          where='selector', do='give the number of active rows')
+    common = dict(num_active=1 if name == 'full' else num_active, seed=seed, is_cosine=is_cosine,
+                  scale=scale, target=target)
+    try:
+        if name in _PLAIN:
+            extra = dict(upkeep=upkeep, adaptive=adaptive)
+            return _PLAIN[name](store, **common, **options, **{
+                key: value for key, value in extra.items() if value is not None})
+        schedule = Schedule(**upkeep or {})
+        if name == 'device':
+            if adaptive is not None:
+                raise TypeError('adaptive is not for shapes that are fixed')
+            keeper = IndexUpkeep(store, partial(_build_lists, options.pop('num_lists', 0)),
+                                 partial(restore_lists, device=store.device), schedule, seed=seed)
+            return DeviceSelector(store, keeper, **common, **options)
+        own = _DEFAULTS.get(name, {}) | {key: options.pop(key) for key in (
+            'overfetch', 'num_searched', 'random_frac') if key in options}
+        build, restore, nprobe = _index_makers(name, store.dim, seed, is_cosine, options)
+        keeper = IndexUpkeep(store, build, restore, schedule, seed=seed)
+        selector = IndexSelector(store, keeper, nprobe=nprobe, **own, **common)
+        if adaptive is None:
+            return selector
+        rules = dict(adaptive)
+        every = rules.pop('monitor_every', 200)
+        return AdaptiveSelector(selector, Rules(**rules), monitor_every=every)
+    except TypeError as error:
+        raise VisionError('VIS-CONFIG-1050', f'selector {name!r}: {error}', where='selector',
+                          do='see vision/faces/README.md, the selectors') from error
+
+
+def _build_lists(num_lists: int, rows: Tensor, seed: int) -> DeviceLists:
+    return DeviceLists.build(rows, num_lists=num_lists, seed=seed)
+
+
+def _index_makers(name: str, dim: int, seed: int, is_cosine: bool, options: dict
+                  ) -> tuple[Callable, Callable, int | None]:
+    """What builds an index and what restores one, and the lists it searches if it has any."""
+    if name == 'forest':
+        inspect.signature(ForestIndex).bind(None, seed=seed, is_cosine=is_cosine, **options)
+        build = partial(ForestIndex, is_cosine=is_cosine, **options)
+        return (lambda rows, seed: build(rows, seed=seed),
+                lambda state, rows: build(rows, seed=state['seed']), None)
+    spec = make_spec(name, dim, seed=seed, is_cosine=is_cosine, **options)
+    return (lambda rows, seed: build_index(spec, rows, seed=seed),
+            partial(restore_index, spec), spec.nprobe if spec.has_lists else None)
+
+
+def without_index(state: dict) -> dict:
+    """A selector's state for other ranges of rows: all but the index, which is built anew."""
+    if 'upkeep' not in state:
+        return state
+    return state | dict(upkeep=state['upkeep'] | dict(index=None, snapshot=None, coming=None))
