@@ -43,7 +43,6 @@ from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import commit, write_report
 from vision.common.nn.checkpoint import save_checkpoint
-from vision.faces.core.data.glyphs import HELD_OUT
 
 PILOT_SEED = 100
 NEAR_POINTS = 0.3
@@ -110,9 +109,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_glyphs(folder: Path, settings: Settings) -> Glyphs:
-    from vision.faces.mm.glyph_data import glyph_plan
-    return Glyphs(folder, glyph_plan(None, HELD_OUT, num_classes=settings.num_classes,
-                                     num_unseen=2000))
+    glyphs = Glyphs(folder)
+    if glyphs.num_classes != settings.num_classes:
+        raise VisionError('VIS-RUN-1240', f'{glyphs.num_classes} classes in {folder}, not '
+                          f'{settings.num_classes}', do='python datasets/glyphs/prepare.py --out '
+                          f'FOLDER --num-classes {settings.num_classes}, and give it as --data')
+    return glyphs
 
 
 def with_values(settings: Settings, texts: list[str]) -> Settings:

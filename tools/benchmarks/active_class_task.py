@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
+from vision.faces.core.data.glyphs import PreparedGlyphs
 from vision.faces.core.evaluate.identification import rank_exactly
 from vision.faces.nn.backbones.embedder import embed
-from vision.faces.nn.data.glyph_images import PreparedGlyphs
 from vision.faces.nn.head.margins import CosFace, Margin, Softmax
 from vision.faces.nn.head.selective import selective_loss
 from vision.faces.nn.select.build import build_selector
@@ -97,19 +97,19 @@ TRUNK = ARMS['random-10']
 
 
 class Glyphs:
-    """Prepared pictures with the split of ``plan``: uint8, read where they lie.
+    """Prepared pictures, uint8, read where they lie.
 
     Attributes:
         train, val: (N, 2) int64, place of the picture and label.
         is_gallery: (N_val,) bool, the first held-out style, all characters.
     """
 
-    def __init__(self, folder: Path, plan) -> None:
-        prepared = PreparedGlyphs(folder, plan, SIZE)
-        self.images, self.num_classes = prepared.images, plan.num_classes
-        self.train, self.val = (self._places(prepared, plan.samples(split))
+    def __init__(self, folder: Path) -> None:
+        prepared = PreparedGlyphs(folder)
+        self.images, self.num_classes = prepared.images, prepared.num_classes
+        self.train, self.val = (self._places(prepared, prepared.samples(split))
                                 for split in ('train', 'val'))
-        self.is_gallery = plan.samples('val')[:, 1] == plan.num_train_styles
+        self.is_gallery = prepared.samples('val')[:, 1] == prepared.num_train_styles
 
     @staticmethod
     def _places(prepared: PreparedGlyphs, samples: np.ndarray) -> np.ndarray:
