@@ -119,8 +119,8 @@ def check_options(args: argparse.Namespace) -> None:
     if 'bin' in allowed:
         source = '--lists DIR' if args.protocol == 'cfp' else '--pairs FILE'
         has_list = (args.lists or args.pairs) is not None
-        if has_list == (args.bin is not None):
-            raise _which(f'either {source} with --images DIR, or --bin FILE')
+        if has_list == (args.bin is not None) or args.bin and (args.images or args.kind):
+            raise _which(f'either {source} with --images DIR, or --bin FILE alone')
     elif args.protocol in ('ijbb', 'ijbc') and not args.lists:
         raise _which('--lists DIR has the lists of IJB')
     elif 'list' in allowed and not (args.list or args.images):

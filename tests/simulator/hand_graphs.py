@@ -30,6 +30,10 @@ class Asked:
         self.sent.append((kind, num_bytes, len(ranks)))
         return float(num_bytes)
 
+    def quote(self, kind, num_bytes, ranks):
+        """Of ways that are compared, an all-reduce is a reduce-scatter and an all-gather."""
+        return float(num_bytes) * (2 if kind == 'all_reduce' else 1)
+
     def copy(self, num_bytes):
         self.copied.append(num_bytes)
         return float(num_bytes)

@@ -83,14 +83,6 @@ def test_one_adapter_of_800_gbit_is_believed_behind_a_fast_bus():
                  where='x')
 
 
-def test_of_size_keeps_whole_nodes():
-    cluster = read_cluster(CLUSTERS / 'a100-dgx.yaml')
-    assert cluster.of_size(64).num_nodes == 8
-    assert cluster.of_size(4).gpus_per_node == 4
-    with pytest.raises(VisionError, match='12 devices on nodes of 8'):
-        cluster.of_size(12)
-
-
 def test_interpolation_is_linear_in_the_logarithm():
     points = ((1.0, 0.0), (100.0, 1.0))
     assert interpolate(points, 10.0) == pytest.approx(0.5)

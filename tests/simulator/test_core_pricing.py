@@ -5,6 +5,7 @@ import pytest
 
 from vision.simulator.core.cluster import Device, Link, Overheads, read_cluster
 from vision.simulator.core.graph import Op
+from vision.simulator.core.priced import ClusterPricing
 from vision.simulator.core.pricing import (
     CONSTANTS,
     Group,
@@ -148,3 +149,21 @@ def test_each_constant_changes_some_price(name):
     assert fitted != replace(preset, provenance=fitted.provenance)
     assert name in str(Prices(fitted).notes.to_dict()['fitted'])
     assert set(Prices(preset).notes.to_dict()) == {'assumed', 'datasheet', 'unpriced'}
+
+
+def test_a_scatter_leaves_over_one_link_and_a_gather_comes_in_over_one(cluster):
+    """Of 64 bytes each of 8 ranks has 8: three to neighbours (a second and a half each), four to
+    the other node at a byte a second and two to begin; the root keeps its own."""
+    prices = Prices(cluster)
+    assert prices.scatter(64, Group(8, 4)) == prices.gather(64, Group(8, 4)) == 3 * 1.5 + 4 * 10
+    assert prices.scatter(64, Group(4, 4)) == 3 * (16 / 8 + 0.5)
+    assert prices.scatter(64, Group(1, 1)) == 0.0
+
+
+def test_a_quote_is_the_price_and_counts_nothing(cluster):
+    pricing = ClusterPricing(Prices(cluster))
+    for kind in ('all_reduce', 'all_to_all', 'scatter', 'p2p'):
+        ranks = (0, 4) if kind == 'p2p' else range(8)
+        quoted = pricing.quote(kind, 64, ranks)
+        assert not pricing.costs[('', kind)]
+        assert pricing.communicate(kind, 64, ranks) == quoted == pricing.costs[('', kind)] > 0

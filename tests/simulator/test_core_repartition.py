@@ -54,9 +54,12 @@ class Judge:
                          for cell in box}
                 assert sum(len(before[rank][min(box)]) for rank in each.ranks) == len(
                     total[min(box)])  # nothing is added twice
+                sizes = set()
                 for rank in each.ranks:
                     own = cells(phase.after.box_of[rank]) & box
                     self.has[False][rank] = {cell: total[cell] for cell in own}
+                    sizes.add(len(own))
+                assert sizes == {len(box) // (1 if each.kind == 'all_reduce' else len(each.ranks))}
             else:
                 self.exchange(each, before, box, phase.after)
 

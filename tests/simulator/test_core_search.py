@@ -12,6 +12,7 @@ from vision.simulator.core.pricing import Prices
 from vision.simulator.core.search import (
     Space,
     config_text,
+    explore,
     least_bytes,
     least_seconds,
     pareto,
@@ -61,12 +62,25 @@ def test_the_front_has_no_one_beaten():
     front = search(LARGE, 8, 16, prices(), budget_s=600, is_exhaustive=True).front
     for (_, a), (_, b) in itertools.pairwise(front):
         assert a.seconds <= b.seconds and a.peak_bytes > b.peak_bytes
-    assert pareto(()) == ()
+    assert pareto((), lambda each: each) == ()
+    costs = [(3, 1), (1, 9), (2, 4), (2, 5), (3, 4)]
+    assert [pair for pair, _ in pareto([(each, each) for each in costs], lambda each: each)] == [
+        (1, 9), (2, 4), (3, 1)]
+
+
+def test_a_tour_plays_one_at_least_and_tells_what_was_left():
+    def play(number):
+        return None if number == 3 else number
+    tour = explore([3, 5, 4, 9], play, budget_s=60.0, seconds_of=float,
+                   is_hopeless=lambda number, best: best is not None and number > best)
+    assert tour.played == [(5, 5), (4, 4)] and tour.num_dropped == 1 and tour.is_complete
+    short = explore([3, 5, 4], play, budget_s=-1.0, seconds_of=float)
+    assert not short.played and short.left == [5, 4] and not short.is_complete
 
 
 def test_a_short_budget_says_so():
     with pytest.raises(VisionError, match='the time budget ended first'):
-        search(LARGE, 8, 16, prices(), budget_s=-1.0)
+        search(LARGE, 8, 16, prices(memory_gib=22), budget_s=-1.0)
 
 
 def test_nothing_fits_names_the_nearest():

@@ -10,13 +10,16 @@ from vision.common.core.errors import VisionError
 from vision.pipeline.core.gathers import with_gathers
 from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.simulate import simulate
+from vision.pipeline.core.tasks import Costs
 from vision.pipeline.core.transfers import with_transfers
 from vision.pipeline.nn.torch_private import torch_table
 from vision.simulator.core.compile import Settings, compile_strategy
 from vision.simulator.core.engine import run
+from vision.simulator.core.from_actions import to_actions
 from vision.simulator.core.graph import FORWARD
 from vision.simulator.core.memory import TENSORS
 from vision.simulator.core.program import GRADIENT
+from vision.simulator.core.rewrite import with_recompute, with_tensors
 from vision.simulator.core.stages import compile_stages, piece_flops, piece_of_ops, stage_costs
 from vision.simulator.core.strategy import StrategyTree
 
@@ -36,6 +39,8 @@ def test_every_operator_is_in_one_stage():
     graph = mlp_layers(4)
     assert sorted(set(piece_of_ops(graph, NAMES))) == [0, 1, 2, 3]
     assert sum(piece_flops(graph, NAMES)) == graph.flops(FORWARD)
+    again = with_recompute(with_tensors(graph), [[name] for name in NAMES])
+    assert piece_flops(again, NAMES) == piece_flops(graph, NAMES)  # the forward pass alone
     costs = costs_of()  # a second an operator
     assert costs.forward == (12.0, 4.0)
     assert costs.backward_input == (0.0, 4.0)  # the first stage does all in one
@@ -185,18 +190,18 @@ def test_a_region_of_all_modules_is_cut_where_stages_end():
 
 
 def test_a_split_backward_makes_it_again_once_and_keeps_what_weights_need():
-    """In I; norm and act feed products and stay until W, up feeds act alone: its gradient is
-    none of weights."""
+    """In I. What up lets go of, W needs still, as up has gradients of weights; norm and act are
+    done with I."""
     table = torch_table('interleaved-zero-bubble', 2, 1, 4)
     program = compile_stages(mlp_layers(4), mapped().recompute('layers.*'), table, Asked(),
                              SETTINGS)
     sizes = {name: each.num_bytes for name, each in program.buffers.items()}
-    whole, inputs = sizes['made again for stage 1, 0'], sizes[
-        'made again for stage 1, 0, for its input']
-    assert whole + inputs == 4 * ROWS * (HIDDEN + 2 * INNER)
+    assert sizes['made again for stage 1, 0'] == 4 * ROWS * INNER
+    assert sizes['made again for stage 1, 0, for its input'] == 4 * ROWS * (HIDDEN + INNER)
     by_name = {node.name: node for node in program.nodes}
     assert by_name['1I0'].begins[-2:] == ('made again for stage 1, 0',
                                           'made again for stage 1, 0, for its input')
+    assert by_name['1I0'].ends == ('made again for stage 1, 0, for its input',)
     assert by_name['1W0'].ends[-1] == 'made again for stage 1, 0'
     assert by_name['1I0'].seconds == 4.0 + 3.0 and by_name['1W0'].seconds == 2.0
     assert by_name['0W0'].ends[-1] == 'made again for stage 0, 0'
@@ -267,6 +272,12 @@ def test_what_the_next_task_needs_is_not_moved():
     copies = [node.name for node in program.nodes if node.kind in ('d2h', 'h2d')]
     assert sorted(copies) == sorted(f'{way} of stage 0, {mb}' for mb in range(4)
                                     for way in ('d2h', 'h2d'))
+    # Rank 0 does F0 F1 B0 F2 B1 F3 B2 B3: a copy back begins with the task before the one that
+    # needs it, so when the one before that has ended.
+    after = {node.name: {program.nodes[at].name for at in node.after} for node in program.nodes
+             if node.kind == 'h2d'}
+    assert after == {f'h2d of stage 0, {mb}': {ahead, f'd2h of stage 0, {mb}'}
+                     for mb, ahead in enumerate(('0F0', '0B0', '0B1', '0F3'))}
     # The law of memory: what moves is the same bytes whether or not it has moved.
     total = {kind: sum(each.num_bytes for name, each in program.buffers.items()
                        if name.startswith(kind) and 'back' not in name)
@@ -274,6 +285,57 @@ def test_what_the_next_task_needs_is_not_moved():
     plain = compile_stages(mlp_layers(4), mapped(), table, Asked(), SETTINGS)
     assert sum(total.values()) == sum(each.num_bytes for name, each in plain.buffers.items()
                                       if name.startswith('activation'))
+
+
+TABLES = [make_table('breadth-first', 2, 2, 6), make_table('1f1b', 4, 1, 6),
+          make_table('interleaved-1f1b', 2, 2, 6), torch_table('interleaved-zero-bubble', 2, 2, 6),
+          torch_table('zbv', 2, 2, 6)]
+
+
+@pytest.mark.parametrize('table', TABLES, ids=lambda table: table.name)
+def test_in_any_schedule_what_goes_out_comes_back_in_time_and_the_table_is_the_same(table):
+    tree = StrategyTree(4)
+    for n, name in enumerate(NAMES):
+        tree.map(name, (n,))
+    tree.offload('layers.*').recompute('layers.1')
+    # Copies that take a tenth of a task: as quick as those of a machine.
+    quick = Asked()
+    quick.copy = lambda num_bytes: num_bytes * 1e-4
+    table = with_transfers(table, Costs.uniform(4))
+    program = compile_stages(mlp_layers(4), tree, table, quick, SETTINGS)
+    assert to_actions(program) == table
+    outcome = run(program)
+    copies = {}
+    for at, node in enumerate(program.nodes):
+        if node.kind in ('d2h', 'h2d'):
+            copies.setdefault(node.name.partition(' of ')[2], {})[node.kind] = at
+    assert copies and all(set(each) == {'d2h', 'h2d'} for each in copies.values())
+    for each in copies.values():
+        assert outcome.ends[each['d2h']] <= outcome.starts[each['h2d']]
+        (back,), reads = program.nodes[each['h2d']].begins, [
+            node for node in program.nodes if each['h2d'] in node.after]
+        assert [node.kind in 'IBW' for node in reads] == [True]
+        out, = program.nodes[each['d2h']].ends
+        assert program.buffers[out].num_bytes == program.buffers[back].num_bytes
+    # All memory of a micro-batch is gone at the end of the step.
+    for rank, lives in enumerate(outcome.lifetimes):
+        left = [life.name for life in lives if life.begin is not None and life.end is None]
+        assert not left, (rank, left)
+
+
+def test_a_split_sequence_is_sent_on_in_parts():
+    asked = Asked()
+    tree = StrategyTree(4).split('', 'sequence', 2)
+    for n, name in enumerate(NAMES):
+        tree.map(name, (2, 3) if n == 3 else (0, 1))
+        tree.split(f'{name}.up', 'out', 2).split(f'{name}.down', 'in', 2)
+    graph = mlp_layers(4)
+    modules = tuple(replace(each, output_bytes=4 * ROWS * HIDDEN) if each.type == 'Layer' else each
+                    for each in graph.modules)
+    table = with_transfers(make_table('1f1b', 2, 1, 4), costs_of())
+    compile_stages(replace(graph, modules=modules), tree, table, asked, SETTINGS)
+    assert [each for each in asked.sent if each[0] == 'p2p'] == [
+        ('p2p', 4 * ROWS * HIDDEN // 2, 2)]
 
 
 def test_sharded_parameters_of_split_features_are_gathered_by_those_that_share_them():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.simulator.core.compile import Settings, Step, compile_strategy, local_graph
+from vision.simulator.core.compile import Settings, compile_strategy, local_graph
 from vision.simulator.core.engine import run
 from vision.simulator.core.graph import FORWARD, INPUT_GRAD, WEIGHT_GRAD, larger_batch
 from vision.simulator.core.issue_order import peak_in_issue_order
@@ -15,11 +15,12 @@ from vision.simulator.core.program import COMPUTE, D2H, FEATURE, GRADIENT, H2D
 from vision.simulator.core.rewrite import with_recompute, with_tensors
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.core.tensor_parallel import split_features
-from vision.simulator.core.transformers import Decoder, decoder_graph
-from vision.simulator.core.unfold import unfolded
+from vision.simulator.core.transformers import Decoder
 
 sys.path.insert(0, str(Path(__file__).parent))
+from decoder_graphs import decoder_graph
 from hand_graphs import HIDDEN, INNER, ROWS, Asked, mlp_layers
+from unfolding import unfolded
 
 WEIGHTS = 4 * (2 * 2 * HIDDEN * INNER + 2 * HIDDEN)  # bytes of two layers
 LAYER = WEIGHTS // 2
@@ -173,7 +174,7 @@ def test_every_tensor_ends_once_whatever_is_rewritten():
     for verb in ('recompute', 'offload'):
         tree = StrategyTree(1)
         getattr(tree, verb)('layers.*')
-        graph = local_graph(mlp_layers(3), tree.spread(mlp_layers(3)))
+        graph = local_graph(mlp_layers(3), tree.spread(mlp_layers(3)), Asked())
         begun = Counter(key for op in graph.ops for key in op.begins)
         ended = Counter(key for op in graph.ops for key in op.ends)
         gradients = {key for key, each in graph.tensors.items() if each.category == 'gradients'}
@@ -195,14 +196,29 @@ def test_offload_goes_out_and_comes_back_one_layer_ahead():
     run(program)
 
 
+def test_a_copy_back_is_waited_for_by_its_own_layer():
+    """layers.10 is not inside of layers.1."""
+    program, _ = compiled(StrategyTree(1).offload('layers.*'), graph=mlp_layers(11))
+    names = [node.name for node in program.nodes]
+    for n in (1, 10):
+        first = next(node for node in program.nodes if node.name == f'B layers.{n}.down')
+        assert names.index(f'h2d layers.{n}') in first.after
+
+
+def test_sums_inside_of_a_region_are_made_again_too():
+    """Of two layers in one region the first one's output is summed a second time."""
+    tree = StrategyTree(2).split('layers.*.up', 'out', 2).split('layers.*.down', 'in', 2)
+    _, asked = compiled(tree.recompute(''))
+    assert asked.sent == [('all_reduce', FEATURES, 2)] * 5
+
+
 def test_the_folded_program_takes_as_long_as_all_its_ranks():
     tree = StrategyTree(4).split('', 'batch', 2).split('layers.*.up', 'out', 2)
     tree.split('layers.*.down', 'in', 2)
     graph = mlp_layers()
     spread = tree.spread(graph)
-    step = Step(local_graph(graph, spread), spread, Asked(), Settings())
-    folded = step.program()
-    whole = unfolded(folded, step.groups, spread.dp, spread.tp)
+    folded = compile_strategy(graph, tree, Asked())
+    whole = unfolded(folded, spread.dp, spread.tp)
     assert folded.replicas == 4 and whole.num_ranks == 4
     one, four = run(folded), run(whole)
     assert one.makespan == four.makespan
@@ -226,8 +242,12 @@ def test_children_inherit_and_later_rules_win():
     (lambda: StrategyTree().split('layers.0.up', 'out', 3), 1620, '3 parts of 32 features'),
     (lambda: StrategyTree().split('layers.0.norm', 'out', 2), 1621, 'LayerNorm'),
     (lambda: StrategyTree().split('layers.0', 'depth', 2), 1621, 'no such dimension'),
-    (lambda: StrategyTree().split('layers.0.up', 'out', 2).split('layers.1.up', 'out', 4), 1621,
-     'differs'),
+    (lambda: StrategyTree().split('', 'batch', 2).split('layers.0', 'batch', 3), 1620,
+     'modules in 2 parts and others in 3'),
+    (lambda: StrategyTree().split('', 'batch', 4).split('layers.0', 'batch', 2).shard('', zero=1),
+     1621, 'differ in their parts'),
+    (lambda: StrategyTree().split('', 'sequence', 2).split('layers.0', 'batch', 2), 1621,
+     'differ in their parts'),
     (lambda: StrategyTree().shard('', zero=2), 1621, 'share'),
     (lambda: StrategyTree().recompute('layers.7'), 1622, "no module 'layers.7'"),
     (lambda: StrategyTree(4).split('', 'batch', 2).map('layers.0', (0, 1)).map(
@@ -286,5 +306,5 @@ def test_tensor_parallel_splits_what_lies_between_a_pair(is_sequence):
                    for key in op.begins if key not in early)
 
     assert kept(with_tensors(graph)) == outer + between
-    assert kept(local_graph(graph, tree.spread(graph))) == \
+    assert kept(local_graph(graph, tree.spread(graph), Asked())) == \
         outer // (2 if is_sequence else 1) + between // 2

@@ -158,6 +158,25 @@ def pipeline_of(**options):
     return read_training(config_of(PIPELINE, strategy=options))
 
 
+def test_a_budget_of_activations_is_planned_and_paid_for(cluster):
+    plain = predict(read_training(config_of(VIT)), cluster)
+    found = read_training(config_of(VIT, activation_memory=dict(budget=0.5, actions='recompute')))
+    assert found.memory.ratio == 0.5 and found.memory.actions == 'recompute'
+    held = predict(found, cluster)
+    kinds = {node.kind for node in held.outcome.program.nodes}
+    assert 'recompute' in kinds and held.verdict.needed_bytes < 0.85 * plain.verdict.needed_bytes
+    assert plain.step_seconds < held.step_seconds < 1.3 * plain.step_seconds
+    least = predict(read_training(config_of(VIT, activation_memory=dict(budget='2MB'))), cluster)
+    assert any('no plan found' in text for text in least.notes['assumed'])
+
+
+@pytest.mark.parametrize('name, options', [
+    (VIT, dict(actions='recompute')), (PIPELINE, dict(budget=0.5))])
+def test_a_budget_that_training_refuses_is_refused(name, options):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1677'):
+        read_training(config_of(name, activation_memory=options))
+
+
 def test_a_cut_by_hand_is_the_cut_that_is_simulated(cluster):
     found = pipeline_of(chunks=1, schedule='1f1b')
     num = len(found.stages)
@@ -204,16 +223,22 @@ def test_what_search_prints_is_a_config_that_training_reads(searched, tmp_path):
     add_common_arguments(parser)
     path = tmp_path / 'best.py'
     assert len(searched.tried) >= 3
+    num_read = 0
+    assert {'DDP, 40 % recompute', 'FSDP2, Layer, 60 % both'} <= set(searched.tried)
     for name, result in searched.tried.items():
         path.write_text(f'_base_ = [{str(ROOT / VIT)!r}]\n{result.text}\n')
         config = read_config(parser.parse_args([str(path)]))
         assert config.runner_type == 'ExactFlexibleRunner', name  # no other has strategies
         assert find_classes(config.strategy.type)
-        again = read_training(config, num_gpus=8)  # and so does the simulator
-        assert again.batch_size == result.samples // (config.strategy.get('dp', 8)), name
+        if name in ('DDP', 'FSDP2, Layer, 60 % both', 'ZeroPP pp=4 dp=2 M=8'):
+            again = read_training(config, num_gpus=8)  # and so does the simulator
+            assert again.batch_size == result.samples // (config.strategy.get('dp', 8)), name
+            assert (again.memory is not None) == ('%' in name)
+            num_read += 1
         path.write_text(f"{path.read_text()}strategy['unti'] = 1\n")
         with pytest.raises(VisionError, match='unti'):
             read_config(parser.parse_args([str(path)]))
+    assert num_read == 3
 
 
 def test_what_search_prints_has_the_dtype_that_was_simulated():

@@ -1,5 +1,8 @@
 """Operators of a pass without data: counts worked by hand, lifetimes under torch's tracker."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +10,18 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision.common.core.errors import VisionError
+from vision.pipeline.core.schedules import make_table
+from vision.pipeline.core.tasks import Costs
+from vision.pipeline.core.transfers import with_transfers
+from vision.simulator.core.compile import Settings
 from vision.simulator.core.graph import larger_batch
+from vision.simulator.core.rewrite import with_recompute
+from vision.simulator.core.stages import compile_stages, stage_costs
+from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.nn.trace import trace
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hand_graphs import Asked
 
 F, I, W = 'forward', 'input_grad', 'weight_grad'  # noqa: E741
 
@@ -113,6 +126,30 @@ def test_tied_weights_are_one_parameter_and_frozen_ones_have_no_gradient():
     assert [name for op in graph.ops for name in op.completes] == ['0.weight']
     assert {each.name: each.shared_with for each in graph.parameters} == {
         '0.weight': ('2',), '1.weight': (), '1.bias': ()}
+
+
+def test_a_tied_head_in_another_stage_is_stored_there_and_its_gradient_sent():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.Linear(4, 10, bias=False))
+    model[2].weight = model[0].weight
+    graph = trace(model, torch.zeros(2, 3, dtype=torch.int64))
+    tree = StrategyTree(2).map('0', (0,)).map('1', (0,)).map('2', (1,))
+    table = with_transfers(make_table('1f1b', 2, 1, 2), Costs.uniform(2))
+    program = compile_stages(graph, tree, table, Asked(), Settings(optimizer='sgd'))
+    tie, = (node for node in program.nodes if node.kind == 'all_reduce')
+    assert tie.ranks == (0, 1) and tie.seconds == 4 * 10 * 4
+    static = {each.rank: each.num_bytes for name, each in program.buffers.items()
+              if name.startswith('static')}
+    assert static == {0: 2 * 4 * (40 + 20), 1: 2 * 4 * 40}
+
+
+def test_what_is_made_again_stays_as_long_as_gradients_of_weights_need_it():
+    """The activation's output feeds the second layer's weights; its input the activation alone."""
+    graph = trace(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 6)), torch.zeros(2, 4))
+    stages = stage_costs(with_recompute(graph, [('0', '1', '2')]), ['0', '1', '2'], [(0, 3)], (0,),
+                         Asked(), Settings())
+    wide = 4 * 2 * 8
+    assert (stages.remade, stages.remade_inputs, stages.remade_weights) == (
+        (2 * wide,), (wide,), (wide,))
 
 
 def test_a_module_with_two_names_is_found_under_both():

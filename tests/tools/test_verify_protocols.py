@@ -219,6 +219,8 @@ def test_what_a_set_cannot_tell_is_refused_before_the_embedder_is_there(
 @pytest.mark.parametrize('options', [
     ['--protocol', 'lfw'], ['--protocol', 'ijbb'], ['--protocol', 'megaface', '--list', 'x'],
     ['--protocol', 'allpairs'], ['--protocol', 'cfp', '--lists', 'x', '--bin', 'y'],
+    ['c.py', 'w.pth', '--bin', 'x', '--images', 'y'],
+    ['c.py', 'w.pth', '--protocol', 'cfp', '--bin', 'x', '--kind', 'FF'],
     ['c.py', '--protocol', 'lfw', '--bin', 'x'], ['--protocol', 'lfw', '--bin', 'x'],
     ['c.py', 'w.pth', '--protocol', 'lfw', '--bin', 'x', '--embeddings', 'y'],
     ['c.py', 'w.pth', '--protocol', 'lfw', '--pairs', 'x'],

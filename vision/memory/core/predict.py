@@ -84,7 +84,9 @@ class CannotReplay(ValueError):
 class Outcome:
     """What one run of the simulator found. ``off_from``, ``restored``: first moment without the
     value, first moment with it again; ``root_use``: first moment at which a chain read a value
-    that was at hand; ``chains``: values that a replay at this moment restored."""
+    that was at hand; ``chains``: values that a replay at this moment restored; ``replays``: calls
+    that run again before the operator of this moment, in order; ``copies``: values that are copied
+    back before it."""
 
     live_bytes: np.ndarray
     peak_bytes: int
@@ -96,6 +98,8 @@ class Outcome:
     restored: dict[int, int]
     root_use: dict[int, int]
     chains: dict[int, list[int]]
+    replays: dict[int, list[int]]
+    copies: dict[int, list[int]]
 
 
 class Simulator:
@@ -183,6 +187,8 @@ class _Run:
         self.ready: dict[int, float] = {}  # end of a copy back that nobody waited for yet
         self.root_use: dict[int, int] = {}
         self.chains: dict[int, list[int]] = {}
+        self.replays: dict[int, list[int]] = {}
+        self.copies: dict[int, list[int]] = {}
         self.events: dict[int, list[list]] = {}  # moment -> [peak, net bytes, bytes unlocked]
         self.restoring: dict[int, list] = {}  # value -> event in which a replay made it
         self.lockers: dict[int, list[int]] = {}  # value -> those that were dropped and need it
@@ -211,6 +217,7 @@ class _Run:
             if self._is_off(v, moment):
                 if actions[v] == 'swap':
                     self._copy_in(v, moment)
+                    self.copies.setdefault(moment, []).append(v)
                     self.restored[v] = moment
                     num_bytes = sim.bytes[v]
                     self._add(moment, [num_bytes, num_bytes * (sim.death[v] >= moment), 0])
@@ -252,6 +259,7 @@ class _Run:
         self.in_end = (max(self.in_end, sim.start[moment] + self.delay)
                        + sim.bytes[v] / sim.link.in_bytes_per_s)
         self.ready[v] = self.in_end
+        self.copies.setdefault(moment, []).append(v)
         self.restored[v] = moment
 
     def _copy_in(self, v: int, moment: int) -> None:
@@ -323,8 +331,10 @@ class _Run:
             self.root_use.setdefault(w, moment)
             if w in self.ready:
                 self._await(w, moment)
+        self.replays.setdefault(moment, []).extend(calls)
         for w in copies:
             self._copy_in(w, moment)
+            self.copies.setdefault(moment, []).append(w)
             self._keep(w, moment, kept)
         last_use = {w: index for index, call in enumerate(calls) for w in sim.inputs[call]}
         owned: set[int] = set()
@@ -398,7 +408,7 @@ class _Run:
             replay_seconds=self.replay_seconds, wait_seconds=self.wait_seconds,
             host_bytes=int(np.cumsum(host).max(initial=0)), fetches=self.fetches,
             off_from=self.off_from, restored=self.restored, root_use=self.root_use,
-            chains=self.chains)
+            chains=self.chains, replays=self.replays, copies=self.copies)
 
 
 def predict(trace: Trace, actions: dict[int, str], link: Link,

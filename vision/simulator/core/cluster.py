@@ -7,7 +7,7 @@ Units are in the names of the keys; in Python everything is in seconds, bytes, F
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 from typing import Any
@@ -139,24 +139,6 @@ class Cluster:
         if name not in self.links:
             raise _missing_link(name, self.name, self.links, 'the strategy crosses it')
         return self.links[name]
-
-    def of_size(self, world_size: int) -> Cluster:
-        """The same machines, as many as ``world_size`` devices need.
-
-        Raises:
-            VisionError: VIS-CONFIG-1642, not a whole number of nodes; 1640, no link between them.
-        """
-        if world_size <= self.gpus_per_node:
-            return replace(self, num_nodes=1, gpus_per_node=world_size)
-        if world_size % self.gpus_per_node:
-            raise VisionError('VIS-CONFIG-1642', f'{world_size} devices on nodes of '
-                              f'{self.gpus_per_node}', where=self.name,
-                              why='all nodes of a cluster have as many devices',
-                              do=f'give a multiple of {self.gpus_per_node}, or a cluster file '
-                              'with other nodes')
-        larger = replace(self, num_nodes=world_size // self.gpus_per_node)
-        larger.link('inter')
-        return larger
 
 
 def read_cluster(path: str | Path) -> Cluster:

@@ -2,9 +2,9 @@
 the host of a rank issues it.
 
 Data parallel in buckets as DistributedDataParallel has them, ZeRO-1 and 2 on the same buckets,
-ZeRO-3 as FSDP2 does it; tensor and sequence parallel by ``tensor_parallel``. All ranks of one
-stage do the same, so the program has one of them, that stands for all (``replicas``);
-``unfold`` writes them out. Models in several stages: see ``stages``.
+ZeRO-3 as FSDP2 does it; tensor and sequence parallel by ``tensor_parallel``, modules that are
+split in different ways by ``mixed``. All ranks of one stage do the same, so the program has one of
+them, that stands for all (``replicas``). Models in several stages: see ``stages``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vision.simulator.core.graph import (
     is_inside,
 )
 from vision.simulator.core.merge import Span, spans
+from vision.simulator.core.mixed import split_mixed
 from vision.simulator.core.program import (
     COMPUTE,
     D2H,
@@ -58,6 +59,9 @@ class Pricing(Protocol):
 
     def communicate(self, kind: str, num_bytes: float, ranks: Sequence[int]) -> float:
         """Seconds of a collective over these ranks; bytes of the whole tensor."""
+
+    def quote(self, kind: str, num_bytes: float, ranks: Sequence[int]) -> float:
+        """The same, of what is not sent yet: ways are compared by it."""
 
     def copy(self, num_bytes: float) -> float:
         """Seconds from a device to its host's memory or back."""
@@ -114,12 +118,14 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
         raise VisionError('VIS-CONFIG-1621', f'the model is mapped to {len(spread.stages)} stages',
                           where='strategy', why='stages need an action table that says their '
                           'order', do='compile_stages() with a table of vision.pipeline')
-    return Step(local_graph(graph, spread), spread, pricing, settings).program()
+    return Step(local_graph(graph, spread, pricing), spread, pricing, settings).program()
 
 
-def local_graph(graph: ModuleGraph, spread: Spread) -> ModuleGraph:
+def local_graph(graph: ModuleGraph, spread: Spread, pricing: Pricing) -> ModuleGraph:
     """What one rank does: its part of the features, activations made again or moved."""
-    graph = split_features(with_tensors(graph), spread)
+    graph = with_tensors(graph)
+    graph = split_mixed(graph, spread, pricing.quote).graph if spread.is_mixed else \
+        split_features(graph, spread)
     layouts = spread.layouts.values()
     again = [(name,) for name in dict.fromkeys(
         each.kept_region for each in layouts if each.is_recomputed)]
@@ -136,11 +142,10 @@ class Step:
         self.graph, self.spread, self.pricing, self.settings = graph, spread, pricing, settings
         self.nodes: list[Node] = []
         self.buffers: dict[str, Buffer] = {}
-        self.groups: list[str] = []
         self.mb = 0
         self._last: dict[str, int] = {}
         self._waits: list[int] = []  # what the next compute node has to wait for
-        self._copies: dict[str, int] = {}
+        self._copies: dict[tuple[int, ...], int] = {}
         self._makers = {key: f'{op.module or "model"} {op.name.rpartition(".")[2]}'
                         for op in graph.ops for key in op.begins}
         self.trained = [each for each in graph.parameters if each.is_trained]
@@ -149,7 +154,7 @@ class Step:
 
     # Writing nodes.
 
-    def add(self, name: str, kind: str, seconds: float, *, stream: str = COMPUTE, group: str = '',
+    def add(self, name: str, kind: str, seconds: float, *, stream: str = COMPUTE,
             after: Sequence[int] = (), begins: Sequence[str] = (), ends: Sequence[str] = ()
             ) -> int:
         """A node; compute waits for what it was told to wait for."""
@@ -158,7 +163,6 @@ class Step:
         self.nodes.append(Node(name, kind, (0,), stream, seconds,
                                after=tuple(dict.fromkeys(after)), begins=tuple(begins),
                                ends=tuple(ends), mb=self.mb))
-        self.groups.append(group)
         self._last[stream] = len(self.nodes) - 1
         return self._last[stream]
 
@@ -175,12 +179,12 @@ class Step:
     def last(self, stream: str = COMPUTE) -> tuple[int, ...]:
         return (self._last[stream],) if stream in self._last else ()
 
-    def collective(self, name: str, kind: str, num_bytes: float, *, group: str = 'dp',
+    def collective(self, name: str, kind: str, num_bytes: float, *, ranks: Sequence[int] = (),
                    stream: str = FEATURE, **more) -> int:
-        ranks = range(0, self.spread.tp) if group == 'tp' else \
-            range(0, self.spread.tp * self.spread.dp, self.spread.tp)
-        seconds = self.pricing.communicate(kind, num_bytes, tuple(ranks))
-        return self.add(name, kind, seconds, stream=stream, group=group, **more)
+        """Over these ranks, or those that have other parts of the batch."""
+        ranks = ranks or self.spread.sharing(0, self.spread.dp)
+        seconds = self.pricing.communicate(kind, num_bytes, ranks)
+        return self.add(name, kind, seconds, stream=stream, **more)
 
     def copying(self, num_bytes: float) -> float:
         """Seconds of memory read and written once."""
@@ -242,21 +246,35 @@ class Step:
         if self.units:
             hook_units(self, before, after)
         elif self.spread.dp > 1 and is_last:
-            for number, bucket in enumerate(self._buckets()):
+            for number, (bucket, ranks) in enumerate(self._buckets()):
                 after.setdefault(bucket.at, []).append(
-                    lambda n=number, each=bucket: self._reduce(n, each.parameters))
-        regions = {op.module for op in self.graph.ops if op.name == H2D_OP}
-        for region in regions:
-            at = next(at for at in range(self.start, len(self.graph.ops))
-                      if is_inside(self.graph.ops[at].module, region)
-                      and self.graph.ops[at].name != H2D_OP)
-            before.setdefault(at, []).append(
-                lambda region=region: self.wait(self._copies.pop(region, None)))
+                    lambda n=number, each=bucket, ranks=ranks: self._reduce(
+                        n, each.parameters, ranks))
+        for index, op in enumerate(self.graph.ops):
+            if op.name == H2D_OP:
+                before.setdefault(self._first_reader(index), []).append(
+                    lambda keys=op.begins: self.wait(self._copies.pop(keys, None)))
         return before, after
 
-    def _buckets(self) -> list[Bucket]:
-        return buckets_of(self.graph, self.settings.first_bucket_bytes,
-                          self.settings.bucket_bytes)
+    def _first_reader(self, index: int) -> int:
+        """Of what the operator of this index brings back; where nobody followed reads, the first
+        operator of the backward pass in its module."""
+        ops, keys = self.graph.ops, set(self.graph.ops[index].begins)
+        inside = next(at for at in range(self.start, len(ops)) if ops[at].name != H2D_OP
+                      and is_inside(ops[at].module, ops[index].module))
+        return next((at for at in range(index + 1, len(ops)) if keys.intersection(ops[at].reads)),
+                    inside)
+
+    def _buckets(self) -> list[tuple[Bucket, tuple[int, ...]]]:
+        """Buckets and the ranks that reduce them: those that have other parts of the batch."""
+        by_batch: dict[int, set[str]] = {}
+        for module in self.graph.modules:
+            by_batch.setdefault(self.spread.layouts[module.name].batch, set()).update(
+                each.name for each in module.parameters)
+        return [(bucket, self.spread.sharing(0, batch))
+                for batch, names in sorted(by_batch.items()) if batch > 1
+                for bucket in buckets_of(self.graph, names, self.settings.first_bucket_bytes,
+                                         self.settings.bucket_bytes)]
 
     def _special(self, op: Op) -> None:
         """A collective of the features' parts, or a copy to or from the host."""
@@ -265,14 +283,15 @@ class Step:
         ends = [self._key(key) for key in op.ends]
         if op.kind == 'collective':
             kind = op.name.removesuffix(AGAIN)
-            self.wait(self.collective(f'{op.name} {op.module}', kind, op.bytes_moved,
-                                      group='tp', after=self.last(), begins=begins, ends=ends))
+            ranks = op.ranks or self.spread.stages[0][:self.spread.tp]
+            self.wait(self.collective(f'{op.name} {op.module}', kind, op.bytes_moved, ranks=ranks,
+                                      after=self.last(), begins=begins, ends=ends))
             return
         stream, kind = (D2H, 'd2h') if op.name == D2H_OP else (H2D, 'h2d')
         node = self.add(f'{kind} {op.module}', kind, self.pricing.copy(op.bytes_moved),
                         stream=stream, after=self.last(), begins=begins, ends=ends)
         if op.name == H2D_OP:
-            self._copies[op.module] = node
+            self._copies[op.begins] = node
 
     def _compute(self, span: Span) -> None:
         ops = self.graph.ops[span.begin:span.end]
@@ -306,7 +325,7 @@ class Step:
 
     # Data parallel and ZeRO-1, 2.
 
-    def _reduce(self, number: int, parameters: Sequence[Parameter]) -> None:
+    def _reduce(self, number: int, parameters: Sequence[Parameter], ranks: Sequence[int]) -> None:
         size = sum(each.num_bytes for each in parameters)
         is_scattered = self.spread.zero == 2
         begins, ends = [], []
@@ -320,7 +339,8 @@ class Step:
                                     'gradients'))
             ends += self.gradients([each.name for each in parameters], 0)
         self.collective(f'gradients {number}', REDUCE_SCATTER if is_scattered else ALL_REDUCE,
-                        size, stream=GRADIENT, after=self.last(), begins=begins, ends=ends)
+                        size, ranks=ranks, stream=GRADIENT, after=self.last(), begins=begins,
+                        ends=ends)
 
     def _optimizer(self) -> None:
         """Its step, behind all gradients; then parameters are put together (ZeRO-1, 2)."""

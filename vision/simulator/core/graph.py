@@ -1,5 +1,5 @@
-"""One step of a model on one device, as operators by module: what a trace of torch modules and an
-analytic description of a transformer both make; strategies are compiled from it.
+"""One step of a model on one device, as operators by module: what a trace of torch modules makes,
+and strategies are compiled from.
 
 The form is our choice; that a layer owns its forward, its backward and its tensors is
 from Proteus (Duan et al., arXiv:2306.02267).
@@ -39,9 +39,12 @@ class Op:
         begins, ends: keys of ``ModuleGraph.tensors`` that begin with this operator, and that are
             gone after it. Both empty where nobody followed single tensors: then memory is told by
             ``saved_bytes`` and ``output_bytes``.
+        reads, writes: tensors among these that it reads, and that were there and that it writes in
+            place; both empty where nobody followed single tensors.
         completes: parameters whose gradients are whole behind it; where no operator says so, a
             module's are behind its last 'weight_grad'.
         is_priced: its FLOPs are counted or known to be none; False has to be listed.
+        ranks: that a collective joins; empty: those with the other parts of the same features.
     """
 
     name: str
@@ -59,8 +62,11 @@ class Op:
     output_bytes: int = 0
     begins: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
     completes: tuple[str, ...] = ()
     is_priced: bool = True
+    ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS and self.phase in PHASES, (self.kind, self.phase)

@@ -23,14 +23,15 @@ class ClusterPricing:
         return self.prices.seconds(ops)
 
     def communicate(self, kind: str, num_bytes: float, ranks: Sequence[int]) -> float:
-        per_node = Counter(rank // self.prices.cluster.gpus_per_node for rank in ranks)
-        group = Group(len(ranks), max(per_node.values()))
-        if kind == 'p2p':
-            seconds = self.prices.p2p(num_bytes, is_crossing=len(per_node) > 1)
-        else:
-            seconds = getattr(self.prices, kind)(num_bytes, group)
+        seconds = self.quote(kind, num_bytes, ranks)
         self.costs['', kind] += seconds
         return seconds
+
+    def quote(self, kind: str, num_bytes: float, ranks: Sequence[int]) -> float:
+        per_node = Counter(rank // self.prices.cluster.gpus_per_node for rank in ranks)
+        if kind == 'p2p':
+            return self.prices.p2p(num_bytes, is_crossing=len(per_node) > 1)
+        return getattr(self.prices, kind)(num_bytes, Group(len(ranks), max(per_node.values())))
 
     def copy(self, num_bytes: float) -> float:
         seconds = self.prices.host_copy(num_bytes)

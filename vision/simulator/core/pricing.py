@@ -212,6 +212,23 @@ class Prices:
                 + (group.per_node - 1) * inside.latency
         return seconds
 
+    def scatter(self, num_bytes: float, group: Group) -> float:
+        """Also of a gather: one rank sends each of the others its part of ``num_bytes``, or takes
+        it in, over its own link, one after the other."""
+        if group.size == 1 or not num_bytes:
+            return 0.0
+        inside, between = self._parts(group)
+        part, near = num_bytes / group.size, group.per_node - 1
+        far = group.size - group.per_node
+        seconds = self.cluster.overheads.collective
+        if near:
+            seconds += near * (part / (inside.rate * inside.share) + inside.latency)
+        if far:
+            seconds += far * (part / between.rate_per_device + between.latency)
+        return seconds
+
+    gather = scatter
+
     def p2p(self, num_bytes: float, *, is_crossing: bool) -> float:
         if is_crossing:
             link = self.cluster.link('inter')

@@ -65,7 +65,7 @@ class Placed:
 class Transfer:
     """Args:
         kind: a collective, 'p2p', 'h2d' or 'd2h'.
-        ranks: that take part; the root first of 'scatter' and 'gather'; source, target of 'p2p'.
+        ranks: that take part; a root first, of 'p2p' the source and the target.
         num_bytes: as prices count them: of the whole of the ranks' parts together; of 'all_to_all'
             those of one rank; of 'p2p' and copies what is sent.
         box: of the tensor that is sent.
@@ -214,8 +214,8 @@ def _messages(written: Placed, read: Placed, element_bytes: float, price: Price
             if piece is None or target in holders:
                 continue
             size = volume(piece) * element_bytes
-            source = min(holders, key=lambda rank: (
-                price(P2P, size, (rank, target)), load[rank], rank))
+            _, _, source = min((price(P2P, size, (rank, target)), load[rank], rank)
+                               for rank in holders)
             load[source] += size
             found.append(Transfer(P2P, (source, target), size, piece))
     return found

@@ -3,7 +3,7 @@ activations made again, activations in host memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vision.simulator.core.graph import (
@@ -73,6 +73,12 @@ def with_tensors(graph: ModuleGraph) -> ModuleGraph:
     return replace(graph, ops=tuple(made), tensors=tensors)
 
 
+def renamed(op: Op, names: Mapping[int, int]) -> Op:
+    """The operator on other tensors."""
+    return replace(op, **{kind: tuple(names.get(key, key) for key in getattr(op, kind))
+                          for kind in ('begins', 'ends', 'reads', 'writes')})
+
+
 def with_recompute(graph: ModuleGraph, regions: Sequence[Sequence[str]]) -> ModuleGraph:
     """Each region, of one module or of neighbours, keeps nothing of its inside: its forward runs
     again before its backward.
@@ -127,7 +133,7 @@ def _recomputed(graph: ModuleGraph, region: Sequence[str]) -> ModuleGraph:
     for at in forward[:-1]:
         op = ops[at]
         copies.append(replace(
-            op, name=op.name + AGAIN, begins=tuple(again[key] for key in op.begins),
+            renamed(op, again), name=op.name + AGAIN,
             ends=tuple(again[key] for key in op.ends if key in again), saved_bytes=0,
             completes=()))
     # What the module's last operator freed is freed behind the copies as well.
@@ -135,7 +141,7 @@ def _recomputed(graph: ModuleGraph, region: Sequence[str]) -> ModuleGraph:
     copies[-1] = replace(copies[-1], ends=(*copies[-1].ends, *tail))
     ops[forward[-1]] = replace(ops[forward[-1]], ends=(*ops[forward[-1]].ends, *kept))
     swap = {key: again[key] for key in kept}
-    rest = [replace(op, ends=tuple(swap.get(key, key) for key in op.ends)) for op in ops[back:]]
+    rest = [renamed(op, swap) for op in ops[back:]]
     return replace(graph, ops=(*ops[:back], *copies, *rest), tensors=tensors)
 
 
@@ -160,6 +166,6 @@ def _offloaded(graph: ModuleGraph, name: str, names: Sequence[str]) -> ModuleGra
     if nearest is not None:
         owner = next(other for other in names if is_inside(nearest, other))
         ahead = next(at for at in earlier if is_inside(ops[at].module, owner))
-    rest = [replace(op, ends=tuple(again.get(key, key) for key in op.ends)) for op in ops[ahead:]]
+    rest = [renamed(op, again) for op in ops[ahead:]]
     return replace(graph, ops=(*ops[:forward[-1] + 1], out, *ops[forward[-1] + 1:ahead], back_in,
                                *rest), tensors=tensors)

@@ -8,9 +8,9 @@ They are below what a simulation says, so what they drop could not have won.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
@@ -18,6 +18,7 @@ from vision.simulator.core.analytic import Prediction, Strategy, predict, refuse
 from vision.simulator.core.pricing import DEFAULT_INTERVAL, Prices
 from vision.simulator.core.transformers import Decoder
 
+Choice, Played = TypeVar('Choice'), TypeVar('Played')
 RECOMPUTES = ('none', 'selective', 'full')
 
 
@@ -73,7 +74,6 @@ def search(decoder: Decoder, world_size: int, global_batch: int, prices: Prices,
         VisionError: VIS-CONFIG-1645, no strategy divides world and batch; 1646, none fits, with
             the one that lacks least.
     """
-    began = time.monotonic()
     possible = list(strategies(decoder, world_size, global_batch, space,
                                prices.cluster.gpus_per_node))
     if not possible:
@@ -81,35 +81,76 @@ def search(decoder: Decoder, world_size: int, global_batch: int, prices: Prices,
                           f'global batch of {global_batch}', why='data x tensor x pipeline are '
                           'the devices, and data x micro-batch divides the global batch',
                           do='give a batch that more numbers divide, or other devices')
-    bounded = sorted(((least_seconds(decoder, each, prices), index)
-                      for index, each in enumerate(possible)))
+    bounded = sorted((least_seconds(decoder, each, prices), index)
+                     for index, each in enumerate(possible))
     capacity = prices.cluster.device.memory_bytes
-    best: tuple[Strategy, Prediction] | None = None
-    nearest: tuple[Strategy, float] | None = None
-    played: list[tuple[Strategy, Prediction]] = []
-    num_dropped, is_complete = 0, True
-    for bound, index in bounded:
-        strategy = possible[index]
-        states = least_bytes(decoder, strategy)
-        if not is_exhaustive and (states > capacity or best and bound > best[1].seconds):
-            num_dropped += 1
-            if nearest is None or states < nearest[1]:
-                nearest = strategy, states
-            continue
-        if time.monotonic() - began > budget_s:
-            is_complete = False
-            break
+    nearest: dict[Strategy, float] = {}
+
+    def play(strategy: Strategy) -> Prediction | None:
         prediction = predict(decoder, strategy, prices, interval=interval)
         if not prediction.fits:
-            if nearest is None or prediction.peak_bytes < nearest[1]:
-                nearest = strategy, prediction.peak_bytes
+            nearest[strategy] = prediction.peak_bytes
+        return prediction if prediction.fits else None
+
+    def is_hopeless(strategy: Strategy, best: Prediction | None) -> bool:
+        states = least_bytes(decoder, strategy)
+        if states > capacity:
+            nearest[strategy] = states
+        return states > capacity or best is not None and \
+            least_seconds(decoder, strategy, prices) > best.seconds
+
+    tour = explore([possible[index] for _, index in bounded], play, budget_s=budget_s,
+                   seconds_of=lambda each: each.seconds,
+                   is_hopeless=None if is_exhaustive else is_hopeless)
+    if not tour.played:
+        least = min(nearest.items(), key=lambda each: each[1], default=None)
+        raise _nothing_fits(least, capacity, tour.is_complete)
+    front = pareto(tour.played, lambda each: (each.seconds, each.peak_bytes))
+    best = min(tour.played, key=lambda each: each[1].seconds)
+    return Found(*best, front, len(possible), tour.num_dropped, len(tour.played),
+                 tour.is_complete)
+
+
+@dataclass
+class Tour(Generic[Choice, Played]):
+    """What ``explore`` did: choices with what came of them, how many a bound dropped, and whether
+    the time sufficed; ``left`` are those for which it did not."""
+
+    played: list[tuple[Choice, Played]] = field(default_factory=list)
+    num_dropped: int = 0
+    left: list[Choice] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.left
+
+
+def explore(choices: Iterable[Choice], play: Callable[[Choice], Played | None], *,
+            budget_s: float, seconds_of: Callable[[Played], float],
+            is_hopeless: Callable[[Choice, Played | None], bool] | None = None
+            ) -> Tour[Choice, Played]:
+    """Play choices in their order until the time is over; one at least.
+
+    Args:
+        play: None of a choice that cannot be taken.
+        is_hopeless: told a choice and the fastest so far; what it says is dropped unplayed.
+    """
+    tour, began = Tour(), time.monotonic()
+    best: Played | None = None
+    has_begun = False
+    for choice in choices:
+        if is_hopeless and is_hopeless(choice, best):
+            tour.num_dropped += 1
             continue
-        played.append((strategy, prediction))
-        if best is None or prediction.seconds < best[1].seconds:
-            best = strategy, prediction
-    if best is None:
-        raise _nothing_fits(nearest, capacity, is_complete)
-    return Found(*best, pareto(played), len(possible), num_dropped, len(played), is_complete)
+        if tour.left or has_begun and time.monotonic() - began > budget_s:
+            tour.left.append(choice)
+            continue
+        has_begun = True
+        played = play(choice)
+        if played is not None:
+            tour.played.append((choice, played))
+            best = played if best is None or seconds_of(played) < seconds_of(best) else best
+    return tour
 
 
 def strategies(decoder: Decoder, world_size: int, global_batch: int, space: Space,
@@ -182,12 +223,17 @@ def least_seconds(decoder: Decoder, strategy: Strategy, prices: Prices) -> float
     return one * (s.num_microbatches + bubble)
 
 
-def pareto(played: Sequence[tuple[Strategy, Prediction]]
-           ) -> tuple[tuple[Strategy, Prediction], ...]:
-    """Those for which no other is as fast and needs less memory, fastest first."""
-    front: list[tuple[Strategy, Prediction]] = []
-    for each in sorted(played, key=lambda pair: (pair[1].seconds, pair[1].peak_bytes)):
-        if not front or each[1].peak_bytes < front[-1][1].peak_bytes:
+def pareto(played: Sequence[tuple[Choice, Played]],
+           cost_of: Callable[[Played], tuple[float, float]]
+           ) -> tuple[tuple[Choice, Played], ...]:
+    """Those for which no other is as fast and needs less memory, fastest first.
+
+    Args:
+        cost_of: (seconds, bytes).
+    """
+    front: list[tuple[Choice, Played]] = []
+    for each in sorted(played, key=lambda pair: cost_of(pair[1])):
+        if not front or cost_of(each[1])[1] < cost_of(front[-1][1])[1]:
             front.append(each)
     return tuple(front)
 

@@ -41,6 +41,14 @@ class Tie:
     stages: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """Bytes of gradients on a rank, and the ranks that add theirs up."""
+
+    num_bytes: int
+    ranks: tuple[int, ...]
+
+
 class _Writer:
     """Nodes and buffers of a program that is being added to."""
 
@@ -156,41 +164,37 @@ def with_offloads(program: Program, table: Table, moved: Sequence[int], pricing:
     return writer.done()
 
 
-def with_reductions(program: Program, table: Table, trained: Sequence[int],
-                    peers: Sequence[Sequence[int]], pricing: Pricing, settings: Settings, *,
-                    is_scattered: bool) -> Program:
-    """The program with each stage's gradients reduced over the shares of the batch, behind its
+def with_reductions(program: Program, table: Table, reduced: Sequence[Sequence[Reduced]],
+                    pricing: Pricing, settings: Settings, *, is_scattered: bool) -> Program:
+    """The program with each stage's gradients reduced over the parts of the batch, behind its
     last W or B: an all-reduce, or a reduce-scatter behind which a rank has its share alone
     (ZeRO-2). Until then gradients of all micro-batches are added up, and whole.
 
     One for all gradients of a stage, not one a bucket, is our choice: a stage's last backward
     task is one node, so that buckets would all begin behind it as well.
-
-    Args:
-        trained: bytes of each stage's gradients on a rank.
-        peers: ranks with the other shares, by stage.
     """
     writer = _Writer(program)
     last = writer.last_backward()
     first = {node.stage: at for at, node in reversed(list(enumerate(program.nodes)))
              if node.kind in (B, W)}
     for stage, at in sorted(last.items(), key=lambda each: each[1]):
-        rank, size, begins, ends = table.rank_of[stage], trained[stage], [], []
-        if is_scattered:
-            share = -(-size // len(peers[stage]))
-            begins.append(writer.hold(f'gradient shard of stage {stage}', rank, share,
-                                      'gradients'))
-            ends.append(writer.hold(f'gradients of stage {stage}', rank, size, 'gradients'))
-            writer.change(first[stage], begins=ends)
-        if settings.has_bucket_copies:
-            name = writer.hold(f'buckets of stage {stage}', rank, size, 'communication')
-            if is_scattered:  # else they are there from the start and stay
-                begins.append(name)
-                ends.append(name)
-        kind = REDUCE_SCATTER if is_scattered else ALL_REDUCE
-        writer.add(Node(f'gradients of stage {stage}', kind, (rank,), GRADIENT,
-                        pricing.communicate(kind, size, peers[stage]), after=(at,),
-                        begins=tuple(begins), ends=tuple(ends)))
+        for number, each in enumerate(reduced[stage]):
+            what = f'of stage {stage}' + (f', {number}' if number else '')
+            rank, begins, ends = table.rank_of[stage], [], []
+            if is_scattered:
+                share = -(-each.num_bytes // len(each.ranks))
+                begins.append(writer.hold(f'gradient shard {what}', rank, share, 'gradients'))
+                ends.append(writer.hold(f'gradients {what}', rank, each.num_bytes, 'gradients'))
+                writer.change(first[stage], begins=ends)
+            if settings.has_bucket_copies:
+                name = writer.hold(f'buckets {what}', rank, each.num_bytes, 'communication')
+                if is_scattered:  # else they are there from the start and stay
+                    begins.append(name)
+                    ends.append(name)
+            kind = REDUCE_SCATTER if is_scattered else ALL_REDUCE
+            writer.add(Node(f'gradients {what}', kind, (rank,), GRADIENT,
+                            pricing.communicate(kind, each.num_bytes, each.ranks), after=(at,),
+                            begins=tuple(begins), ends=tuple(ends)))
     return writer.done()
 
 

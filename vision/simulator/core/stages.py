@@ -7,7 +7,7 @@ written by ``stage_nodes``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vision.common.core.errors import VisionError
@@ -24,6 +24,7 @@ from vision.simulator.core.graph import (
     Parameter,
     is_inside,
 )
+from vision.simulator.core.mixed import split_mixed
 from vision.simulator.core.program import Program
 from vision.simulator.core.rewrite import (
     first_backward,
@@ -32,6 +33,7 @@ from vision.simulator.core.rewrite import (
     with_tensors,
 )
 from vision.simulator.core.stage_nodes import (
+    Reduced,
     Tie,
     with_offloads,
     with_optimizer,
@@ -52,6 +54,8 @@ class Stages:
         costs: seconds and bytes of tasks.
         trained: gradients; of a parameter that several stages of a pipeline rank hold, at the
             first of these alone.
+        reduced: of them (bytes, ranks with other parts of the batch), as far as there are any
+            and no task of the table reduces them.
         remade: activations that are made again for a micro-batch's backward pass, at its highest
             moment (recompute).
         remade_inputs, remade_weights: of them, where the pass is in two: those that only the
@@ -63,6 +67,7 @@ class Stages:
 
     costs: Costs
     trained: tuple[int, ...]
+    reduced: tuple[tuple[Reduced, ...], ...]
     remade: tuple[int, ...]
     remade_inputs: tuple[int, ...]
     remade_weights: tuple[int, ...]
@@ -89,7 +94,8 @@ def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple
                 rank_of: Sequence[int], pricing: Pricing, settings: Settings, *,
                 num_shares: int = 1, num_parts: int = 1, zero: int = 3,
                 ranks: Sequence[Sequence[int]] | None = None,
-                moved: Sequence[Sequence[str]] = ()) -> Stages:
+                moved: Sequence[Sequence[str]] = (), batch_of: Mapping[str, int] | None = None,
+                entering: Sequence[int] | None = None, latency: float | None = None) -> Stages:
     """Costs of stages in seconds and bytes.
 
     What a region makes again counts as backward: with I if the pass is in two, as the gradient of
@@ -106,6 +112,9 @@ def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple
         ranks: of the run by stage, those with parts of the same features next to each other; None
             as ``ZeroPPStrategy`` numbers them.
         moved: regions, of one stage each, that are offloaded.
+        batch_of: parts of the batch by parameter; None: ``num_shares`` for all.
+        entering, latency: bytes that each stage takes from the one before it, and seconds of a
+            message between two; None: what the piece before makes, sent to the same place.
     """
     graph = with_tensors(graph)
     size = num_shares * num_parts
@@ -135,18 +144,23 @@ def stage_costs(graph: ModuleGraph, names: Sequence[str], ranges: Sequence[tuple
                if is_sharded else 0.0 for each, group in zip(held, peers, strict=True)]
     reduces = [pricing.communicate('reduce_scatter', num_bytes, group) if is_sharded else 0.0
                for num_bytes, group in zip(trained, peers, strict=True)]
-    boundary = [_boundary_bytes(graph, names, end) for _, end in ranges[:-1]]
-    latency = max((pricing.communicate('p2p', num_bytes, (ranks[stage][0], ranks[stage + 1][0]))
-                   for stage, num_bytes in enumerate(boundary)
-                   if rank_of[stage] != rank_of[stage + 1]), default=0.0)
+    if entering is None:
+        entering = [0, *(_boundary_bytes(graph, names, end) for _, end in ranges[:-1])]
+    if latency is None:
+        latency = max((pricing.communicate('p2p', entering[stage], (ranks[stage - 1][0],
+                                                                    ranks[stage][0]))
+                       for stage in range(1, num) if rank_of[stage - 1] != rank_of[stage]),
+                      default=0.0)
     kept, away = _kept(graph, stage_of_op, moved)
     costs = Costs(
         tuple(forward), tuple(inputs), tuple(weight), latency=latency, gather=tuple(gathers),
         reduce=tuple(reduces),
-        activation_bytes=tuple(a + b for a, b in zip(kept, [0, *boundary], strict=True)),
+        activation_bytes=tuple(a + b for a, b in zip(kept, entering, strict=True)),
         weight_bytes=tuple(map(_bytes, held)) if is_sharded else (0,) * num,
         static_bytes=_static_bytes(own, rank_of, settings, num_shares, zero))
-    return Stages(costs, tuple(trained), *_remade(graph, stage_of_op, num), away, ties)
+    reduced = tuple(() if is_sharded else _reduced(each, group, batch_of, num_shares)
+                    for each, group in zip(own, ranks, strict=True))
+    return Stages(costs, tuple(trained), reduced, *_remade(graph, stage_of_op, num), away, ties)
 
 
 def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing: Pricing,
@@ -174,11 +188,21 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
             for stage in range(table.num_stages)]
     ranges = list(zip([0, *ends], ends, strict=False))
     pieces = [owners[a:b] for a, b in ranges]
-    local = with_recompute(split_features(with_tensors(graph), spread),
-                           _regions(spread, pieces, 'is_recomputed'))
+    local, more = with_tensors(graph), {}
+    if spread.is_mixed:
+        mixed = split_mixed(local, spread, pricing.quote)
+        local = mixed.graph
+        more = dict(latency=mixed.seconds, entering=[mixed.entering.get(stage, 0) for stage
+                                                     in range(table.num_stages)],
+                    batch_of={each.name: spread.layouts[module.name].batch
+                              for module in graph.modules for each in module.parameters})
+    else:
+        local = split_features(local, spread)
+    local = with_recompute(local, _regions(spread, pieces, 'is_recomputed'))
     stages = stage_costs(local, owners, ranges, table.rank_of, pricing, settings,
                          num_shares=spread.dp, num_parts=spread.tp, zero=spread.zero,
-                         ranks=spread.stages, moved=_regions(spread, pieces, 'is_offloaded'))
+                         ranks=spread.stages, moved=_regions(spread, pieces, 'is_offloaded'),
+                         **more)
     return step_of_stages(stages, table, pricing, settings, spread.stages, num_shares=spread.dp,
                           num_parts=spread.tp, zero=spread.zero)
 
@@ -192,9 +216,8 @@ def step_of_stages(stages: Stages, table: Table, pricing: Pricing, settings: Set
                           stages.remade_weights)
     program = with_offloads(program, table, stages.moved, pricing)
     peers = [each[::num_parts] for each in ranks]
-    if num_shares > 1 and zero != 3:
-        program = with_reductions(program, table, stages.trained, peers, pricing, settings,
-                                  is_scattered=zero == 2)
+    program = with_reductions(program, table, stages.reduced, pricing, settings,
+                              is_scattered=zero == 2)
     shares = num_shares if zero >= 2 else 1
     program = with_ties(program, table, stages.ties, ranks, pricing, num_shares=shares)
     return with_optimizer(program, table, stages.trained, peers, pricing, settings,
@@ -257,8 +280,8 @@ def _remade(graph: ModuleGraph, stage_of_op: Sequence[int], num_stages: int
 def _seconds(ops: Sequence[Op], pricing: Pricing, parts: Sequence[int]) -> float:
     """Of operators and of the collectives between them, which nothing hides inside a stage."""
     compute = [op for op in ops if op.kind != 'collective']
-    waits = sum(pricing.communicate(op.name.removesuffix(AGAIN), op.bytes_moved, parts)
-                for op in ops if op.kind == 'collective')
+    waits = sum(pricing.communicate(op.name.removesuffix(AGAIN), op.bytes_moved,
+                                    op.ranks or parts) for op in ops if op.kind == 'collective')
     return (pricing.compute(compute) if compute else 0.0) + waits
 
 
@@ -308,6 +331,18 @@ def _owned(held: Sequence[dict[str, Parameter]], rank_of: Sequence[int]
                  for name, stages in holders.items()
                  if len(stages) > 1 and sizes[name].is_trained)
     return own, ties
+
+
+def _reduced(own: Sequence[Parameter], ranks: Sequence[int], batch_of: Mapping[str, int] | None,
+             num_shares: int) -> tuple[Reduced, ...]:
+    """Gradients of a stage, those together that the same ranks reduce."""
+    sizes: dict[int, int] = {}
+    for each in own:
+        batch = batch_of[each.name] if batch_of else num_shares
+        if batch > 1 and each.is_trained:
+            sizes[batch] = sizes.get(batch, 0) + each.num_bytes
+    return tuple(Reduced(size, tuple(ranks[::len(ranks) // batch]))
+                 for batch, size in sorted(sizes.items()))
 
 
 def _bytes(parameters: dict[str, Parameter] | Sequence[Parameter],

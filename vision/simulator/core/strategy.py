@@ -54,10 +54,13 @@ class Spread:
 
     Args:
         layouts: by module name.
-        dp, tp: parts of the batch, and of features or sequence.
+        dp, tp: parts of the batch, and of features or sequence; their product is the size of a
+            stage.
         stages: ranks of each pipeline stage, in order of the model.
         zero: 0 to 3.
         units: modules that are gathered as one (zero=3), in order of first use, '' last.
+        is_mixed: modules differ in parts of the batch or of the features; ``dp`` is the most, and
+            what a module leaves over of a stage's ranks does the same as others.
     """
 
     layouts: dict[str, Layout]
@@ -66,6 +69,13 @@ class Spread:
     stages: tuple[tuple[int, ...], ...]
     zero: int
     units: tuple[str, ...]
+    is_mixed: bool = False
+
+    def sharing(self, stage: int, batch: int) -> tuple[int, ...]:
+        """Ranks of a stage that have the same part of a module's parameters as its first rank,
+        for each of ``batch`` parts of the batch."""
+        ranks = self.stages[stage]
+        return ranks[::len(ranks) // batch]
 
     @property
     def num_ranks(self) -> int:
@@ -84,15 +94,21 @@ class StrategyTree:
         tree = StrategyTree(16).split('', 'batch', 4).shard('', zero=3)
         tree.split('layers.*.attention', 'heads', 4).split('layers.*.mlp.up', 'out', 4)
         tree.split('layers.*.mlp.down', 'in', 4).recompute('layers.*')
+
+    Modules may differ. Eight parts of the batch, and a classifier with all of it on each rank and
+    an eighth of its outputs::
+
+        tree = StrategyTree(8).split('', 'batch', 8)
+        tree.split('head', 'batch', 1).split('head.fc', 'out', 8)
     """
 
     num_ranks: int | None = None
     rules: list[tuple[str, dict]] = field(default_factory=list)
 
     def split(self, name: str, dim: str, parts: int) -> StrategyTree:
-        """Cut the work along a dimension: 'batch' of the model; 'out' or 'in' features of a linear
-        layer; 'heads' of a module as a whole, such as attention or an MLP; 'sequence' of what lies
-        between those."""
+        """Cut the work along a dimension: 'batch' of the model, or of a module that has it in
+        other parts; 'out' or 'in' features of a linear layer; 'heads' of a module as a whole, such
+        as attention or an MLP; 'sequence' of what lies between those."""
         if dim not in DIMS:
             raise VisionError('VIS-CONFIG-1621', f'split({name!r}, {dim!r}): no such dimension',
                               where='strategy', do=f'one of {", ".join(DIMS)}')
@@ -175,12 +191,17 @@ def _checked(graph: ModuleGraph, layouts: dict[str, Layout], num_ranks: int | No
         return next(iter(values), 1)
 
     used = [layouts[each.name] for each in graph.modules]
-    dp = one('number of parts of the batch', {each.batch for each in used})
-    tp = one('number of parts of features and sequence',
-             {each.parts for each in used if each.parts > 1}
-             | {each.sequence for each in used if each.sequence > 1})
     zero = one('zero', {layouts[module.name].zero for module in graph.modules
                         if module.parameters})
+    batches = {each.batch for each in used}
+    degrees = {each.parts for each in used if each.parts > 1}
+    is_mixed = len(batches) > 1 or len(degrees) > 1
+    if is_mixed:
+        dp, tp = _mixed_degrees(used, zero)
+    else:
+        dp = next(iter(batches), 1)
+        tp = one('number of parts of features and sequence',
+                 degrees | {each.sequence for each in used if each.sequence > 1})
     for module in graph.modules:
         _refuse_uneven(module, layouts[module.name])
         _refuse_uneven_ties(module, graph, layouts)
@@ -196,7 +217,26 @@ def _checked(graph: ModuleGraph, layouts: dict[str, Layout], num_ranks: int | No
                           do="add split('', 'batch', N), or leave shard() out")
     names = {layouts[each.name].unit for each in graph.modules}
     units = [each.name for each in graph.modules if each.name in names and each.name]
-    return Spread(layouts, dp, tp, stages, zero, (*units, '') if zero == 3 else ())
+    return Spread(layouts, dp, tp, stages, zero, (*units, '') if zero == 3 else (), is_mixed)
+
+
+def _mixed_degrees(layouts: Sequence[Layout], zero: int) -> tuple[int, int]:
+    """(most parts of the batch, ranks for each of them) where modules differ."""
+    if zero or any(each.sequence > 1 for each in layouts):
+        verb = f'shard(zero={zero})' if zero else "split('sequence')"
+        raise VisionError('VIS-CONFIG-1621', f'{verb}, and modules that differ in their parts of '
+                          'the batch or of the features', where='strategy',
+                          why='ranks that share would differ from module to module',
+                          do='give all modules as many parts, or leave it out')
+    degrees = sorted({each.batch * each.parts for each in layouts})
+    size, dp = degrees[-1], max(each.batch for each in layouts)
+    for degree in (*degrees, dp):
+        if size % degree:
+            raise VisionError('VIS-CONFIG-1620', f'modules in {degree} parts and others in {size}',
+                              where='strategy', why=f'{size} / {degree} leaves {size % degree}; '
+                              'a module has an equal number of ranks for each of its parts',
+                              do='let the parts of all modules divide those of the most')
+    return dp, size // dp
 
 
 def _refuse_uneven(module: Module, layout: Layout) -> None:

@@ -81,7 +81,7 @@ def split_features(graph: ModuleGraph, spread: Spread) -> ModuleGraph:
         for key in keys:
             tensors[key] = replace(tensors[key], num_bytes=-(-tensors[key].num_bytes // spread.tp))
         ops += [*before.get(at, ()), local, *after.get(at, ())]
-    modules = tuple(_local_module(each, spread.layouts[each.name]) for each in graph.modules)
+    modules = tuple(local_module(each, spread.layouts[each.name]) for each in graph.modules)
     return replace(graph, modules=modules, ops=tuple(ops), tensors=tensors)
 
 
@@ -183,12 +183,21 @@ def _local(op: Op, region: Region | None, spread: Spread,
             made = scaled(op, 1 / parts)
             return _cut(made, 'rows', parts), _not_gradients(op)
         return op, ()
-    dim = layout.dim if layout.parts > 1 else ''
+    return part_of(op, layout.dim if layout.parts > 1 else '', parts, is_sum=ends_here)
+
+
+def part_of(op: Op, dim: str, parts: int, *, is_sum: bool) -> tuple[Op, tuple[int, ...]]:
+    """(the part of an operator of a layer split along ``dim``, tensors of it that are parts).
+
+    Args:
+        dim: of the layer; '' of what only follows the layout of its neighbours.
+        is_sum: what it makes forward is a partial sum.
+    """
     made = scaled(op, 1 / parts)
     if op.kind == 'gemm':
-        made = _product(op, dim, parts, region)
+        made = _product(op, dim, parts)
     # Partial sums are whole in size: of the last layer forward, of the first ones backward.
-    if ends_here or dim == OUT and op.phase == INPUT_GRAD:
+    if is_sum or dim == OUT and op.phase == INPUT_GRAD:
         return replace(made, saved_bytes=op.saved_bytes, output_bytes=op.output_bytes), ()
     return made, op.begins
 
@@ -197,7 +206,7 @@ def _not_gradients(op: Op) -> tuple[int, ...]:
     return () if op.phase == WEIGHT_GRAD else op.begins
 
 
-def _product(op: Op, dim: str, parts: int, region: Region) -> Op:
+def _product(op: Op, dim: str, parts: int) -> Op:
     """A product with one side cut, and the bytes that its other sides still have."""
     side = 'inner' if dim == IN else 'out'
     if dim == HEADS and op.batch > 1:
@@ -215,7 +224,9 @@ def _cut(op: Op, side: str, parts: int) -> Op:
     return replace(op, **{letter: -(-getattr(op, letter) // parts)})
 
 
-def _local_module(module: Module, layout: Layout) -> Module:
+def local_module(module: Module, layout: Layout) -> Module:
+    """With the parameters of one rank, and the part of a split sequence that it sends on."""
+    module = replace(module, output_bytes=-(-module.output_bytes // layout.sequence))
     if layout.parts == 1 or not module.parameters:
         return module
 

@@ -15,10 +15,7 @@ from vision.simulator.core.graph import (
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
-    Module,
-    ModuleGraph,
     Op,
-    Parameter,
 )
 
 
@@ -171,11 +168,6 @@ def layer_forward(decoder: Decoder, part: Part, *, module: str = '') -> list[Op]
     return write.ops
 
 
-def layer_backward(decoder: Decoder, part: Part, *, module: str = '') -> list[Op]:
-    """Backward of ``layer_forward``: each product twice, other operators with their reads."""
-    return backward_of(layer_forward(decoder, part, module=module))
-
-
 def backward_of(forward: Sequence[Op]) -> list[Op]:
     """Operators of the backward, in its order. A product with weights has two; a fused attention
     computes its scores again (2.5 times the FLOPs: Dao et al. 2022, arXiv:2205.14135); what is
@@ -264,46 +256,6 @@ def kept_bytes(decoder: Decoder, part: Part, recompute: str) -> float:
         per_score = 2 + (3 if decoder.dropout else 0)
         total += per_score * part.rows * decoder.heads / t * decoder.sequence**2 / part.context
     return total
-
-
-def decoder_graph(decoder: Decoder, rows: int) -> ModuleGraph:
-    """The unsplit decoder on one device, for strategies to compile: modules 'embedding',
-    'layers.0' ..., 'head'; equal layers are alike."""
-    part = Part(rows)
-    h = decoder.hidden
-    names = [f'layers.{index}' for index in range(decoder.layers)]
-    forward = [*embedding_forward(decoder, part)]
-    modules = [Module('', 'Decoder'), Module('embedding', 'Embedding', (Parameter(
-        'embedding.weight', (decoder.vocabulary, h), 2,
-        shared_with=('head',) if decoder.is_tied else ()),))]
-    for name in names:
-        inside, ops = _layer_modules(decoder, part, name)
-        modules += inside
-        forward += ops
-    forward += head_forward(decoder, part)
-    own = () if decoder.is_tied else (Parameter('head.weight', (decoder.vocabulary, h), 2),)
-    modules.append(Module('head', 'Linear', own))
-    return ModuleGraph(tuple(modules), (*forward, *backward_of(forward)),
-                       input_bytes=8 * rows * decoder.sequence, batch_size=rows,
-                       notes=('operators of the decoder are counted from its sizes',))
-
-
-def _layer_modules(decoder: Decoder, part: Part, name: str) -> tuple[list[Module], list[Op]]:
-    """A module for each product, so that strategies can split it."""
-    h, rows, size = decoder.hidden, part.rows, part.rows * decoder.sequence * 2
-    modules = [Module(name, 'DecoderLayer', output_bytes=size * h,
-                      output_shape=(rows, decoder.sequence, h), like=0)]
-    ops = []
-    for op in layer_forward(decoder, part):
-        inner = f'{name}.{op.name}'
-        if op.kind == 'gemm' and op.batch == 1:
-            weight = Parameter(f'{inner}.weight', (op.n, op.k), 2)
-            modules.append(Module(inner, 'Linear', (weight,), output_bytes=size * op.n,
-                                  output_shape=(rows, decoder.sequence, op.n)))
-            ops.append(replace(op, module=inner))
-        else:
-            ops.append(replace(op, module=name))
-    return modules, ops
 
 
 class _Writer:

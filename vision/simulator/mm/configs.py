@@ -17,12 +17,13 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from vision.common.core.amounts import format_bytes
+from vision.common.core.amounts import format_bytes, parse_budget
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import explained, find_classes
 from vision.registry import MODELS
 from vision.simulator.core.compile import OPTIMIZERS, Settings
 from vision.simulator.core.graph import ModuleGraph, larger_batch
+from vision.simulator.core.memory_plan import MemoryOptions
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.nn.trace import trace
 
@@ -41,7 +42,8 @@ class Configured:
 
     Args:
         graph: of one micro-batch of one share of the data.
-        tree: how it is spread; ``pipeline`` holds a ZeroPPStrategy's own options.
+        tree: how it is spread; ``pipeline`` holds a ZeroPPStrategy's own options, ``memory`` the
+            budget of activations.
         batch_size: samples of a rank's step.
         stages: names of a pipeline's pieces in order.
         param_dtype: that the strategy computes and gathers in, if it says so.
@@ -53,6 +55,7 @@ class Configured:
     settings: Settings
     batch_size: int
     image_size: tuple[int, int]
+    memory: MemoryOptions | None = None
     pipeline: dict[str, Any] | None = None
     stages: tuple[str, ...] = ()
     param_dtype: str | None = None
@@ -69,7 +72,8 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
         image_size: (height, width); None: as the training pipeline says.
     Raises:
         VisionError: VIS-CONFIG-1630 it trains nothing, 1631 nothing says how large its images
-            are, 1632 its strategy cannot have so many ranks; 1610, 1611 of ``trace``.
+            are, 1632 its strategy cannot have so many ranks, 1677 activation_memory that training
+            refuses; 1610, 1611 of ``trace``.
     """
     missing = [key for key in ('train_dataloader', 'train_cfg', 'optim_wrapper')
                if not config.get(key)]
@@ -109,8 +113,29 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
         from vision.pipeline.nn.chunks import pieces_of
         names = of_pipeline.get('stages') if of_pipeline else None
         stages = tuple(piece.name for piece in pieces_of(model, names))
-    return Configured(graph, tree, settings, batch, size, of_pipeline, stages,
+    memory = _memory(config.get('activation_memory'), notes, is_pipeline=bool(of_pipeline))
+    return Configured(graph, tree, settings, batch, size, memory, of_pipeline, stages,
                       param_dtype, [*graph.notes, *notes])
+
+
+def _memory(options: Mapping | None, notes: list[str], *, is_pipeline: bool
+            ) -> MemoryOptions | None:
+    """The budget of ``activation_memory``."""
+    if not options:
+        return None
+    if is_pipeline or options.get('budget') is None:
+        raise VisionError('VIS-CONFIG-1677', 'activation_memory in a pipeline' if is_pipeline
+                          else 'activation_memory without a budget', where='activation_memory',
+                          why='tools/train.py refuses it too', do='leave activation_memory out, '
+                          'or shard the model (FSDP2Strategy) instead' if is_pipeline
+                          else "activation_memory=dict(budget='12GB'), or a ratio: budget=0.4")
+    if options.get('mode') == 'reactive' or options.get('compile'):
+        notes.append('activation_memory is planned here, as mode=\'planned\' does from the second '
+                     'step on')
+    host, ratio = options.get('host_budget'), parse_budget(options['budget'])
+    given = {key: options[key] for key in ('actions', 'min_bytes') if key in options}
+    return MemoryOptions(ratio.ratio, ratio.bytes, ignore=tuple(options.get('ignore') or ()),
+                         host_bytes=None if host is None else parse_budget(host).bytes, **given)
 
 
 def _divided(batch: int, num_microbatches: int) -> int:

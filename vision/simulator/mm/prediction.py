@@ -10,6 +10,7 @@ from typing import Any
 
 from vision.common.core.amounts import format_bytes, parse_budget
 from vision.common.core.errors import VisionError
+from vision.memory.core.plan import Link, Plan
 from vision.pipeline.core.cut import cut
 from vision.pipeline.core.tasks import Costs
 from vision.simulator.core.cluster import Cluster
@@ -17,6 +18,7 @@ from vision.simulator.core.compile import Settings, compile_strategy
 from vision.simulator.core.engine import run
 from vision.simulator.core.graph import ModuleGraph, larger_batch
 from vision.simulator.core.memory import Allocator, Verdict
+from vision.simulator.core.memory_plan import MemoryOptions, with_memory_plan
 from vision.simulator.core.outcome import Outcome
 from vision.simulator.core.priced import ClusterPricing
 from vision.simulator.core.pricing import DEFAULT_INTERVAL, Prices
@@ -25,6 +27,7 @@ from vision.simulator.core.stages import Stages, piece_flops, stage_costs, step_
 from vision.simulator.mm.configs import Configured
 
 NUM_TOP_COSTS = 10
+Plans = dict[MemoryOptions, tuple[ModuleGraph, Plan]]
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,13 @@ class Predicted:
             sources=self.notes, assumed=list(self.assumed), strategy=self.text)
 
 
-def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False) -> Predicted:
+def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False,
+            plans: Plans | None = None) -> Predicted:
     """Compile, price and run one step.
+
+    Args:
+        plans: of activations, where several strategies of one graph are predicted: what is there
+            is not planned again.
 
     Raises:
         VisionError: of the strategy (1620 to 1622), of the cluster (1633: it has too few devices),
@@ -102,7 +110,9 @@ def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False) -> 
         micro = int(configured.pipeline['num_microbatches'])
     else:
         settings = replace(configured.settings, slowdown=cluster.overheads.slowdown)
-        program = compile_strategy(configured.graph, configured.tree, pricing, settings)
+        program = compile_strategy(
+            _planned(configured, pricing, {} if plans is None else plans), configured.tree,
+            pricing, settings)
         ranks = shares = program.replicas
         micro = settings.num_microbatches
     available = cluster.num_nodes * cluster.gpus_per_node
@@ -122,6 +132,24 @@ def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False) -> 
         graph.flops() * micro * shares, _peak(graph, pricing.prices),
         outcome.verdict(round(cluster.device.memory_bytes), allocator), pricing.costs,
         pricing.prices.notes.to_dict(), tuple(configured.notes))
+
+
+def _planned(configured: Configured, pricing: ClusterPricing, plans: Plans) -> ModuleGraph:
+    """The graph under the config's budget of activations, if it has one."""
+    options, prices = configured.memory, pricing.prices
+    if options is None:
+        return configured.graph
+    link = Link(1.0, 1.0, overlaps=True)  # not used
+    if options.actions != 'recompute':
+        host = prices.cluster.link('host')
+        link = Link(host.rate_per_device, host.rate_per_device, overlaps=True)
+    if options not in plans:
+        plans[options] = with_memory_plan(configured.graph, options, prices.device_seconds, link)
+    graph, plan = plans[options]
+    if not plan.fits:
+        prices.notes.say('assumed', 'no plan found is within the budget of activations: '
+                         f'{format_bytes(plan.peak_bytes)} is the least')
+    return graph
 
 
 def _peak(graph: ModuleGraph, prices: Prices) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -10,9 +9,13 @@ from dataclasses import dataclass, field, replace
 from vision.common.core.errors import VisionError
 from vision.simulator.core.cluster import Cluster
 from vision.simulator.core.graph import Module, ModuleGraph, larger_batch
+from vision.simulator.core.memory_plan import MemoryOptions
+from vision.simulator.core.search import explore, pareto
 from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.mm.configs import Configured
-from vision.simulator.mm.prediction import Predicted, predict
+from vision.simulator.mm.prediction import Plans, Predicted, predict
+
+BUDGETS = (0.6, 0.4)  # of the peak of a step's activations and gradients
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Found:
 
     @property
     def name(self) -> str:
-        """Of the fastest that fits and that a config can say; of the smallest if none fits."""
+        """Of the fastest that fits; of the smallest if none fits."""
         usable = {name: each for name, each in self.tried.items()
                   if each.verdict.state != 'out of memory'}
         if usable:
@@ -46,10 +49,9 @@ class Found:
 
     @property
     def front(self) -> set[str]:
-        cost = {name: (each.step_seconds, each.verdict.needed_bytes)
-                for name, each in self.tried.items()}
-        return {name for name, (seconds, size) in cost.items() if not any(
-            (a <= seconds and b < size) or (a < seconds and b <= size) for a, b in cost.values())}
+        return {name for name, _ in pareto(
+            list(self.tried.items()),
+            lambda each: (each.step_seconds, each.verdict.needed_bytes))}
 
 
 def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 60.0,
@@ -67,46 +69,76 @@ def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 
                           where='strategy', why='its batch is that of micro-batches already',
                           do='give the plain config and --gpus N: pipelines are among what is '
                           'tried')
-    found, start = Found(), time.monotonic()
-    for variant in variants(configured):
-        if found.tried and time.monotonic() - start > budget_seconds:
-            found.refused[variant.name] = 'the time of the search was over'
-            continue
+    refused: dict[str, str] = {}
+    plans: Plans = {}
+
+    def play(variant: Variant) -> Predicted | None:
         try:
-            found.tried[variant.name] = replace(
-                predict(variant.configured, cluster, tf32=tf32), text=variant.text)
+            return replace(predict(variant.configured, cluster, tf32=tf32, plans=plans),
+                           text=variant.text)
         except VisionError as error:
-            found.refused[variant.name] = f'{error.code} {error.what}'
-    if not found.tried:
+            refused[variant.name] = f'{error.code} {error.what}'
+            return None
+
+    tour = explore(variants(configured), play, budget_s=budget_seconds,
+                   seconds_of=lambda each: each.step_seconds)
+    refused |= {variant.name: 'the time of the search was over' for variant in tour.left}
+    if not tour.played:
         raise VisionError('VIS-CONFIG-1635', 'no strategy can be simulated', where='--search',
-                          why='; '.join(found.refused.values())[:300],
+                          why='; '.join(refused.values())[:300],
                           do='choose another number of --gpus')
-    return found
+    return Found({variant.name: result for variant, result in tour.played}, refused)
 
 
 def variants(configured: Configured) -> Iterator[Variant]:
     """Whole on each rank, in shards, in stages; those that are likely to be fast first."""
     ranks = configured.tree.num_ranks or 1
-    graph, settings, dtype = configured.graph, configured.settings, configured.param_dtype
-    blocks = repeated_blocks(graph)
+    dtype = configured.param_dtype
+    blocks = repeated_blocks(configured.graph)
     plain = replace(configured, pipeline=None)
     if ranks == 1:
-        yield Variant('one rank', replace(plain, tree=StrategyTree(1)), '')
+        alone = Variant('one rank', replace(plain, tree=StrategyTree(1)), '')
+        yield alone
+        yield from under_budgets(alone)
         return
     tree = StrategyTree(ranks).split('', 'batch', ranks)
-    yield Variant('DDP', replace(plain, tree=tree), _text(dict(type='DDPStrategy'), dtype))
+    whole = Variant('DDP', replace(plain, tree=tree), _text(dict(type='DDPStrategy'), dtype))
+    yield whole
     classes = sorted({module.type for module in blocks})
     tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
-    yield Variant('FSDP2, all at once', replace(plain, tree=tree),
-                  _text(dict(type='FSDP2Strategy'), dtype))
+    shards = Variant('FSDP2, all at once', replace(plain, tree=tree),
+                     _text(dict(type='FSDP2Strategy'), dtype))
+    yield shards
     if blocks:
         tree = StrategyTree(ranks).split('', 'batch', ranks).shard('', zero=3)
         for module in blocks:
             tree.shard(module.name, zero=3)
-        yield Variant(f'FSDP2, {", ".join(classes)}', replace(plain, tree=tree),
-                      _text(dict(type='FSDP2Strategy', wrap=classes), dtype))
+        shards = Variant(f'FSDP2, {", ".join(classes)}', replace(plain, tree=tree),
+                         _text(dict(type='FSDP2Strategy', wrap=classes), dtype))
+        yield shards
+    yield from _pipelines(configured, ranks)
+    yield from under_budgets(whole)
+    yield from under_budgets(shards)
+
+
+def under_budgets(variant: Variant) -> Iterator[Variant]:
+    """The same with less memory for activations, by recomputation alone and with copies to host
+    memory; the config's own budget stays what it is."""
+    if variant.configured.memory is not None:
+        return
+    for ratio in BUDGETS:
+        for actions in ('recompute', 'both'):
+            options = dict(budget=ratio, actions=actions)
+            yield Variant(
+                f'{variant.name}, {100 * ratio:.0f} % {actions}',
+                replace(variant.configured, memory=MemoryOptions(ratio, actions=actions)),
+                f'{variant.text}\nactivation_memory = {options!r}'.lstrip())
+
+
+def _pipelines(configured: Configured, ranks: int) -> Iterator[Variant]:
     if not configured.stages:
         return
+    graph, settings, dtype = configured.graph, configured.settings, configured.param_dtype
     total = configured.batch_size * ranks
     for pp in (size for size in range(2, ranks + 1) if ranks % size == 0):
         dp = ranks // pp
@@ -121,7 +153,8 @@ def variants(configured: Configured) -> Iterator[Variant]:
             options['chunks'] = chunks
             grown = larger_batch(graph, samples / (graph.batch_size or 1))
             yield Variant(f'ZeroPP pp={pp} dp={dp} M={micro}', replace(
-                configured, graph=grown, pipeline=options, batch_size=total // dp,
+                configured, graph=grown, memory=None, pipeline=options,
+                batch_size=total // dp,
                 settings=replace(settings, num_microbatches=1)),
                 f'{_text(options, dtype)}\ntrain_dataloader = dict(batch_size={total // dp})')
 

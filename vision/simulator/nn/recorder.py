@@ -210,6 +210,8 @@ class Recorder(TorchDispatchMode):
                 continue
             saved = sum(self.sizes[number] for number in seen.begins if number in kept)
             op = replace(seen.op, begins=tuple(seen.begins), ends=(*waiting, *seen.ends),
+                         reads=tuple(sorted(seen.reads & tensors.keys())),
+                         writes=tuple(sorted(seen.writes & tensors.keys() - set(seen.begins))),
                          saved_bytes=saved, completes=tuple(seen.completes))
             waiting = []
             ops += _by_phase(op, seen, of_weights)

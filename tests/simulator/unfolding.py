@@ -1,24 +1,20 @@
-"""A program of one rank that stands for all, written out for each of them."""
+"""A program of one rank that stands for all, written out for each of them: the judge of that."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import replace
 
-from vision.simulator.core.program import Node, Program
+from vision.simulator.core.program import FEATURE, GRADIENT
 
 
-def unfolded(program: Program, groups: Sequence[str], dp: int, tp: int) -> Program:
-    """The program of one rank written out for all: collectives join the ranks of their group."""
+def unfolded(program, dp, tp):
+    """Collectives join the ranks of their group: of gradients those with other parts of the batch,
+    of features those with the other parts of them. Without ZeRO, whose gathers are of neither."""
     ranks = range(dp * tp)
-    members = {'': lambda rank: (rank,), 'tp': lambda rank: tuple(
-        range(rank - rank % tp, rank - rank % tp + tp)),
-        'dp': lambda rank: tuple(range(rank % tp, dp * tp, tp))}
-    nodes: list[Node] = []
-    number: dict[tuple[int, int], int] = {}
-    for index, (node, group) in enumerate(zip(program.nodes, groups, strict=True)):
+    members = {FEATURE: lambda rank: tuple(range(rank - rank % tp, rank - rank % tp + tp)),
+               GRADIENT: lambda rank: tuple(range(rank % tp, dp * tp, tp))}
+    nodes, number = [], {}
+    for index, node in enumerate(program.nodes):
         for rank in ranks:
-            together = members[group](rank)
+            together = members.get(node.stream, lambda rank: (rank,))(rank)
             if together[0] != rank:
                 continue
             after = {number[before, each] for before in node.after for each in together}
