@@ -23,6 +23,7 @@ def load(folder, name):
     return module
 
 
+sys.path.insert(0, str(ROOT / 'tools' / 'benchmarks'))
 bench_tool, plot_tool = load('benchmarks', 'active_class'), load('analysis', 'plot_active_class')
 
 

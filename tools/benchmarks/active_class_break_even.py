@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from active_class import Bench, synthetic_rows, time_steps
 from active_class import build_parser as bench_parser
+from active_class_bench import Bench, synthetic_rows, time_steps
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
