@@ -6,6 +6,8 @@ import pytest
 from vision.common.core.errors import VisionError
 from vision.faces.core.evaluate.identification import (
     exact_search,
+    mates,
+    rank1_among_distractors,
     rank_by_search,
     rank_exactly,
     rank_k,
@@ -67,3 +69,40 @@ def test_open_set_without_strangers_is_refused():
         tpir_at_fpir(found, [0.1])
     with pytest.raises(VisionError, match='VIS-DATA-1067'):
         rank_exactly(GALLERY[:0], NAMES[:0], GALLERY, NAMES)
+
+
+def test_mates_are_all_ordered_pairs_of_one_person():
+    pairs = set(zip(*(part.tolist() for part in mates(np.array([4, 9, 4, 7, 4, 9]))), strict=True))
+    assert pairs == {(0, 2), (2, 0), (0, 4), (4, 0), (2, 4), (4, 2), (1, 5), (5, 1)}
+
+
+def test_a_mate_behind_a_distractor_is_not_found():
+    # Two pictures at a cosine of 0.8; the first distractor is at 0.6 of the first of them, the
+    # second at 0.8 of it (a tie): then only the other way round is found.
+    probes = np.array([[1, 0, 0], [0.8, 0.6, 0]], dtype=np.float32)
+    distractors = np.array([[0.6, -0.8, 0], [1.6, -1.2, 0]], dtype=np.float32)
+    assert rank1_among_distractors(probes, np.zeros(2), distractors, [2, 1]) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize('at_once', [1, 100, 1 << 24])
+def test_distractors_in_blocks_equal_the_whole_matrix(monkeypatch, at_once):
+    from vision.faces.core.evaluate import identification
+    monkeypatch.setattr(identification, 'SCORES_AT_ONCE', at_once)
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 6, 24)
+    probes = unit_rows(np.eye(6, 8)[labels] + rng.normal(0, 0.5, (24, 8)))
+    distractors = rng.normal(size=(90, 8)).astype(np.float32)
+    expected = []
+    for size in (1, 10, 90):
+        scores = probes @ unit_rows(distractors[:size]).T
+        expected.append(np.mean([(probes[i] @ probes[j] > scores[i]).all() for i in range(24)
+                                 for j in range(24) if i != j and labels[i] == labels[j]]))
+    assert rank1_among_distractors(probes, labels, distractors, [1, 10, 90]) == expected
+    assert expected[0] > expected[2] > 0
+    with pytest.raises(VisionError, match='VIS-DATA-1067'):
+        rank1_among_distractors(probes, labels, distractors, [91])
+    with pytest.raises(VisionError, match='VIS-DATA-1067'):
+        rank1_among_distractors(probes, np.arange(24), distractors, [9])
+    distractors[70] = 0
+    with pytest.raises(VisionError, match='first: row 70'):
+        rank1_among_distractors(probes, labels, distractors, [90])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.data.insightface_bin import read_bin, write_bin
+from vision.faces.core.data.insightface_bin import read_bin
 
 IMAGES = [bytes([number]) * 4 + b'\xff\x00' for number in range(40)]
 SAME = [row % 2 == 0 for row in range(20)]
@@ -56,7 +56,7 @@ def test_a_file_of_python_2_is_read(tmp_path):
 
 
 def test_own_writer_and_pairs(tmp_path):
-    write_bin(tmp_path / 'set.bin', IMAGES, SAME)
+    (tmp_path / 'set.bin').write_bytes(pickle.dumps((IMAGES, SAME)))
     pairs = read_bin(tmp_path / 'set.bin').pairs()
     assert pairs.paths[:3] == ('0', '1', '2') and pairs.same.tolist() == SAME
     assert pairs.num_folds == 10 and np.bincount(pairs.folds).tolist() == [2] * 10

@@ -8,7 +8,7 @@ from vision.faces.core.data.pairs import read_pairs, stratified_folds
 from vision.faces.core.evaluate.verification import (
     ScoreHistogram,
     all_pairs_tar,
-    fuse_flip,
+    pair_cosines,
     pair_distances,
     tar_at_far,
     ten_fold,
@@ -37,6 +37,12 @@ def test_list_form_and_paths_with_spaces(tmp_path):
     assert pairs.paths == ('a b.jpg', 'c.jpg', 'd.jpg') and pairs.same.tolist() == [True, False]
 
 
+def test_two_lines_make_a_pair_in_calfw_and_cplfw(tmp_path):
+    pairs = read_pairs(write(tmp_path, 'a.jpg 1\nb.jpg 1\n\na.jpg 0\nc.jpg 0\n'), num_folds=1)
+    assert pairs.paths == ('a.jpg', 'b.jpg', 'c.jpg') and pairs.same.tolist() == [True, False]
+    assert pairs.first.tolist() == [0, 0] and pairs.second.tolist() == [1, 2]
+
+
 def test_folds_of_a_protocol_list_are_its_own():
     same = np.tile(np.repeat([True, False], 3), 10)  # LFW in miniature: 3 + 3 pairs a fold
     assert stratified_folds(same, 10).tolist() == np.repeat(np.arange(10), 6).tolist()
@@ -56,7 +62,8 @@ def test_folds_are_level_in_both_kinds(num_same, num_other):
     ('1\t1\nAda\t1\t2\nAda\t1\t3\n', 'VIS-DATA-1062'),
     ('1\t1\nAda\t1\t2\nAda\tx\tBob\t3\n', 'VIS-DATA-1061'),
     ('a.jpg b.jpg 2\n', 'VIS-DATA-1061'), ('a.jpg b.jpg\n', 'VIS-DATA-1061'),
-    ('a.jpg b.jpg 1\n' * 20, 'VIS-DATA-1062')])
+    ('a.jpg b.jpg 1\n' * 20, 'VIS-DATA-1062'), ('a.jpg 1\nb.jpg 0\n', 'VIS-DATA-1061'),
+    ('a.jpg 1\nb.jpg 1\nc.jpg 0\n', 'VIS-DATA-1061'), ('a.jpg 1\n../b 1\n', 'VIS-DATA-1061')])
 def test_broken_lists_are_refused(tmp_path, text, code):
     with pytest.raises(VisionError, match=code):
         read_pairs(write(tmp_path, text))
@@ -96,7 +103,17 @@ def test_distances_are_two_minus_two_cosines():
     first, second = np.array([0, 2]), np.array([1, 5])
     cosines = (rows[first] * rows[second]).sum(axis=1)
     assert pair_distances(rows, first, second) == pytest.approx(2 - 2 * cosines, abs=1e-6)
-    assert fuse_flip(rows, rows) == pytest.approx(rows, abs=1e-6)
+    assert pair_cosines(rows, first, second) == pytest.approx(cosines, abs=1e-6)
+
+
+def test_blocks_of_pairs_change_nothing(monkeypatch):
+    from vision.faces.core.evaluate import verification
+    rng = np.random.default_rng(5)
+    rows, ends = unit_rows(rng.normal(size=(9, 8))), rng.integers(0, 9, (2, 50))
+    whole = pair_distances(rows, *ends), pair_cosines(rows, *ends)
+    monkeypatch.setattr(verification, 'PAIRS_AT_ONCE', 7)
+    assert (pair_distances(rows, *ends) == whole[0]).all()
+    assert (pair_cosines(rows, *ends) == whole[1]).all()
 
 
 def test_a_row_without_direction_is_named():

@@ -1,4 +1,4 @@
-"""Data sets and metrics end to end on generated pictures; glyphs on Latin and CJK fonts."""
+"""Data sets and metrics end to end on generated pictures."""
 
 import pickle
 
@@ -8,16 +8,12 @@ import pytest
 import torch
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.data.font_files import FAMILIES, find_font_files
-from vision.faces.core.data.insightface_bin import write_bin
 from vision.faces.core.data.recordio import write_face_records
 from vision.faces.core.evaluate.verification import unit_rows
 from vision.faces.mm import IdentificationMetric, VerificationMetric
 from vision.registry import DATASETS
 
 NUM_PEOPLE, NUM_EACH = 6, 3
-LATIN = [dict(name=name, package='fonts-dejavu', files=[f'DejaVu{name}.ttf'], licence='free')
-         for name in ('Sans', 'Serif', 'SansMono')]
 
 
 def picture(label, number):
@@ -60,6 +56,21 @@ def test_folder_list_and_record_give_the_same(folder, tmp_path):
     assert item['data_samples'].sample_idx == 4 and not item['data_samples'].is_gallery
 
 
+def test_the_first_picture_of_an_identity_is_enrolled_in_any_order(folder, tmp_path):
+    """A list that comes back to a person would have enrolled it twice."""
+    lines = [f'person{label}/{number}.png {label}\n' for label in range(NUM_PEOPLE)
+             for number in range(NUM_EACH)]
+    order = np.random.default_rng(4).permutation(len(lines))
+    (tmp_path / 'list.txt').write_text(''.join(lines[row] for row in order))
+    dataset = build(type='FaceList', ann_file=str(tmp_path / 'list.txt'), data_root=str(folder))
+    seen, expected = set(), []
+    for label in dataset.labels:
+        expected.append(label not in seen)
+        seen.add(label)
+    found = [dataset[position]['data_samples'].is_gallery for position in range(len(dataset))]
+    assert found == expected and sum(found) == NUM_PEOPLE
+
+
 def test_identity_without_picture_label_gap_and_bad_picture(folder, tmp_path):
     (tmp_path / 'list.txt').write_text('person0/0.png 0\nperson1/0.png 2\n')
     with pytest.raises(VisionError, match='label 1 has no picture'):
@@ -94,7 +105,7 @@ def test_verification_over_pairs_and_over_a_bin(folder, tmp_path):
     rows = np.stack([people[int(path[6])] for path in pairs.paths])
     metrics = evaluate(VerificationMetric(fars=[0.1]), pairs, rows)
     assert metrics['verification/accuracy'] == 1 and metrics['verification/tar@0.1'] == 1
-    write_bin(tmp_path / 'a.bin', files, same)
+    (tmp_path / 'a.bin').write_bytes(pickle.dumps((files, same)))
     assert len(build(type='FaceBin', path=str(tmp_path / 'a.bin'))) == 80
     (folder / 'person0' / '0.png').unlink()
     with pytest.raises(VisionError, match='1 of .* pictures'):
@@ -148,88 +159,3 @@ def test_strangers_of_a_folder_that_enrols_everybody(folder, index):
     assert 0 < found['identification/tpir@0.2'] <= found['identification/tpir@0.5']
     with pytest.raises(VisionError, match='VIS-DATA-1067'):
         IdentificationMetric(stranger_share=1.0)
-
-
-def require(names):
-    try:
-        for name in names:
-            find_font_files(FAMILIES[name])
-    except VisionError as error:
-        pytest.skip(error.what)
-
-
-def require_latin():
-    from vision.faces.mm.glyph_data import _family
-    try:
-        for value in LATIN:
-            find_font_files(_family(value))
-    except VisionError as error:
-        pytest.skip(error.what)
-
-
-def latin(split='train', **options):
-    return build(type='GlyphDataset', split=split, families=LATIN[:2], held_out=LATIN[2:],
-                 ranges=[(65, 91), (97, 123)], num_classes=30, num_unseen=5, min_families=2,
-                 **options)
-
-
-def test_latin_glyphs_have_ink_and_repeat():
-    require_latin()
-    train, val = latin(), latin('val')
-    assert len(train) == 60 and len(val) == 35 and train.num_classes == 30
-    images = np.stack([train.read(position) for position in range(60)])
-    assert images.shape == (60, 32, 32, 1) and (images.max(axis=(1, 2, 3)) > 128).all()
-    copy = pickle.loads(pickle.dumps(train))
-    assert all((copy.read(position) == images[position]).all() for position in range(60))
-    assert [val.is_gallery(position) for position in range(35)] == [True] * 30 + [False] * 5
-
-
-def test_every_third_character_only():
-    require_latin()
-    whole, part = latin('val'), latin('val', every=3)
-    assert sorted(set(part.labels)) == list(range(0, 35, 3))
-    kept = np.flatnonzero(whole.labels % 3 == 0)
-    assert len(part) == len(kept)
-    assert all((part.read(i) == whole.read(j)).all() for i, j in enumerate(kept))
-
-
-def test_warped_glyphs_follow_the_seed():
-    require_latin()
-    dataset = latin(pipeline=[dict(type='GlyphWarp'), dict(type='PackFaceInputs')])
-
-    def draw(seed):
-        np.random.seed(seed)
-        return dataset[7]['inputs']
-
-    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
-    assert draw(1).shape == (1, 32, 32)
-
-
-def test_prepared_glyphs_equal_drawn_ones(tmp_path, repository):
-    require_latin()
-    from vision.faces.mm.glyph_data import glyph_plan
-    from vision.faces.nn.data.glyph_images import write_prepared
-    plan = glyph_plan(LATIN[:2], LATIN[2:], ranges=[(65, 91), (97, 123)], num_classes=30,
-                      num_unseen=5, min_families=2)
-    write_prepared(plan, 32, tmp_path)
-    for split in ('train', 'val'):
-        drawn, prepared = latin(split), latin(split, prepared=str(tmp_path))
-        assert all((drawn.read(row) == prepared.read(row)).all() for row in range(len(drawn)))
-    with pytest.raises(VisionError, match='other size'):
-        latin(prepared=str(tmp_path), size=24)
-    (tmp_path / 'images.u8').write_bytes(b'x' * 99)
-    with pytest.raises(VisionError, match='99 bytes'):
-        latin(prepared=str(tmp_path))
-
-
-def test_cjk_glyphs_have_ink():
-    require(['noto-sans', 'hanazono', 'wqy-zenhei'])
-    dataset = build(type='GlyphDataset', families=['noto-sans', 'hanazono'], min_families=2,
-                    held_out=['wqy-zenhei'], num_classes=500, num_unseen=0)
-    assert len(dataset) == 1500  # two weights of Noto
-    assert all(dataset.read(position).max() > 128 for position in range(0, 1500, 50))
-
-
-def test_an_unknown_family_is_refused():
-    with pytest.raises(VisionError, match=r"'comic' is not known(.|\n)*noto-sans"):
-        build(type='GlyphDataset', families=['comic'])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Import name of a package that is called otherwise.
-PACKAGES = {'PIL': 'pillow', 'cv2': 'opencv-python', 'faiss': 'faiss-cpu', 'mmcv': 'onedl-mmcv',
-            'mmdet': 'onedl-mmdetection', 'mmengine': 'onedl-mmengine', 'yaml': 'pyyaml'}
+PACKAGES = {'PIL': 'pillow', 'fontTools': 'fonttools', 'cv2': 'opencv-python',
+            'faiss': 'faiss-cpu', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection',
+            'mmengine': 'onedl-mmengine', 'yaml': 'pyyaml'}
 # Declared and not imported by name.
 USED_OTHERWISE = {
     'pytest-timeout': 'the limit in setup.cfg',

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +23,7 @@ def load(folder, name):
     return module
 
 
+sys.path.insert(0, str(ROOT / 'tools' / 'benchmarks'))
 bench_tool, plot_tool = load('benchmarks', 'active_class'), load('analysis', 'plot_active_class')
 
 
@@ -44,13 +46,17 @@ def test_every_selector_has_a_row_with_the_promised_columns(result):
     content = json.loads(result.read_text())
     rows = {row['selector']: row for row in content['rows']}
     assert set(rows) == set(bench_tool.NAMES)
-    promised = {'classes', 'dim', 'batch', 'selector', 'active', 'step_ms', 'upkeep_ms',
+    promised = {'classes', 'dim', 'batch', 'selector', 'active', 'step_ms', 'run_ms', 'data',
                 'full_step_ms', 'random10_step_ms', 'grad_cosine', 'grad_rel_error',
                 'outside_mass', 'extra_bytes'}
     for row in rows.values():
-        assert promised <= set(row) and row['step_ms'] > 0
+        assert promised <= set(row) and row['run_ms'] > 0 and row['data'] == 'synthetic'
     assert rows['ivf']['outside_mass'] <= rows['random']['outside_mass']
     assert rows['oracle']['grad_cosine'] > rows['random']['grad_cosine']
+    # The whole run holds what no single step does.
+    assert rows['ivf']['run_steps'] == 7 and rows['ivf']['renewal_s'] > 0
+    parts_s = rows['ivf']['renewal_s'] + rows['ivf']['checkpoint_s']
+    assert rows['ivf']['run_ms'] * rows['ivf']['run_steps'] > 1000 * parts_s
     assert rows['ivf']['extra_bytes'] > 4000 * 32 * 2  # fp16 codes at least
     assert content['settings']['threads'] == 1
     assert result.with_suffix('.md').read_text().count('\n') == len(rows) + 2
@@ -100,16 +106,40 @@ def test_rows_put_back_are_at_rest():
 
 
 def test_growth_by_hand():
-    rows = [dict(selector=name, nprobe=nprobe, classes=c, step_ms=s, upkeep_ms=u)
+    rows = [dict(selector=name, nprobe=nprobe, classes=c, run_ms=s)
             for name, nprobe in (('ivf', 12), ('ivf', 64), ('full', None))
-            for c, s, u in ((100, 9.0, 1.0), (10_000, 95.0, 5.0))]
-    rows[3]['step_ms'] = 995.0
+            for c, s in ((100, 10.0), (10_000, 100.0))]
+    rows[3]['run_ms'] = 1000.0
     assert bench_tool.growth(rows) == {'ivf, nprobe 12': 0.5, 'ivf, nprobe 64': 1.0, 'full': 0.5}
+
+
+def test_live_features_are_what_a_step_sees(tmp_path):
+    state = dict(rows=torch.randn(500, 16), features=torch.randn(20, 16),
+                 labels=torch.arange(20) * 3)
+    save_checkpoint(dict(state_dict=state), tmp_path / 'live.pth')
+    rows, live = bench_tool.read_rows(tmp_path / 'live.pth')
+    args = bench_tool.build_parser().parse_args(['--batch', '16', '--json', 'x'])
+    features, labels = bench_tool.Bench(args, rows, 0, live).batch()
+    assert features.requires_grad and (labels % 3 == 0).all()
+    assert torch.equal(features.detach(), state['features'][labels // 3])
+
+
+def test_the_fewest_rows_for_a_good_gradient_are_found(monkeypatch):
+    monkeypatch.setattr(bench_tool, 'measure_selector', lambda _, name, active, options: dict(
+        options, active=active))
+    monkeypatch.setattr(bench_tool, 'PROBED', (1, 200))
+    bench = made(4000, '--drift', '1')
+    found = {name: bench_tool.measure_reached(bench, name) for name in ('oracle', 'ivf', 'random')}
+    assert found['oracle']['is_reached'] and found['ivf']['is_reached']
+    assert found['oracle']['active'] <= found['ivf']['active'] < 0.2 * 4000
+    assert found['ivf']['nprobe'] == 200  # one list does not do
+    assert not found['random']['is_reached'] and found['random']['active'] == 2800
 
 
 def test_rows_of_a_file_and_files_that_hold_none(tmp_path):
     np.save(tmp_path / 'rows.npy', 3 * np.eye(4))
-    assert torch.equal(bench_tool.read_rows(tmp_path / 'rows.npy'), torch.eye(4))
+    rows, live = bench_tool.read_rows(tmp_path / 'rows.npy')
+    assert torch.equal(rows, torch.eye(4)) and live is None
     np.save(tmp_path / 'flat.npy', np.ones(4))
     with pytest.raises(VisionError, match='1052'):
         bench_tool.read_rows(tmp_path / 'flat.npy')

@@ -1,6 +1,7 @@
 """verify_faces, gallery and recognize_demo on generated pictures; twins on real faces."""
 
 import json
+import pickle
 import signal
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -10,7 +11,6 @@ import pytest
 
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
-from vision.faces.core.data.insightface_bin import write_bin
 
 CONFIG = '''model = dict(type='FaceRecognizer', flip_fusion={flip},
     backbone=dict(type='MobileFaceNet', dim=16, image_size=112))'''
@@ -90,7 +90,7 @@ def test_pictures_of_another_size_or_cut_are_refused_before_the_embedder_is_ther
     with pytest.raises(VisionError, match='VIS-DATA-1075.*p9/b.png'):
         verify([*model, *pairs])
     other = cv2.imencode('.png', np.zeros((90, 112, 3), np.uint8))[1].tobytes()
-    write_bin(tmp_path / 'x.bin', [whole] * 39 + [other], [True, False] * 10)
+    (tmp_path / 'x.bin').write_bytes(pickle.dumps(([whole] * 39 + [other], [True, False] * 10)))
     with pytest.raises(VisionError, match='picture 39 is 112 x 90 px'):
         verify([*model, '--bin', str(tmp_path / 'x.bin'), '--far', '0.1'])
 
@@ -136,6 +136,59 @@ def test_the_default_rates_are_those_that_the_pairs_can_tell(tool, model, pairs,
     assert tool('verify_faces').main([*model, *pairs, '--json', str(target)]) == 0
     assert json.loads(target.read_text())['rows'][0]['tar_at_far'] == []
     assert 'no TAR at FAR 0.001, 0.01: there are 10 impostor pairs' in capsys.readouterr().err
+
+
+def embeddings(path):
+    with np.load(path) as content:
+        return dict(zip(content['paths'].tolist(), content['embeddings'], strict=True))
+
+
+def test_pictures_of_ijb_are_aligned_by_their_landmarks(tool, model, tmp_path):
+    """Faces somewhere in larger pictures give the embeddings of the faces themselves."""
+    from vision.faces.core.gallery.alignment import TEMPLATE_112
+    verify, faces, pairs, points = tool('verify_faces').main, [], [], []
+    for row in range(4):
+        picture(tmp_path / f'faces/{row // 2}/{row}.png', row)
+        x, y = 10 * row + 3, 5 * row
+        canvas = np.zeros((200, 240, 3), np.uint8)
+        canvas[y:y + 112, x:x + 112] = cv2.imread(str(tmp_path / f'faces/{row // 2}/{row}.png'))
+        (tmp_path / 'whole').mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f'whole/{row}.png'), canvas)
+        numbers = ' '.join(map(str, (TEMPLATE_112 + [x, y]).ravel()))
+        points.append(f'{row}.png {numbers} 0.9\n')
+        faces.append(f'{row}.png {row} {row}\n')
+        pairs.append(f'{row} {row ^ 1} 1\n{row} {row ^ 2} 0\n')
+    for name, lines in (('face_tid_mid', faces), ('name_5pts_score', points),
+                        ('template_pair_label', pairs)):
+        (tmp_path / f'ijbb_{name}.txt').write_text(''.join(lines))
+    assert verify([*model, '--protocol', 'ijbb', '--lists', str(tmp_path), '--images', str(
+        tmp_path / 'whole'), '--far', '0.5', '--save-embeddings', str(tmp_path / 'i.npz')]) == 0
+    assert verify([*model, '--protocol', 'allpairs', '--images', str(tmp_path / 'faces'), '--far',
+                   '0.5', '--save-embeddings', str(tmp_path / 'f.npz')]) == 0
+    found, judge = embeddings(tmp_path / 'i.npz'), embeddings(tmp_path / 'f.npz')
+    for row in range(4):
+        assert found[f'{row}.png'] == pytest.approx(judge[f'{row // 2}/{row}.png'], abs=1e-3)
+
+
+def test_distractors_from_pictures_are_those_from_their_embeddings(tool, model, tmp_path):
+    verify, rows = tool('verify_faces').main, []
+    for row in range(4):
+        picture(tmp_path / f'people/{row // 2}/{row}.png', row // 2, noise=4 * row)
+        picture(tmp_path / f'others/sub/{row}.png', 9 + row)
+    (tmp_path / 'others.txt').write_text(''.join(f'sub/{row}.png 0\n' for row in range(4))
+                                         + 'sub/0.png 1\n')
+    common = [*model, '--protocol', 'megaface', '--images', str(tmp_path / 'people')]
+    verify([*model, '--protocol', 'allpairs', '--list', str(tmp_path / 'others.txt'), '--far',
+            '0.5', '--images', str(tmp_path / 'others'), '--save-embeddings',
+            str(tmp_path / 'o.npz')])
+    for distractors in ('others', 'o.npz'):
+        assert verify([*common, '--distractors', str(tmp_path / distractors), '--sizes', '1', '4',
+                       '--json', str(tmp_path / 'm.json')]) == 0
+        rows.append(json.loads((tmp_path / 'm.json').read_text())['rows'][0])
+    assert rows[0]['rank1'] == rows[1]['rank1'] and rows[0]['num_questions'] == 4
+    np.save(tmp_path / 'd.npy', np.ones((5, 3), dtype=np.float32))
+    with pytest.raises(VisionError, match='VIS-DATA-1087: .*rows of 3 numbers.* have 16'):
+        verify([*common, '--distractors', str(tmp_path / 'd.npy')])
 
 
 def test_gallery_life(tool, model, tmp_path, capsys):

@@ -1,23 +1,30 @@
 """Time and gradient fidelity of active-class selection beside the full softmax.
 
-One step of a head is measured: selection, forward and backward of ArcFace over the active rows,
-and the optimizer's update of them in the real class store. Beside it, with the same data in the
-same process and number of threads: the dense step over all classes (the faster of plain PyTorch
-and of our own code with the selector `full`) and Partial FC's random tenth.
+One step of a head is measured: selection, forward and backward over the active rows, and the
+optimizer's update of them in the real class store. Beside it, with the same data in the same
+process and number of threads: the dense step over all classes (the faster of plain PyTorch and of
+our own code with the selector `full`) and Partial FC's random tenth.
 
 Rows are synthetic: clusters of 40 within groups of 25 clusters, as class rows are late in
-training, or those of --rows FILE: a checkpoint of a run with ActiveClassHead, or one matrix in
-.npy, .pth or .safetensors. Features are noisy copies of their class rows, at a cosine of about
-0.7.
+training; features are noisy copies of their class rows, at a cosine of about 0.7. Or they are
+trained ones, --rows FILE: a checkpoint of a run with ActiveClassHead, one matrix in .npy, .pth or
+.safetensors, or what active_class_experiment.py keeps of its full arm, which has live features
+and labels of training batches, too. Each row of the results says which ('data').
 
   grad_cosine, grad_rel_error  of the features' gradient against that of the full softmax, with
                                rows moved by --drift since the index was built (its worst moment)
-  upkeep_ms                    all work on the index per step: renewals, and one cold build in
-                               10,000 steps, on the same number of threads, not overlapped
+  step_ms                      median of single steps between renewals
+  run_ms                       a whole interval divided by its steps: steps, one renewal (one of
+                               those with k-means), a measurement each --monitor-every steps and
+                               one checkpoint of rows and selector, all in the foreground on the
+                               same threads, and the first build spread over 10,000 steps
   extra_bytes                  index and counters beyond rows and momentum
   stall_share                  of a run with the build in a thread: snapshot and waiting
 
   python tools/benchmarks/active_class.py --json docs/results/active_class.json
+
+With --reach each selector is tried with more and more active rows (and lists searched) until the
+gradient has a cosine of 0.99 and an error of 0.1, and measured there.
 
 Memory: about 4.5 GB at a million classes of 128 dimensions. --quick shows that it runs.
 """
@@ -25,98 +32,48 @@ Memory: about 4.5 GB at a million classes of 128 dimensions. --quick shows that 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from active_class_bench import (
+    FULL_STEPS,
+    OPTIONS,
+    Bench,
+    dense_step_ms,
+    fidelity,
+    moved,
+    read_rows,
+    synthetic_rows,
+    time_steps,
+)
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional
 
-from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.common.core.report import write_report
-from vision.common.nn.checkpoint import load_checkpoint
-from vision.faces.nn.head.margins import ArcFace
-from vision.faces.nn.head.selective import SelectiveLoss, selective_loss
-from vision.faces.nn.select.build import NAMES, build_selector
-from vision.faces.nn.select.selectors import Selection
-from vision.faces.nn.store.class_store import build_store, class_rows
+from vision.faces.nn.select.build import NAMES
 
-COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'upkeep_ms', 'full_step_ms',
+COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'run_ms', 'full_step_ms',
            'random10_step_ms', 'grad_cosine', 'grad_rel_error', 'outside_mass', 'extra_bytes',
-           'build_s', 'stall_share')
-LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+           'build_s', 'stall_share', 'data')
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
 SMALL_ONLY = {'forest': 300_000, 'faiss': 300_000}
+NO_INDEX = ('full', 'random', 'oracle')
 SEARCHES_LISTS = ('ivf',)
-OPTIONS = dict(faiss=dict(factory='HNSW16,SQfp16', parameters='efSearch=128'))
-
-
-@dataclass
-class Bench:
-    """One number of classes: rows, what a step is made of, and the two rivals' times."""
-
-    args: argparse.Namespace
-    rows: Tensor
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.num_classes, self.dim = self.rows.shape
-        self.margin = ArcFace(self.args.scale, self.args.margin)
-        self.store = build_store(self.num_classes, self.dim, seed=self.seed, optimizer=dict(
-            type='sgd', momentum=MOMENTUM, weight_decay=WEIGHT_DECAY))
-        self.generator = torch.Generator().manual_seed(self.seed + 1)
-        self.reset_rows(self.rows)
-
-    def reset_rows(self, rows: Tensor) -> None:
-        """Put these rows in the store, at rest: no momentum, nothing to catch up."""
-        state = self.store.state_dict()
-        for tensor in state['state'].values():
-            tensor.zero_()
-        self.store.load_ranges([state | dict(rows=rows, last=torch.full_like(
-            state['last'], state['missed']['num_steps']))])
-
-    def batch(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(features that need a gradient, labels)."""
-        rows = self.rows if rows is None else rows
-        labels = torch.randint(self.num_classes, (self.args.batch,), generator=self.generator)
-        noise = torch.randn(len(labels), self.dim, generator=self.generator)
-        features = functional.normalize(rows[labels]) + noise / self.dim**0.5
-        return functional.normalize(features).requires_grad_(), labels
-
-    def step(self, selector, number: int, features: Tensor, labels: Tensor) -> None:
-        selection = selector.select(features.detach(), labels, number)
-        weights = self.store.pull(selection.rows)
-        self.loss(features, weights, selection).loss.backward()
-        self.store.push(selection.rows, weights.grad, lr=LR)
-        selector.after_update(selection.rows, number)
-
-    def loss(self, features: Tensor, weights: Tensor, selection: Selection) -> SelectiveLoss:
-        is_weighed = self.args.correction == 'sampled'
-        return selective_loss(
-            features, weights, selection.columns, self.margin, correction=self.args.correction,
-            expected_counts=selection.expected_counts if is_weighed else None)
-
-    def selector(self, name: str, num_active: int, **options):
-        if name not in ('full', 'random'):
-            options |= dict(scale=self.args.scale, target=self.margin.target,
-                            random_frac=self.args.random_frac)
-        return build_selector(name, self.store, num_active=num_active, seed=self.seed,
-                              **OPTIONS.get(name, {}) | options)
-
-    def num_active(self) -> int:
-        share = self.args.active[0 if self.num_classes < 300_000 else -1]
-        return max(self.args.batch, round(share * self.num_classes))
+LEAST_COSINE, MOST_ERROR = 0.99, 0.1
+# Of --reach: shares of active rows, and of the lists searched.
+SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.7)
+PROBED = (12, 32, 64, 128)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,9 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     console, rows = Console(), []
     with Progress(console=console, transient=True) as progress:
         for num_classes in args.classes if args.rows is None else [None]:
-            weights = synthetic_rows(num_classes, args.dim, args.seed) if args.rows is None \
-                else read_rows(args.rows)
-            bench = Bench(args, weights, args.seed)
+            weights, live = (synthetic_rows(num_classes, args.dim, args.seed), None) \
+                if args.rows is None else read_rows(args.rows)
+            bench = Bench(args, weights, args.seed, live)
             rows += list(measure_all(bench, progress))
             del bench
     write(args, rows, console)
@@ -152,8 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
         help='default: all, above 300,000 classes those that are built in a minute')
     add('--nprobe', type=int, nargs='+', default=[12],
         help='lists searched by the ivf selectors; a row for each (default: 12)')
+    add('--reach', action='store_true', help='search for the settings of a good gradient')
+    add('--loss', choices=('ArcFace', 'CosFace'), default='ArcFace', help='(default: ArcFace)')
     add('--scale', type=float, default=64.0, help='of the logits (default: 64)')
-    add('--margin', type=float, default=0.5, help="ArcFace's angle (default: 0.5)")
+    add('--margin', type=float, default=0.5, help='of the loss (default: 0.5)')
     add('--random-frac', type=float, default=0.1,
         help='share of the active rows that is drawn at random (default: 0.1)')
     add('--correction', choices=('none', 'sampled'), default='none',
@@ -163,6 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--drift', type=float, default=0.99,
         help='cosine between rows and the snapshot of the index where fidelity is measured '
         '(default: 0.99)')
+    add('--monitor-every', type=int, default=200,
+        help='steps between measurements of the selector on itself (default: 200)')
     add('--steps', type=int, default=20, help='timed steps per selector (default: 20)')
     add('--threads', type=int, default=1, help='of torch and FAISS (default: 1)')
     add('--seed', type=int, default=0, help='of rows and features (default: 0)')
@@ -171,129 +132,121 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def synthetic_rows(num: int, dim: int, seed: int) -> Tensor:
-    """(num, dim) unit rows: clusters of 40 around centres in groups of 25, in random order."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def spread(count: int) -> Tensor:
-        return torch.randn(count, dim, generator=generator) / dim**0.5
-    groups = functional.normalize(spread(math.ceil(num / 1000)))
-    centres = functional.normalize(groups.repeat_interleave(25, 0) + spread(25 * len(groups)))
-    rows = centres.repeat_interleave(40, 0)[:num] + 0.8 * spread(num)
-    return functional.normalize(rows)[torch.randperm(num, generator=generator)]
-
-
-def read_rows(path: Path) -> Tensor:
-    if path.suffix == '.npy':
-        rows = torch.from_numpy(np.load(path, allow_pickle=False))
-    else:
-        content = load_checkpoint(path)
-        rows = class_rows(content['active_class']['stores']) if 'active_class' in content \
-            else next(iter(content['state_dict'].values()), None)
-    if not isinstance(rows, Tensor) or rows.ndim != 2:
-        raise VisionError('VIS-INPUT-1052', f'{path} holds no matrix of class rows',
-                          where=str(path), do='give a checkpoint of a run with '
-                          'ActiveClassHead, or save one (classes, dim) array')
-    return functional.normalize(rows.float())
-
-
 def measure_all(bench: Bench, progress: Progress):
     num, args = bench.num_classes, bench.args
     names = args.selectors or [n for n in NAMES if num <= SMALL_ONLY.get(n, num)]
-    plan = [(name, nprobe) for name in names
-            for nprobe in (args.nprobe if name in SEARCHES_LISTS else [None])]
+    plan = [(name, nprobe) for name in names for nprobe in (
+        args.nprobe if name in SEARCHES_LISTS and not args.reach else [None])]
     task = progress.add_task(f'{num:,} classes', total=len(plan) + 2)
-    common = dict(classes=num, dim=bench.dim, batch=args.batch)
+    data = 'synthetic' if args.rows is None else \
+        'trained rows' + (', live features' if bench.live else ', made features')
+    common = dict(classes=num, dim=bench.dim, batch=args.batch, data=data)
     common['dense_torch_step_ms'] = dense_step_ms(bench)
-    common['full_selector_step_ms'] = time_steps(bench, bench.selector('full', num), repeats=2)
+    common['full_selector_step_ms'] = time_steps(bench, bench.selector('full', num),
+                                                 repeats=FULL_STEPS)
     common['full_step_ms'] = min(common['dense_torch_step_ms'], common['full_selector_step_ms'])
     progress.advance(task)
     common['random10_step_ms'] = time_steps(bench, bench.selector('random', num // 10))
     progress.advance(task)
     for name, nprobe in plan:
+        options = {} if nprobe is None else dict(nprobe=nprobe)
         row = dict(selector=name, nprobe=nprobe, **common)
         if name == 'full':
-            row |= dict(active=num, step_ms=common['full_selector_step_ms'])
+            row |= dict.fromkeys(('step_ms', 'run_ms'), common['full_selector_step_ms'])
+            row |= dict(active=num)
+        elif args.reach:
+            row |= measure_reached(bench, name)
         elif name == 'random':
-            row |= dict(active=num // 10, step_ms=common['random10_step_ms'],
-                        **fidelity(bench, bench.selector(name, num // 10)))
+            row |= dict.fromkeys(('step_ms', 'run_ms'), common['random10_step_ms'])
+            row |= dict(active=num // 10, **fidelity(bench, bench.selector(name, num // 10)))
         else:
-            row |= measure_selector(bench, name, {} if nprobe is None else dict(nprobe=nprobe))
-        yield {column: None for column in COLUMNS} | dict(upkeep_ms=0.0, extra_bytes=0) | row
+            row |= measure_selector(bench, name, bench.num_active(), options)
+        yield {column: None for column in COLUMNS} | dict(extra_bytes=0) | row
         progress.advance(task)
 
 
-def dense_step_ms(bench: Bench) -> float:
-    """Forward, backward and SGD of the whole matrix in plain PyTorch, ArcFace on the target."""
-    weights, momentum = bench.rows.clone().requires_grad_(), torch.zeros_like(bench.rows)
-
-    def step(features: Tensor, labels: Tensor) -> None:
-        weights.grad = None
-        cosine = features @ functional.normalize(weights).T
-        place = torch.arange(len(labels)), labels
-        target = torch.cos(cosine[place].clamp(-0.9999, 0.9999).acos() + 0.5)
-        functional.cross_entropy(cosine.index_put(place, target) * 64, labels).backward()
-        with torch.no_grad():
-            momentum.mul_(MOMENTUM).add_(weights.grad.add_(weights, alpha=WEIGHT_DECAY))
-            weights.sub_(momentum, alpha=LR)
-    return median_ms([partial(step, *bench.batch()) for _ in range(3)])
-
-
-def time_steps(bench: Bench, selector, repeats: int | None = None, first: int = 0) -> float:
-    repeats = repeats or bench.args.steps
-    work = [partial(bench.step, selector, first + number, *bench.batch())
-            for number in range(repeats + 1)]
-    return median_ms(work)
-
-
-def median_ms(calls: list[Callable]) -> float:
-    """Median of all calls but the first, which warms up."""
-    times = []
-    for call in calls:
-        start = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start))
-    return round(float(np.median(times[1:])), 3)
+def measure_reached(bench: Bench, name: str) -> dict:
+    """The fewest active rows of ``SHARES``, then the fewest lists of ``PROBED``, with a cosine
+    and an error as wanted; where none are, the best there was (``is_reached``)."""
+    tried = []
+    for share in SHARES:
+        for nprobe in PROBED if name in SEARCHES_LISTS else [None]:
+            options = {} if nprobe is None else dict(nprobe=nprobe)
+            bench.reset_rows(bench.rows)
+            selector = bench.selector(name, bench.num_active(share), **options | (
+                {} if name in NO_INDEX else dict(upkeep=dict(interval=1 << 40))))
+            if name not in NO_INDEX:
+                selector.upkeep.index(0)
+                bench.reset_rows(moved(bench.rows, bench.args.drift, bench.generator))
+            found = fidelity(bench, selector)
+            tried.append((found['grad_rel_error'], share, options))
+            if found['grad_cosine'] >= LEAST_COSINE and found['grad_rel_error'] <= MOST_ERROR:
+                return dict(is_reached=True, **options) | measure_selector(
+                    bench, name, bench.num_active(share), options)
+    _, share, options = min(tried, key=lambda each: each[0])
+    return dict(is_reached=False, **options) | measure_selector(
+        bench, name, bench.num_active(share), options)
 
 
-def measure_selector(bench: Bench, name: str, options: dict) -> dict:
+def measure_selector(bench: Bench, name: str, num_active: int, options: dict) -> dict:
     bench.reset_rows(bench.rows)
-    num_active, has_index = bench.num_active(), name != 'oracle'
-    if has_index:  # renewed by hand below, so no step holds a renewal
-        options |= dict(upkeep=dict(interval=1 << 40))
-    selector = bench.selector(name, num_active, **options)
     row = dict(active=num_active)
-    if has_index:
-        selector.upkeep.index(0)
-        row |= dict(build_s=round(selector.upkeep.seconds['build'], 3),
-                    extra_bytes=selector.upkeep.num_bytes + store_extra_bytes(bench))
-        row |= {f'fresh_{key}': value for key, value in fidelity(bench, selector).items()}
-    row['step_ms'] = time_steps(bench, selector, None if has_index else 2)
-    if has_index:
-        row |= upkeep(bench, selector, row['build_s'])
-        row |= stall(bench, selector, row['step_ms'])
-        bench.reset_rows(moved(bench.rows, bench.args.drift, bench.generator))
-    else:
+    if name in NO_INDEX:
+        selector = bench.selector(name, num_active, **options)
+        row['step_ms'] = row['run_ms'] = time_steps(bench, selector, FULL_STEPS)
         bench.reset_rows(bench.rows)
-    return row | fidelity(bench, selector)
+        return row | fidelity(bench, selector)
+    # Renewed where that is measured only, so no single step holds a renewal.
+    selector = bench.selector(name, num_active, **options, upkeep=dict(interval=1 << 40))
+    index = selector.upkeep.index(0)
+    row |= dict(build_s=round(selector.upkeep.seconds['build'], 3),
+                extra_bytes=selector.upkeep.num_bytes + store_extra_bytes(bench))
+    row |= {f'fresh_{key}': value for key, value in fidelity(bench, selector).items()}
+    row['step_ms'] = time_steps(bench, selector)
+    row |= stall(bench, selector, row['step_ms'])
+    bench.reset_rows(moved(bench.rows, bench.args.drift, bench.generator))
+    row |= fidelity(bench, selector)
+    bench.reset_rows(bench.rows)
+    return row | whole_run(bench, name, num_active, options, index, row['build_s'])
 
 
-def upkeep(bench: Bench, selector, build_s: float) -> dict:
-    """Milliseconds per step, from one renewal of each kind done now."""
-    keeper, interval = selector.upkeep, bench.args.interval
+def whole_run(bench: Bench, name: str, num_active: int, options: dict, index,
+              build_s: float) -> dict:
+    """Milliseconds a step of one interval with everything in it, and what two parts took."""
+    args, num_lists = bench.args, (OPTIONS.get(name, {}) | options).get('nprobe', 12)
+    interval = min(args.interval, 6) if args.quick else args.interval
+    # Rules that let it measure and change nothing; 'device' measures nothing.
+    rules = dict(monitor_every=min(args.monitor_every, interval), least_recall=1e-9,
+                 least_gain=-1.0, active_range=(num_active - 1, num_active),
+                 interval_range=(interval, interval + 1),
+                 nprobe_range=(num_lists - 1, num_lists))
+    selector = bench.selector(
+        name, num_active, **options, **{} if name == 'device' else dict(adaptive=rules),
+        upkeep=dict(interval=interval, swap_lag=0, warm_every=1))
+    keeper = selector.upkeep
+    if index.keeps_lists:  # others need the rows that they were built from
+        keeper.adopt(index, 0)
+    bench.step(selector, 0, *bench.batch())  # measures for the first time
+    keeper.seconds = dict.fromkeys(keeper.seconds, 0.0)
+    checkpoint_s = total = 0.0
+    for number in range(1, interval + 2):
+        batch, start = bench.batch(), time.perf_counter()
+        bench.step(selector, number, *batch)
+        total += time.perf_counter() - start
+        if number == interval // 2:
+            checkpoint_s = checkpoint_seconds(bench, selector)
+    assert not getattr(selector, 'is_warming_up', False) and keeper.seconds['build'] > 0
+    run_s = (total + checkpoint_s) / (interval + 1) + build_s / COLD_STEPS
+    return dict(run_ms=round(1000 * run_s, 3), run_steps=interval + 1,
+                renewal_s=round(keeper.seconds['snapshot'] + keeper.seconds['build'], 3),
+                checkpoint_s=round(checkpoint_s, 3))
+
+
+def checkpoint_seconds(bench: Bench, selector) -> float:
+    """What ActiveClassHook does for a checkpoint, and the writing of it to memory."""
     start = time.perf_counter()
-    rows = bench.store.snapshot(torch.float16)
-    snapshot = time.perf_counter() - start
-    seconds = []
-    for num_iterations in (0, keeper.schedule.warm_iterations):
-        start = time.perf_counter()
-        keeper.index(0).renewal(rows, num_iterations=num_iterations)()
-        seconds.append(time.perf_counter() - start)
-    every = keeper.schedule.warm_every
-    renewal = snapshot + (seconds[0] * (every - 1) + seconds[1]) / every
-    return dict(upkeep_ms=round(1000 * (renewal / interval + build_s / COLD_STEPS), 3),
-                assign_s=round(seconds[0], 3), warm_s=round(seconds[1], 3),
-                snapshot_s=round(snapshot, 3))
+    torch.save(dict(store=bench.store.state_dict(), selector=selector.state_dict()), io.BytesIO())
+    return time.perf_counter() - start
 
 
 def stall(bench: Bench, selector, step_ms: float) -> dict:
@@ -319,12 +272,6 @@ def stall(bench: Bench, selector, step_ms: float) -> dict:
                 step_while_building_ms=round(float(np.median(busy_ms)), 3))
 
 
-def moved(rows: Tensor, cosine: float, generator: torch.Generator) -> Tensor:
-    """Rows turned in random directions, to about this cosine with what they were."""
-    noise = torch.randn(rows.shape, generator=generator) / rows.shape[1]**0.5
-    return functional.normalize(rows + math.sqrt(1 / cosine**2 - 1) * noise)
-
-
 def store_extra_bytes(bench: Bench) -> int:
     """Tensors of the store beyond rows and momentum."""
     total = sum(t.nbytes for t in tensors_of(bench.store.state_dict()))
@@ -339,37 +286,11 @@ def tensors_of(value) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def fidelity(bench: Bench, selector, num_batches: int = 2) -> dict:
-    """Gradient of the features over active rows against that over all, on the live rows."""
-    everything = bench.selector('full', bench.num_classes)
-    live = bench.store.pull(torch.arange(bench.num_classes)).detach()
-    cosines, errors, outside = [], [], []
-    for number in range(num_batches):
-        features, labels = bench.batch(live)
-        full, log_all = gradient(bench, features, live, everything.select(features, labels, 0))
-        chosen = selector.select(features.detach(), labels, number)
-        part, log_active = gradient(bench, features, live[chosen.rows], chosen)
-        cosines.append(float(functional.cosine_similarity(full.flatten(), part.flatten(), 0)))
-        errors.append(float((part - full).norm() / full.norm()))
-        outside.append(float(1 - (log_active - log_all).exp().mean()))  # weighed: near 0
-    return dict(grad_cosine=round(float(np.mean(cosines)), 5),
-                grad_rel_error=round(float(np.mean(errors)), 5),
-                outside_mass=round(float(np.mean(outside)), 5))
-
-
-def gradient(bench: Bench, features: Tensor, rows: Tensor, selection: Selection
-             ) -> tuple[Tensor, Tensor]:
-    features.grad = None
-    result = bench.loss(features, rows, selection)
-    result.loss.backward()
-    return features.grad, result.log_normaliser
-
-
 def growth(rows: list[dict]) -> dict[str, float]:
-    """Exponent of step and upkeep in the number of classes, for selectors with two sizes."""
+    """Exponent of the whole run's step in the number of classes, for selectors with two sizes."""
     found = {}
     for name, nprobe in {(row['selector'], row['nprobe']) for row in rows}:
-        own = sorted((row['classes'], row['step_ms'] + row['upkeep_ms']) for row in rows
+        own = sorted((row['classes'], row['run_ms']) for row in rows
                      if (row['selector'], row['nprobe']) == (name, nprobe))
         if len(own) > 1 and own[0][0] < own[-1][0]:
             label = name if nprobe is None else f'{name}, nprobe {nprobe}'

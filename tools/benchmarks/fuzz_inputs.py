@@ -7,7 +7,6 @@ import json
 import pickle
 import random
 import shutil
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -101,6 +100,26 @@ def subject_seeds(folder: Path) -> list[bytes]:
     return [b'TEMPLATE_ID,SUBJECT_ID,FILENAME\n1,10,a.jpg\n2,11,"b, c.jpg"\n1,10,d.jpg\n']
 
 
+def template_seeds(folder: Path) -> list[bytes]:
+    return [b''.join(b'%d %d %d\n' % (row, row % 7, row % 2) for row in range(30)),
+            b'1\t2\t0\r\n\r\n2147483647\t0\t1']
+
+
+def glyph_seeds(folder: Path) -> list[bytes]:
+    return [json.dumps(dict(size=4, num_classes=2, characters=[65, 66, 67], num_images=5,
+                            styles=[['a', 'a.ttf', 0], ['b', 'b.ttf', 0]], num_train_styles=1,
+                            covered=[3, 3, 2])).encode()]
+
+
+def embedding_seeds(folder: Path) -> list[bytes]:
+    rows, contents = np.eye(4, 6, dtype=np.float32), []
+    for save in (np.save, lambda file, rows: np.savez(file, embeddings=rows,
+                                                      paths=np.array(list('abcd')))):
+        save(content := io.BytesIO(), rows)
+        contents.append(content.getvalue())
+    return contents
+
+
 def index_seeds(folder: Path) -> list[bytes]:
     _records(folder)
     return [(folder / 'own.idx').read_bytes()]
@@ -155,25 +174,6 @@ def bin_seeds(folder: Path) -> list[bytes]:
     return [pickle.dumps((images, same), protocol=4), pickle.dumps((arrays, same), protocol=2),
             pickle.dumps((pixels, np.array(same)), protocol=4),
             pickle.dumps((images, same), protocol=0)]
-
-
-def font_seeds(folder: Path) -> list[bytes]:
-    ranges = struct.pack('>HHIIIIII', 12, 0, 28, 0, 1, 65, 70, 1)
-    segments = struct.pack('>HHHHHHH2HH2H2H2H', 4, 32, 0, 4, 4, 1, 0, 70, 0xFFFF, 0, 65, 0xFFFF,
-                           0xFFC0, 1, 0, 0)
-    seeds = []
-    for kind in (ranges, segments):
-        tables = {b'cmap': struct.pack('>HHHHI', 0, 1, 3, 10 if kind is ranges else 1, 12) + kind,
-                  b'head': bytes(50) + struct.pack('>hh', 0, 0),
-                  b'loca': struct.pack('>9H', *range(9)),
-                  b'maxp': struct.pack('>IH', 0x10000, 8)}
-        place, directory, body = 12 + 16 * len(tables), b'', b''
-        for name, content in sorted(tables.items()):
-            directory += struct.pack('>4sIII', name, 0, place + len(body), len(content))
-            body += content + bytes(-len(content) % 4)
-        font = struct.pack('>IHHHH', 0x10000, len(tables), 0, 0, 0) + directory + body
-        seeds.append(font)
-    return seeds
 
 
 def gallery_seeds(folder: Path) -> list[bytes]:
@@ -350,14 +350,32 @@ def read_class_index(path: Path) -> None:
                       torch.arange(40.).reshape(10, 4).cos())
 
 
+def read_templates(path: Path) -> None:
+    from vision.faces.core.evaluate.protocols import read_triples
+    read_triples(path)
+
+
+def read_glyphs(path: Path) -> None:
+    from vision.faces.core.data.glyphs import IMAGES, MANIFEST, PreparedGlyphs
+    (folder := path.with_name('glyphs')).mkdir(exist_ok=True)
+    (folder / MANIFEST).write_bytes(path.read_bytes())
+    (folder / IMAGES).write_bytes(bytes(5 * 4 * 4))
+    glyphs = PreparedGlyphs(folder)
+    for split in ('train', 'val'):
+        for label, style in glyphs.samples(split):
+            glyphs(int(label), int(style))
+
+
+def read_rows(path: Path) -> None:
+    from vision.faces.core.data.embeddings import read_embeddings
+    is_packed = path.read_bytes()[:2] == b'PK'
+    path = path.rename(path.with_suffix('.npz')) if is_packed else path
+    read_embeddings(path, list('abcd'))
+
+
 def read_bin(path: Path) -> None:
     from vision.faces.core.data.insightface_bin import read_bin
     read_bin(path).pairs() if path.stat().st_size > 2000 else read_bin(path)
-
-
-def read_font(path: Path) -> None:
-    from vision.faces.core.data.font_files import read_characters
-    read_characters(path)
 
 
 def read_gallery(path: Path) -> None:
@@ -411,6 +429,9 @@ READERS = {
     'classes': Reader(class_seeds, read_classes, '.txt', True, _LINES),
     'pairs': Reader(pair_seeds, read_pairs, '.txt', True, _LINES),
     'subjects': Reader(subject_seeds, read_subjects, '.csv', True, _LINES),
+    'template-pairs': Reader(template_seeds, read_templates, '.txt', True, _LINES),
+    'glyphs': Reader(glyph_seeds, read_glyphs, '.json', structured=(json_node,)),
+    'embeddings': Reader(embedding_seeds, read_rows, '.npy'),
     'record-index': Reader(index_seeds, read_index, '.idx', True, _LINES),
     'records': Reader(record_seeds, read_records, '.rec', words=(b'\x0a\x23\xd7\xce',)),
     'checkpoint': Reader(checkpoint_seeds, read_checkpoint, '.pth', structured=_PICKLES,
@@ -419,7 +440,6 @@ READERS = {
     'safetensors': Reader(safetensors_seeds, read_checkpoint, '.safetensors',
                           structured=(header,)),
     'insightface-bin': Reader(bin_seeds, read_bin, '.bin', structured=(opcode,), words=OPCODES),
-    'font': Reader(font_seeds, read_font, '.ttf', words=(b'ttcf', b'cmap', b'loca')),
     'gallery': Reader(gallery_seeds, read_gallery, '.npz',
                       structured=(inside_zip(plain_inside, '.npy'),)),
     'config-yaml': Reader(yaml_seeds, read_config, '.yaml', structured=_LINES, words=(

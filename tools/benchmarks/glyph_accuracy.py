@@ -161,7 +161,7 @@ def call(tool: str, args: argparse.Namespace, arm: str, seed: int, iters: int, f
     values = [*head, f'randomness.seed={seed}',
               f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={max(1, iters // 5)}',
               f'param_scheduler.1.T_max={iters - 200}', f'param_scheduler.1.end={iters}',
-              *(f'{split}_dataloader.dataset.prepared={args.data}'
+              *(f'{split}_dataloader.dataset.data_root={args.data}'
                 for split in ('train', 'val', 'test')), *options]
     command = [sys.executable, str(ROOT / 'tools' / tool), CONFIG, *given, '--work-dir',
                str(folder), '--cfg-options', *values]

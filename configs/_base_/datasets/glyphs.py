@@ -1,8 +1,8 @@
-"""Han characters as 20,000 classes, from the fonts that datasets/glyphs/README.md names.
+"""Han characters as 20,000 classes: python datasets/glyphs/prepare.py --out data/glyphs
 Training on 9 families; validation on 3 held-out ones, 2,000 unseen characters among them.
 """
 
-glyphs = dict(type='GlyphDataset', num_classes=20_000, num_unseen=2_000, min_families=5, seed=0)
+glyphs = dict(type='GlyphDataset', data_root='data/glyphs')
 train_dataloader = dict(
     batch_size=256, num_workers=2, persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -7,11 +7,12 @@ from vision.faces.mm.datasets import (
     FaceList,
     FacePairs,
     FaceRecord,
+    GlyphDataset,
+    GlyphWarp,
     PackFaceInputs,
     RandomMirror,
     ResizeSquare,
 )
-from vision.faces.mm.glyph_data import GlyphDataset, GlyphWarp
 from vision.faces.mm.head import ActiveClassHead
 from vision.faces.mm.hooks import ActiveClassHook
 from vision.faces.mm.metrics import IdentificationMetric, VerificationMetric

@@ -18,7 +18,8 @@ from vision.faces.core.evaluate.identification import (
     rank_k,
     tpir_at_fpir,
 )
-from vision.faces.core.evaluate.verification import pair_distances, tar_at_far, ten_fold, unit_rows
+from vision.faces.core.evaluate.questions import PairQuestion
+from vision.faces.core.evaluate.verification import pair_distances, unit_rows
 from vision.registry import METRICS
 
 
@@ -76,14 +77,11 @@ class VerificationMetric(_EmbeddingMetric):
                 is_gallery: np.ndarray) -> dict[str, float]:
         pairs = self.dataset_meta.get('pairs') or random_pairs(labels, self.num_pairs,
                                                                seed=self.seed)
-        distances = pair_distances(embeddings, pairs.first, pairs.second)
-        folds = ten_fold(distances, pairs.same, pairs.folds)
-        metrics = dict(accuracy=folds.mean, std=folds.std,
-                       threshold=float(folds.thresholds.mean()))
-        for far in self.fars:
-            metrics[f'tar@{far:g}'] = tar_at_far(-distances[pairs.same], -distances[~pairs.same],
-                                                 far).tar
-        return metrics
+        found = PairQuestion(pairs, self.fars).measure(
+            pair_distances(embeddings, pairs.first, pairs.second))
+        metrics = dict(accuracy=found['accuracy'], std=found['std'],
+                       threshold=float(np.mean(found['fold_thresholds'])))
+        return metrics | {f'tar@{rate["far"]:g}': rate['tar'] for rate in found['tar_at_far']}
 
 
 @METRICS.register_module()

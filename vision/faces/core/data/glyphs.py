@@ -1,52 +1,65 @@
-"""Han characters as classes: tens of thousands of real classes from installed fonts (our task).
+"""Han characters as classes: the folder that ``datasets/glyphs/prepare.py`` makes (our task).
 
-A class is a character, a style is one font file, an image is a character in a style. Whole
-families are held out: their designs are met for the first time in verification, as new pictures of
-known people are. Some characters can be kept out of training too (``num_unseen``): the strangers
-of open-set identification.
+A class is a character, a style is one font file. Training has some styles of the classes; the
+other styles, of all characters, are for verification and identification.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
 from pathlib import Path
 
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.data.font_files import FontFamily, find_font_files, read_characters
 
-# CJK unified ideographs, extension A, and the supplementary planes.
-IDEOGRAPHS = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0x20000, 0x32400))
-HELD_OUT = ('noto-serif', 'cns-kai', 'wqy-zenhei')  # a serif, a brush and a sans design
+MANIFEST, IMAGES = 'glyphs.json', 'images.u8'
 
 
-@dataclass(frozen=True)
-class Style:
-    """One font file: its family, its place, the face in a collection."""
-
-    family: str
-    path: Path
-    face: int
-
-
-@dataclass(frozen=True)
-class GlyphPlan:
-    """Which image exists: classes x styles.
+class PreparedGlyphs:
+    """The pictures of a prepared folder, memory-mapped: workers share the pages.
 
     Attributes:
         characters: (C,) int64 code points; a label is a position here.
-        num_classes: labels below it are trained on; the others are the unseen characters.
-        styles: training styles first, ``num_train_styles`` of them.
-        covered: (C, S) bool.
+        num_classes: labels below it are trained on, the others are strangers.
+        num_train_styles: the training styles come first.
+        covered: (C, S) bool, which picture exists; place: (C, S) int64, where in ``images``.
+        images: (N, size, size) uint8, by label, then style.
+    Raises:
+        VisionError: VIS-DATA-1080 when the folder is absent, damaged or made by an older command.
     """
 
-    characters: np.ndarray
-    num_classes: int
-    styles: tuple[Style, ...]
-    num_train_styles: int
-    covered: np.ndarray
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        try:
+            found = json.loads((self.folder / MANIFEST).read_text())
+            self.characters = np.array(found['characters'], dtype=np.int64)
+            masks = np.array(found['covered'], dtype=np.int64)
+            size, num_styles = int(found['size']), len(found['styles'])
+            self.num_classes = int(found['num_classes'])
+            self.num_train_styles = int(found['num_train_styles'])
+            self.images = np.memmap(self.folder / IMAGES, dtype=np.uint8, mode='r')
+        except KeyError as error:
+            raise self._unusable(f'{MANIFEST} has no {error}') from error
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise self._unusable(str(error)) from error
+        if masks.shape != self.characters.shape or masks.ndim != 1 or size < 1 or not (
+                2 <= self.num_classes <= len(masks) and 0 < self.num_train_styles < num_styles):
+            raise self._unusable(f'{MANIFEST} does not add up')
+        self.covered = (masks[:, None] >> np.arange(num_styles) & 1).astype(bool)
+        num_images = int(self.covered.sum())
+        if self.images.size != num_images * size * size:
+            raise self._unusable(f'{self.images.size} bytes of pictures, not '
+                                 f'{num_images * size * size}')
+        self.images = self.images.reshape(num_images, size, size)
+        self.place = np.cumsum(self.covered.ravel()).reshape(self.covered.shape) - 1
+
+    def __reduce__(self):
+        return PreparedGlyphs, (self.folder,)  # a pickled map would carry all pictures
+
+    def __call__(self, label: int, style: int) -> np.ndarray:
+        """Picture (size, size) uint8."""
+        return np.array(self.images[self.place[label, style]])
 
     def samples(self, split: str) -> np.ndarray:
         """(N, 2) int64 rows (label, style) of 'train' or 'val', by label, then style.
@@ -62,58 +75,11 @@ class GlyphPlan:
             is_used[:, self.num_train_styles:] = True
         return np.argwhere(self.covered & is_used).astype(np.int64)
 
-
-def plan_glyphs(families: Sequence[FontFamily], held_out: Sequence[FontFamily], *,
-                num_classes: int, num_unseen: int = 0, min_families: int = 5,
-                ranges: Sequence[tuple[int, int]] = IDEOGRAPHS, seed: int = 0,
-                folders: Sequence[str] | None = None) -> GlyphPlan:
-    """Choose characters that enough training families and all held-out families have.
-
-    Args:
-        num_classes, num_unseen: drawn with ``seed`` from the characters that qualify.
-        min_families: training families that must have a character.
-        ranges: code points that count, [first, end).
-        folders: of fonts, instead of the usual ones.
-    Raises:
-        VisionError: VIS-ENV-1074 for a missing family, VIS-CONFIG-1077 when there are too few
-            characters or a family is on both sides.
-    """
-    names = [family.name for family in (*families, *held_out)]
-    if len(set(names)) < len(names) or not families or not held_out:
-        raise VisionError('VIS-CONFIG-1077', f'font families {", ".join(names) or "none"}',
-                          why='training and verification need families of their own',
-                          do='name each family once, at least one on each side')
-    styles, maps = [], []
-    for family in (*families, *held_out):
-        for path in find_font_files(family, folders):
-            styles.append(Style(family.name, path, family.face))
-            maps.append(read_characters(path, family.face))
-    points = np.unique(np.concatenate(maps))
-    points = points[np.any([(points >= low) & (points < high) for low, high in ranges], axis=0)]
-    covered = np.stack([np.isin(points, found) for found in maps], axis=1)
-    num_train_styles = sum(len(family.files) for family in families)
-    rows = _qualified(covered, [style.family for style in styles], len(families), min_families)
-    wanted = num_classes + num_unseen
-    if len(rows) < wanted or num_classes < 2:
-        raise VisionError('VIS-CONFIG-1077', f'{wanted} characters wanted, {len(rows)} are in at '
-                          f'least {min_families} of the {len(families)} training families and in '
-                          f'all of {", ".join(family.name for family in held_out)}',
-                          do='lower num_classes or min_families, or add families')
-    chosen = np.random.default_rng(seed).permutation(rows)[:wanted]
-    chosen = np.concatenate([np.sort(chosen[:num_classes]), np.sort(chosen[num_classes:])])
-    return GlyphPlan(points[chosen], num_classes, tuple(styles), num_train_styles,
-                     covered[chosen])
-
-
-def _qualified(covered: np.ndarray, names: list[str], num_train: int,
-               min_families: int) -> np.ndarray:
-    """Rows that every style of a family has, for enough families of the one and all of the other
-    side: a family counts only when it can give every weight."""
-    families = list(dict.fromkeys(names))
-    has = np.stack([covered[:, [name == family for name in names]].all(axis=1)
-                    for family in families], axis=1)
-    enough = has[:, :num_train].sum(axis=1) >= min_families
-    return np.flatnonzero(enough & has[:, num_train:].all(axis=1))
+    def _unusable(self, what: str) -> VisionError:
+        return VisionError('VIS-DATA-1080', f'prepared glyphs cannot be used: {what}',
+                           where=str(self.folder), why='pictures are read from a folder that is '
+                           'made once', do='python datasets/glyphs/prepare.py --out '
+                           f'{self.folder}')
 
 
 def warp_matrix(rng: np.random.Generator, size: int, *, degrees: float, scale: float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,22 @@ class LabelledPaths:
     paths: tuple[str, ...]
     labels: np.ndarray
     names: tuple[str, ...]
+
+
+def without_labels(root: Path, paths: Sequence[str]) -> LabelledPaths:
+    """Pictures of nobody in particular: all have label 0."""
+    return LabelledPaths(Path(root), tuple(paths), np.zeros(len(paths), dtype=np.int64), ('',))
+
+
+def read_pictures(root: Path) -> LabelledPaths:
+    """Every picture below a folder, by name; VIS-DATA-1075 when there is none."""
+    root = Path(root)
+    paths = sorted(str(path.relative_to(root)) for path in root.rglob('*')
+                   if path.suffix.lower() in EXTENSIONS)
+    if not paths:
+        raise VisionError('VIS-DATA-1075', f'no picture in {root}', why=f'looked for '
+                          f'{", ".join(EXTENSIONS)}, also in folders of it', do='name another one')
+    return without_labels(root, paths)
 
 
 def read_identity_folders(root: Path) -> LabelledPaths:

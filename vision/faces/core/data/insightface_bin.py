@@ -6,15 +6,12 @@ booleans and NumPy arrays of numbers; every other name is refused before anythin
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import atomic_write
 from vision.common.core.plain_pickle import (
     BrokenPickle,
     NotPlain,
@@ -61,13 +58,6 @@ def read_bin(path: Path) -> BinSet:
     except BrokenPickle as error:
         raise _broken(path, f'not a pickle that can be read: {error}') from error
     return _checked(path, loaded)
-
-
-def write_bin(path: Path, images: Sequence[bytes], same: Sequence[bool]) -> None:
-    """Write a verification set that this reader and InsightFace's code read."""
-    assert len(images) == 2 * len(same), (len(images), len(same))
-    with atomic_write(Path(path)) as file:
-        pickle.dump((list(images), [bool(value) for value in same]), file, protocol=4)
 
 
 def _checked(path: Path, loaded) -> BinSet:

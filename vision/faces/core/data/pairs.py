@@ -1,22 +1,25 @@
 """Pair lists of face verification and their ten folds.
 
-Two forms are read, told apart by the first line:
+Three forms are read, told apart by the first line:
 
 - LFW's own: ``10<TAB>300`` (folds, pairs of a kind per fold), then lines ``name i j`` (one person)
   and ``name i other j`` (two people). ``10`` may also be absent (``300``: one fold, LFW's
   development lists).
+- that of CALFW and CPLFW: two lines a pair, ``path 0`` (two people) or ``path n`` with n above 0.
 - a list: ``path path 1`` or ``path path 0`` on each line; paths are relative to the image folder
   and may be separated by tabs or commas when they hold spaces.
 
-A list has no folds: the pairs of one person and those of two people are each cut into ten
+The last two have no folds: the pairs of one person and those of two people are each cut into ten
 neighbouring parts, in the order of the file. For a balanced list written fold by fold (LFW, and
 the ``.bin`` files made from it) this gives the folds of the protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +37,9 @@ class PairList:
 
     Attributes:
         paths: distinct images in order of first use.
-        first, second: (N,) int64 positions in ``paths``.
+        first, second: (N,) int32 positions in ``paths``.
         same: (N,) bool.
-        folds: (N,) int64 from 0.
+        folds: (N,) int16 from 0.
     """
 
     paths: tuple[str, ...]
@@ -54,38 +57,39 @@ class PairList:
 
 
 def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
-    """Read a pairs file of either form.
+    """Read a pairs file of any of the forms, line by line.
 
     Args:
-        num_folds: for a list; LFW's own form says its folds.
+        num_folds: where the form does not say its folds, as LFW's own does.
     Raises:
         VisionError: VIS-DATA-1061 with the line that cannot be read, VIS-DATA-1062 when the counts
             of the header, or the two kinds of pairs, do not add up.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VisionError('VIS-DATA-1061', f'cannot read the pairs file {path}: {error}',
-                          do='give a text file of pairs; docs/errors has both forms') from error
-    rows = [(number, _fields(line)) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
+    rows = _rows(path)
+    first = next(rows, None)
+    if first is None:
         raise _bad_counts(path, 'the pairs file is empty')
-    header = [whole_number(field) for field in rows[0][1]]
+    header = [whole_number(field) for field in first[1]]
     if len(header) <= 2 and None not in header:
-        return _read_lfw(path, header, rows[1:])
-    pairs = [_listed_pair(path, number, fields) for number, fields in rows]
-    same = np.array([pair[2] for pair in pairs])
-    return make_pairs(pairs, stratified_folds(same, num_folds, where=str(path)))
+        return _read_lfw(path, header, list(rows))
+    in_two_lines = len(header) == 2 and header[1] is not None
+    form = _two_line_pairs if in_two_lines else _listed_pairs
+    found = make_pairs(form(path, chain([first], rows)), np.zeros(0))
+    return replace(found, folds=stratified_folds(found.same, num_folds, where=str(path)))
 
 
-def make_pairs(pairs: Sequence[tuple[str, str, bool]], folds: np.ndarray) -> PairList:
-    """A ``PairList`` from (path, path, same) rows."""
+def make_pairs(pairs: Iterable[tuple[str, str, bool]], folds: np.ndarray) -> PairList:
+    """A ``PairList`` from (path, path, same) rows, which may come one at a time: nine bytes a
+    pair stay."""
     index: dict[str, int] = {}
-    ends = np.array([[index.setdefault(path, len(index)) for path in pair[:2]] for pair in pairs],
-                    dtype=np.int64)
-    same = np.array([pair[2] for pair in pairs], dtype=bool)
-    return PairList(tuple(index), ends[:, 0], ends[:, 1], same, np.asarray(folds, dtype=np.int64))
+    first, second, same = array('i'), array('i'), array('b')
+    for one, other, is_same in pairs:
+        first.append(index.setdefault(one, len(index)))
+        second.append(index.setdefault(other, len(index)))
+        same.append(is_same)
+    return PairList(tuple(index), *(np.frombuffer(part, dtype=kind) for part, kind in (
+        (first, np.int32), (second, np.int32), (same, bool))), np.asarray(folds, dtype=np.int16))
 
 
 def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
@@ -96,7 +100,7 @@ def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
         VisionError: VIS-DATA-1062 when a kind has fewer pairs than there are folds.
     """
     same = np.asarray(same, dtype=bool)
-    folds = np.empty(len(same), dtype=np.int64)
+    folds = np.empty(len(same), dtype=np.int16)
     for kind, name in ((True, 'of one person'), (False, 'of two people')):
         rows = np.flatnonzero(same == kind)
         if len(rows) < num_folds:
@@ -145,12 +149,39 @@ def _fields(line: str) -> list[str]:
     return line.split()
 
 
-def _listed_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
-    if len(fields) != 3 or fields[2] not in ('0', '1'):
-        raise _bad_line(path, number, fields, 'a line of a list is: path path 0-or-1')
-    if not all(map(stays_inside, fields[:2])):
-        raise _bad_line(path, number, fields, 'a path stays inside of the image folder')
-    return fields[0], fields[1], fields[2] == '1'
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number, fields) of the lines that are not blank, one at a time."""
+    try:
+        with path.open(encoding='utf-8') as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _fields(line.rstrip('\n'))
+    except (OSError, UnicodeDecodeError) as error:
+        raise VisionError('VIS-DATA-1061', f'cannot read the pairs file {path}: {error}',
+                          do='give a text file of pairs; docs/errors has its forms') from error
+
+
+def _listed_pairs(path: Path, rows: Iterable[tuple[int, list[str]]]
+                  ) -> Iterator[tuple[str, str, bool]]:
+    for number, fields in rows:
+        if len(fields) != 3 or fields[2] not in ('0', '1'):
+            raise _bad_line(path, number, fields, 'a line of a list is: path path 0-or-1')
+        if not all(map(stays_inside, fields[:2])):
+            raise _bad_line(path, number, fields, 'a path stays inside of the image folder')
+        yield fields[0], fields[1], fields[2] == '1'
+
+
+def _two_line_pairs(path: Path, rows: Iterable[tuple[int, list[str]]]
+                    ) -> Iterator[tuple[str, str, bool]]:
+    rows = iter(rows)
+    for one in rows:
+        ends = [one, next(rows, (one[0] + 1, []))]
+        for number, fields in ends:
+            label = whole_number(fields[1]) if len(fields) == 2 else None
+            if label is None or not stays_inside(fields[0]) or fields[1] != one[1][1]:
+                raise _bad_line(path, number, fields, 'two lines make a pair: path label, and '
+                                'path label with the same label')
+        yield one[1][0], ends[1][1][0], label > 0
 
 
 def _read_lfw(path: Path, header: list[int], rows: list[tuple[int, list[str]]]) -> PairList:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.evaluate.verification import tar_at_far
+from vision.faces.core.evaluate.verification import pair_cosines, tar_at_far, unit_rows
 
 BLOCK = 256  # probes scored at a time: the memory is BLOCK x gallery scores
+SCORES_AT_ONCE = 1 << 24  # of probes and distractors: 64 MB
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -104,6 +105,60 @@ def tpir_at_fpir(ranking: Ranking, fpirs: Sequence[float]) -> list[float]:
                           do='leave some identities of the probes out of the gallery')
     found = np.where(ranking.rank == 1, ranking.best_score, -np.inf)[mated]
     return [tar_at_far(found, ranking.best_score[~mated], fpir).tar for fpir in fpirs]
+
+
+def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors: np.ndarray,
+                            sizes: Sequence[int]) -> list[float]:
+    """MegaFace's first challenge (Kemelmacher-Shlizerman et al., CVPR 2016), for each set size.
+
+    Each ordered pair of pictures of one person is a question: is the second found by the first
+    among the first ``size`` distractors? It is when no distractor scores at least as well (ties
+    count against it). Scores are computed in blocks of ``SCORES_AT_ONCE``; distractors may be
+    memory-mapped, as many as the disk holds.
+
+    Args:
+        probes: (N, d) unit rows; labels: (N,) who they are.
+        distractors: (D, d) rows of any length, nobody of the probes.
+        sizes: of the sets, at most D.
+    Raises:
+        VisionError: see ``refuse_sizes``; VIS-DATA-1063 for a row without direction.
+    """
+    first, second = mates(labels)
+    refuse_sizes(len(first), len(distractors), sizes)
+    scores = pair_cosines(probes, first, second)
+    best, place, rates = np.full(len(probes), -np.inf, dtype=np.float32), 0, {}
+    step = max(1, SCORES_AT_ONCE // len(probes))
+    for size in sorted(set(sizes)):
+        while place < size:
+            end = min(size, place + step)
+            block = unit_rows(distractors[place:end], first_row=place)
+            np.maximum(best, (probes @ block.T).max(axis=1), out=best)
+            place = end
+        rates[size] = float((scores > best[first]).mean())
+    return [rates[size] for size in sizes]
+
+
+def refuse_sizes(num_mates: int, num_distractors: int, sizes: Sequence[int]) -> None:
+    """VIS-DATA-1067 for sizes outside of 1..num_distractors, or without pairs of one person."""
+    if not num_mates or not sizes or not 1 <= min(sizes) <= max(sizes) <= num_distractors:
+        raise VisionError('VIS-DATA-1067', f'{num_mates} pairs of one person among '
+                          f'{", ".join(map(str, sizes))} of {num_distractors} distractors',
+                          why='a person needs two pictures, a set at least one distractor',
+                          do='bring more pictures, or ask for smaller sets')
+
+
+def mates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) positions of first and second of all ordered pairs of different pictures of one
+    person."""
+    order = np.argsort(labels, kind='stable')
+    _, starts, counts = np.unique(np.asarray(labels)[order], return_index=True, return_counts=True)
+    # Each picture meets all of its person's, itself included, which is then left out.
+    own_start, own_count = np.repeat(starts, counts), np.repeat(counts, counts)
+    first = np.repeat(np.arange(len(order)), own_count)
+    within = np.arange(len(first)) - np.repeat(np.cumsum(own_count) - own_count, own_count)
+    second = own_start[first] + within
+    is_other = first != second
+    return order[first[is_other]], order[second[is_other]]
 
 
 def exact_search(gallery: np.ndarray, probes: np.ndarray,

@@ -1,20 +1,27 @@
-"""File lists of the face protocols: CFP, AgeDB and IJB-B/C (LFW's is in ``pairs``).
+"""File lists of the face protocols that have forms of their own: CFP and IJB-B/C.
 
-Only lists are read here; the images come from their publishers under their own terms.
+Only lists are read here; the pictures come from their publishers under their own terms. Lists of
+IJB have up to 15.7 million pairs, so they are read in blocks into arrays.
 """
 
 from __future__ import annotations
 
 import csv
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.common.core.plain_values import MOST, stays_inside, whole_number
+from vision.common.core.plain_values import MOST, stays_inside
 from vision.faces.core.data.pairs import PairList, make_pairs
 from vision.faces.core.evaluate.verification import unit_rows
+
+MOST_ID = 2**31 - 1  # ids are kept as int32
+READ_BYTES = 1 << 22  # of a long list at a time
+POOL_ROWS = 1 << 14  # embeddings pooled at a time
 
 
 def read_cfp(protocol: Path, kind: str = 'FP') -> PairList:
@@ -25,7 +32,7 @@ def read_cfp(protocol: Path, kind: str = 'FP') -> PairList:
             Split/FP/01..10/{same,diff}.txt.
         kind: 'FP' frontal against profile, 'FF' frontal against frontal.
     Returns:
-        pairs with paths as the lists name them, ten folds.
+        pairs with paths relative to the set's folder (Data/Images/...), ten folds.
     """
     if kind not in ('FP', 'FF'):
         raise _bad(str(protocol), f'kind {kind!r}: CFP has FP and FF')
@@ -48,41 +55,14 @@ def read_cfp(protocol: Path, kind: str = 'FP') -> PairList:
 
 
 @dataclass(frozen=True)
-class AgeRecord:
-    """One picture of AgeDB, from its name ``number_Name_age_gender.jpg``."""
-
-    path: str
-    name: str
-    age: int
-    gender: str
-
-
-def read_agedb(folder: Path) -> list[AgeRecord]:
-    """Pictures of AgeDB (Moschoglou et al., CVPRW 2017), by name.
-
-    The verification pairs of AgeDB-30 (30 years apart) are published as a ``.bin`` or a list: read
-    them with ``read_bin`` or ``read_pairs``.
-    """
-    records = []
-    for path in sorted(Path(folder).glob('*.jpg')):
-        fields = path.stem.split('_')
-        age = whole_number(fields[-2], most=999) if len(fields) >= 4 else None
-        if age is None or fields[-1] not in ('m', 'f'):
-            raise _bad(str(path), 'its name is not number_Name_age_gender')
-        records.append(AgeRecord(path.name, '_'.join(fields[1:-2]), age, fields[-1]))
-    if not records:
-        raise _bad(str(folder), 'no jpg there')
-    return records
-
-
-@dataclass(frozen=True)
 class Templates:
     """IJB: pictures in templates (sets of pictures of one person) and the pairs to verify.
 
     Attributes:
-        paths: N pictures; templates, media: (N,) int64 ids (frames of a video share a medium).
+        paths: N pictures; templates, media: (N,) int32 ids (frames of a video share a medium).
         landmarks: (N, 5, 2) px; detection_scores: (N,).
-        first, second: (P,) int64 template ids; same: (P,) bool.
+        names: (T,) int32 sorted ids of the templates.
+        first, second: (P,) int32 positions in ``names``; same: (P,) bool.
     """
 
     paths: tuple[str, ...]
@@ -90,9 +70,14 @@ class Templates:
     media: np.ndarray
     landmarks: np.ndarray
     detection_scores: np.ndarray
+    names: np.ndarray
     first: np.ndarray
     second: np.ndarray
     same: np.ndarray
+
+    def places(self, ids: np.ndarray, where: str) -> np.ndarray:
+        """Positions in ``names``; VIS-DATA-1073 for a template without a picture."""
+        return _places(self.names, ids, where)
 
 
 def read_ijb(meta: Path, name: str) -> Templates:
@@ -104,23 +89,70 @@ def read_ijb(meta: Path, name: str) -> Templates:
         name: 'ijbb' or 'ijbc'.
     """
     meta = Path(meta)
-    faces = _table(meta / f'{name}_face_tid_mid.txt', 3)
-    points = _table(meta / f'{name}_name_5pts_score.txt', 12)
-    pairs = _table(meta / f'{name}_template_pair_label.txt', 3)
-    if [row[0] for row in faces] != [row[0] for row in points]:
+    paths, ids = _named_numbers(meta / f'{name}_face_tid_mid.txt', 2)
+    others, points = _named_numbers(meta / f'{name}_name_5pts_score.txt', 11)
+    if paths != others:
         raise _bad(str(meta), 'the lists of templates and of landmarks do not name the same '
                    'pictures in one order')
-    templates, media = (_column(faces, place, np.int64, meta) for place in (1, 2))
-    first, second, same = (_column(pairs, place, np.int64, meta) for place in range(3))
-    unknown = np.setdiff1d(np.concatenate([first, second]), templates)
-    if len(unknown):
-        raise _bad(str(meta), f'{len(unknown)} templates of the pairs have no picture, first: '
-                   f'{unknown[0]}')
-    numbers = np.stack([_column(points, place, float, meta) for place in range(1, 12)], axis=1)
-    if not np.isfinite(numbers).all():
-        raise _bad(str(meta), 'landmarks or scores that are not finite')
-    return Templates(tuple(row[0] for row in faces), templates, media,
-                     numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10], first, second, same == 1)
+    if (ids != np.floor(ids)).any() or ids.min() < 0 or ids.max() > MOST_ID:
+        raise _bad(str(meta), f'ids of templates or media that are not whole, 0 to {MOST_ID}')
+    ids = ids.astype(np.int32)
+    names = np.unique(ids[:, 0])
+    where = meta / f'{name}_template_pair_label.txt'
+    pairs = read_triples(where)
+    if pairs[:, 2].max() > 1:
+        raise _bad(str(where), f'a pair is labelled {pairs[:, 2].max()}, not 0 or 1')
+    for top in range(0, len(pairs), READ_BYTES):
+        part = pairs[top:top + READ_BYTES, :2]
+        part[:] = _places(names, part.ravel(), str(where)).reshape(part.shape)
+    return Templates(paths, ids[:, 0], ids[:, 1], points[:, :10].reshape(-1, 5, 2), points[:, 10],
+                     names, pairs[:, 0], pairs[:, 1], pairs[:, 2] == 1)
+
+
+def read_triples(path: Path) -> np.ndarray:
+    """(P, 3) int32 of a list with three whole numbers on each line, read in blocks.
+
+    The memory is 12 bytes a line and some 30 times ``READ_BYTES``, whatever the lines hold.
+    """
+    try:
+        with path.open('rb') as file:
+            num_lines = sum(block.count(b'\n') for block in iter(lambda: file.read(READ_BYTES),
+                                                                 b'')) + 1
+            found, place, line = np.empty((num_lines, 3), dtype=np.int32), 0, 1
+            file.seek(0)
+            while block := file.read(READ_BYTES):
+                block += file.readline()
+                rows = _triples(block, path, line)
+                found[place:place + len(rows)] = rows
+                place += len(rows)
+                line += block.count(b'\n')
+    except OSError as error:
+        raise _bad(str(path), f'cannot be read: {error}') from error
+    if not place:
+        raise _bad(str(path), 'the list is empty')
+    return found[:place]
+
+
+def _triples(block: bytes, path: Path, first_line: int) -> np.ndarray:
+    """(n, 3) of whole lines; the first bad line is named."""
+    block = block if block.endswith(b'\n') else block + b'\n'
+    text = np.frombuffer(block, np.uint8)
+    is_digit = (text >= ord('0')) & (text <= ord('9'))
+    ends = np.flatnonzero(text == ord('\n'))
+    begins = is_digit & ~np.concatenate([[False], is_digit[:-1]])
+    per_line = np.diff(np.cumsum(begins, dtype=np.int32)[ends], prepend=0)
+    is_bad = (per_line != 3) & (per_line != 0)
+    strange = np.flatnonzero(~is_digit & ~np.isin(text, np.frombuffer(b' \t\r\n', np.uint8)))
+    is_bad[np.searchsorted(ends, strange)] = True
+    # Of blanks alone NumPy would make a number.
+    numbers = np.fromstring(block, sep=' ') if begins.any() and not is_bad.any() else np.zeros(0)
+    if is_bad.any() or (numbers > MOST_ID).any():
+        place = int(is_bad.argmax()) if is_bad.any() else int(np.searchsorted(
+            np.cumsum(per_line), np.flatnonzero(numbers > MOST_ID)[0], side='right'))
+        line = block.split(b'\n', place + 1)[place].decode('utf-8', 'replace')
+        raise _bad(f'{path}, line {first_line + place}', f'{line[:80]!r} is not three whole '
+                   f'numbers up to {MOST_ID}')
+    return numbers.reshape(-1, 3)
 
 
 def read_ijb_subjects(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -144,36 +176,58 @@ def read_ijb_subjects(path: Path) -> tuple[np.ndarray, np.ndarray]:
             np.array(list(subjects.values()), dtype=np.int64))
 
 
-def pool_templates(embeddings: np.ndarray, templates: np.ndarray,
-                   media: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pool_templates(embeddings: np.ndarray, templates: np.ndarray, media: np.ndarray, *,
+                   weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(template ids, unit rows): mean over each medium, then sum over the media of a template.
 
-    Pictures of one video are alike and would outvote still pictures. The length of an embedding is
-    its weight: give unit rows for equal weights, raw ones to let the norm speak for quality, and
-    multiply by ``detection_scores`` to weigh by the detector.
+    Pictures of one video are alike and would outvote still pictures. Only the direction of an
+    embedding counts. The memory beside embeddings (N, d) and result is that of ``POOL_ROWS``
+    rows, or of the largest template, whatever N is; embeddings may be memory-mapped.
+
+    Args:
+        weights: (N,) factor of each picture, such as the score of its detection.
     """
-    groups, group_of = np.unique(np.stack([templates, media], axis=1), axis=0,
-                                 return_inverse=True)
-    group_of = group_of.ravel()
-    sums = np.zeros((len(groups), embeddings.shape[1]))
-    np.add.at(sums, group_of, embeddings)
-    means = sums / np.bincount(group_of)[:, None]
-    names, place = np.unique(groups[:, 0], return_inverse=True)
-    pooled = np.zeros((len(names), embeddings.shape[1]))
-    np.add.at(pooled, place.ravel(), means)
-    return names, unit_rows(pooled)
+    order = np.lexsort((media, templates))
+    template, medium = templates[order], media[order]
+    is_new = np.concatenate([[True], template[1:] != template[:-1]])
+    groups = np.flatnonzero(is_new | np.concatenate([[True], medium[1:] != medium[:-1]]))
+    starts = np.flatnonzero(is_new)
+    pooled = np.empty((len(starts), embeddings.shape[1]))
+    first = 0
+    while first < len(starts):
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + POOL_ROWS)))
+        begin, end = starts[first], starts[last] if last < len(starts) else len(order)
+        rows = unit_rows(embeddings[order[begin:end]]).astype(np.float64)
+        if weights is not None:
+            rows *= weights[order[begin:end], None]
+        inside = groups[np.searchsorted(groups, begin):np.searchsorted(groups, end)] - begin
+        means = np.add.reduceat(rows, inside) / np.diff(inside, append=end - begin)[:, None]
+        pooled[first:last] = np.add.reduceat(means, np.searchsorted(inside,
+                                                                    starts[first:last] - begin))
+        first = last
+    return template[starts], unit_rows(pooled)
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def _places(names: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
+    places = np.minimum(np.searchsorted(names, ids), len(names) - 1)
+    unknown = np.unique(ids[names[places] != ids])
+    if len(unknown):
+        raise _bad(where, f'{len(unknown)} templates have no picture, first: {unknown[0]}')
+    return places
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, one at a time."""
+    number = 0
     try:
-        text = path.read_text(encoding='utf-8')
+        with path.open(encoding='utf-8') as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.strip()
     except (OSError, UnicodeDecodeError) as error:
         raise _bad(str(path), f'cannot be read: {error}') from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)
-             if line.strip()]
-    if not lines:
+    if not number:
         raise _bad(str(path), 'the list is empty')
-    return lines
 
 
 def _numbered_paths(path: Path) -> dict[str, str]:
@@ -183,27 +237,29 @@ def _numbered_paths(path: Path) -> dict[str, str]:
         # CFP's own lists name pictures from the folder of the lists: ../Data/Images/...
         if len(fields) != 2 or not stays_inside(fields[1], levels_up=1):
             raise _bad(f'{path}, line {number}', f'{line[:80]!r} is not: number path')
-        paths[fields[0]] = fields[1]
+        paths[fields[0]] = fields[1].removeprefix('../')
     return paths
 
 
-def _table(path: Path, width: int) -> list[list[str]]:
-    rows = []
+def _named_numbers(path: Path, width: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and (N, width) float64 of lines: path number ..."""
+    names, numbers = [], array('d')
     for number, line in _lines(path):
-        fields = line.split()
+        name, *fields = line.split()
         if len(fields) != width:
-            raise _bad(f'{path}, line {number}', f'{len(fields)} fields where {width} belong')
-        if not stays_inside(fields[0]):
-            raise _bad(f'{path}, line {number}', f'{fields[0][:80]!r} leads out of its folder')
-        rows.append(fields)
-    return rows
-
-
-def _column(rows: list[list[str]], place: int, kind: type, where: Path) -> np.ndarray:
-    try:
-        return np.array([row[place] for row in rows]).astype(kind)
-    except (ValueError, OverflowError) as error:
-        raise _bad(str(where), f'column {place + 1}: {error}') from error
+            raise _bad(f'{path}, line {number}', f'{len(fields) + 1} fields where {width + 1} '
+                       'belong')
+        if not stays_inside(name):
+            raise _bad(f'{path}, line {number}', f'{name[:80]!r} leads out of its folder')
+        try:
+            numbers.extend(map(float, fields))
+        except ValueError as error:
+            raise _bad(f'{path}, line {number}', str(error)) from error
+        names.append(name)
+    found = np.frombuffer(numbers).reshape(-1, width)
+    if not len(found) or not np.isfinite(found).all():
+        raise _bad(str(path), 'no picture, or numbers that are not finite')
+    return tuple(names), found
 
 
 def _bad(where: str, what: str) -> VisionError:

@@ -58,15 +58,3 @@ def similarity_transforms(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     rows = np.stack([np.stack([a.real, -a.imag, b.real], axis=1),
                      np.stack([a.imag, a.real, b.imag], axis=1)], axis=1)
     return rows
-
-
-def apply_transforms(transforms: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(N, 2, 3) matrices on points (N, K, 2) -> (N, K, 2)."""
-    return np.einsum('nij,nkj->nki', transforms[:, :, :2], points) + transforms[:, None, :, 2]
-
-
-def invert_transforms(transforms: np.ndarray) -> np.ndarray:
-    """Inverse (N, 2, 3) of similarities."""
-    linear = np.linalg.inv(transforms[:, :, :2])
-    shift = -np.einsum('nij,nj->ni', linear, transforms[:, :, 2])
-    return np.concatenate([linear, shift[:, :, None]], axis=2)

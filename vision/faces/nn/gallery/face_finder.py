@@ -1,8 +1,9 @@
-"""Faces in a picture (YuNet), aligned crops, and their embeddings."""
+"""Faces in a picture (YuNet; Wu et al., 2023), aligned crops, and whose embeddings they get."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from vision.common.core.boxes import nms
 from vision.common.core.errors import VisionError
 from vision.faces.core.gallery.alignment import similarity_transforms, template
-from vision.faces.core.gallery.yunet import STRIDES, decode_faces
 
+STRIDES = (8, 16, 32)
+NMS_IOU = 0.3  # as OpenCV's reader of this network has it
 MAX_SIDE = 1280  # larger pictures are searched smaller; faces above 10 px there are found
 
 
@@ -76,6 +79,36 @@ class FaceFinder:
                                              padded.shape[1], min_score=self.min_score)
         boxes = np.clip(boxes / scale, 0, [width, height, width, height]).astype(np.float32)
         return Faces(boxes, points / scale, scores)
+
+
+def decode_faces(outputs: Mapping[str, np.ndarray], width: int, *, min_score: float
+                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """YuNet's cells to (boxes_xyxy (N, 4), landmarks (N, 5, 2), scores (N,)), best first.
+
+    A cell at column c, row r of the grid of stride s has a box of centre s (c + x, r + y) and
+    sides s exp(w), s exp(h), five points s (c + x_k, r + y_k), and the score sqrt(class x
+    objectness); all in px of the input.
+
+    Args:
+        outputs: cls_S, obj_S (1, cells, 1), bbox_S (1, cells, 4), kps_S (1, cells, 10) for each
+            stride S, rows of the grid one after the other.
+        width: px of the input, a multiple of the largest stride.
+    """
+    boxes, points, scores = [], [], []
+    for stride in STRIDES:
+        cls, obj, box, kps = (outputs[f'{name}_{stride}'][0].astype(np.float64)
+                              for name in ('cls', 'obj', 'bbox', 'kps'))
+        score = np.sqrt(np.clip(cls[:, 0], 0, 1) * np.clip(obj[:, 0], 0, 1))
+        good = np.flatnonzero(score >= min_score)
+        cells = np.stack([good % (width // stride), good // (width // stride)], axis=1)
+        centre, half = (cells + box[good, :2]) * stride, np.exp(box[good, 2:]) * stride / 2
+        boxes.append(np.concatenate([centre - half, centre + half], axis=1))
+        points.append((kps[good].reshape(-1, 5, 2) + cells[:, None]) * stride)
+        scores.append(score[good])
+    all_boxes, all_points, all_scores = (np.concatenate(part).astype(np.float32)
+                                         for part in (boxes, points, scores))
+    keep = nms(all_boxes, all_scores, NMS_IOU)
+    return all_boxes[keep], all_points[keep], all_scores[keep]
 
 
 def align_faces(image_bgr: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
