@@ -58,7 +58,7 @@ LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
 SMALL_ONLY = {'forest': 300_000, 'faiss': 300_000}
-SEARCHES_LISTS = ('ivf',)
+SEARCHES_LISTS = ('ivf', 'device')
 OPTIONS = dict(faiss=dict(factory='HNSW16,SQfp16', parameters='efSearch=128'))
 
 
@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--selectors', nargs='+', choices=NAMES,
         help='default: all, above 300,000 classes those that are built in a minute')
     add('--nprobe', type=int, nargs='+', default=[12],
-        help='lists searched by the ivf selectors; a row for each (default: 12)')
+        help='lists searched by ivf and device; a row for each (default: 12)')
     add('--scale', type=float, default=64.0, help='of the logits (default: 64)')
     add('--margin', type=float, default=0.5, help="ArcFace's angle (default: 0.5)")
     add('--random-frac', type=float, default=0.1,
