@@ -69,7 +69,7 @@ COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
 SMALL_ONLY = {'forest': 300_000, 'faiss': 300_000}
 NO_INDEX = ('full', 'random', 'oracle')
-SEARCHES_LISTS = ('ivf',)
+SEARCHES_LISTS = ('ivf', 'device')
 LEAST_COSINE, MOST_ERROR = 0.99, 0.1
 # Of --reach: shares of active rows, and of the lists searched.
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.7)
@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--selectors', nargs='+', choices=NAMES,
         help='default: all, above 300,000 classes those that are built in a minute')
     add('--nprobe', type=int, nargs='+', default=[12],
-        help='lists searched by the ivf selectors; a row for each (default: 12)')
+        help='lists searched by ivf and device; a row for each (default: 12)')
     add('--reach', action='store_true', help='search for the settings of a good gradient')
     add('--loss', choices=('ArcFace', 'CosFace'), default='ArcFace', help='(default: ArcFace)')
     add('--scale', type=float, default=64.0, help='of the logits (default: 64)')
