@@ -135,7 +135,7 @@ def ablation_errors(outcomes: Sequence[Outcome], constants: Mapping[str, float]
         found[what] = {
             name: dict(count=len(group), on=round(sum(a for a, _ in group) / len(group), 4),
                        off=round(sum(b for _, b in group) / len(group), 4))
-            for name, group in sorted(pairs.items()) if any(a != b for a, b in group)}
+            for name, group in sorted(pairs.items()) if any(abs(a - b) > 1e-6 for a, b in group)}
     return found
 
 
