@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class Glyphs:
         """Pictures (B, 1, 32, 32), moved, and labels (B,) of one training step."""
         per_epoch = len(self.train) // settings.batch
         epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng((seed, 1, epoch)).permutation(len(self.train))
+        order = order_of(seed, epoch, len(self.train))
         rows = self.train[order[place * settings.batch:(place + 1) * settings.batch]]
         shifts = np.random.default_rng((seed, 2, step)).integers(
             0, 2 * settings.shift_px + 1, (2, len(rows)))
@@ -136,6 +137,11 @@ class Glyphs:
             images = padded[np.arange(len(places))[:, None, None], y[:, :, None], x[:, None]]
         pictures = torch.from_numpy(images)[:, None].float().sub_(127.5).div_(127.5)
         return pictures.contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(1)
+def order_of(seed: int, epoch: int, num: int) -> np.ndarray:
+    return np.random.default_rng((seed, 1, epoch)).permutation(num)
 
 
 class Run:
