@@ -45,7 +45,8 @@ class Settings:
         trunk_steps, steps: common to all arms, and of each arm after them.
         row_lr: of the class rows (SGD, momentum 0.9), lr: of the backbone (AdamW); both fall by
             a cosine over ``steps``.
-        shift_px: largest move of a training picture, each way.
+        shift_px: largest move of a training picture, each way. With 1 the full arm of the pilot
+            ended at a training loss of 0.75, and below 0.5 was asked for.
         num_scored: fixed training and held-out samples of the full loss.
     """
 
@@ -59,7 +60,7 @@ class Settings:
     lr: float = 2e-3
     row_lr: float = 2e-3
     weight_decay: float = 0.01
-    shift_px: int = 1
+    shift_px: int = 0
     num_scored: int = 4096
 
 
