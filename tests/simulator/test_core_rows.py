@@ -15,7 +15,14 @@ from vision.simulator.core.cluster import read_cluster
 from vision.simulator.core.fit import fit, halves, score
 from vision.simulator.core.parameters import read_parameters, write_parameters
 from vision.simulator.core.published import case_of, read_rows, read_vtrain
-from vision.simulator.core.rows import FITTED, fit_rows, predict_case, predict_rows, summary
+from vision.simulator.core.rows import (
+    FITTED,
+    ablation_errors,
+    fit_rows,
+    predict_case,
+    predict_rows,
+    summary,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # python tools/benchmarks/simulator_rows.py is the measurement; this only looks that all is read.
@@ -204,6 +211,17 @@ def test_parameters_come_back(tmp_path):
 
 def test_the_committed_constants_are_nine_at_most():
     assert set(read_parameters(ROOT / 'configs/clusters/fitted.yaml').constants) == set(FITTED)
+
+
+def test_a_part_that_is_off_changes_the_rows_it_matters_to(path):
+    constants = dict(TRUTH)
+    off = ablation_errors(predict_rows(read_rows(path), preset, constants), constants)
+    # The rows are predictions, so nothing is off by more than rounding with all parts on.
+    assert all(each['on'] < 1e-4 < each['off'] for sources in off.values()
+               for each in sources.values())
+    assert 'InternEvo, multi node' in off['sharing'] and 'llm-foundry, single node' in \
+        off['overlap']
+    assert not any('single' in name for name in off['sharing'])
 
 
 VTRAIN = ['# GPUs', 'global batch', 'micro batch', 'hidden size', 'attention heads', '# layers',

@@ -4,6 +4,7 @@ Rows are sorted by their ids; constants are fitted on the first, third, ... and 
 scored. Without --parameters and --fit the presets of configs/clusters are used as they are.
 
   error     of the prediction, relative to what was measured, in the row's own metric.
+  without   overlap or sharing of adapters: mean errors with that part of the model off.
   order     share of pairs of rows that are in the measured order.
   chosen    what was measured for the strategy that is predicted best, over the best measured, of
             rows that do the same work; none where a half has no two of one work.
@@ -31,7 +32,14 @@ from vision.common.core.report import write_report
 from vision.simulator.core.cluster import Cluster, read_cluster
 from vision.simulator.core.parameters import Fitted, read_parameters, write_parameters
 from vision.simulator.core.published import read_rows
-from vision.simulator.core.rows import RECALLED, Outcome, fit_rows, predict_rows, summary
+from vision.simulator.core.rows import (
+    RECALLED,
+    Outcome,
+    ablation_errors,
+    fit_rows,
+    predict_rows,
+    summary,
+)
 
 CLUSTERS = Path(__file__).resolve().parents[2] / 'configs' / 'clusters'
 
@@ -91,11 +99,15 @@ def run(args: argparse.Namespace) -> int:
     outcomes, fitted = measure(args.rows, parameters=args.parameters, fit_to=args.fit)
     if args.half != 'all':
         outcomes = [each for each in outcomes if each.half == args.half]
-    found = scores(outcomes)
+    found, off = scores(outcomes), ablation_errors(outcomes, fitted.constants)
     show(outcomes, found)
+    for what, sources in off.items():
+        for name, each in sources.items():
+            print(f'without {what}: {name} ({each["count"]}): {100 * each["on"]:.1f} % becomes '
+                  f'{100 * each["off"]:.1f} %')
     if args.json:
         rows = [each.to_dict() for each in outcomes]
-        write_report(args.json, rows, part='rows', scores=found,
+        write_report(args.json, rows, part='rows', scores=found, ablations=off,
                      constants=dict(fitted.constants))
         print(f'rows: {args.json}')
     return 0

@@ -53,7 +53,8 @@ class Strategy:
         recompute: one of ``RECOMPUTE``; 'selective' is the scores of plain attention, 'half' every
             second product (torchtitan's operator policy).
         is_sequence_parallel: what is between products is shared by tensor parallel ranks too.
-        is_overlapped: gradients are reduced beside the backward.
+        is_overlapped: gradients are reduced beside the backward, and parameters of the next layer
+            gathered (zero=3) beside the work of this one.
         is_tensor_overlapped: products beside their own communication (asynchronous tensor
             parallel).
         is_accumulated_apart: gradients of a micro-batch are added to those before by an operator
@@ -244,6 +245,8 @@ class _Run:
     def _beside(self, compute: float, comm: float) -> float:
         """Communication of the next layer beside the compute of this: the longer of both, compute
         being slower while it is overlapped."""
+        if not self.strategy.is_overlapped:
+            return compute + comm
         slowdown = self.prices.cluster.overheads.slowdown
         return max(compute + slowdown * min(compute, comm), comm)
 

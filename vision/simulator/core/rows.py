@@ -4,7 +4,7 @@ choice, memory, scaling."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vision.simulator.core.analytic import predict
@@ -102,6 +102,41 @@ def predict_rows(rows: Sequence[Mapping[str, str]], presets: Callable[[str], Clu
                                 case.value_of(seconds, peak_bytes), case.measured, seconds,
                                 peak_bytes))
     return outcomes
+
+
+ABLATIONS = ('overlap', 'sharing')
+
+
+def ablated(case: Case, what: str) -> Case:
+    """The case with a part of the model off: 'overlap', all communication stands alone;
+    'sharing', every device has its node's adapters for itself."""
+    if what == 'overlap':
+        return replace(case, strategy=case.strategy and replace(
+            case.strategy, is_overlapped=False, is_tensor_overlapped=False))
+    links = {name: replace(link, shared_by=1) if name == 'inter' else link
+             for name, link in case.cluster.links.items()}
+    return replace(case, cluster=replace(case.cluster, links=links))
+
+
+def ablation_errors(outcomes: Sequence[Outcome], constants: Mapping[str, float]
+                    ) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean errors of times as they are and with each part off, by source and single or multi node,
+    of the sources in which a part changes anything."""
+    timed = [each for each in outcomes if each.case.decoder and each.case.source not in RECALLED
+             and each.case.metric != 'peak_memory']
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for what in ABLATIONS:
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for each in timed:
+            case = ablated(each.case, what)
+            value = case.value_of(*predict_case(case, constants))
+            name = f'{case.source}, {"multi" if case.is_multi_node else "single"} node'
+            pairs.setdefault(name, []).append((abs(each.error), abs(value / each.measured - 1)))
+        found[what] = {
+            name: dict(count=len(group), on=round(sum(a for a, _ in group) / len(group), 4),
+                       off=round(sum(b for _, b in group) / len(group), 4))
+            for name, group in sorted(pairs.items()) if any(abs(a - b) > 1e-6 for a, b in group)}
+    return found
 
 
 def fit_rows(rows: Sequence[Mapping[str, str]], presets: Callable[[str], Cluster]
