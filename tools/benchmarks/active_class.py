@@ -9,7 +9,8 @@ Rows are synthetic: clusters of 40 within groups of 25 clusters, as class rows a
 training; features are noisy copies of their class rows, at a cosine of about 0.7. Or they are
 trained ones, --rows FILE: a checkpoint of a run with ActiveClassHead, one matrix in .npy, .pth or
 .safetensors, or what active_class_experiment.py keeps of its full arm, which has live features
-and labels of training batches, too. Each row of the results says which ('data').
+and labels of training batches, too. Each row of the results
+says which ('data': synthetic; trained rows with made features; live).
 
   grad_cosine, grad_rel_error  of the features' gradient against that of the full softmax, with
                                rows moved by --drift since the index was built (its worst moment)
@@ -138,8 +139,7 @@ def measure_all(bench: Bench, progress: Progress):
     plan = [(name, nprobe) for name in names for nprobe in (
         args.nprobe if name in SEARCHES_LISTS and not args.reach else [None])]
     task = progress.add_task(f'{num:,} classes', total=len(plan) + 2)
-    data = 'synthetic' if args.rows is None else \
-        'trained rows' + (', live features' if bench.live else ', made features')
+    data = 'synthetic' if args.rows is None else 'live' if bench.live else 'trained'
     common = dict(classes=num, dim=bench.dim, batch=args.batch, data=data)
     common['dense_torch_step_ms'] = dense_step_ms(bench)
     common['full_selector_step_ms'] = time_steps(bench, bench.selector('full', num),
@@ -182,7 +182,7 @@ def measure_reached(bench: Bench, name: str) -> dict:
             tried.append((found['grad_rel_error'], share, options))
             if found['grad_cosine'] >= LEAST_COSINE and found['grad_rel_error'] <= MOST_ERROR:
                 return dict(is_reached=True, **options) | measure_selector(
-                    bench, name, bench.num_active(share), options)
+                    bench, name, bench.num_active(share), options) | found
     _, share, options = min(tried, key=lambda each: each[0])
     return dict(is_reached=False, **options) | measure_selector(
         bench, name, bench.num_active(share), options)
