@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -140,6 +141,23 @@ def test_all_arms_start_from_one_trunk_and_end_apart(finished):
     rows = finished[2]['rows']
     assert len({each['trunk'] for each in rows}) == 1
     assert len({each['loss_train'] for each in rows}) == 3
+
+
+def test_two_jobs_find_what_one_finds(finished, tmp_path, monkeypatch):
+    """Threads in the place of processes: what each of those does is ``run_alone``."""
+    monkeypatch.setattr(tool, 'Settings', lambda: SMALL)
+    monkeypatch.setattr(tool, 'load_glyphs', lambda *_: small_glyphs())
+    monkeypatch.setattr(tool, 'CURVE_STEPS', 2)
+    monkeypatch.setattr(tool, 'ProcessPoolExecutor',
+                        lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    assert tool.main(['--arms', 'full', 'positives', 'random-10', '--seeds', '0', '--jobs', '2',
+                      '--work-dir', str(tmp_path / 'w'), '--json', str(tmp_path / 'x.json')]) == 0
+
+    def figures(rows):
+        return sorted((each['arm'], each['trunk'], each['rank1'], each['loss_train'])
+                      for each in rows)
+    rows = json.loads((tmp_path / 'x.json').read_text())['rows']
+    assert figures(rows) == figures(finished[2]['rows'])
 
 
 def test_live_features_of_the_full_arm_are_kept(finished):

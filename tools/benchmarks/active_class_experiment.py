@@ -30,8 +30,10 @@ import base64
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='softmax-16 has no margin and spreads the mass (default: cosface)')
     add('--pilot', nargs='*', metavar='NAME=VALUE',
         help=f'the full arm on seed {PILOT_SEED} with these values of Settings')
+    add('--jobs', type=int, default=1, help='runs at once, one thread each (default: 1)')
     add('--again', nargs='+', choices=list(ARMS), default=[],
         help='drop the rows of these arms first')
     add('--plan', action='store_true', help='print what would run, with measured minutes; no run')
@@ -102,8 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.time:
         content['head_ms'] = head_times(args, glyphs, settings)
         write(args.json, rows, content['head_ms'])
-    for seed, arm in [] if args.time else plan:
-        rows.append(run_one(args, settings, glyphs, seed, arm))
+    for row in [] if args.time else finished(args, settings, glyphs, plan):
+        rows.append(row)
         write(args.json, rows, content.get('head_ms'))
     print(json.dumps(dict(summary=summarize(rows), decision=decide(rows)), indent=1))
     return 0
@@ -163,11 +166,34 @@ def refuse_others(rows: list[dict], settings: Settings) -> None:
                     why='its rows would be of two methods', do=f'add --again {arm}')
 
 
+def finished(args: argparse.Namespace, settings: Settings, glyphs: Glyphs,
+             plan: list[tuple[int, str]]) -> Iterator[dict[str, Any]]:
+    """Rows of the plan as they are done, by ``--jobs`` processes; trunks first, one by one."""
+    if args.jobs == 1 or len(plan) < 2:
+        for seed, arm in plan:
+            yield run_one(args, settings, glyphs, seed, arm)
+        return
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context('spawn')) as pool:
+        runs = []
+        for seed in dict.fromkeys(seed for seed, _ in plan):
+            trunk_of(args, settings, glyphs, seed)
+            runs += [pool.submit(run_alone, args, settings, seed, arm)
+                     for each, arm in plan if each == seed]
+        for run in as_completed(runs):
+            yield run.result()
+
+
+def run_alone(args: argparse.Namespace, settings: Settings, seed: int, arm: str
+              ) -> dict[str, Any]:
+    """``run_one`` in a process of its own."""
+    torch.set_num_threads(1)
+    return run_one(args, settings, load_glyphs(args.data, settings), seed, arm)
+
+
 def run_one(args: argparse.Namespace, settings: Settings, glyphs: Glyphs, seed: int,
             arm: str) -> dict[str, Any]:
     """Trunk, arm, measures: one row."""
-    margin = OBJECTIVES[args.objective]()
-    run, curve, means = Run(settings, seed, margin), [], []
+    curve, means = [], []
 
     def report(step: int, loss: float) -> None:
         means.append(loss)
@@ -177,11 +203,7 @@ def run_one(args: argparse.Namespace, settings: Settings, glyphs: Glyphs, seed: 
                   flush=True)
             means.clear()
 
-    trunk = args.work_dir / f'trunk_{args.objective}_{seed}.pth'
-    if not run.load(trunk):
-        run.train(TRUNK, glyphs, settings.trunk_steps, report)
-        run.save(trunk)
-        run.load(trunk)  # the first arm starts from the file as the others do
+    run = trunk_of(args, settings, glyphs, seed)
     start = run.digest()
     seconds = run.train(ARMS[arm], glyphs, settings.steps, report)
     found = measure(run, glyphs)
@@ -196,6 +218,17 @@ def run_one(args: argparse.Namespace, settings: Settings, glyphs: Glyphs, seed: 
     print({name: value for name, value in row.items()
            if name not in ('curve', 'hits', 'settings', 'trace')}, flush=True)
     return row
+
+
+def trunk_of(args: argparse.Namespace, settings: Settings, glyphs: Glyphs, seed: int) -> Run:
+    """The state that all arms of a seed start from, out of its file."""
+    run = Run(settings, seed, OBJECTIVES[args.objective]())
+    path = args.work_dir / f'trunk_{args.objective}_{seed}.pth'
+    if not run.load(path):
+        run.train(TRUNK, glyphs, settings.trunk_steps, lambda *_: None)
+        run.save(path)
+        run.load(path)  # the first arm starts from the file as the others do
+    return run
 
 
 def save_live(run: Run, glyphs: Glyphs, path: Path) -> None:
