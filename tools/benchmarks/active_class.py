@@ -68,7 +68,7 @@ COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'run_ms', 'full
            'build_s', 'stall_share', 'data')
 COLD_STEPS = 10_000  # one build from nothing per so many steps
 # Where a build or search takes minutes: left out above so many classes unless named.
-SMALL_ONLY = {'forest': 300_000, 'faiss': 300_000}
+SMALL_ONLY = {'oracle': 300_000, 'forest': 300_000, 'faiss': 300_000}
 NO_INDEX = ('full', 'random', 'oracle')
 SEARCHES_LISTS = ('ivf', 'device')
 LEAST_COSINE, MOST_ERROR = 0.99, 0.1
