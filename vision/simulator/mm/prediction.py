@@ -132,7 +132,7 @@ def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False,
     outcome = run(program)
     over = cluster.overheads
     allocator = Allocator(fixed_bytes=round(over.context_bytes),
-                          fragmentation=1 + over.fragmentation)
+                          fragmentation=over.fragmentation)
     seconds = (outcome.makespan + over.step) * pricing.prices.waiting(ranks)
     graph = configured.graph
     return Predicted(
