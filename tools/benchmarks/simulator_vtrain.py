@@ -3,7 +3,8 @@
 1,549 steps of GPT on A100 (github.com/VIA-Research/vTrain, MIT licence): more than the few rows
 of simulator_rows.py, from one software on one kind of device. Rows on every fourth line (the
 remainder of the line is 1, the header counted) are the quarter on which the shape of the cost
-model was developed. The others are for judging: nothing was chosen by them.
+model was developed. The others are for judging, without those that --rows has: some of these were
+fitted on. Nothing was chosen by what is left.
 
   no fit       presets of configs/clusters.
   fitted       constants of --parameters, which were fitted on 30 rows of --rows.
@@ -60,8 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     refuse_unwritable(args.json)
     cases = [case_of(row, preset) for row in read_vtrain(args.vtrain)]
+    rows = [row for row in read_rows(args.rows) if 'vTrain' in row['source']]
+    known = {same_step(row) for row in rows}
     parts = dict(quarter=[case for case in cases if is_developed(case)],
-                 rest=[case for case in cases if not is_developed(case)])
+                 rest=[case for case in cases if not is_developed(case)
+                       and same_step(case.row) not in known])
     few = [case for case in (case_of(row, preset) for row in halves(read_rows(args.rows))[0])
            if case.source == 'vTrain']
     fitted = read_parameters(args.parameters).constants
@@ -73,6 +77,12 @@ def main(argv: list[str] | None = None) -> int:
         write_report(args.json, [], part='vtrain', scores=found, constants=dict(fitted))
         print(f'scores: {args.json}')
     return 0
+
+
+def same_step(row: Mapping[str, str]) -> tuple[float, ...]:
+    """Equal for rows of both files that are one measurement."""
+    return tuple(round(float(row[name]), 3) for name in (
+        'n_gpus', 'layers', 'hidden', 'dp', 'tp', 'pp', 'micro_batch', 'global_batch', 'value'))
 
 
 def is_developed(case: Case) -> bool:
