@@ -277,6 +277,21 @@ def test_a_regression_finds_times_that_are_sums_of_its_counts(vtrain, path, tmp_
     assert scores['rest']['multi']['no fit']['count'] == 30
 
 
+def test_a_step_of_both_files_is_no_unseen_one(vtrain, path, tmp_path, monkeypatch):
+    tool = load_tool('simulator_vtrain', monkeypatch)
+    row = next(each for each in read_vtrain(vtrain) if int(each['id'][-5:]) % 4 == 2)
+    lines = path.read_text().splitlines()
+    names = lines[0].split(',')
+    path.write_text('\n'.join([*lines, ','.join(
+        {**COMMON, **row, 'id': 'x'}.get(name, '') for name in names)]) + '\n')
+    report = tmp_path / 'vtrain.json'
+    assert tool.main(['--vtrain', str(vtrain), '--rows', str(path), '--part', 'rest',
+                      '--parameters', str(ROOT / 'configs/clusters/fitted.yaml'), '--json',
+                      str(report)]) == 0
+    scores = json.loads(report.read_text())['scores']['rest']
+    assert scores['single']['fitted']['count'] == 29 and scores['multi']['fitted']['count'] == 30
+
+
 @pytest.mark.skipif(not PUBLISHED, reason='VISION_SIMULATOR_ROWS names no file of published rows')
 def test_published_rows_are_all_predicted():
     rows = read_rows(Path(PUBLISHED))
