@@ -204,7 +204,8 @@ def test_a_budget_of_activations_is_planned_and_paid_for(cluster):
 
 
 @pytest.mark.parametrize('name, options', [
-    (VIT, dict(actions='recompute')), (PIPELINE, dict(budget=0.5))])
+    (VIT, dict(actions='recompute')), (PIPELINE, dict(budget=0.5)),
+    (VIT, dict(budget=0.5, actions='magic')), (VIT, dict(budget=0.5, host_budget=0.5))])
 def test_a_budget_that_training_refuses_is_refused(name, options):
     with pytest.raises(VisionError, match='VIS-CONFIG-1677'):
         read_training(config_of(name, activation_memory=options))

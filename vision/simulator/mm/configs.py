@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vision.common.core.amounts import parse_budget
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import explained, find_classes
+from vision.memory.core.plan import KINDS
 from vision.registry import MODELS
 from vision.simulator.core.class_rows import ClassRows
 from vision.simulator.core.compile import OPTIMIZERS, Settings
@@ -139,6 +140,13 @@ def _memory(options: Mapping | None, notes: list[str], *, is_pipeline: bool
         notes.append('activation_memory is planned here, as mode=\'planned\' does from the second '
                      'step on')
     host, ratio = options.get('host_budget'), parse_budget(options['budget'])
+    actions = options.get('actions', 'both')
+    if actions not in KINDS or host is not None and parse_budget(host).bytes is None:
+        raise VisionError('VIS-CONFIG-1677', f'activation_memory with actions={actions!r}, '
+                          f'host_budget={host!r}', where='activation_memory',
+                          why=f'actions are {", ".join(KINDS)}, and a host budget is a size',
+                          do="activation_memory=dict(budget=0.4, actions='both', "
+                          "host_budget='32GB')")
     given = {key: options[key] for key in ('actions', 'min_bytes') if key in options}
     return MemoryOptions(ratio.ratio, ratio.bytes, ignore=tuple(options.get('ignore') or ()),
                          host_bytes=None if host is None else parse_budget(host).bytes, **given)
