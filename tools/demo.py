@@ -46,7 +46,7 @@ def steps() -> list[Step]:
              ('tools/video_demo.py', f'{clip / "photo_clip.mp4"}', '--detector', DETECTOR,
               '--out-dir', f'{video}'), video / 'photo_clip.mp4'),
         Step('measure against detection on every frame and linear interpolation', 0.7,
-             ('tools/benchmarks/lattice_tradeoff.py', '--ann', f'{annotations}', '--images',
+             ('benchmarks/lattice_tradeoff.py', '--ann', f'{annotations}', '--images',
               f'{clip / "val"}', '--detector', DETECTOR, '--methods', 'detect,linear,flow',
               '--gaps', '8', '--json', f'{table}', '--plot', f'{OUT / "curve.png"}'), table),
     ]

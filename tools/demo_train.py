@@ -35,7 +35,7 @@ def steps() -> list[Step]:
         Step('train propagation and refinement', 3,
              ('tools/train.py', LATTICE, '--work-dir', f'{lattice.parent}', '--resume'), lattice),
         Step('measure against detection on every frame and linear interpolation', 1,
-             ('tools/benchmarks/lattice_tradeoff.py', '--ann', f'{annotations}', '--images',
+             ('benchmarks/lattice_tradeoff.py', '--ann', f'{annotations}', '--images',
               f'{data / "val"}', '--config', LATTICE, '--checkpoint', f'{lattice}',
               '--methods', 'detect,linear,flow,paper', '--gaps', '8,16', '--time-frames', '32',
               '--repeats', '1', '--json', f'{rows}', '--plot', f'{OUT / "curve.png"}'), rows),

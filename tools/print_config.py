@@ -1,18 +1,7 @@
-"""Print a config with everything that it inherits: python tools/print_config.py CONFIG"""
+"""The command ``vision config`` under the name that MMDetection users know."""
 
-from __future__ import annotations
-
-from vision.common.core.errors import command_parser, run_cli
-
-
-def main(argv: list[str] | None = None) -> int:
-    from vision.common.mm.launch import add_common_arguments, read_config
-    parser = command_parser(__doc__)
-    parser.add_argument('config', help='config file')
-    add_common_arguments(parser)
-    print(read_config(parser.parse_args(argv)).pretty_text)
-    return 0
-
+from vision.cli.config import main
+from vision.common.core.errors import run_cli
 
 if __name__ == '__main__':
     run_cli(main)

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = re.compile(r'\b(?:python|bash) +((?:tools|datasets)/[\w/]+\.(?:py|sh))')
+COMMAND = re.compile(r'\b(?:python|bash) +((?:tools|benchmarks|datasets)/[\w/]+\.(?:py|sh))')
 PAGES = ('README.md', 'docs/**/*.md', 'vision/*/README.md', 'datasets/**/*.md', 'configs/*.md')
-MODULES = ('tools/**/*.py', 'datasets/**/*.py', 'configs/**/*.py')
+MODULES = ('tools/**/*.py', 'benchmarks/*.py', 'datasets/**/*.py', 'configs/**/*.py')
 # A launcher's arguments are those of this tool and, at these places, its own.
 LAUNCHED = {'tools/dist_train.sh': ('tools/train.py', {1}),
             'tools/dist_test.sh': ('tools/test.py', {2}),
@@ -173,7 +173,7 @@ def test_what_a_command_names_is_there(commands):
     """The tool itself, and files of ours among its arguments; NAME.py stands for any."""
     missing = [(command.where, word) for command in commands
                for word in (command.tool, *command.arguments)
-               if re.fullmatch(r'(tools|datasets|configs)/[\w./-]+\.\w+', word)
+               if re.fullmatch(r'(tools|benchmarks|datasets|configs)/[\w./-]+\.\w+', word)
                and not re.search(r'\.\.\.|[A-Z]{4}', word) and not (ROOT / word).is_file()]
     assert not missing
 

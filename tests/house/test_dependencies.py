@@ -27,7 +27,8 @@ def imported(*folders: str) -> dict[str, set[str]]:
     """Package -> files that import it; modules of the standard library and ours left out."""
     found: dict[str, set[str]] = {}
     paths = [path for folder in folders for path in (ROOT / folder).rglob('*.py')]
-    ours = {'vision', *(path.stem for path in (ROOT / 'tools').rglob('*.py')),
+    ours = {'vision', *(path.stem for folder in ('tools', 'benchmarks')
+              for path in (ROOT / folder).rglob('*.py')),
             *(path.stem for path in paths)}
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -51,7 +52,7 @@ def declared() -> dict[str, set[str]]:
 
 def test_what_is_imported_is_declared():
     of_users = set().union(*(names for extra, names in declared().items() if extra != 'dev'))
-    found = imported('vision', 'tools', 'datasets', 'configs')
+    found = imported('vision', 'tools', 'benchmarks', 'datasets', 'configs')
     assert not {name: files for name, files in found.items()
                 if name not in of_users | NOT_NEEDED}
     known = of_users | declared()['dev'] | NOT_NEEDED
@@ -59,7 +60,8 @@ def test_what_is_imported_is_declared():
 
 
 def test_what_is_declared_is_used():
-    used = set(imported('vision', 'tools', 'datasets', 'configs', 'tests')) | set(USED_OTHERWISE)
+    used = set(imported('vision', 'tools', 'benchmarks', 'datasets', 'configs',
+                        'tests')) | set(USED_OTHERWISE)
     names = set().union(*declared().values())
     assert names - used == set() and set(USED_OTHERWISE) <= names
 

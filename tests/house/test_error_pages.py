@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def raised_codes() -> set[str]:
-    folders = ('vision', 'tools', 'datasets')
+    folders = ('vision', 'tools', 'benchmarks', 'datasets')
     texts = [path.read_text() for folder in folders for path in (ROOT / folder).rglob('*.py')]
     # Docstrings may name codes too; only quoted ones (with what follows on the line) are raised.
     return {code for text in texts for code in re.findall(r"['\"](?:ERROR )?(VIS-[A-Z]+-\d{3,4})",

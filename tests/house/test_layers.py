@@ -1,9 +1,10 @@
-"""Who may import whom: tools, configs > mm > nn > core, and few arrows between rooms.
+"""Who may import whom: tools > cli, web > api > mm > nn > core, and few arrows between rooms.
 
 ``runtime`` stands beside nn: it runs exported networks and never sees torch.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'},
           # The last two: a config's pipeline is planned by what plans it in a training.
           'simulator': {'vision.pipeline.core', 'vision.memory.core', 'vision.pipeline.mm.plan',
                         'vision.pipeline.nn.chunks'}}
+# Above the rooms: they may use every room, and no room uses them.
+ABOVE = ('cli', 'web', 'configs')
+# What a room's api.py may use beside its own room: the whole of these.
+API_ARROWS = {'stream': {'vision.lattice'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
 LAYERS = ('core', 'runtime', 'nn', 'mm')  # runtime imports no nn: torch is forbidden there
 
@@ -64,12 +69,28 @@ def test_arrows_inside_a_room_point_down():
 def test_rooms_meet_only_along_the_drawn_arrows():
     for path in PACKAGE.glob('*/**/*.py'):
         room = path.relative_to(PACKAGE).parts[0]
+        if room in ABOVE:
+            continue
         shared = SHARED - {'vision.zoo'} if room == 'common' else SHARED
         allowed = shared | {f'vision.{room}'} | ARROWS.get(room, set())
+        if path.name == 'api.py':
+            allowed |= API_ARROWS.get(room, set())
         for name in imports(path):
             if name.startswith('vision.'):
                 assert any(f'{name}.'.startswith(f'{prefix}.') for prefix in allowed), \
                     f'{path}: room {room} imports {name}'
+
+
+def test_nothing_imports_what_is_above_it():
+    for path in PACKAGE.glob('*/**/*.py'):
+        room, *rest = path.relative_to(PACKAGE).parts
+        if room in ABOVE:
+            continue
+        for name in imports(path):
+            assert name.split('.')[:1] + name.split('.')[1:2] not in (
+                ['vision', above] for above in ABOVE), f'{path} imports {name}'
+            assert rest == ['api.py'] or not re.match(r'vision\.\w+\.api\b', name), \
+                f'{path} imports {name}'
 
 
 def test_every_core_imports_without_the_frameworks():

@@ -1,6 +1,5 @@
 """LatticeDetector without networks: flow and straight lines, ONNX files, tools/test.py."""
 
-import importlib.util
 import json
 
 import cv2
@@ -171,16 +170,13 @@ test_evaluator = dict(type='VIDMetric', protocol='coco', speed=False, classwise=
 @pytest.fixture
 def tool(repository, tmp_path):
     """Write a config over the shipped one and run tools/test.py on it; gives the metrics."""
-    spec = importlib.util.spec_from_file_location('test_tool', repository / 'tools' / 'test.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    from vision.cli.test import main
 
     def run(model: str, root, ann: str, classes: tuple[str, ...]) -> dict:
         path, out = tmp_path / 'config.py', tmp_path / 'out.json'
         path.write_text(CONFIG.format(base=str(repository / FLOW_CONFIG), model=model,
                                       root=f'{root}/', ann=ann, classes=classes))
-        assert module.main([str(path), '--work-dir', str(tmp_path / 'work'), '--out',
-                            str(out)]) == 0
+        assert main([str(path), '--work-dir', str(tmp_path / 'work'), '--out', str(out)]) == 0
         return json.loads(out.read_text())
     return run
 

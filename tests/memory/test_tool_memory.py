@@ -1,4 +1,4 @@
-"""tools/benchmarks/memory.py and tools/analysis/memory_report.py, on networks of a second."""
+"""benchmarks/memory.py and tools/analysis/memory_report.py, on networks of a second."""
 
 import importlib.util
 import json
@@ -16,13 +16,13 @@ from vision.common.core.report import write_report
 from vision.memory.core.graph import Call, Trace, Value
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / 'tools' / 'benchmarks'
+BENCHMARKS = ROOT / 'benchmarks'
 
 
 def load(folder: str, name: str):
     """A tool as its command runs it: its folder is where it finds its parts."""
     spec = importlib.util.spec_from_file_location(f'{name}_tool',
-                                                  ROOT / 'tools' / folder / f'{name}.py')
+                                                  ROOT / folder / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(BENCHMARKS))
@@ -33,7 +33,7 @@ def load(folder: str, name: str):
     return module
 
 
-memory, report = load('benchmarks', 'memory'), load('analysis', 'memory_report')
+memory, report = load('benchmarks', 'memory'), load('tools/analysis', 'memory_report')
 models, rivals = sys.modules['memory_models'], sys.modules['memory_rivals']
 
 

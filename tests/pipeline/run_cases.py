@@ -17,7 +17,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'common'))
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
+sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 import runs
 import toy  # noqa: F401  registers the data set and hooks
 from rank_faults import fork_ranks

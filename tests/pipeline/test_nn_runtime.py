@@ -147,7 +147,7 @@ def test_the_benchmark_runs_every_schedule_as_planned(repository):
     code = ('import json, pipeline_executed as it; it.NUM_ROUNDS, it.TASK_S = 1, 0.002; '
             'print(json.dumps(it.executed()))')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                            cwd=repository / 'tools' / 'benchmarks', timeout=300)
+                            cwd=repository / 'benchmarks', timeout=300)
     assert result.returncode == 0, result.stderr[-8000:]
     rows = json.loads(result.stdout)
     assert len(rows) == 9

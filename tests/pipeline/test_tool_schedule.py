@@ -1,4 +1,4 @@
-"""tools/analysis/pipeline_schedule.py and the simulated part of tools/benchmarks/pipeline.py."""
+"""tools/analysis/pipeline_schedule.py and the simulated part of benchmarks/pipeline.py."""
 
 import importlib.util
 import json
@@ -15,19 +15,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load(folder: str, name: str):
     """A tool as its command runs it: its folder is where it finds its parts."""
-    spec = importlib.util.spec_from_file_location(f'{name}_{folder}_tool',
-                                                  ROOT / 'tools' / folder / f'{name}.py')
+    spec = importlib.util.spec_from_file_location(f'{name}_tool',
+                                                  ROOT / folder / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(ROOT / 'tools' / folder))
+    sys.path.insert(0, str(ROOT / folder))
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.remove(str(ROOT / 'tools' / folder))
+        sys.path.remove(str(ROOT / folder))
     return module
 
 
-tool, benchmark = load('analysis', 'pipeline_schedule'), load('benchmarks', 'pipeline')
+tool, benchmark = load('tools/analysis', 'pipeline_schedule'), load('benchmarks', 'pipeline')
 SMALL = ['--ranks', '2', '--chunks', '2', '--microbatches', '4']
 
 

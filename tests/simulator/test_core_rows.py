@@ -25,7 +25,7 @@ from vision.simulator.core.rows import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-# python tools/benchmarks/simulator_rows.py is the measurement; this only looks that all is read.
+# python benchmarks/simulator_rows.py is the measurement; this only looks that all is read.
 PUBLISHED = os.environ.get('VISION_SIMULATOR_ROWS', '')
 
 COMMON = dict(family='transformer', vocab='50257', precision='bf16', tp='1', pp='1', vpp='', cp='',
@@ -300,7 +300,7 @@ def test_published_rows_are_all_predicted():
 
 
 def load_tool(name, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'tools/benchmarks')
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
     return importlib.import_module(name)
 
 

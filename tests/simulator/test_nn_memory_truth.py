@@ -14,7 +14,7 @@ from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.nn.torch_private import fake_ranks
 from vision.simulator.nn.trace import trace
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
+sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 from simulator_memory import Case, Free, compare, encoder, measured, mlp, small_conv_net
 
 CASES = [Case('mlp', mlp, (64, 256), ('0', '1', '2', '3')),

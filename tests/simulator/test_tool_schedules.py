@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope='module')
 def benchmark(repository):
-    folder = str(repository / 'tools' / 'benchmarks')
+    folder = str(repository / 'benchmarks')
     sys.path.insert(0, folder)
     try:
         import simulator_schedules

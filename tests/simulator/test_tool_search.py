@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def benchmark(repository, monkeypatch):
-    monkeypatch.syspath_prepend(str(repository / 'tools' / 'benchmarks'))
+    monkeypatch.syspath_prepend(str(repository / 'benchmarks'))
     import simulator_search
     yield simulator_search
     sys.modules.pop('simulator_search')

@@ -15,16 +15,16 @@ from vision.common.nn.checkpoint import save_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load(folder, name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / folder / f'{name}.py')
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'benchmarks' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look it up
     spec.loader.exec_module(module)
     return module
 
 
-sys.path.insert(0, str(ROOT / 'tools' / 'benchmarks'))
-bench_tool, plot_tool = load('benchmarks', 'active_class'), load('analysis', 'plot_active_class')
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+bench_tool, plot_tool = load('active_class'), load('plot_active_class')
 
 
 @pytest.fixture(autouse=True)

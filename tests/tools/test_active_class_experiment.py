@@ -12,7 +12,7 @@ import torch
 
 from vision.common.core.errors import VisionError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools' / 'benchmarks'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 import active_class_experiment as tool
 import active_class_task as task
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def load():
-    path = ROOT / 'tools' / 'benchmarks' / 'active_class_large.py'
+    path = ROOT / 'benchmarks' / 'active_class_large.py'
     spec = importlib.util.spec_from_file_location('active_class_large', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load_tool():
     spec = importlib.util.spec_from_file_location('backbone_benchmark',
-                                                  ROOT / 'tools' / 'benchmarks' / 'backbone.py')
+                                                  ROOT / 'benchmarks' / 'backbone.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     return tool

@@ -14,7 +14,7 @@ def rows(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp('chaos')
     parts = dict(files=['kills', 'cuts', 'flips', 'full_disk', 'runs'], ranks=['rank_faults'])
     children = [subprocess.Popen(
-        [sys.executable, 'tools/benchmarks/chaos.py', '--only', *names, '--scale', '0.02',
+        [sys.executable, 'benchmarks/chaos.py', '--only', *names, '--scale', '0.02',
          '--json', str(folder / f'{part}.json')],
         cwd=repository, stderr=subprocess.PIPE, text=True,
         env=dict(os.environ, PYTHONPATH=str(repository), OMP_NUM_THREADS='1'))

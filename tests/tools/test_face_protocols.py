@@ -11,7 +11,7 @@ from vision.common.core.errors import VisionError
 
 @pytest.fixture
 def tool(repository, monkeypatch):
-    path = repository / 'tools/benchmarks/face_protocols.py'
+    path = repository / 'benchmarks/face_protocols.py'
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,7 +1,6 @@
 """A disk that is really full: a small file system of its own, in a mount namespace of the test."""
 
 import os
-import runpy
 import subprocess
 import sys
 import textwrap
@@ -73,7 +72,7 @@ def weights(path: Path) -> dict:
 @pytest.mark.fault('R2')
 def test_a_run_on_a_full_disk_goes_on_and_saves_when_there_is_room_again(disk):
     torch.set_num_threads(1)  # as ENVIRONMENT says: sums are rounded in the same order
-    main = runpy.run_path(str(ROOT / 'tools' / 'train.py'))['main']
+    from vision.cli.train import main
     assert main([str(config(disk, 999, 999)), '--work-dir', str(disk / 'a')]) == 0
     full = train(disk, 20, 55, '--work-dir $DISK/w')
     assert full.returncode == 0, full.stdout[-3000:]

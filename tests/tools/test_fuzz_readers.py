@@ -12,7 +12,7 @@ import pytest
 
 from vision.common.core.errors import VisionError
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'benchmarks' / 'fuzz_readers.py'
+TOOL = Path(__file__).resolve().parents[2] / 'benchmarks' / 'fuzz_readers.py'
 
 
 @pytest.fixture(scope='module')

@@ -75,7 +75,7 @@ def load(path):
 
 @pytest.fixture(scope='module')
 def tool():
-    folder = ROOT / 'tools' / 'benchmarks'
+    folder = ROOT / 'benchmarks'
     sys.path.insert(0, str(folder))  # the folder of a script is on its path
     yield load(folder / 'lattice_tradeoff.py')
     sys.path.remove(str(folder))
@@ -215,7 +215,7 @@ def test_few_videos_have_no_interval_and_a_table_is_beside_the_rows(tool, square
 
 def test_the_picture_is_drawn(squares, content, tmp_path):
     pytest.importorskip('matplotlib')
-    plot = load(ROOT / 'tools' / 'benchmarks' / 'lattice_plot.py')
+    plot = load(ROOT / 'benchmarks' / 'lattice_plot.py')
     assert plot.main([f'{squares / "out" / "rows.json"}', '--out', f'{tmp_path / "a.png"}']) == 0
     image = cv2.imread(str(tmp_path / 'a.png'))
     assert image.shape[1] > 1000
@@ -313,12 +313,12 @@ def test_refusals(tool, squares, tmp_path):
 
 
 @pytest.mark.parametrize('script', ['benchmarks/lattice_tradeoff.py',
-                                    'analysis/profile_lattice.py'])
+                                    'tools/analysis/profile_lattice.py'])
 def test_it_runs_in_the_light_environment(script):
     blocked = ('torch', 'mmengine', 'mmcv', 'mmdet', 'supervision', 'onnx', 'PIL', 'matplotlib')
     code = (f'import runpy, sys; sys.modules.update({dict.fromkeys(blocked)}); '
-            f'sys.argv = ["tool", "--help"]; sys.path.insert(0, "tools/{script.split("/")[0]}"); '
-            f'runpy.run_path("tools/{script}", run_name="__main__")')
+            f'sys.argv = ["tool", "--help"]; sys.path.insert(0, "{script.rpartition("/")[0]}"); '
+            f'runpy.run_path("{script}", run_name="__main__")')
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert '--detector' in result.stdout

@@ -23,7 +23,7 @@ def clip(tmp_path):
 
 
 def run(repository, *arguments):
-    return subprocess.run([sys.executable, 'tools/benchmarks/live_path.py', *map(str, arguments)],
+    return subprocess.run([sys.executable, 'benchmarks/live_path.py', *map(str, arguments)],
                           cwd=repository, capture_output=True, text=True, timeout=300,
                           env=os.environ | dict(PYTHONPATH=str(repository)))
 

@@ -21,8 +21,8 @@ def load(path):
     return module
 
 
-experiment = load('tools/benchmarks/polynet_training.py')
-plot = load('tools/analysis/plot_polynet_training.py')
+experiment = load('benchmarks/polynet_training.py')
+plot = load('benchmarks/plot_polynet_training.py')
 
 
 def row(run, seed, losses, top1=50.0):

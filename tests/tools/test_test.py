@@ -1,6 +1,5 @@
 """tools/test.py as the README calls it, on a generated CocoVID set and a lattice over blobs."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -108,12 +107,9 @@ def job(tmp_path, repository, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def main(repository):
-    # By its path: Python has a package of the name ``test``.
-    spec = importlib.util.spec_from_file_location('test_tool', repository / 'tools' / 'test.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def main():
+    from vision.cli.test import main
+    return main
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 32])

@@ -1,8 +1,8 @@
 """tools/train.py and tools/test.py as a user starts them, in processes of their own."""
 
+import importlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def run(*command) -> tuple[int, str]:
 def main_of(tool: str):
     """``main`` of a tool in this process, where a process of its own would prove no more."""
     torch.set_num_threads(1)  # as ENVIRONMENT says: sums are rounded in the same order
-    return runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['main']
+    return importlib.import_module(f'vision.cli.{tool}').main
 
 
 def weights(work_dir: Path) -> dict:

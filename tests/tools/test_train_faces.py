@@ -1,6 +1,5 @@
 """The shipped recipe trains through tools/train.py on a folder, and goes on after a stop."""
 
-import runpy
 
 import cv2
 import numpy as np
@@ -30,7 +29,7 @@ def test_folder_recipe_trains_and_resumes(tmp_path, repository, monkeypatch):
         f'model.head.num_classes={NUM_PEOPLE}', 'model.head.selector.num_active=6',
         'model.head.selector.num_lists=2', 'default_hooks.checkpoint.interval=2']
     monkeypatch.chdir(repository)
-    main = runpy.run_path('tools/train.py')['main']
+    from vision.cli.train import main
     for extra in (['train_cfg.max_iters=2'], ['train_cfg.max_iters=4', '--resume']):
         assert main([*command, *extra]) == 0
     first, last = (load_checkpoint(tmp_path / 'run' / f'iter_{i}.pth') for i in (2, 4))

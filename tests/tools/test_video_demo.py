@@ -51,19 +51,18 @@ runpy.run_path({tool!r}, run_name='__main__')
 
 
 @pytest.fixture
-def job(tmp_path, repository, monkeypatch):
+def job(tmp_path, repository):
     """(main, argument list, environment) on a folder of 14 frames."""
-    monkeypatch.syspath_prepend(str(repository / 'tools'))
     frames = tmp_path / 'frames'
     frames.mkdir()
     for t in range(14):
         image = np.full((48, 80, 3), 20, np.uint8)
         image[10:22, 5 + 2 * t:17 + 2 * t] = 220
         cv2.imwrite(str(frames / f'{t:03}.png'), image)
-    import video_demo
+    from vision.cli.video import main
     environment = os.environ | dict(PYTHONPATH=f'{repository}')
     num_threads = cv2.getNumThreads()
-    yield (video_demo.main, [f'{frames}', '--gap', '4', '--out-dir', f'{tmp_path / "out"}'],
+    yield (main, [f'{frames}', '--gap', '4', '--out-dir', f'{tmp_path / "out"}'],
            environment)
     cv2.setNumThreads(num_threads)
 
@@ -232,7 +231,7 @@ def test_a_config_without_the_full_environment_is_one_error(job, repository, tmp
 def test_a_signal_finishes_the_files(job, tmp_path, repository, number, code):
     _, arguments, environment = job
     # The signal comes from inside, at a known frame: a real signal, and no race.
-    script = ('import sys, os; sys.path.insert(0, "tools"); import video_demo\n'
+    script = ('import sys, os; from vision.cli.video import main\n'
               'from vision.stream.io.sources import FrameFolder\n'
               'frames = FrameFolder.__iter__\n'
               'def interrupted(self):\n'
@@ -240,7 +239,7 @@ def test_a_signal_finishes_the_files(job, tmp_path, repository, number, code):
               f'        if count == 6: os.kill(os.getpid(), {int(number)})\n'
               '        yield frame\n'
               'FrameFolder.__iter__ = interrupted\n'
-              'sys.exit(video_demo.main(sys.argv[1:]))')
+              'sys.exit(main(sys.argv[1:]))')
     result = subprocess.run([sys.executable, '-c', script, *arguments], cwd=repository,
                             env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == code, result.stderr

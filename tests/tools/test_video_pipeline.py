@@ -22,7 +22,7 @@ def frames(tmp_path):
 
 
 def run(repository, *arguments):
-    return subprocess.run([sys.executable, 'tools/benchmarks/video_pipeline.py', *arguments],
+    return subprocess.run([sys.executable, 'benchmarks/video_pipeline.py', *arguments],
                           cwd=repository, capture_output=True, text=True, timeout=300,
                           env=os.environ | dict(PYTHONPATH=str(repository)))
 

@@ -8,7 +8,7 @@ Bytes are those of tensors made in a step: parameters, their gradients, optimize
 batch are not among them, nor the scratch memory of operators.
 
 Writes live.png, live bytes over the step without a budget and under each, and trade_off.png, the
-extra time against the peak. With --results it draws rows of tools/benchmarks/memory.py instead.
+extra time against the peak. With --results it draws rows of benchmarks/memory.py instead.
 
 Examples:
   python tools/analysis/memory_report.py configs/polynet/polynet-small_imagenette160.py \\
@@ -268,7 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--bandwidth', type=float, default=GB_PER_S, metavar='GB_PER_S',
         help=f'between device and host, each way (default: {GB_PER_S:.0f}, a PCIe 3.0 x16 link)')
     add('--out', type=Path, metavar='FOLDER', help='where the pictures go (default: none drawn)')
-    add('--results', type=Path, metavar='JSON', help='draw rows of tools/benchmarks/memory.py '
+    add('--results', type=Path, metavar='JSON', help='draw rows of benchmarks/memory.py '
         'as memory_MODEL.png in --out; no config then')
     add_config_arguments(parser)
     return parser
@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         refuse_unwritable(args.out / 'live.png')
     if args.results:
         content = read_report(args.results, code='VIS-INPUT-1454', column='peak_ratio',
-                              maker='tools/benchmarks/memory.py')
+                              maker='benchmarks/memory.py')
         draw_results(content, args.out / f'memory_{content["rows"][0]["model"]}.png')
         return 0
     if (args.batch is not None and args.batch < 1) or args.bandwidth <= 0:

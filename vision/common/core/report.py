@@ -65,7 +65,8 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
 
 def shown_command() -> str:
     """The running command as a user would type it, from the repository root."""
-    return ' '.join(['python', *(os.path.relpath(part) if os.path.isabs(part) else part
+    prefix = [] if sys.argv[0].startswith('vision ') else ['python']
+    return ' '.join([*prefix, *(os.path.relpath(part) if os.path.isabs(part) else part
                                  for part in sys.argv)])
 
 

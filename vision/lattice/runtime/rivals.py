@@ -1,6 +1,6 @@
 """What a user would do instead of the lattice, in the same engine or beside it.
 
-They are here to be measured (``tools/benchmarks/lattice_tradeoff.py``), each in its best form that
+They are here to be measured (``benchmarks/lattice_tradeoff.py``), each in its best form that
 we know. Hold and straight lines need nothing of this file: they are ``build_engine(method=
 'linear')`` in mode ``causal`` and ``buffered``.
 """

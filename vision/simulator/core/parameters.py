@@ -31,7 +31,7 @@ def write_parameters(path: Path, constants: Mapping[str, float], pairs: Sequence
     """Write the constants and the residuals of the rows they were fitted on."""
     source = f'{len(pairs)} published rows, mean error {100 * mean_error(pairs):.1f} % on them'
     lines = ['# Constants of the cost model, fitted; the ranges are what is physically possible.',
-             '# tools/benchmarks/simulator_rows.py --fit writes this file.',
+             '# benchmarks/simulator_rows.py --fit writes this file.',
              f'source: {source}', f'interval: {spread(pairs):.4f}', 'constants:']
     lines += [f'  {name}: {value:.5g}  # {CONSTANTS[name][0]}'
               for name, value in constants.items()]
