@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')  # before pyplot is imported: no window is needed
-from matplotlib import patheffects, pyplot
+from matplotlib import patheffects
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.figures import pyplot, save_figure
 from vision.common.core.report import read_report
 
 # Ours in one strong colour, rivals apart from it (a palette that colour-blind people can tell).
@@ -36,7 +34,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     draw(read_report(args.json, code='VIS-INPUT-905', maker='benchmarks/lattice_tradeoff.py',
                      column='map50')['rows'], args.out)
-    print(f'picture: {args.out}')
     return 0
 
 
@@ -48,7 +45,7 @@ def draw(rows: list[dict], out: Path) -> None:
     axis = 'ms_per_frame' if has_times else 'keyframe_rate'
     rows = [row for row in rows if row[axis] is not None and row['map50'] is not None
             and (row['method'] != 'shipped' or row['setting'] == 'default')]
-    figure, panels = pyplot.subplots(1, 2, figsize=(13, 6), sharex=True)
+    figure, panels = pyplot().subplots(1, 2, figsize=(13, 6), sharex=True)
     for panel, column, title in zip(panels, ('map50', 'map5095'), (
             'AP at IoU 0.5 (%)', 'AP, mean over IoU 0.5 to 0.95 (%)'), strict=True):
         draw_panel(panel, rows, axis, column)
@@ -61,10 +58,7 @@ def draw(rows: list[dict], out: Path) -> None:
     lines, names = panels[0].get_legend_handles_labels()
     figure.legend(lines, names, loc='lower center', ncols=-(-len(names) // 2), fontsize=9,
                   frameon=False)
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
-    pyplot.close(figure)
+    save_figure(figure, out, rect=(0, 0.09, 1, 1))
 
 
 def draw_panel(panel, rows: list[dict], axis: str, column: str) -> None:

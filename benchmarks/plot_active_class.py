@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.figures import pyplot, save_figure
 from vision.common.core.report import read_report
 
 
@@ -21,18 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     content = read_report(args.json, code='VIS-INPUT-1053',
                           maker='benchmarks/active_class.py', column='grad_rel_error')
     draw(content['rows'], content.get('commit', ''), args.out)
-    print(f'picture: {args.out}')
     return 0
 
 
 def draw(rows: list[dict], commit: str, out: Path) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     sizes = sorted({row['classes'] for row in rows})
-    figure, panels = pyplot.subplots(1, len(sizes), figsize=(4.8 * len(sizes), 3.8),
-                                     squeeze=False)
+    figure, panels = pyplot().subplots(1, len(sizes), figsize=(4.8 * len(sizes), 3.8),
+                                       squeeze=False)
     for panel, size in zip(panels[0], sizes, strict=True):
         own = [row for row in rows if row['classes'] == size]
         for row in own:
@@ -55,9 +52,7 @@ def draw(rows: list[dict], commit: str, out: Path) -> None:
         panel.grid(alpha=0.3)
     figure.suptitle(f'{rows[0]["batch"]} samples, {rows[0]["dim"]} dimensions, commit {commit}',
                     fontsize=9)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
+    save_figure(figure, out)
 
 
 def label_of(row: dict, rows: list[dict]) -> str:

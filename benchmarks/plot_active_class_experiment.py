@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.figures import pyplot, save_figure
 from vision.common.core.report import read_report
 
 PANELS = (('rank1', 'rank-1 of held-out pictures (%)', 100),
@@ -28,17 +29,13 @@ def main(argv: list[str] | None = None) -> int:
                           maker='benchmarks/active_class_experiment.py', column='rank1')
     rows = [row for row in content['rows'] if row['objective'] == args.objective]
     draw(rows, content.get('commit', ''), args.out)
-    print(f'picture: {args.out}')
     return 0
 
 
 def draw(rows: list[dict], commit: str, out: Path) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
     arms = list(dict.fromkeys(row['arm'] for row in rows))
-    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(11, 0.45 * len(arms) + 1.6),
-                                     sharey=True)
+    figure, panels = pyplot().subplots(1, len(PANELS), figsize=(11, 0.45 * len(arms) + 1.6),
+                                       sharey=True)
     for panel, (column, title, factor) in zip(panels, PANELS, strict=True):
         for place, arm in enumerate(arms):
             values = [factor * row[column] for row in rows if row['arm'] == arm]
@@ -50,9 +47,7 @@ def draw(rows: list[dict], commit: str, out: Path) -> None:
     panels[0].invert_yaxis()
     seeds = len({row['seed'] for row in rows})
     figure.suptitle(f'{seeds} seed(s), a mark each, lines: means; commit {commit}', fontsize=9)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
+    save_figure(figure, out)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.figures import pyplot, save_figure
 from vision.common.core.report import read_report
 
 STYLES = {'twin': ('1-way twin, more epochs', '#d1730f'), 'poly': ('PolyNet', '#1769aa'),
@@ -29,15 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     content = read_report(args.json, code='VIS-INPUT-1239',
                           maker='benchmarks/polynet_training.py')
     draw(content, args.out)
-    print(f'picture: {args.out}')
     return 0
 
 
 def draw(content: dict, out: Path) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-    figure, panels = pyplot.subplots(1, 2, figsize=(9.5, 3.8))
+    figure, panels = pyplot().subplots(1, 2, figsize=(9.5, 3.8))
     for panel, (x_title, key, y_title, names) in zip(panels, (LEFT, RIGHT), strict=True):
         for name in names:
             rows = [row for row in content['rows'] if row['run'] == name]
@@ -50,9 +47,7 @@ def draw(content: dict, out: Path) -> None:
     settings = content['settings']
     figure.suptitle(f'{settings["data"]}, {settings["size"]} px, seeds {content["seeds"]}, commit '
                     f'{content["rows"][0]["commit"]}', fontsize=9)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
+    save_figure(figure, out)
 
 
 def draw_lines(panel, rows: list[dict], key: str, *, is_compute: bool) -> None:

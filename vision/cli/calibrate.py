@@ -1,33 +1,26 @@
-"""Measure this machine and write it as a cluster file for tools/simulate.py.
+"""Measure this machine and write it as a cluster file for vision simulate.
 
 Matrix products and element-wise operators by size, the host's time for an operator, collectives
 between ranks by size, and how much slower compute is beside them. On a CPU ranks are forks of this
 process on gloo; on GPUs one for each of them, on NCCL. About a minute; run it on a quiet machine.
 
 Examples:
-  python tools/calibrate.py --out my-machine.yaml
-  python tools/calibrate.py --out my-machine.yaml --ranks 4 --dtype float32
+  vision calibrate --out my-machine.yaml
+  vision calibrate --out my-machine.yaml --ranks 4 --dtype float32
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
-import tempfile
 from pathlib import Path
-
-import torch
-import torch.multiprocessing as mp
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.simulator.core.calibration import cluster_text
 from vision.simulator.core.cluster import read_cluster
-from vision.simulator.core.pricing import DTYPE_NAMES
-from vision.simulator.nn import measure
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -47,6 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     refuse_unwritable(args.out)
+    import torch
+
+    from vision.simulator.nn.calibrate import alone, between_ranks
+    from vision.simulator.nn.measure import Budget
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     ranks = args.ranks if args.ranks is not None else (
         torch.cuda.device_count() if device == 'cuda' else 2)
@@ -55,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
                           'each size', why='at least one rank, not more than there are GPUs, and '
                           'a time above 0', do='correct --ranks or --per-size')
     dtypes = args.dtype or (['bfloat16', 'float32'] if device == 'cuda' else ['float32'])
-    budget = measure.Budget(args.per_size, max(0.5, args.per_size))
+    budget = Budget(args.per_size, max(0.5, args.per_size))
     measured = between_ranks(ranks, device, budget) if ranks > 1 else {}
     torch.set_num_threads(1)  # a rank of a run on a CPU has one; threads of its own would be more
     measured |= alone(device, dtypes, budget)
@@ -73,45 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f'{args.out}: {rates}, memory {cluster.device.memory_rate / 1e9:.3g} GB/s, host '
           f'{cluster.overheads.host * 1e6:.1f} us')
     return 0
-
-
-def alone(device: str, dtypes: list[str], budget: measure.Budget) -> dict:
-    """Of one rank."""
-    gemm = {DTYPE_NAMES[name]: measure.gemms(device, getattr(torch, name), budget)
-            for name in dtypes}
-    return dict(gemm=gemm, memory=measure.elementwise(device, torch.float32, budget),
-                host=measure.host_seconds(device, budget))
-
-
-def between_ranks(ranks: int, device: str, budget: measure.Budget) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            mp.start_processes(_rank, (ranks, device, budget, folder), nprocs=ranks,
-                               # Nothing has been computed yet; CUDA does not live through a fork.
-                               start_method='spawn' if device == 'cuda' else 'fork')
-        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            raise VisionError('VIS-CONFIG-1647', f'a rank of {ranks} failed on {device}',
-                              why=str(error).strip().splitlines()[-1],
-                              do='use fewer ranks, or --ranks 1 to measure no collectives'
-                              ) from error
-        return json.loads((Path(folder) / 'measured.json').read_text())
-
-
-def _rank(rank: int, ranks: int, device: str, budget: measure.Budget, folder: str) -> None:
-    import torch.distributed as dist
-    torch.set_num_threads(1)
-    if device == 'cuda':
-        torch.cuda.set_device(rank)
-    dist.init_process_group('nccl' if device == 'cuda' else 'gloo', rank=rank, world_size=ranks,
-                            init_method=f'file://{folder}/store',
-                            timeout=datetime.timedelta(seconds=120))
-    try:
-        found = dict(collectives=measure.collectives(device, budget),
-                     slowdown=measure.overlap_slowdown(device, budget))
-        if rank == 0:
-            (Path(folder) / 'measured.json').write_text(json.dumps(found))
-    finally:
-        dist.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -3,13 +3,13 @@
 Nothing is trained, no GPU is needed, no data is read. What a figure rests on is printed with it.
 
 Examples:
-  python tools/simulate.py configs/classify/vit-tiny_imagenette160.py \\
+  vision simulate configs/classify/vit-tiny_imagenette160.py \\
       --cluster configs/clusters/a100-dgx.yaml --gpus 8
-  python tools/simulate.py configs/classify/vit-tiny_imagenette160.py \\
+  vision simulate configs/classify/vit-tiny_imagenette160.py \\
       --cluster configs/clusters/a100-dgx.yaml --batch auto
-  python tools/simulate.py configs/classify/vit-tiny_imagenette160.py \\
+  vision simulate configs/classify/vit-tiny_imagenette160.py \\
       --cluster configs/clusters/a100-dgx.yaml --gpus 8 --search --budget 60s
-  python tools/simulate.py --decoder llama3-8b --cluster configs/clusters/h100.yaml --gpus 512 \\
+  vision simulate --decoder llama3-8b --cluster configs/clusters/h100.yaml --gpus 512 \\
       --global-batch 1024 --parameters configs/clusters/fitted.yaml --search
 """
 

@@ -1,8 +1,15 @@
-"""Results as JSON that says where they come from; every figure in the docs is read from one."""
+"""Results as JSON that says where they come from; every figure in the docs is read from one.
+
+A command that measures takes ``--json FILE`` and ``--record`` (``add_report_options``). Files in
+``docs/results`` are evidence: they are written only with ``--record``, and that only from a
+checkout without changes, so that the commit in the file is what ran.
+"""
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -14,26 +21,99 @@ from pathlib import Path
 from typing import Any
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import SEAL, atomic_write, broken_seal, sealed
+from vision.common.core.files import (
+    SEAL,
+    atomic_write,
+    broken_seal,
+    refuse_unwritable,
+    sealed,
+)
 
 PACKAGES = ('torch', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'numpy',
             'opencv-python', 'av')
 
 
+ROOT = Path(__file__).resolve().parents[3]
+EVIDENCE = ('docs', 'results')
+CODE = ('vision', 'benchmarks', 'configs', 'tools', 'datasets')  # a new file there may have run
+
+
+def add_report_options(parser: argparse.ArgumentParser, *, what: str = 'rows',
+                       is_required: bool = False) -> None:
+    """--json FILE and --record; ``refuse_no_evidence`` judges them before the work."""
+    parser.add_argument('--json', type=Path, metavar='FILE', required=is_required,
+                        help=f'write the {what} here, with device, versions and commit')
+    parser.add_argument('--record', action='store_true',
+                        help='as evidence: needs a checkout without changes, and may write into '
+                        'docs/results')
+
+
+def refuse_no_evidence(path: Path | None, *, is_recorded: bool) -> None:
+    """Before long work and before each writing: may its results be written to ``path``?
+
+    Raises:
+        VisionError: VIS-INPUT-1750, a path in docs/results without --record; VIS-RUN-1751,
+            --record with changes in the checkout, outside of one, or without a file;
+            VIS-ENV-109, the file cannot be written.
+    """
+    if is_recorded and (path is None or running_commit()[-1:] in ('', '+')):
+        raise VisionError('VIS-RUN-1751', 'these results could not be evidence',
+                          where='--record', why='no --json FILE was given' if path is None else
+                          f'the commit would be {running_commit() or "unknown"!r}: evidence is '
+                          'made by code that a commit holds ("+": there are changes)',
+                          do='give --json FILE' if path is None else 'commit what git status '
+                          'shows and run again, or leave --record out and write elsewhere')
+    if path is not None and not is_recorded and is_evidence(path):
+        raise VisionError('VIS-INPUT-1750', f'{path} would become evidence without --record',
+                          where='--json', why='files in docs/results are quoted in the docs',
+                          do='add --record (on a commit without changes), or give a path '
+                          'elsewhere, such as out/rows.json')
+    refuse_unwritable(path)
+
+
+def is_evidence(path: Path) -> bool:
+    """Does a file lie in docs/results of a checkout (of any)?"""
+    parts = Path(path).resolve().parent.parts
+    return EVIDENCE in zip(parts, parts[1:], strict=False)
+
+
 def write_report(path: Path, rows: Sequence[dict[str, Any]], *, seed: int | None = None,
-                 command: str | None = None, **extra: Any) -> None:
+                 command: str | None = None, is_recorded: bool = False, **extra: Any) -> None:
     """Write rows with device, versions, seed, commit and the command that made them, and a seal:
     the sha256 of all other bytes.
 
     Args:
         command: default: the running one.
+        is_recorded: --record was given.
         extra: further top-level entries.
+    Raises:
+        VisionError: as ``refuse_no_evidence``.
     """
-    content = dict(seal=SEAL.decode(), command=command or shown_command(), commit=commit(),
-                   seed=seed, date=datetime.date.today().isoformat(), device=device(),
-                   versions=versions(), **extra, rows=list(rows))
+    refuse_no_evidence(path, is_recorded=is_recorded)
+    content = dict(seal=SEAL.decode(), command=command or shown_command(),
+                   commit=running_commit(), seed=seed, date=datetime.date.today().isoformat(),
+                   device=device(), versions=versions(), **extra, rows=list(rows))
     with atomic_write(Path(path)) as file:
         file.write(sealed(json.dumps(content, indent=1).encode() + b'\n'))
+
+
+def earlier_report(path: Path, *, code: str, maker: str) -> dict[str, Any]:
+    """What an experiment that goes on row by row wrote before, or {}: it may start from these
+    rows because each of them says which commit made it.
+
+    Raises:
+        VisionError: VIS-DATA-1752, a row without its commit would pass for one of this run;
+            ``code``, the file is damaged.
+    """
+    if not Path(path).exists():
+        return {}
+    content = read_report(path, code=code, maker=maker)
+    nameless = sum(not row.get('commit') for row in content['rows'])
+    if nameless:
+        raise VisionError('VIS-DATA-1752', f'{nameless} rows of {path} do not say which commit '
+                          'made them', where=str(path), why='they would pass for rows of this '
+                          'run', do='give another --json, or remove the file')
+    return content
 
 
 def read_report(path: Path, *, code: str, maker: str, column: str | None = None
@@ -70,17 +150,28 @@ def shown_command() -> str:
                                  for part in sys.argv)])
 
 
+@functools.cache
+def running_commit() -> str:
+    """``commit()`` when this process first asked: of what runs; the checkout may go on."""
+    return commit()
+
+
 def commit() -> str:
-    """Short hash of the checkout, '+' when it has changes; '' outside one."""
-    folder = Path(__file__).parent
+    """Short hash of the checkout, '' outside of one; '+' when it has changes. Results are no
+    changes (a command may write several), new files among the code are."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(['git', *arguments], cwd=ROOT, capture_output=True, text=True,
+                              check=True).stdout.strip()
     try:
-        found = [subprocess.run(['git', *arguments], cwd=folder, capture_output=True, text=True,
-                                check=True).stdout.strip()
-                 for arguments in (('rev-parse', '--short', 'HEAD'),
-                                   ('status', '--porcelain', '--untracked-files=no'))]
+        if Path(git('rev-parse', '--show-toplevel')).resolve() != ROOT:
+            return ''  # installed below somebody else's repository
+        found = git('rev-parse', '--short', 'HEAD')
+        changes = git('status', '--porcelain', '--untracked-files=no', '--', '.',
+                      f':(exclude){"/".join(EVIDENCE)}')
+        new = git('ls-files', '--others', '--exclude-standard', '--', *CODE)
     except (OSError, subprocess.CalledProcessError):
         return ''
-    return found[0] + ('+' if found[1] else '')
+    return found + ('+' if changes or new else '')
 
 
 def device() -> dict[str, Any]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
 
 from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.choose import choose
+from vision.pipeline.core.cut import cut
 from vision.pipeline.core.gathers import with_gathers
 from vision.pipeline.core.schedules import SCHEDULES, make_table
 from vision.pipeline.core.simulate import Timeline, simulate
 from vision.pipeline.core.tasks import Costs, Table, looped, v_shaped
 from vision.pipeline.core.transfers import with_transfers
 from vision.pipeline.core.zeropp import zeropp
-from vision.pipeline.nn.chunks import PieceCost
+from vision.pipeline.nn.chunks import PieceCost, measure_pieces, pieces_of
 from vision.pipeline.nn.torch_private import TORCH_SCHEDULES, torch_table
 
 V_SHAPED = ('zbv', 'dualpipev')
@@ -174,6 +178,28 @@ def stage_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]],
                  activation_bytes=tuple(map(sum, zip(entering, kept, strict=True))),
                  weight_bytes=tuple(weights) if num_shares > 1 else (0,) * len(ranges),
                  static_bytes=tuple(static))
+
+
+def measured_costs(model: nn.Module, inputs: Tensor, given: Any, *, num_ranks: int,
+                   num_chunks: int) -> tuple[Costs, str]:
+    """(costs of a model's stages as measured here, what was found in words).
+
+    Each piece runs forward and backward on its own, and the pieces are cut into stages of even
+    time.
+
+    Args:
+        inputs: of the model, one micro-batch (N, ...).
+        given: ``strategy.stages`` of a config, or None: pieces are found.
+    Raises:
+        VisionError: the model cannot be cut (1501, 1520 to 1527).
+    """
+    pieces = pieces_of(model, given)
+    costs = measure_pieces(model, pieces, inputs)
+    ranges = cut([cost.seconds for cost in costs], num_ranks * num_chunks)
+    return stage_costs(costs, ranges, looped(num_ranks, num_chunks)), (
+        f'{len(pieces)} pieces in {len(ranges)} stages of '
+        f'{", ".join(str(end - begin) for begin, end in ranges)}; a micro-batch of {len(inputs)} '
+        f'takes {sum(cost.seconds for cost in costs):.3g} s in all of them')
 
 
 def _refused(what: str, where: str, do: str) -> VisionError:

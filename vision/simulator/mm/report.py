@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vision.common.core.amounts import format_bytes
+from vision.common.core.figures import pyplot
 from vision.simulator.core.outcome import Outcome
 from vision.simulator.core.program import COMPUTE, STREAMS
 from vision.simulator.mm.prediction import Predicted
@@ -80,16 +81,13 @@ def print_search(found: Found) -> None:
 def plot(result: Predicted, path: Path) -> None:
     """Of the rank that needs most memory, over time: what runs on each of its streams, with the
     names of the longest, and beneath it memory by category."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
     rank = result.verdict.peak.rank
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(13, 7), sharex=True,
-                                             layout='constrained')
+    figure, (above, below) = pyplot().subplots(2, 1, figsize=(13, 7), sharex=True,
+                                               layout='constrained')
     _draw_streams(above, result.outcome, rank)
     _draw_memory(below, result.outcome, rank)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def _draw_memory(axes: Axes, outcome: Outcome, rank: int) -> None:
