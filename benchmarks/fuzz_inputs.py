@@ -289,9 +289,7 @@ def read_mot(path: Path) -> None:
 
 
 def read_seqinfo(path: Path) -> None:
-    import sys
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools' / 'dataset_converters'))
-    from mot2cocovid import read_seqinfo
+    from vision.lattice.core.mot import read_seqinfo
     folder = path.with_suffix('')
     folder.mkdir(exist_ok=True)
     shutil.copyfile(path, folder / 'seqinfo.ini')

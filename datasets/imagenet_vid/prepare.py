@@ -3,7 +3,7 @@
 Licence: ImageNet's terms of access (non-commercial research and education); nothing is
 downloaded here: get the archives with an account at https://image-net.org and unpack them.
 
-Runs both converters into ROOT/annotations, which appears complete or not at all.
+What vision data from-ilsvrc-vid and from-ilsvrc-det write goes into ROOT/annotations, which appears complete or not at all.
 
 Example: python datasets/imagenet_vid/prepare.py --root data/ILSVRC --nproc 8
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.new_folder import new_folder
-from vision.lattice.core.conversion import run_converter
-
-CONVERTERS = Path(__file__).resolve().parents[2] / 'tools' / 'dataset_converters' / 'ilsvrc'
+from vision.lattice.core import ilsvrc_det, ilsvrc_vid
+from vision.lattice.core.cocovid import load_cocovid
+from vision.lattice.core.cocovid_stats import print_statistics
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,11 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     if not args.root.is_dir():
         raise VisionError('VIS-DATA-219', f'{args.root} is not there', why='the archives are '
                           'unpacked there first', do='datasets/imagenet_vid/README.md')
-    names = ['imagenet2coco_vid.py'] + ([] if args.without_det else ['imagenet2coco_det.py'])
+    options = dict(lists=args.root / 'Lists', nproc=args.nproc)
     with new_folder(target) as folder:
-        for name in names:
-            run_converter(CONVERTERS / name, '-i', args.root, '-o', folder, '--nproc',
-                          str(args.nproc), '--stats')
+        for split in ('train', 'val'):
+            print_statistics(load_cocovid(ilsvrc_vid.convert(args.root, folder, split, **options)))
+        if not args.without_det:
+            ilsvrc_det.convert(args.root, folder, 'train', stats=True, **options)
     print(f'written to {target}')
     return 0
 

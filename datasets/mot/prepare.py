@@ -16,9 +16,8 @@ from pathlib import Path
 from vision.common.core.archives import unpack as unpack_archive
 from vision.common.core.errors import VisionError, run_cli
 from vision.common.core.new_folder import new_folder
-from vision.lattice.core.conversion import prepare_parser, run_converter
-
-CONVERTER = Path(__file__).resolve().parents[2] / 'tools' / 'dataset_converters' / 'mot2cocovid.py'
+from vision.lattice.core.conversion import prepare_parser
+from vision.lattice.core.mot import convert
 
 
 def unpack(source: Path, target: Path) -> None:
@@ -52,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     with new_folder(args.out) as root:
         unpack(args.source, root)
         splits = ['train', 'half-train', 'half-val'] + ['test'] * (root / 'test').is_dir()
-        run_converter(CONVERTER, '-i', root, '-o', root / 'annotations', '--splits', *splits)
+        for split in splits:
+            convert(root, root / 'annotations', split)
     print(f'written to {args.out}')
     return 0
 

@@ -4,7 +4,7 @@ Errors end with exit code 4; notes (what the reader repairs and counts, e.g. box
 of the image) do not, unless --strict. docs/errors/data.md explains the rules.
 
 Examples:
-  python tools/dataset_converters/check_cocovid.py data/moving_sprites/annotations/val.json \\
+  vision data check data/moving_sprites/annotations/val.json \\
       --images data/moving_sprites/val --stats
 """
 
@@ -13,32 +13,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from rich.progress import track
-
-from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.nn.images import read_image
+from vision.common.core.errors import command_parser, run_cli
 from vision.lattice.core.cocovid import Problem, check_cocovid, load_cocovid, read_json
 from vision.lattice.core.cocovid_stats import print_statistics
-
-
-def check_images(data: dict, folder: Path, *, decode: bool) -> list[Problem]:
-    """Image files that are missing or, with decode, broken or of another size."""
-    problems = []
-    for row in track(data['images'], 'images'):
-        path = folder / row['file_name']
-        if not decode:
-            if not path.is_file():
-                problems.append(Problem('missing-image', 'images', row['id'], str(path)))
-            continue
-        try:
-            height, width = read_image(path).shape[:2]
-        except VisionError as error:
-            problems.append(Problem('broken-image', 'images', row['id'], error.what))
-            continue
-        if (width, height) != (row['width'], row['height']):
-            problems.append(Problem('image-size', 'images', row['id'], f'{path} is {width}x'
-                                    f'{height}, the file says {row["width"]}x{row["height"]}'))
-    return problems
+from vision.lattice.runtime.image_check import check_images
 
 
 def report(path: Path, problems: list[Problem], *, limit: int, strict: bool) -> int:

@@ -1,17 +1,11 @@
 """Look at this installation: versions, compiled operators, codecs, devices, space, model zoo.
 
-Examples:
-  python tools/doctor.py
-  python tools/doctor.py --json > doctor.json
-
-Each problem comes with the command that mends it. Exit code 0: nothing essential is broken;
-3: something is. Takes 10 to 30 seconds. Needs only the standard library: it runs, and says so,
-when everything else is missing; what may crash is imported in processes of its own.
+Needs only the standard library: it runs, and says so, when everything else is missing; what may
+crash is imported in processes of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import json
 import os
@@ -23,24 +17,27 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout; without setup.cfg: installed
+IS_CHECKOUT = (ROOT / 'setup.cfg').is_file()
 PIP = f'{sys.executable} -m pip'
 PROBE_TIMEOUT_S = 180
 OPENCV = ('opencv-python', 'opencv-python-headless')
 OPTIONAL = {'onnx': 'converters', 'huggingface_hub': 'hub files',
             'pytest': 'make test', 'ruff': 'make lint'}
-FULL_EXTRAS = ('train', 'faces')  # of setup.cfg; what the full environment must have
+DISTRIBUTION = 'frugal-vision'
+# Extras that a full environment must have; installed without a checkout, those whose package here
+# is there were asked for.
+FULL_EXTRAS = {'train': 'torch', 'faces': 'faiss-cpu'}
 # Our choice: room for the checkpoints of one run, for weights that are fetched, for batches of
 # loader workers.
 MIN_DISK_BYTES, MIN_FETCH_BYTES, MIN_SHM_BYTES = 2e9, 2.5e8, 1e9
 # Where fonts lie; the recognition benchmark on Han characters draws its images with them.
 FONT_FOLDERS = ('/usr/share/fonts', '/usr/local/share/fonts', '~/.local/share/fonts', '~/.fonts')
 HAN_FONT = re.compile(r'NotoS(ans|erif)CJK.*\.tt[cf]$')
-EXIT_BROKEN = 3
 
 
 @dataclass
@@ -52,23 +49,6 @@ class Finding:
     found: str
     expected: str = ''
     do: str = ''
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--json', action='store_true', help='print JSON instead of tables')
-    args = parser.parse_args(argv)
-    findings = examine()
-    broken = [f for f in findings if f.state == 'broken']
-    if args.json:
-        print(json.dumps(dict(is_usable=not broken, python=platform.python_version(),
-                              platform=platform.platform(),
-                              findings=[asdict(f) for f in findings]), indent=2))
-    else:
-        print_table(findings)
-        print_advice([f for f in findings if f.state in ('broken', 'warning')], len(broken))
-    return EXIT_BROKEN if broken else 0
 
 
 def examine() -> list[Finding]:
@@ -86,14 +66,24 @@ def examine() -> list[Finding]:
 
 
 def is_light() -> bool:
-    """Made by tools/environment.py --light and never completed: nothing is broken that was not
-    asked for."""
+    """Made by tools/environment.py --light and never completed, or installed without the extra
+    for training: nothing is broken that was not asked for."""
     prefix = Path(sys.prefix)
+    if not IS_CHECKOUT:
+        return 'train' not in wanted_extras()
     return (prefix / 'ready-light').exists() and not (prefix / 'ready').exists()
 
 
+def wanted_extras() -> list[str]:
+    """Extras whose packages must be there."""
+    if not IS_CHECKOUT:
+        return [extra for extra, package in FULL_EXTRAS.items() if version_of(package)]
+    return [] if is_light() else list(FULL_EXTRAS)
+
+
 def light_environment() -> list[Finding]:
-    return [Finding('training', 'info', 'left out of the light environment', do='make env')]
+    return [Finding('training', 'info', 'left out of the light environment', do='make env'
+                    if IS_CHECKOUT else f"{PIP} install '{DISTRIBUTION}[train]'")]
 
 
 def training_works(answers: Mapping[str, dict]) -> list[Finding]:
@@ -106,7 +96,7 @@ def training_works(answers: Mapping[str, dict]) -> list[Finding]:
 
 def run_probe(name: str) -> dict:
     """The probe's answer, or what ended it: an exception, a signal, the time limit."""
-    command = [sys.executable, str(Path(__file__).with_name('doctor_probes.py')), name]
+    command = [sys.executable, str(Path(__file__).with_name('probes.py')), name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors='replace',
                               timeout=PROBE_TIMEOUT_S)
@@ -123,20 +113,32 @@ def run_probe(name: str) -> dict:
 def python_version() -> Finding:
     found, is_good = platform.python_version(), sys.version_info[:2] in ((3, 11), (3, 12))
     return Finding('python', 'ok' if is_good else 'broken', found, '3.11 or 3.12',
-                   '' if is_good else 'make PYTHON=python3.12 env')
+                   '' if is_good else 'make PYTHON=python3.12 env' if IS_CHECKOUT else
+                   'make an environment with python3.12')
 
 
-def requirements() -> dict[str, tuple[str, str]]:
-    """Package -> (what setup.cfg requires, what constraints.txt pins)."""
+def requirements() -> dict[str, tuple[str | None, str]]:
+    """Package -> (what the distribution requires, what constraints.txt of a checkout pins)."""
+    needed = dict(_split(line) for line in required_lines())
+    pins = {}
+    if IS_CHECKOUT:
+        lines = (ROOT / 'constraints.txt').read_text().splitlines()
+        pins = dict(_split(line) for line in lines if line.strip() and line[0] != '#')
+    return {name: (needed.get(name), pins.get(name, '')) for name in {**needed, **pins}}
+
+
+def required_lines() -> list[str]:
+    """Requirements with their extras: of setup.cfg, or of what was installed."""
+    if not IS_CHECKOUT:
+        found = [line.partition(';') for line in metadata.requires(DISTRIBUTION) or ()]
+        wanted = [f'extra == "{extra}"' for extra in wanted_extras()]
+        return [line for line, _, marker in found if not marker or marker.strip() in wanted]
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
-    lines = config.get('options', 'install_requires', fallback='').split()
-    for extra in () if is_light() else FULL_EXTRAS:
-        lines += config.get('options.extras_require', extra, fallback='').split()
-    needed = dict(_split(line) for line in lines)
-    pinned_lines = (ROOT / 'constraints.txt').read_text().splitlines()
-    pins = dict(_split(line) for line in pinned_lines if line.strip() and line[0] != '#')
-    return {name: (needed.get(name), pins.get(name, '')) for name in {**needed, **pins}}
+    lines = config.get('options', 'install_requires', fallback='').split('\n')
+    for extra in wanted_extras():
+        lines += config.get('options.extras_require', extra, fallback='').split('\n')
+    return [line for line in lines if line.strip() and not line.startswith('#')]
 
 
 def _split(requirement: str) -> tuple[str, str]:
@@ -186,12 +188,15 @@ def _release(version: str) -> tuple[int, ...]:
 
 def pinned(name: str, *, force: bool = False) -> str:
     options = '--force-reinstall --no-deps ' if force else ''
+    if not IS_CHECKOUT:
+        return f"{PIP} install {options}'{name}{requirements().get(name, ('',))[0] or ''}'"
     return f'{PIP} install {options}-c {ROOT / "constraints.txt"} {name}'
 
 
 def opencv_command() -> str:
     pins = requirements()
-    both = ' '.join(f'{name}{pins[name][1]}' for name in OPENCV[:1 if is_light() else 2])
+    both = ' '.join(name + pins.get(name, ('', ''))[1]
+                    for name in OPENCV[:1 if is_light() else 2])
     return f'{PIP} install --force-reinstall --no-deps {both}'
 
 
@@ -205,7 +210,8 @@ def opencv_wheels() -> Finding:
 
 
 def vision_package(answer: dict) -> Finding:
-    do = f'{PIP} install --no-deps -e {ROOT}'
+    do = f'{PIP} install --no-deps -e {ROOT}' if IS_CHECKOUT else \
+        f'{PIP} install --force-reinstall --no-deps {DISTRIBUTION}'
     if not answer['ok']:
         return Finding('frugal-vision', 'broken', answer['reason'], 'importable', do)
     is_here = Path(answer['folder']).resolve() == ROOT / 'vision'
@@ -239,7 +245,7 @@ def faiss_works(answer: dict) -> Finding:
 
 
 def ops_work(answer: dict) -> Finding:
-    pin = requirements()['onedl-mmcv'][1]
+    pin = requirements().get('onedl-mmcv', ('', ''))[1]
     build = (f'{PIP} install --force-reinstall --no-deps --no-cache-dir --no-build-isolation '
              f'"onedl-mmcv{pin}"  (compiles: 10 to 40 minutes)')
     if answer['ok']:
@@ -315,36 +321,8 @@ def _existing(path: Path) -> Path:
 def zoo_state(answer: dict) -> Finding:
     if not answer['ok']:
         return Finding('model zoo', 'broken', answer['reason'], 'index readable',
-                       'python tools/download.py --list')
+                       'vision zoo list')
     places = ', '.join(f'{name}: {place}' for name, place in answer['places'].items())
     network = 'offline' if answer['is_offline'] else 'online'
     mirror = f', mirror {answer["mirror"]}' if answer['mirror'] else ''
     return Finding('model zoo', 'info', f'{places} ({network}, cache {answer["cache"]}{mirror})')
-
-
-def print_table(findings: list[Finding]) -> None:
-    rows = [(f.state, f.name, f.expected, f.found) for f in findings]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:  # plain columns then: the doctor runs where nothing is installed
-        for state, name, expected, found in rows:
-            print(f'{state:8} {name:28} {expected:24} {found}')
-        return
-    colours = dict(ok='green', info='dim', warning='yellow', broken='bold red')
-    table = Table('state', 'what', 'expected', 'found')
-    for state, *cells in rows:
-        table.add_row(f'[{colours[state]}]{state}[/]', *(cell.replace('[', r'\[')
-                                                         for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def print_advice(problems: list[Finding], num_broken: int) -> None:
-    for finding in problems:
-        print(f'{finding.state.upper()} {finding.name}: {finding.found}\n  Do: {finding.do}')
-    print(f'{num_broken} broken, {len(problems) - num_broken} warnings'
-          if problems else 'everything that was looked at works')
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,6 +1,6 @@
-"""What tools/doctor.py runs in processes of their own, because a broken package may crash.
+"""What `vision doctor` runs in processes of their own, because a broken package may crash.
 
-Not a command for people: `python tools/doctor_probes.py NAME` prints one JSON line. Every probe
+Not a command for people: `python vision/doctor/probes.py NAME` prints one JSON line. Every probe
 imports what it needs and nothing else; an exception is the finding.
 """
 

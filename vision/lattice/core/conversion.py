@@ -1,10 +1,8 @@
-"""What the dataset converters and the prepare scripts have in common: options, ends, processes."""
+"""What the dataset converters and the prepare scripts have in common: options and ends."""
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -59,10 +57,3 @@ def prepare_parser(doc: str, source: str, out: str) -> argparse.ArgumentParser:
     parser.add_argument('--out', type=Path, default=Path(out),
                         help='new folder (default: %(default)s)')
     return parser
-
-
-def run_converter(script: Path, *arguments: str | Path) -> None:
-    """Run a converter as a process; a fault, which it has explained, ends this one too."""
-    code = subprocess.call([sys.executable, str(script), *map(str, arguments)])
-    if code:
-        sys.exit(code)

@@ -1,15 +1,4 @@
-"""ImageNet DET (xml per image) to COCO json with VID's 30 classes and a 31st, "other".
-
-Reads ROOT/Annotations/DET/SPLIT and, where it is, ROOT/Lists/DET_train_30classes.txt (or in
---lists); images named twice there are taken once. Without the list the images with at least one
-box of the 30 classes are taken. Images are not opened.
-Writes OUT/imagenet_det_30plus1cls.json for train, OUT/imagenet_det_30plus1cls_val.json for val;
-file names are relative to ROOT/Data/DET. These are still images: no video_id, no instance_id.
-
-Example:
-  python tools/dataset_converters/ilsvrc/imagenet2coco_det.py -i data/ILSVRC \\
-      -o data/ILSVRC/annotations --nproc 8
-"""
+"""ImageNet DET (xml per image) as a COCO file with VID's 30 classes and a 31st, "other"."""
 
 from __future__ import annotations
 
@@ -19,11 +8,10 @@ from pathlib import Path
 
 from rich.progress import track
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
 from vision.common.core.plain_values import stays_inside
 from vision.common.core.workers import ordered_map
-from vision.lattice.core.conversion import ilsvrc_parser
 from vision.lattice.core.imagenet_vid import WORDNET_IDS
 from vision.lattice.core.track_files import XmlFrame, read_voc_xml
 
@@ -77,6 +65,16 @@ def boxes_of(frame: XmlFrame) -> list[tuple[int, tuple[float, float, float, floa
 
 
 def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int, stats: bool) -> None:
+    """Write ``out/imagenet_det_30plus1cls.json`` (of val: ``..._val.json``) and say what it holds.
+
+    Args:
+        root: with Annotations/DET.
+        lists: folder that may hold DET_train_30classes.txt.
+        nproc: processes that read xml.
+        stats: count boxes by class too.
+    Raises:
+        VisionError: VIS-DATA-217, -219, a list or a tree that is none.
+    """
     names, chosen = find_images(root, split, lists)
     paths = [root / 'Annotations' / 'DET' / f'{name}.xml' for name in names]
     frames = ordered_map(read_voc_xml, paths, nproc, chunk=64)
@@ -91,15 +89,3 @@ def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int, stats
     if stats:
         count = Counter(row['category_id'] for row in data['annotations'])
         print('  ' + ', '.join(f'{row["name"]} {count[row["id"]]}' for row in CATEGORIES))
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = ilsvrc_parser(__doc__, default=('train',)).parse_args(argv)
-    for split in args.splits:
-        convert(args.input, args.output, split, lists=args.lists or args.input / 'Lists',
-                nproc=args.nproc, stats=args.stats)
-    return 0
-
-
-if __name__ == '__main__':
-    run_cli(main)

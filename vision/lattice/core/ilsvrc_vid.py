@@ -1,15 +1,4 @@
-"""ImageNet VID (xml per frame) to CocoVID json, one file per split.
-
-Reads ROOT/Annotations/VID/{train,val} and, where it is, ROOT/Lists (or --lists):
-  VID_train_15frames.txt  which 15 frames of a video train a still-image detector
-  VID_val_videos.txt      the validation videos and their lengths
-Without lists all videos are taken, and the 15 frames are spread evenly. Images are not opened.
-Writes OUT/imagenet_vid_{train,val}.json; file names are relative to ROOT/Data/VID.
-
-Example:
-  python tools/dataset_converters/ilsvrc/imagenet2coco_vid.py -i data/ILSVRC \\
-      -o data/ILSVRC/annotations --nproc 8 --stats
-"""
+"""ImageNet VID (xml per frame) as CocoVID files, one a split."""
 
 from __future__ import annotations
 
@@ -19,11 +8,11 @@ from pathlib import Path
 
 from rich.progress import track
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError
 from vision.common.core.plain_values import stays_inside, whole_number
 from vision.common.core.workers import ordered_map
 from vision.lattice.core.cocovid import CocoVidWriter
-from vision.lattice.core.conversion import convert_splits, ilsvrc_parser, write_split
+from vision.lattice.core.conversion import write_split
 from vision.lattice.core.imagenet_vid import CLASSES, WORDNET_IDS, train_frames
 from vision.lattice.core.track_files import XmlFrame, read_video_xmls
 
@@ -112,7 +101,15 @@ def add_video(writer: CocoVidWriter, name: str, frames: list[XmlFrame],
 
 
 def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int) -> Path:
-    """Convert one split; the file written."""
+    """Convert one split; the file written, ``out/imagenet_vid_SPLIT.json``.
+
+    Args:
+        root: with Annotations/VID.
+        lists: folder that may hold VID_train_15frames.txt and VID_val_videos.txt.
+        nproc: processes that read xml.
+    Raises:
+        VisionError: VIS-DATA-217 to -221, VIS-VIDEO-218: see the parts above.
+    """
     videos = find_videos(root, split)
     training = choose(videos, split, lists)
     writer = CocoVidWriter(CLASSES, encode_names=list(WORDNET_IDS.values()))
@@ -123,14 +120,3 @@ def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int) -> Pa
         num_empty += add_video(writer, f'{split}/{name}', xmls, set(frames))
     path = out / f'imagenet_vid_{split}.json'
     return write_split(writer, path, f'{num_empty} boxes without area')
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = ilsvrc_parser(__doc__, default=('train', 'val')).parse_args(argv)
-    lists = args.lists or args.input / 'Lists'
-    return convert_splits(args, lambda split: convert(args.input, args.output, split, lists=lists,
-                                                      nproc=args.nproc))
-
-
-if __name__ == '__main__':
-    run_cli(main)

@@ -1,15 +1,4 @@
-"""MOT challenge sequences (MOT15, MOT16/17, MOT20, DanceTrack) to CocoVID json.
-
-ROOT holds train/SEQUENCE and test/SEQUENCE, or the sequences themselves (then all are "train").
-A sequence has seqinfo.ini, img1/ and, for training, gt/gt.txt. Splits: train, test (no boxes:
-its frames count as unlabelled), half-train and half-val (first and second half of every training
-sequence, as in CenterTrack). Writes OUT/SPLIT_cocoformat.json; file names are relative to ROOT.
-
-Only pedestrians (class 1) whose flag is not 0 are taken; --all-classes adds classes 2 to 7, which
-MOT16/17 always flag 0. What is left out is counted. Boxes keep the numbers of gt.txt.
-
-Example: python tools/dataset_converters/mot2cocovid.py -i data/MOT17 -o data/MOT17/annotations
-"""
+"""MOT challenge sequences (MOT15, MOT16/17, MOT20, DanceTrack) as CocoVID files."""
 
 from __future__ import annotations
 
@@ -19,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError
 from vision.common.core.plain_values import stays_inside, whole_number
 from vision.lattice.core.cocovid import CocoVidWriter
-from vision.lattice.core.conversion import convert_splits, converter_parser, write_split
+from vision.lattice.core.conversion import write_split
 from vision.lattice.core.track_files import MAX_SIDE, numbered_frames, read_mot_text
 
 CLASSES = ('pedestrian', 'person_on_vehicle', 'car', 'bicycle', 'motorbike', 'non_mot_vehicle',
@@ -100,26 +89,20 @@ def add_sequence(writer: CocoVidWriter, root: Path, folder: Path, split: str,
     return len(rows) - len(kept)
 
 
-def convert(root: Path, out: Path, split: str, all_classes: bool, class_name: str) -> Path:
-    """Convert one split; the file written."""
+def convert(root: Path, out: Path, split: str, all_classes: bool = False,
+            class_name: str = 'pedestrian') -> Path:
+    """Convert one split; the file written, ``out/SPLIT_cocoformat.json``.
+
+    Args:
+        root: holds train/SEQUENCE and test/SEQUENCE, or the sequences.
+        split: of ``SPLITS``.
+        all_classes: classes 1 to 7 of MOT16/17, else pedestrians under ``class_name``.
+    Raises:
+        VisionError: VIS-DATA-217, -219, -220: see the parts above.
+    """
     names = CLASSES if all_classes else (class_name,)
     writer = CocoVidWriter(names, info=dict(source='MOT challenge', split=split))
     left_out = sum(add_sequence(writer, root, folder, split, all_classes)
                    for folder in track(find_sequences(root, split), f'MOT {split}'))
     path = out / f'{split}_cocoformat.json'
     return write_split(writer, path, f'{left_out} rows of other classes or with flag 0')
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = converter_parser(__doc__, 'folder of the sequences', splits=SPLITS,
-                              default=('train',))
-    parser.add_argument('--all-classes', action='store_true', help='classes 1 to 7 of MOT16/17')
-    parser.add_argument('--class-name', default='pedestrian',
-                        help='name of the one class (default: %(default)s)')
-    args = parser.parse_args(argv)
-    return convert_splits(args, lambda split: convert(args.input, args.output, split,
-                                                      args.all_classes, args.class_name))
-
-
-if __name__ == '__main__':
-    run_cli(main)
