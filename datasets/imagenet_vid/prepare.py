@@ -3,7 +3,8 @@
 Licence: ImageNet's terms of access (non-commercial research and education); nothing is
 downloaded here: get the archives with an account at https://image-net.org and unpack them.
 
-What vision data from-ilsvrc-vid and from-ilsvrc-det write goes into ROOT/annotations, which appears complete or not at all.
+What vision data from-ilsvrc-vid and from-ilsvrc-det write goes into ROOT/annotations, which
+appears complete or not at all.
 
 Example: python datasets/imagenet_vid/prepare.py --root data/ILSVRC --nproc 8
 """

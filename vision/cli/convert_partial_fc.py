@@ -1,8 +1,8 @@
 """Turn the per-rank files of an InsightFace (Partial FC) run into one checkpoint of this project.
 
 Examples:
-  python tools/model_converters/partial_fc.py work_dirs/ms1mv3_r50 ms1mv3_r50.pth
-  python tools/train.py CONFIG --cfg-options load_from=ms1mv3_r50.pth
+  vision convert partial-fc work_dirs/ms1mv3_r50 ms1mv3_r50.pth
+  vision train CONFIG --cfg-options load_from=ms1mv3_r50.pth
 
 SOURCE is the output folder of arcface_torch: checkpoint_gpu_R.pt, softmax_fc_gpu_R.pt or
 rank_R_softmax_weight.pt, for all ranks R. The checkpoint holds the rows of all classes with their

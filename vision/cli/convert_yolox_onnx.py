@@ -1,8 +1,8 @@
 """Write a YOLOX detector of mmdet as .onnx, for video without torch, and compare both.
 
-  python tools/export_yolox.py configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT \\
+  vision convert yolox-onnx configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT \\
       out.onnx --size 320
-  python tools/video_demo.py my.mp4 --detector out.onnx
+  vision video my.mp4 --detector out.onnx
 
 The file takes any input size that is a multiple of 32 and carries its class names. It stays only
 if onnxruntime and torch give the same raw outputs.
@@ -15,7 +15,7 @@ from pathlib import Path
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 
-# Raw outputs are offsets in strides and probabilities; see tools/model_converters/yolox_onnx.py.
+# Raw outputs are offsets in strides and probabilities; see vision/lattice/mm/yolox_import.py.
 TOLERANCE = 2e-3
 
 

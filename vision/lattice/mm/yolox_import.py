@@ -1,16 +1,8 @@
-"""Turn the published YOLOX-nano ONNX weights into a checkpoint for mmdet.
+"""The published YOLOX-nano ONNX weights in MMDetection's model.
 
-Examples:
-  python tools/model_converters/yolox_onnx.py zoo:yolox-nano_coco yolox_nano.pth
-  python tools/model_converters/yolox_onnx.py yolox_nano.onnx yolox_nano.pth
-
-The checkpoint is read by configs/detectors/yolox-nano_coco.py. Nothing of the ONNX file is run,
-its tensors are read: the 113 convolutions in graph order go to the modules that stand in the same
-place of mmdet's model, and every shape, stride, group, padding and branch is compared on the way.
-The published graph has batch norm folded into its convolutions, so each BatchNorm written here is
-the identity plus the bias. That is exact for inference and for fine-tuning with frozen
-statistics (norm_eval), not for training with batch statistics. When onnxruntime is installed, both
-are run on one image and the raw outputs are compared.
+Nothing of the file is run, its tensors are read: the 113 convolutions in graph order go to the
+modules that stand in the same place of mmdet's model, and every shape, stride, group, padding and
+branch is compared on the way.
 """
 
 from __future__ import annotations
@@ -20,34 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.zoo import resolve
+from vision.common.core.errors import VisionError
 from vision.zoo.store import sha256_of
 
-CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'detectors' / 'yolox-nano_coco.py'
 # Raw outputs are box offsets in strides (a few units) and probabilities; float32 convolutions of
 # two libraries differ by up to 4e-4 there on photographs (each is 2e-4 from a float64 run), a
 # swapped or missing layer by more than 1.
 TOLERANCE = 1e-3
 NUM_BLOCKS = (1, 3, 3, 1)  # depth 0.33 of (3, 9, 9, 3), arXiv:2107.08430 and its code
 HEAD_LEVELS = 3
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('source', help='published .onnx file, or zoo:yolox-nano_coco')
-    parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
-    parser.add_argument('--config', type=Path, default=CONFIG, help='config of the model '
-                        '(default: configs/detectors/yolox-nano_coco.py)')
-    args = parser.parse_args(argv)
-    source = resolve(args.source)
-    model, classes = build_model(args.config)
-    fill(model, read_convolutions(source))
-    print(compared(model, source))
-    save(model, classes, source, args.target)
-    print(f'{args.target}: {sum(p.numel() for p in model.parameters())} parameters, '
-          f'{len(classes)} classes')
-    return 0
 
 
 def module_order() -> list[str]:
@@ -123,7 +96,7 @@ def read_convolutions(path: Path) -> list[Convolution]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise VisionError(
             'VIS-CKPT-615', f'{path.name} cannot be read as ONNX: {reason}.', where=str(path),
-            do='download it again: python tools/download.py yolox-nano_coco') from error
+            do='download it again: vision zoo get yolox-nano_coco') from error
     producers = {name: node for node in graph.node for name in node.output}
     nodes = [node for node in graph.node if node.op_type == 'Conv']
     convolutions = [Convolution(node, tensors, producers) for node in nodes]
@@ -279,8 +252,4 @@ def _package(name: str):
 
 def _other(found: str, expected: str) -> VisionError:
     return VisionError('VIS-CKPT-617', f'this is not the YOLOX-nano graph: {found}.', why=expected,
-                       do='use the published file: python tools/download.py yolox-nano_coco')
-
-
-if __name__ == '__main__':
-    run_cli(main)
+                       do='use the published file: vision zoo get yolox-nano_coco')

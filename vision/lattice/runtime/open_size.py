@@ -1,12 +1,4 @@
-"""Leave the input size of a YOLOX .onnx file open, so that it runs at any multiple of 32.
-
-  python tools/model_converters/yolox_open_size.py yolox_nano.onnx yolox_nano_any.onnx --size 416
-
-The weights stay as they are, bit by bit; only the declared sizes of input and output change, and
-the side that the network was trained for is written into the file (metadata ``input_size``), with
-``--note`` beside it. Files exported with their decoding hold constants of one size and are
-refused.
-"""
+"""A YOLOX .onnx file that runs at any multiple of 32 px."""
 
 from __future__ import annotations
 
@@ -14,28 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write, refuse_same_file
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('source', type=Path, help='.onnx file of YOLOX without decoding')
-    parser.add_argument('target', type=Path, help='.onnx file to write')
-    parser.add_argument('--size', type=int, default=416,
-                        help='side in px that it was trained for (default: %(default)s)')
-    parser.add_argument('--note', default='', help='origin and licence, kept in the file')
-    args = parser.parse_args(argv)
-    refuse_same_file(args.source, args.target)
-    content = with_open_size(args.source, args.size, args.note)
-    check(args.source, content, args.size)
-    with atomic_write(args.target) as file:
-        file.write(content)
-    print(f'{args.target}: runs at any multiple of 32, equal to {args.source.name} at its own')
-    return 0
+from vision.common.core.errors import VisionError
 
 
 def with_open_size(source: Path, size: int, note: str) -> bytes:
+    """The file with open sizes: the weights stay as they are, bit by bit.
+
+    Args:
+        size: side in px that it was trained for, written as metadata ``input_size``.
+        note: origin and licence, written beside it.
+    """
     import onnx
     model = onnx.load(source, load_external_data=False)
     (image,), output = model.graph.input, model.graph.output[0]
@@ -48,7 +28,11 @@ def with_open_size(source: Path, size: int, note: str) -> bytes:
 
 
 def check(source: Path, content: bytes, size: int) -> None:
-    """Equal at the old size, and alive at two others."""
+    """Equal at the old size, and alive at two others.
+
+    Raises:
+        VisionError: VIS-CKPT-807, the file holds constants of one size.
+    """
     import onnxruntime
     old, new = onnxruntime.InferenceSession(str(source)), onnxruntime.InferenceSession(content)
     name = old.get_inputs()[0].name
@@ -62,7 +46,3 @@ def check(source: Path, content: bytes, size: int) -> None:
                           where=str(source), why=str(error).splitlines()[0],
                           do='export it without decoding (decode_in_inference off)') from error
     assert is_equal, 'the same weights gave another output'
-
-
-if __name__ == '__main__':
-    run_cli(main)
