@@ -55,12 +55,11 @@ from active_class_bench import (
 )
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import atomic_write, refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import cells_of, print_table, write_markdown
 from vision.faces.nn.select.build import NAMES
 
 COLUMNS = ('classes', 'selector', 'nprobe', 'active', 'step_ms', 'run_ms', 'full_step_ms',
@@ -79,7 +78,7 @@ PROBED = (12, 32, 64, 128)
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     torch.set_num_threads(args.threads)
     if args.quick:
         args.classes, args.steps = [4000], 3
@@ -129,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--threads', type=int, default=1, help='of torch and FAISS (default: 1)')
     add('--seed', type=int, default=0, help='of rows and features (default: 0)')
     add('--quick', action='store_true', help='4000 classes, 3 steps')
-    add('--json', type=Path, required=True, help='results; a table goes beside it (.md)')
+    add_report_options(parser, what='rows, and a table beside them (.md),', is_required=True)
     return parser
 
 
@@ -301,24 +300,15 @@ def growth(rows: list[dict]) -> dict[str, float]:
 
 def write(args: argparse.Namespace, rows: list[dict], console: Console) -> None:
     settings = {key: str(value) if isinstance(value, Path) else value
-                for key, value in vars(args).items() if key not in ('json', 'seed')}
-    write_report(args.json, rows, seed=args.seed, settings=settings, growth_exponent=growth(rows))
-    table = Table(title=f'{args.batch} samples, {args.threads} thread(s)')
-    for column in COLUMNS:
-        table.add_column(column.replace('_', ' '), justify='right')
-    for row in rows:
-        table.add_row(*cells(row))
-    console.print(table)
-    with atomic_write(args.json.with_suffix('.md'), 'w') as file:
-        file.write('| ' + ' | '.join(COLUMNS) + ' |\n|' + '---|' * len(COLUMNS) + '\n')
-        file.writelines('| ' + ' | '.join(cells(row)) + ' |\n' for row in rows)
+                for key, value in vars(args).items() if key not in ('json', 'record', 'seed')}
+    write_report(args.json, rows, is_recorded=args.record, seed=args.seed, settings=settings,
+                 growth_exponent=growth(rows))
+    table = [cells_of(row, COLUMNS, digits=3) for row in rows]
+    print_table([column.replace('_', ' ') for column in COLUMNS], table, num_left=0,
+                title=f'{args.batch} samples, {args.threads} thread(s)')
+    write_markdown(args.json.with_suffix('.md'), COLUMNS, table)
     console.print(f'growth exponents: {json.dumps(growth(rows))}\nrows: {args.json}',
                   soft_wrap=True)
-
-
-def cells(row: dict) -> list[str]:
-    return ['-' if row[column] is None else f'{row[column]:.3f}'
-            if isinstance(row[column], float) else str(row[column]) for column in COLUMNS]
 
 
 if __name__ == '__main__':

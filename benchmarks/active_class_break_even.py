@@ -16,7 +16,6 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,8 +23,7 @@ from active_class import build_parser as bench_parser
 from active_class_bench import Bench, synthetic_rows, time_steps
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.faces.core.select.break_even import HeadPlan, Machine, break_even
 from vision.faces.nn.index.faiss_index import build_index, make_spec
 
@@ -42,7 +40,7 @@ GPUS = {name: Machine(flops_per_s=0.4 * flops, bytes_per_s=0.75 * stream,
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     torch.set_num_threads(args.threads)
     here = measured_machine(args.batch, args.dim)
     rows = [row for name, machine in {'this machine': here, **GPUS}.items()
@@ -50,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     checks = [check for rival in RIVALS for check in checked(here, rival, args)]
     for check in checks:
         print(check, flush=True)
-    write_report(args.json, rows, checks=checks, seed=0, kind='modelled; checks: synthetic rows',
+    write_report(args.json, rows, is_recorded=args.record, checks=checks, seed=0,
+                 kind='modelled; checks: synthetic rows',
                  machines={name: vars(machine) for name, machine in
                            {'this machine': here, **GPUS}.items()},
                  settings=dict(batch=args.batch, dim=args.dim, threads=args.threads,
@@ -66,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--steps', type=int, default=20, help='timed steps of a head (default: 20)')
     add('--threads', type=int, default=1, help='of torch and FAISS (default: 1)')
     add('--most', type=int, default=300_000, help='classes that are measured (default: 300000)')
-    add('--json', type=Path, required=True, help='results')
+    add_report_options(parser, is_required=True)
     return parser
 
 

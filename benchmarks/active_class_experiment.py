@@ -42,8 +42,13 @@ import torch
 from active_class_task import ARMS, OBJECTIVES, TRUNK, Glyphs, Run, Settings, measure, trace
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import commit, write_report
+from vision.common.core.report import (
+    add_report_options,
+    commit,
+    earlier_report,
+    refuse_no_evidence,
+    write_report,
+)
 from vision.common.nn.checkpoint import save_checkpoint
 from vision.common.nn.freed_memory import keep_freed_memory
 
@@ -80,16 +85,16 @@ def build_parser() -> argparse.ArgumentParser:
     add('--time', action='store_true', help='measure the heads on the rows of a finished full arm')
     add('--work-dir', type=Path, default=Path('work_dirs/active_class_experiment'),
         help='trunks and checkpoints (default: %(default)s)')
-    add('--json', type=Path, required=True, help='results')
+    add_report_options(parser, is_required=True)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     torch.set_num_threads(1)
     settings = Settings() if args.pilot is None else with_values(Settings(), args.pilot)
-    content = earlier(args.json)
+    content = earlier_report(args.json)
     rows = [row for row in content.get('rows', []) if row['arm'] not in args.again]
     plan = [(PILOT_SEED, 'full')] if args.pilot is not None else \
         [(seed, arm) for seed in args.seeds for arm in args.arms]
@@ -104,10 +109,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.time:
         content['head_ms'] = head_times(args, glyphs, settings)
-        write(args.json, rows, content['head_ms'])
+        write(args, rows, content['head_ms'])
     for row in [] if args.time else finished(args, settings, glyphs, plan):
         rows.append(row)
-        write(args.json, rows, content.get('head_ms'))
+        write(args, rows, content.get('head_ms'))
     print(json.dumps(dict(summary=summarize(rows), decision=decide(rows)), indent=1))
     return 0
 
@@ -133,10 +138,6 @@ def with_values(settings: Settings, texts: list[str]) -> Settings:
             raise VisionError('VIS-RUN-1240', f'--pilot {text}', where='Settings',
                               do=f'NAME=VALUE with a name among {", ".join(types)}') from error
     return replace(settings, **changes)
-
-
-def earlier(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def key_of(row: dict) -> tuple:
@@ -324,9 +325,9 @@ def decide(rows: list[dict]) -> dict[str, Any]:
     return verdict
 
 
-def write(path: Path, rows: list[dict], head_ms: dict | None) -> None:
-    write_report(path, rows, rule=RULE, decision=decide(rows), summary=summarize(rows),
-                 head_ms=head_ms, kind='real pictures')
+def write(args: argparse.Namespace, rows: list[dict], head_ms: dict | None) -> None:
+    write_report(args.json, rows, is_recorded=args.record, rule=RULE, decision=decide(rows),
+                 summary=summarize(rows), head_ms=head_ms, kind='real pictures')
 
 
 def print_plan(plan: list[tuple[int, str]], glyphs: Glyphs, objective: str) -> None:

@@ -36,8 +36,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
 from vision.faces.nn.head.margins import ArcFace
 from vision.faces.nn.head.selective import selective_loss
@@ -138,14 +137,14 @@ def main(argv: list[str] | None = None) -> int:
         console = Console(stderr=True)
         print(json.dumps(resume(args, console) if args.resume else measure(args, console)))
         return 0
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     rows = []
     settings = {key: value for key, value in vars(args).items()
-                if key not in ('json', 'seed', 'folder', 'resume', 'optimizer', 'optimizers')}
+                if key not in ('json', 'record', 'seed', 'folder', 'resume', 'optimizer', 'optimizers')}
     for name in args.optimizers:  # each takes its time: what is there is not lost
         args.optimizer = name
         rows.append(in_new_process(args))
-        write_report(args.json, rows, seed=args.seed, settings=settings)
+        write_report(args.json, rows, is_recorded=args.record, seed=args.seed, settings=settings)
     Console().print(f'rows: {args.json}', soft_wrap=True)
     return 0
 
@@ -165,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--threads', type=int, default=1, help='of torch and FAISS (default: 1)')
     add('--seed', type=int, default=0, help='of rows and features (default: 0)')
     add('--folder', type=Path, help='for the checkpoint (default: a temporary one)')
-    add('--json', type=Path, required=True, help='results')
+    add_report_options(parser, is_required=True)
     add('--optimizer', help=argparse.SUPPRESS)  # what new processes are called with
     add('--resume', type=Path, help=argparse.SUPPRESS)
     return parser

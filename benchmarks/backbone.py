@@ -38,12 +38,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write, refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import print_table, write_markdown
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.common.nn.live_memory import LiveMemory
 from vision.common.nn.macs import counted_macs
@@ -97,14 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-training', action='store_true', help='inference only')
     add('--threads', type=int, help="torch's threads (default: its own choice)")
     add('--port', type=Path, metavar='FILE', help='the published port, as a rival (very-deep)')
-    add('--json', type=Path, default=Path('docs/results/polynet_backbone.json'),
-        help='rows; a table goes beside it as .md (default: %(default)s)')
+    add_report_options(parser, what='rows, and a table beside them (.md),', is_required=True)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     check(args)
     keeps_memory = keep_freed_memory()
     if args.threads:
@@ -274,18 +272,12 @@ def row(task: str, variant: str, batch: int, times: list[float], gflop: float,
 
 
 def write(args: argparse.Namespace, rows: list[dict], console: Console, **settings) -> None:
-    write_report(args.json, rows, seed=SEED, arch=args.arch, size=args.size,
+    write_report(args.json, rows, is_recorded=args.record, seed=SEED, arch=args.arch, size=args.size,
                  threads=torch.get_num_threads(), **settings)
-    table = Table(title=f'{args.arch} at {args.size} px, {torch.get_num_threads()} threads')
-    for column in COLUMNS:
-        table.add_column(column, justify='right')
     lines = [[shown(column, each[column]) for column in COLUMNS] for each in rows]
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-    with atomic_write(args.json.with_suffix('.md'), 'w') as file:
-        file.write('| ' + ' | '.join(COLUMNS) + ' |\n|' + '---|' * len(COLUMNS) + '\n')
-        file.writelines('| ' + ' | '.join(line) + ' |\n' for line in lines)
+    print_table(COLUMNS, lines, num_left=0, title=f'{args.arch} at {args.size} px, '
+                f'{torch.get_num_threads()} threads')
+    write_markdown(args.json.with_suffix('.md'), COLUMNS, lines)
     console.print(f'rows: {args.json}\ntable: {args.json.with_suffix(".md")}', soft_wrap=True)
 
 

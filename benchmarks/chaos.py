@@ -24,7 +24,7 @@ from chaos_runs import runs
 from rank_faults import rank_faults
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 
 ROOT = Path(__file__).parents[1]
 STOCK = ('MMEngine', 'torch alone')  # subjects that are there for comparison
@@ -38,8 +38,9 @@ def main(argv: list[str] | None = None) -> int:
                         '(default: 1)')
     parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
                         '(default: 0)')
-    parser.add_argument('--json', type=Path, help='write the rows here')
+    add_report_options(parser)
     args = parser.parse_args(argv)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     torch.set_num_threads(1)  # a fork does not inherit threads
     rows = []
     for name in args.only:
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(dict(scenario=name, **row))
             print(' '.join(f'{key}={value}' for key, value in rows[-1].items()), flush=True)
         if args.json:  # what is finished is there, whatever becomes of the rest
-            write_report(args.json, rows, seed=args.seed, scale=args.scale)
+            write_report(args.json, rows, is_recorded=args.record, seed=args.seed, scale=args.scale)
     failed = [row for row in rows if row['subject'] not in STOCK and row['lost']]
     if failed:
         raise VisionError('VIS-CKPT-322', f'{len(failed)} of {len(rows)} rows lost something: '

@@ -34,7 +34,7 @@ from fuzz_inputs import READERS, Reader
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 
 MEMORY_BYTES, HANG_S = 2 << 30, 5.0
 STARVED_S = 60.0  # on a busy machine a process may wait: it hangs when it computes that long
@@ -56,8 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
     parser.add_argument('--only', type=int, metavar='I', help='show one input and its end')
     parser.add_argument('--state', type=Path, help='counts of an earlier call: go on from there')
-    parser.add_argument('--json', type=Path, help='write the counts here')
+    add_report_options(parser, what='counts')
     args = parser.parse_args(argv)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     names = args.reader or list(READERS)
     if args.only is not None:
         return show_one(READERS[names[0]], names[0], args.seed, args.only)
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
               flush=True)
     found = sum(row[fault] for row in rows.values() for fault in FAULTS)
     if args.json:
-        write_report(args.json, list(rows.values()), seed=args.seed, faults=found)
+        write_report(args.json, list(rows.values()), is_recorded=args.record, seed=args.seed, faults=found)
     if found:
         raise VisionError('VIS-DATA-344', f'{found} inputs were neither read nor refused',
                           where=', '.join(sorted({name for name, row in rows.items() for fault in

@@ -32,82 +32,59 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
-from lattice_methods import (
+from rich.console import Console
+from rich.progress import Progress
+
+from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import cells_of, print_table, write_markdown
+from vision.common.nn.images import read_image
+from vision.lattice.core.class_names import ClassNames, join_classes
+from vision.lattice.core.cocovid import CocoVideo, load_cocovid
+from vision.lattice.core.judged import (
+    BOOTSTRAP_SEED,
+    MEASURES,
+    MIN_VIDEOS,
+    NUM_RESAMPLES,
+    Judged,
+    Outcome,
+    difference_interval,
+    judged_truth,
+)
+from vision.lattice.core.keyframe_draws import DrawnKeyframes, WatchedKeyframes
+from vision.lattice.core.oracle import true_positions
+from vision.lattice.core.track_metrics import MIN_SCORE, score_tracks
+from vision.lattice.core.vid_eval import TruthFrame
+from vision.lattice.runtime.compared import (
     METHODS,
     UNTIMED,
-    DrawnKeyframes,
+    Replay,
     Setting,
-    WatchedKeyframes,
     adaptive_policy,
     build,
     choose_settings,
     run,
-    true_positions,
+    timed,
 )
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
-from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write
-from vision.common.core.report import write_report
-from vision.common.nn.images import read_image
-from vision.lattice.core.class_names import ClassNames, join_classes
-from vision.lattice.core.cocovid import CocoVideo, load_cocovid
-from vision.lattice.core.structures import FrameBoxes
-from vision.lattice.core.track_metrics import MIN_SCORE, score_tracks
-from vision.lattice.core.vid_eval import IOU_THRESHOLDS, TruthFrame, VideoEvaluation
 from vision.lattice.runtime.detectors import as_detector
 
 COLUMNS = ('method', 'setting', 'protocol', 'map50', 'map5095', 'map50_medium', 'map50_fast',
            'map50_medium_fast', 'ms_per_frame', 'fps_end_to_end', 'keyframe_rate', 'mota', 'idf1')
-SPEEDS = ('medium', 'fast', 'medium_fast')
-MEASURES = {'map50': {}, 'map5095': dict(thresholds=IOU_THRESHOLDS),
-            'map50_medium_fast': dict(speed='medium_fast')}
 # Which differences get an interval; rivals are those of the same gap, or without one.
 COMPARED = dict(flow=('detect', 'hold', 'linear', 'lk', 'dis', 'bytetrack', 'bytetrack-offline',
                       'paper'), shipped=('detect',), adaptive=('random',))
 # What one would run in the lattice's place for as many milliseconds: these rows against those.
 OURS = ('flow', 'adaptive', 'shipped')
 RIVALS_IN_TIME = ('detect', 'hold', 'linear', 'lk', 'dis', 'bytetrack', 'bytetrack-offline')
-NUM_RESAMPLES, BOOTSTRAP_SEED = 2000, 0
-MIN_VIDEOS = 5  # below, drawing videos with replacement says nothing about other videos
 NUM_DRAWS = 5
 MAX_TIMED_VIDEOS = 3
 RUNTIMES = dict(OnnxDetector='onnxruntime', MMDetDetector='torch')
-
-
-@dataclass
-class Outcome:
-    """What one row gave on all videos: judged boxes in the order of the truths, one list a run."""
-
-    runs: list[list[FrameBoxes]]
-    num_frames: int = 0
-    num_keyframes: float = 0.0
-
-    def add(self, run_index: int, boxes: list[FrameBoxes], num_frames: int,
-            num_keyframes: int) -> None:
-        self.runs[run_index] += boxes
-        self.num_frames += num_frames
-        self.num_keyframes += num_keyframes
-
-
-@dataclass
-class Replay:
-    """A detector whose boxes come from a table."""
-
-    table: dict[int, FrameBoxes]  # by id of the image
-
-    def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
-        return self.table[id(image_bgr)]
 
 
 @dataclass
@@ -150,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         'the lattice as shipped over it')
     add('--protocol', choices=('coco', 'ilsvrc', 'both'), default='coco',
         help='(default: %(default)s)')
-    add('--json', type=Path, required=True, help='results; a table goes beside it (.md)')
+    add_report_options(parser, what='rows, and a table beside them (.md),', is_required=True)
     add('--plot', type=Path, help='picture of accuracy over milliseconds (needs matplotlib)')
     add('--dataset', help='name in the rows (default: from --ann)')
     add('--limit-videos', type=int, help='use the first videos only')
@@ -168,6 +145,7 @@ def main(argv: list[str] | None = None, models: Models | None = None) -> int:
     args = parser.parse_args(argv)
     if models is None and not (args.detector or args.config):
         parser.error('give --detector, or --config and --checkpoint')
+    refuse_no_evidence(args.json, is_recorded=args.record)
     cv2.setNumThreads(args.threads)
     settings = choose_settings(args.methods.split(','), numbers(args.gaps, int),
                                thresholds=numbers(args.adaptive, float),
@@ -251,24 +229,11 @@ def measure_times(args: argparse.Namespace, videos: list[CocoVideo], settings: l
         for setting, values in times.items():
             # The first calls are slower than all others: a short turn that does not count.
             part = [clip if turn else clip[:9] for clip in clips]
-            seconds = sum(timed(setting, models, clip) for clip in part)
+            seconds = sum(timed(setting, models.detector(setting.input_size), clip,
+                                paper=models.make_paper) for clip in part)
             values += [1000 * seconds / num_frames] if turn else []
             progress.advance(task)
     return times
-
-
-def timed(setting: Setting, models: Models, images: list[np.ndarray]) -> float:
-    if setting.method == 'detect':  # its ids, by linking frame to frame, are not charged to it
-        detector, start = models.detector(setting.input_size), time.perf_counter()
-        for image in images:
-            detector.detect(image)
-        return time.perf_counter() - start
-    policy = adaptive_policy(setting) if setting.method == 'adaptive' else None
-    engine = build(setting, models.detector(setting.input_size), paper=models.make_paper,
-                   policy=policy)
-    start = time.perf_counter()
-    run(engine, images)
-    return time.perf_counter() - start
 
 
 def replay(args: argparse.Namespace, videos: list[CocoVideo], settings: list[Setting],
@@ -303,42 +268,6 @@ def replay(args: argparse.Namespace, videos: list[CocoVideo], settings: list[Set
     return truths, outcomes
 
 
-def judged_truth(video: CocoVideo, frame, classes: ClassNames) -> TruthFrame:
-    labels = classes.truth_to_judged[frame.labels]
-    kept = labels >= 0
-    return TruthFrame(video.id, frame.frame_id, frame.boxes_xyxy[kept], labels[kept],
-                      frame.instance_ids[kept], frame.is_crowd[kept])
-
-
-class Judged:
-    """The runs of one row, judged by one protocol."""
-
-    def __init__(self, truths: list[TruthFrame], outcome: Outcome, num_classes: int,
-                 protocol: str) -> None:
-        self._evaluations = [VideoEvaluation(truths, boxes, num_classes=num_classes,
-                                             protocol=protocol) for boxes in outcome.runs]
-        self.num_videos = len(self._evaluations[0].video_ids)
-        self._draws: dict[str, np.ndarray] = {}
-
-    def mean_ap(self, **options) -> float:
-        return float(np.mean([each.mean_ap(**options) for each in self._evaluations]))
-
-    def draws(self, measure: str) -> np.ndarray:
-        """(``NUM_RESAMPLES``,) values over videos drawn with replacement, the same for all."""
-        if measure not in self._draws:
-            rng = np.random.default_rng(BOOTSTRAP_SEED)
-            weights = rng.multinomial(self.num_videos, [1 / self.num_videos] * self.num_videos,
-                                      size=NUM_RESAMPLES)
-            self._draws[measure] = np.mean([each.mean_ap_of_draws(weights, **MEASURES[measure])
-                                            for each in self._evaluations], axis=0)
-        return self._draws[measure]
-
-    @cached_property
-    def scores(self) -> dict[str, float]:
-        values = {name: self.mean_ap(**options) for name, options in MEASURES.items()}
-        return values | {f'map50_{speed}': self.mean_ap(speed=speed) for speed in SPEEDS}
-
-
 def pairs_at_gap(settings: Iterable[Setting]) -> list[tuple[Setting, Setting]]:
     return [(mine, other) for method, rivals in COMPARED.items() for mine in settings
             if mine.method == method for other in settings
@@ -362,10 +291,8 @@ def pairs_in_time(times: dict[Setting, list[float]]) -> list[tuple[Setting, Sett
 def difference(mine: Setting, other: Setting, judged: dict[Setting, Judged],
                measure: str) -> dict:
     ours, theirs = judged[mine], judged[other]
-    interval = None
-    if ours.num_videos >= MIN_VIDEOS:
-        interval = [percent(value) for value in np.nanpercentile(
-            ours.draws(measure) - theirs.draws(measure), [2.5, 97.5])]
+    found = difference_interval(ours, theirs, measure)
+    interval = found and [percent(value) for value in found]
     return dict(method=mine.method, setting=mine.name, minus=other.method,
                 minus_setting=other.name, measure=measure, interval_95=interval,
                 difference=percent(ours.scores[measure] - theirs.scores[measure]),
@@ -399,20 +326,20 @@ def report(args: argparse.Namespace, console: Console, models: Models, classes: 
                       for at, pairs in (('gap', pairs_at_gap(judged)),
                                         ('time', pairs_in_time(times)))
                       for pair in pairs for measure in MEASURES]
-    write_report(args.json, rows, seed=BOOTSTRAP_SEED, judged_classes=list(classes.names),
-                 not_judged=list(classes.unknown), threads=args.threads, videos=len(
-                     {truth.video_id for truth in truths}), time_frames=args.time_frames,
+    write_report(args.json, rows, is_recorded=args.record, seed=BOOTSTRAP_SEED,
+                 judged_classes=list(classes.names), not_judged=list(classes.unknown),
+                 threads=args.threads, videos=len({truth.video_id for truth in truths}),
+                 time_frames=args.time_frames,
                  repeats=args.repeats, track_min_score=MIN_SCORE, resamples=NUM_RESAMPLES,
                  intervals=intervals)
-    show(console, f'{dataset}, {len(truths)} frames', rows)
-    with atomic_write(args.json.with_suffix('.md'), 'w') as file:
-        file.write('| ' + ' | '.join(COLUMNS) + ' |\n|' + '---|' * len(COLUMNS) + '\n')
-        file.writelines('| ' + ' | '.join(cells(row)) + ' |\n' for row in rows)
+    table = [cells_of(row, COLUMNS) for row in rows]
+    print_table([column.removeprefix('map50_') for column in COLUMNS], table, num_left=3,
+                title=f'{dataset}, {len(truths)} frames', min_width=150)
+    write_markdown(args.json.with_suffix('.md'), COLUMNS, table)
     written = dict(rows=args.json, table=args.json.with_suffix('.md'))
     if args.plot:
         from lattice_plot import draw
         draw(rows, args.plot)
-        written['picture'] = args.plot
     console.print('\n'.join(f'{name}: {path}' for name, path in written.items()), soft_wrap=True)
 
 
@@ -426,20 +353,6 @@ def timing(values: list[float] | None) -> dict:
 
 def rate(outcome: Outcome) -> dict[str, float]:
     return dict(keyframe_rate=round(outcome.num_keyframes / outcome.num_frames, 4))
-
-
-def show(console: Console, title: str, rows: list[dict]) -> None:
-    table = Table(title=title)
-    for column in COLUMNS:
-        table.add_column(column.removeprefix('map50_'), justify='right')
-    for row in rows:
-        table.add_row(*cells(row))
-    console.print(table)
-
-
-def cells(row: dict) -> list[str]:
-    return ['-' if row[column] is None else f'{row[column]:.2f}'
-            if isinstance(row[column], float) else str(row[column]) for column in COLUMNS]
 
 
 if __name__ == '__main__':

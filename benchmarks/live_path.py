@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.lattice.core.keyframes import BudgetKeyframes, TimedDetector
 from vision.lattice.runtime.detectors import as_detector
 from vision.lattice.runtime.methods import DEFAULT_KEYFRAMES, build_engine
@@ -201,8 +201,9 @@ def main(argv: list[str] | None = None) -> int:
                         '(default: 20,000)')
     parser.add_argument('--drops', type=int, default=100, help='lost connections (default: 100)')
     parser.add_argument('--budget-frames', type=int, default=1500, help='default: %(default)s')
-    parser.add_argument('--json', type=Path, help='write the report here')
+    add_report_options(parser)
     args = parser.parse_args(argv)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     parts = args.parts.split(',')
     counts = (args.fps, args.latency_frames, args.frames, args.drops, args.budget_frames)
     if not set(parts) <= set(PARTS) or min(counts) <= 0:
@@ -220,8 +221,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(row, file=sys.stderr, flush=True)
     show(rows)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_report(args.json, rows, detector=args.detector, threads=args.threads)
+        write_report(args.json, rows, is_recorded=args.record, detector=args.detector,
+                     threads=args.threads)
     return 0 if all(row['is_met'] for row in rows) else 1
 
 

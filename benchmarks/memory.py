@@ -59,8 +59,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.memory.core.graph import StepReport
 from vision.memory.nn.manager import MemoryBudget
@@ -498,13 +497,13 @@ def build_parser() -> argparse.ArgumentParser:
     add('--bf16', action='store_true', help='forward passes under bfloat16 autocast')
     add('--rss', action='store_true', help='read resident memory in fresh processes instead')
     add('--rss-child', nargs=2, help=argparse.SUPPRESS)
-    add('--json', type=Path, metavar='FILE', help='write the rows to this file')
+    add_report_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     args.rounds = args.rounds if args.rounds is not None else 2 if args.quick else 5
     args.fidelity_steps = args.fidelity_steps if args.fidelity_steps is not None else \
         4 if args.quick else 20
@@ -546,7 +545,8 @@ def finish(args: argparse.Namespace, rows: list[dict], columns: Sequence[str], *
     console.width = max(console.width, 140)  # a table is of no use in pieces
     console.print(table)
     if args.json:
-        write_report(args.json, rows, seed=SEED, threads=1, quick=args.quick, **extra)
+        write_report(args.json, rows, is_recorded=args.record, seed=SEED, threads=1,
+                     quick=args.quick, **extra)
         print(f'rows: {args.json}')
     return 0
 

@@ -48,7 +48,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline_executed import executed
@@ -57,8 +56,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.pipeline.core.gathers import count, with_gathers
 from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.simulate import simulate
@@ -142,17 +140,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('--part', choices=PARTS, default='simulated', help='what is measured (default: simulated)')
-    add('--json', type=Path, metavar='FILE', help='write the rows to this file')
+    add_report_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     rows = PARTS[args.part]()
     show(rows)
     if args.json:
-        write_report(args.json, rows, part=args.part)
+        write_report(args.json, rows, is_recorded=args.record, part=args.part)
         print(f'rows: {args.json}')
     return 0
 

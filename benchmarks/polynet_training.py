@@ -9,7 +9,7 @@ Each has its own warm-up and cosine schedule over its own length. A finished run
 once; started again, the command goes on with the runs that are missing.
 
   python benchmarks/polynet_training.py --data DATA/imagenette160-mini \\
-      --out docs/results/polynet_training.json
+      --json docs/results/polynet_training.json
   python benchmarks/plot_polynet_training.py docs/results/polynet_training.json --out x.png
 """
 
@@ -30,8 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vision.classify.core.folders import list_image_folder
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import atomic_write, refuse_unwritable
-from vision.common.core.report import commit, write_report
+from vision.common.core.files import atomic_write
+from vision.common.core.report import (
+    add_report_options,
+    earlier_report,
+    refuse_no_evidence,
+    running_commit,
+    write_report,
+)
 from vision.common.nn.checkpoint import load_checkpoint
 from vision.polynet.core.arch import Arch, uniform
 from vision.polynet.core.insertion import plan_insertion
@@ -180,7 +186,7 @@ def run_one(name: str, seed: int, args: argparse.Namespace, data: dict, macs: di
         gmac_per_image=round(macs[name], 4),
         # A training step counts as three forward passes.
         training_tmac=round(3 * macs[name] * num_images / 1000, 2),
-        seconds=round(time.perf_counter() - start), commit=args.commit,
+        seconds=round(time.perf_counter() - start), commit=running_commit(),
         final_train_loss=curve[-1]['train_loss'], final_val_loss=curve[-1]['val_loss'],
         final_val_top1=curve[-1]['val_top1'], curve=curve)
 
@@ -223,13 +229,13 @@ def earlier_rows(args: argparse.Namespace) -> list[dict]:
     Raises:
         VisionError: VIS-RUN-1238, the file is of other settings.
     """
-    if not args.out.exists():
+    content = earlier_report(args.json)
+    if not content:
         return []
-    content = json.loads(args.out.read_text())
     if content['settings'] | dict(threads=0) != settings(args) | dict(threads=0):
-        raise VisionError('VIS-RUN-1238', f'{args.out} holds runs of other settings',
+        raise VisionError('VIS-RUN-1238', f'{args.json} holds runs of other settings',
                           where=f'{content["settings"]} against {settings(args)}',
-                          why='their figures must not be mixed', do='give another --out')
+                          why='their figures must not be mixed', do='give another --json')
     return content['rows']
 
 
@@ -237,8 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--data', type=Path, help='folder with train/CLASS and val/CLASS '
                         '(default: imagenette160-mini in $VISION_SHARED_DATA)')
-    parser.add_argument('--out', type=Path, default=Path('docs/results/polynet_training.json'),
-                        help='results, written after each run (default: %(default)s)')
+    add_report_options(parser, what='rows, after each run,', is_required=True)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/polynet_training'),
                         help='weights that insertion starts from (default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=8, help='of poly (default: %(default)s)')
@@ -247,11 +252,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--runs', nargs='+', choices=list(ARCHS), default=list(ARCHS),
                         help='of those above (default: all)')
     args = parser.parse_args(argv)
-    refuse_unwritable(args.out)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     if args.data is None:
         args.data = Path(os.environ.get('VISION_SHARED_DATA', '../shared/data')) / \
             'imagenette160-mini'
-    args.commit = commit()  # of what runs; the checkout may go on meanwhile
     rows = earlier_rows(args)
     *train_data, num_classes = load_split(args.data / 'train')
     data = dict(train=train_data, val=load_split(args.data / 'val')[:2], num_classes=num_classes)
@@ -262,8 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, seed in plan:
         if (name, seed) not in {(row['run'], row['seed']) for row in rows}:
             rows.append(run_one(name, seed, args, data, macs))
-            write_report(args.out, rows, summary=summarize(rows), settings=settings(args),
-                         seeds=args.seeds)
+            write_report(args.json, rows, is_recorded=args.record, summary=summarize(rows),
+                         settings=settings(args), seeds=args.seeds)
     print(json.dumps(summarize(rows), indent=1))
     return 0
 

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.common.nn.watchdog import ends_together
 
 TIMEOUT_S = 3.0  # of a collective
@@ -194,14 +194,16 @@ def main(argv: list[str] | None = None) -> int:
                         '(default: 1)')
     parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
                         '(default: 0)')
-    parser.add_argument('--json', type=Path, help='write the rows here')
+    add_report_options(parser)
     args = parser.parse_args(argv)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     rows = []
     for row in rank_faults(args.scale, random.Random(args.seed)):
         rows.append(row)
         print(' '.join(f'{key}={value}' for key, value in row.items()), flush=True)
     if args.json:
-        write_report(args.json, rows, seed=args.seed, scale=args.scale, timeout_s=TIMEOUT_S)
+        write_report(args.json, rows, is_recorded=args.record, seed=args.seed,
+                     scale=args.scale, timeout_s=TIMEOUT_S)
     if num_lost := sum(row['lost'] for row in rows if row['subject'] == 'watchdog'):
         raise VisionError('VIS-DIST-345', f'{num_lost} faults of a rank did not end all ranks in '
                           'time, or named nobody', why='a fault here, or a machine too busy for '

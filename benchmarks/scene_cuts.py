@@ -5,7 +5,7 @@ frames is false; the last frame of each video followed by the first one of each 
 cut. False alarms are listed, because a video may hold a real cut.
 
 Example:
-    python tools/analysis/scene_cuts.py --set data/moving_sprites/annotations/val.json \\
+    python benchmarks/scene_cuts.py --set data/moving_sprites/annotations/val.json \\
         data/moving_sprites/val --json cuts.json
 """
 
@@ -18,8 +18,7 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.common.nn.images import read_image
 from vision.lattice.core.cocovid import load_cocovid
 from vision.lattice.core.scene_cut import SceneCutDetector
@@ -58,9 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--set', type=Path, nargs=2, action='append', required=True,
                         metavar=('ANN', 'IMAGES'), dest='sets',
                         help='CocoVID file and the folder of its images; may be repeated')
-    parser.add_argument('--json', type=Path, help='write the rows here, too')
+    add_report_options(parser)
     args = parser.parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     rows = []
     for ann, images in args.sets:
         row = measure_set(SceneCutDetector(), ann, images)
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
               '{missed_cuts} of {cuts} cuts missed'.format(**row), *row['alarms'], flush=True)
         rows.append(row)
     if args.json:
-        write_report(args.json, rows)
+        write_report(args.json, rows, is_recorded=args.record)
     return 0
 
 

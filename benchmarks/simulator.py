@@ -48,8 +48,7 @@ from simulator_schedules import SEEDS, schedules, swapped
 from simulator_search import show_search, time_search
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 
 PARTS = ('schedules', 'memory', 'rows', 'search')
 
@@ -59,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('--part', choices=PARTS, help='what is measured (default: schedules, or rows if there '
         'are some)')
-    add('--json', type=Path, metavar='FILE', help='write the rows to this file')
+    add_report_options(parser)
     add('--predictions', type=Path, metavar='FILE', help='of schedules, before they run '
         '(default: beside the rows)')
     simulator_rows.add_arguments(parser)
@@ -69,16 +68,16 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     part = args.part or ('rows' if args.rows else 'schedules')
     if (part == 'rows') != bool(args.rows):
         parser.error('--rows FILE and --part rows go together')
     if part == 'rows':
         return simulator_rows.run(args)
     if part == 'memory':
-        return _memory(args.json)
+        return _memory(args)
     if part == 'search':
-        return _search(args.json)
+        return _search(args)
     predictions = args.predictions
     if predictions is None and args.json:
         predictions = args.json.with_suffix('.predicted.json')
@@ -88,28 +87,29 @@ def main(argv: list[str] | None = None) -> int:
     worst = max(abs(row['error']) for row in rows)
     print(f'largest error {100 * worst:.2f} %, in another order: {", ".join(orders) or "none"}')
     if args.json:
-        write_report(args.json, rows, part=part, seed=SEEDS[0], swapped=orders)
+        write_report(args.json, rows, is_recorded=args.record, part=part, seed=SEEDS[0],
+                     swapped=orders)
         print(f'rows: {args.json}')
     return 0
 
 
-def _memory(path: Path | None) -> int:
+def _memory(args: argparse.Namespace) -> int:
     rows = memory()
     for row in rows:
         print(f'{row["model"]:24} {row["ranks"]} ranks: predicted {row["predicted_bytes"]:,}, '
               f'tracked {row["tracked_bytes"]:,}, error {100 * row["error"]:+.3f} %')
-    if path:
-        write_report(path, rows, part='memory', seed=0)
-        print(f'rows: {path}')
+    if args.json:
+        write_report(args.json, rows, is_recorded=args.record, part='memory', seed=0)
+        print(f'rows: {args.json}')
     return 0
 
 
-def _search(path: Path | None) -> int:
+def _search(args: argparse.Namespace) -> int:
     rows = time_search()
     show_search(rows)
-    if path:
-        write_report(path, rows, part='search', seed=0)
-        print(f'rows: {path}')
+    if args.json:
+        write_report(args.json, rows, is_recorded=args.record, part='search', seed=0)
+        print(f'rows: {args.json}')
     return 0 if all(row.get('is_same', True) for row in rows) else 1
 
 

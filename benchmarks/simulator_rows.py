@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.simulator.core.cluster import Cluster, read_cluster
 from vision.simulator.core.parameters import Fitted, read_parameters, write_parameters
 from vision.simulator.core.published import read_rows
@@ -81,8 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add_arguments(parser)
-    parser.add_argument('--json', type=Path, metavar='FILE',
-                        help='write rows and scores to this file')
+    add_report_options(parser, what='rows and scores')
     return parser
 
 
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.rows:
         parser.error('--rows FILE is needed')
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     return run(args)
 
 
@@ -107,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
                   f'{100 * each["off"]:.1f} %')
     if args.json:
         rows = [each.to_dict() for each in outcomes]
-        write_report(args.json, rows, part='rows', scores=found, ablations=off,
+        write_report(args.json, rows, is_recorded=args.record, part='rows', scores=found, ablations=off,
                      constants=dict(fitted.constants))
         print(f'rows: {args.json}')
     return 0

@@ -33,8 +33,7 @@ from scipy.optimize import nnls
 from simulator_rows import preset
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.simulator.core.fit import Pair, halves, score
 from vision.simulator.core.parameters import read_parameters
 from vision.simulator.core.published import Case, case_of, read_rows, read_vtrain
@@ -53,13 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     add('--parameters', type=Path, metavar='FILE', required=True, help='fitted constants')
     add('--part', choices=('quarter', 'rest', 'both'), default='both',
         help='rows that are scored: those of the development, the others (default: both)')
-    add('--json', type=Path, metavar='FILE', help='write the scores to this file')
+    add_report_options(parser, what='scores')
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     cases = [case_of(row, preset) for row in read_vtrain(args.vtrain)]
     rows = [row for row in read_rows(args.rows) if 'vTrain' in row['source']]
     known = {same_step(row) for row in rows}
@@ -74,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
              for name, part in parts.items() if args.part in (name, 'both')}
     show(found)
     if args.json:
-        write_report(args.json, [], part='vtrain', scores=found, constants=dict(fitted))
+        write_report(args.json, [], is_recorded=args.record, part='vtrain', scores=found,
+                     constants=dict(fitted))
         print(f'scores: {args.json}')
     return 0
 

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.lattice.core.structures import FrameResult
 from vision.lattice.runtime.detectors import as_detector
 from vision.stream.io.opening import open_source
@@ -60,9 +60,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--rows', default=','.join(ROWS), help='default: %(default)s')
     parser.add_argument('--demo-options', default='', metavar='TEXT', help='more options of the '
                         'demo, for all rows but serial, e.g. "--encoder-threads 2"')
-    parser.add_argument('--json', type=Path, help='write the report here')
+    add_report_options(parser)
     parser.add_argument('--serial-into', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     if args.serial_into:
         print(json.dumps(run_serial(args, args.serial_into)))
         return 0
@@ -83,8 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = [row_of(name, found, args) for name, found in runs.items()]
     show(rows)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_report(args.json, rows, repeats=args.repeats)
+        write_report(args.json, rows, is_recorded=args.record, repeats=args.repeats)
     return 0
 
 

@@ -97,22 +97,26 @@ def write_report(path: Path, rows: Sequence[dict[str, Any]], *, seed: int | None
         file.write(sealed(json.dumps(content, indent=1).encode() + b'\n'))
 
 
-def earlier_report(path: Path, *, code: str, maker: str) -> dict[str, Any]:
+def earlier_report(path: Path) -> dict[str, Any]:
     """What an experiment that goes on row by row wrote before, or {}: it may start from these
-    rows because each of them says which commit made it.
+    rows because each of them says which commit made it (its key ``commit``).
 
     Raises:
-        VisionError: VIS-DATA-1752, a row without its commit would pass for one of this run;
-            ``code``, the file is damaged.
+        VisionError: VIS-DATA-1752, the file is damaged, or a row without its commit would pass
+            for one of this run.
     """
     if not Path(path).exists():
         return {}
-    content = read_report(path, code=code, maker=maker)
-    nameless = sum(not row.get('commit') for row in content['rows'])
-    if nameless:
-        raise VisionError('VIS-DATA-1752', f'{nameless} rows of {path} do not say which commit '
-                          'made them', where=str(path), why='they would pass for rows of this '
-                          'run', do='give another --json, or remove the file')
+    content, fault = {}, ''
+    try:
+        content = _content(path)
+        nameless = sum(not row.get('commit') for row in content.get('rows', []))
+        fault = f'{nameless} rows do not say which commit made them' if nameless else ''
+    except (ValueError, TypeError) as error:
+        fault = str(error)
+    if fault:
+        raise VisionError('VIS-DATA-1752', f'this run cannot go on from {path}', where=str(path),
+                          why=fault, do='give another --json, or remove the file')
     return content
 
 
@@ -127,11 +131,8 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
     Raises:
         VisionError: it has no rows, or is not as it was written.
     """
-    raw = Path(path).read_bytes()
     try:
-        if fault := broken_seal(raw):
-            raise ValueError(fault)
-        content = dict(json.loads(raw))
+        content = _content(path)
     except (ValueError, TypeError) as error:
         raise VisionError(code, f'{path} is damaged', where=str(path), why=str(error),
                           do=f'make it again with {maker}') from error
@@ -141,6 +142,18 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
         raise VisionError(code, f'{path} has no rows' + (f' with {column}' if column else ''),
                           where=str(path), do=f'make it with {maker}')
     return content | dict(rows=rows)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The whole file.
+
+    Raises:
+        ValueError, TypeError: it is not as it was written.
+    """
+    raw = Path(path).read_bytes()
+    if fault := broken_seal(raw):
+        raise ValueError(fault)
+    return dict(json.loads(raw))
 
 
 def shown_command() -> str:

@@ -1,25 +1,22 @@
-"""The methods that lattice_tradeoff.py compares: each one a row, built by name."""
+"""The lattice and what one would do without it, each method built by name and run.
+
+Accuracy is replayed: ``Replay`` answers with boxes that a detector found before, so that all
+methods start from the same ones. Time is measured by ``timed``, detector included.
+"""
 
 from __future__ import annotations
 
-import bisect
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
-from vision.lattice.core.cocovid import CocoFrame
 from vision.lattice.core.engine import LatticeEngine
 from vision.lattice.core.filling import Filler
-from vision.lattice.core.keyframes import (
-    AdaptiveKeyframes,
-    Interval,
-    KeyframePolicy,
-    UniformKeyframes,
-)
+from vision.lattice.core.keyframe_draws import WatchedKeyframes
+from vision.lattice.core.keyframes import AdaptiveKeyframes, KeyframePolicy, UniformKeyframes
 from vision.lattice.core.structures import FrameBoxes, FrameResult
 from vision.lattice.runtime.methods import build_engine
 from vision.lattice.runtime.rivals import RIVALS, build_rival, cut_on_small
@@ -94,76 +91,6 @@ def choose_settings(methods: Sequence[str], gaps: Sequence[int], *,
     return list(dict.fromkeys(settings))
 
 
-class WatchedKeyframes:
-    """A policy, and what it answered: the gaps of the first grid in order, the number of splits.
-
-    The engine walks halves from left to right; a half is asked about as long as it is less than
-    ``max_depth`` deep, so the depth of each question is known.
-    """
-
-    def __init__(self, policy: KeyframePolicy) -> None:
-        self._policy = policy
-        self.gap_frames, self.max_depth = policy.gap_frames, policy.max_depth
-        self.grid_gaps: list[int] = []
-        self.num_splits = 0
-        self._depths: list[int] = []  # of the questions to come
-
-    def start_segment(self) -> None:
-        self._policy.start_segment()
-
-    def split(self, interval: Interval) -> bool:
-        depth = self._depths.pop() if self._depths else 0
-        if depth == 0:
-            self.grid_gaps.append(interval.gap_frames)
-        answer = self._policy.split(interval)
-        self.num_splits += answer
-        if answer and depth + 1 < self.max_depth:
-            self._depths += [depth + 1] * 2
-        return answer
-
-
-class DrawnKeyframes:
-    """As many splits as a watched policy made on the same video, drawn by lot.
-
-    ``RandomKeyframes`` meets a rate over a long video; on a few intervals the difference of a
-    keyframe or two would be read as a gain.
-    """
-
-    def __init__(self, watched: WatchedKeyframes, seed: int) -> None:
-        self.gap_frames, self.max_depth = watched.gap_frames, watched.max_depth
-        self._answers = self._drawn(watched, np.random.default_rng(seed))
-
-    def start_segment(self) -> None:
-        """Nothing to remember."""
-
-    def split(self, interval: Interval) -> bool:
-        return next(self._answers, False)
-
-    def _drawn(self, watched: WatchedKeyframes, rng: np.random.Generator) -> Iterator[bool]:
-        roots = [_Part(gap, 0) for gap in watched.grid_gaps]
-        leaves = [part for part in roots if part.gap >= 2]
-        for _ in range(watched.num_splits):
-            part = leaves.pop(rng.integers(len(leaves)))
-            mid, depth = part.gap // 2, part.depth + 1
-            part.halves = [_Part(mid, depth), _Part(part.gap - mid, depth)]
-            leaves += [half for half in part.halves if half.gap >= 2 and depth < self.max_depth]
-        return iter([answer for root in roots for answer in self._walk(root)])
-
-    def _walk(self, part: _Part) -> Iterator[bool]:
-        if part.depth and part.depth >= self.max_depth:
-            return
-        yield bool(part.halves)
-        for half in part.halves:
-            yield from self._walk(half)
-
-
-@dataclass
-class _Part:
-    gap: int
-    depth: int
-    halves: list[_Part] = dataclasses.field(default_factory=list)
-
-
 def build(setting: Setting, detector, *, paper: Callable[[], Filler] | None = None,
           policy: KeyframePolicy | None = None):
     """A new engine of a row.
@@ -200,41 +127,31 @@ def run(engine, images: Sequence[np.ndarray]) -> list[FrameResult]:
     return results
 
 
-def true_positions(results: list[FrameResult], frames: Sequence[CocoFrame]) -> list[FrameResult]:
-    """What perfect positions would give from the same keyframes, links and scores.
+def timed(setting: Setting, detector, images: Sequence[np.ndarray], *,
+          paper: Callable[[], Filler] | None = None) -> float:
+    """Seconds that a method takes for (H, W, 3) BGR frames, building it left out. The links that
+    give boxes of ``detect`` their ids are not charged to it."""
+    if setting.method == 'detect':
+        start = time.perf_counter()
+        for image in images:
+            detector.detect(image)
+        return time.perf_counter() - start
+    policy = adaptive_policy(setting) if setting.method == 'adaptive' else None
+    engine = build(setting, detector, paper=paper, policy=policy)
+    start = time.perf_counter()
+    run(engine, images)
+    return time.perf_counter() - start
 
-    Between two keyframes, every box of a track that lay on an object (IoU above 0.5) at either
-    of them is put on that object, or dropped where the object is not there; class and score stay
-    those of the keyframes. A box whose track lay on nothing stays.
+
+@dataclass
+class Replay:
+    """A detector whose boxes come from a table.
+
+    Args:
+        table: boxes by the id() of their image, which must stay in memory meanwhile.
     """
-    keyframes = [result.frame_id for result in results if result.is_keyframe]
-    objects = {result.frame_id: tracked_objects(result.boxes, frames[result.frame_id])
-               for result in results if result.is_keyframe}
-    moved = []
-    for result in results:
-        if not result.is_keyframe:
-            right = bisect.bisect(keyframes, result.frame_id)
-            known = objects[keyframes[right]] | objects[keyframes[right - 1]]
-            result = dataclasses.replace(result, boxes=put_on_objects(
-                result.boxes, known, frames[result.frame_id]))
-        moved.append(result)
-    return moved
 
+    table: dict[int, FrameBoxes]
 
-def tracked_objects(boxes: FrameBoxes, frame: CocoFrame) -> dict[int, int]:
-    """Track id -> instance id of the object on which its box lies."""
-    if not len(boxes) or not len(frame.instance_ids):
-        return {}
-    iou = iou_matrix(boxes.boxes_xyxy, frame.boxes_xyxy)
-    return {int(track): int(frame.instance_ids[row.argmax()])
-            for track, row in zip(boxes.track_ids, iou, strict=True) if row.max() > 0.5}
-
-
-def put_on_objects(boxes: FrameBoxes, known: dict[int, int], frame: CocoFrame) -> FrameBoxes:
-    place = {int(i): box for i, box in zip(frame.instance_ids, frame.boxes_xyxy, strict=True)}
-    moved, is_there = boxes.boxes_xyxy.copy(), np.ones(len(boxes), bool)
-    for row, track in enumerate(boxes.track_ids.tolist()):
-        if track in known:
-            is_there[row] = known[track] in place
-            moved[row] = place.get(known[track], moved[row])
-    return boxes.replace(boxes_xyxy=moved).select(is_there)
+    def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        return self.table[id(image_bgr)]
