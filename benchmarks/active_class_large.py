@@ -140,7 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     refuse_no_evidence(args.json, is_recorded=args.record)
     rows = []
     settings = {key: value for key, value in vars(args).items()
-                if key not in ('json', 'record', 'seed', 'folder', 'resume', 'optimizer', 'optimizers')}
+                if key not in ('json', 'record', 'seed', 'folder', 'resume', 'optimizer',
+                               'optimizers')}
     for name in args.optimizers:  # each takes its time: what is there is not lost
         args.optimizer = name
         rows.append(in_new_process(args))

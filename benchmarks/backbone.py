@@ -272,8 +272,8 @@ def row(task: str, variant: str, batch: int, times: list[float], gflop: float,
 
 
 def write(args: argparse.Namespace, rows: list[dict], console: Console, **settings) -> None:
-    write_report(args.json, rows, is_recorded=args.record, seed=SEED, arch=args.arch, size=args.size,
-                 threads=torch.get_num_threads(), **settings)
+    write_report(args.json, rows, is_recorded=args.record, seed=SEED, arch=args.arch,
+                 size=args.size, threads=torch.get_num_threads(), **settings)
     lines = [[shown(column, each[column]) for column in COLUMNS] for each in rows]
     print_table(COLUMNS, lines, num_left=0, title=f'{args.arch} at {args.size} px, '
                 f'{torch.get_num_threads()} threads')

@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(dict(scenario=name, **row))
             print(' '.join(f'{key}={value}' for key, value in rows[-1].items()), flush=True)
         if args.json:  # what is finished is there, whatever becomes of the rest
-            write_report(args.json, rows, is_recorded=args.record, seed=args.seed, scale=args.scale)
+            write_report(args.json, rows, is_recorded=args.record, seed=args.seed,
+                         scale=args.scale)
     failed = [row for row in rows if row['subject'] not in STOCK and row['lost']]
     if failed:
         raise VisionError('VIS-CKPT-322', f'{len(failed)} of {len(rows)} rows lost something: '

@@ -34,7 +34,12 @@ from fuzz_inputs import READERS, Reader
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
-from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.report import (
+    add_report_options,
+    refuse_no_evidence,
+    running_commit,
+    write_report,
+)
 
 MEMORY_BYTES, HANG_S = 2 << 30, 5.0
 STARVED_S = 60.0  # on a busy machine a process may wait: it hangs when it computes that long
@@ -67,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         kinds = [other for other in READERS
                  if READERS[other].is_annotation == READERS[name].is_annotation]
         share = (args.annotations if READERS[name].is_annotation else args.inputs) / len(kinds)
-        row = rows.setdefault(name, dict(reader=name, inputs=0, read=0, refused=0,
-                                         **dict.fromkeys(FAULTS, 0), shown=[]))
+        row = rows.setdefault(name, dict(reader=name, commit=running_commit(), inputs=0, read=0,
+                                         refused=0, **dict.fromkeys(FAULTS, 0), shown=[]))
         while row['inputs'] < share:
             fuzz(name, row, args.seed, min(BATCH, int(share - row['inputs']) + 1))
             if args.state:
@@ -78,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
               flush=True)
     found = sum(row[fault] for row in rows.values() for fault in FAULTS)
     if args.json:
-        write_report(args.json, list(rows.values()), is_recorded=args.record, seed=args.seed, faults=found)
+        write_report(args.json, list(rows.values()), is_recorded=args.record, seed=args.seed,
+                     faults=found)
     if found:
         raise VisionError('VIS-DATA-344', f'{found} inputs were neither read nor refused',
                           where=', '.join(sorted({name for name, row in rows.items() for fault in
@@ -89,7 +95,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_state(path: Path | None) -> dict[str, dict]:
-    return json.loads(path.read_text()) if path and path.exists() else {}
+    """Counts of an earlier call of the same commit.
+
+    Raises:
+        VisionError: VIS-DATA-1755, the code was another one.
+    """
+    rows = json.loads(path.read_text()) if path and path.exists() else {}
+    others = sorted({str(row.get('commit')) for row in rows.values()} - {running_commit()})
+    if others:
+        raise VisionError('VIS-DATA-1755', f'{path} counts what code of {", ".join(others)} read',
+                          where=str(path), why='a sum over two commits says nothing of either',
+                          do='remove it, or give another --state')
+    return rows
 
 
 def fuzz(name: str, row: dict, seed: int, number: int) -> None:

@@ -37,11 +37,10 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import print_table
 from vision.lattice.core.keyframes import BudgetKeyframes, TimedDetector
 from vision.lattice.runtime.detectors import as_detector
 from vision.lattice.runtime.methods import DEFAULT_KEYFRAMES, build_engine
@@ -253,11 +252,10 @@ def served_stream(path: str) -> bytes:
 
 
 def show(rows: list[dict]) -> None:
-    table = Table('part', 'setting', 'measured', 'bar', '')
-    for row in rows:
-        table.add_row(row['part'], row['setting'], f'{row["measured"]:g} {row["unit"]}',
-                      f'{row["bar"]:g} {row["unit"]}', 'met' if row['is_met'] else 'MISSED')
-    Console().print(table)
+    print_table(('part', 'setting', 'measured', 'bar', ''), [
+        [row['part'], row['setting'], f'{row["measured"]:g} {row["unit"]}',
+         f'{row["bar"]:g} {row["unit"]}', 'met' if row['is_met'] else 'MISSED'] for row in rows],
+        num_left=2)
 
 
 if __name__ == '__main__':

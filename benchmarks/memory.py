@@ -51,15 +51,14 @@ import numpy as np
 import torch
 from memory_models import SMALL_TASKS, TASKS, Task
 from memory_rivals import MODELLED_BANDWIDTH, Compiled, Method, Ours, make_ours, make_rivals
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import cells_of, print_table
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.memory.core.graph import StepReport
 from vision.memory.nn.manager import MemoryBudget
@@ -533,28 +532,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def finish(args: argparse.Namespace, rows: list[dict], columns: Sequence[str], **extra) -> int:
-    table = Table(title=args.model)
-    for column in columns:
-        table.add_column(column, justify='right')
-    for row in rows:
-        if 'failed' in row:
-            table.add_row(row['method'], shown(row['budget']), row['failed'], style='dim')
-        else:
-            table.add_row(*(shown(row.get(column)) for column in columns))
-    console = Console()
-    console.width = max(console.width, 140)  # a table is of no use in pieces
-    console.print(table)
+    print_table(columns, [
+        cells_of(row, ('method', 'budget', 'failed') if 'failed' in row else columns, digits=3)
+        for row in rows], title=args.model, num_left=0, min_width=140)
     if args.json:
         write_report(args.json, rows, is_recorded=args.record, seed=SEED, threads=1,
                      quick=args.quick, **extra)
         print(f'rows: {args.json}')
     return 0
-
-
-def shown(value: Any) -> str:
-    if value is None:
-        return '-'
-    return f'{value:.3f}' if isinstance(value, float) else str(value)
 
 
 if __name__ == '__main__':

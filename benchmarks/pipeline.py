@@ -52,11 +52,10 @@ from typing import Any
 
 from pipeline_executed import executed
 from pipeline_training import training
-from rich.console import Console
-from rich.table import Table as Printed
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import print_table
 from vision.pipeline.core.gathers import count, with_gathers
 from vision.pipeline.core.schedules import make_table
 from vision.pipeline.core.simulate import simulate
@@ -157,18 +156,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A table for each setting."""
-    console = Console()
-    console.width = max(console.width, 100)  # a table is of no use in pieces
     for setting in dict.fromkeys(row['setting'] for row in rows):
         mine = [row for row in rows if row['setting'] == setting]
         columns = [column for column in mine[0] if column != 'setting']
-        table = Printed(title=setting)
-        for column in columns:
-            table.add_column(column, justify='left' if column == 'method' else 'right')
-        for row in mine:
-            table.add_row(*(f'{row[column]:g}' if isinstance(row[column], float) else
-                            str(row[column]) for column in columns))
-        console.print(table)
+        print_table(columns, [[f'{row[column]:g}' if isinstance(row[column], float) else
+                               str(row[column]) for column in columns] for row in mine],
+                    title=setting)
 
 
 if __name__ == '__main__':

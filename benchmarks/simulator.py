@@ -41,14 +41,13 @@ import argparse
 from pathlib import Path
 
 import simulator_rows
-from rich.console import Console
-from rich.table import Table as Printed
 from simulator_memory import memory
 from simulator_schedules import SEEDS, schedules, swapped
 from simulator_search import show_search, time_search
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import print_table
 
 PARTS = ('schedules', 'memory', 'rows', 'search')
 
@@ -114,17 +113,11 @@ def _search(args: argparse.Namespace) -> int:
 
 
 def show(rows: list[dict]) -> None:
-    console = Console()
-    console.width = max(console.width, 120)  # a table is of no use in pieces
     columns = ('setting', 'method', 'predicted_s', 'measured_s', 'least_s', 'most_s', 'error',
                'ideal_error')
-    table = Printed()
-    for column in columns:
-        table.add_column(column, justify='left' if column in columns[:2] else 'right')
-    for row in rows:
-        table.add_row(*(f'{100 * row[column]:+.2f} %' if column.endswith('error') else
-                        str(row[column]) for column in columns))
-    console.print(table)
+    print_table(columns, [[f'{100 * row[column]:+.2f} %' if column.endswith('error') else
+                           str(row[column]) for column in columns] for row in rows],
+                num_left=2, min_width=120)
 
 
 if __name__ == '__main__':

@@ -23,11 +23,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as Printed
-
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import print_table
 from vision.simulator.core.cluster import Cluster, read_cluster
 from vision.simulator.core.parameters import Fitted, read_parameters, write_parameters
 from vision.simulator.core.published import read_rows
@@ -105,31 +103,31 @@ def run(args: argparse.Namespace) -> int:
                   f'{100 * each["off"]:.1f} %')
     if args.json:
         rows = [each.to_dict() for each in outcomes]
-        write_report(args.json, rows, is_recorded=args.record, part='rows', scores=found, ablations=off,
-                     constants=dict(fitted.constants))
+        write_report(args.json, rows, is_recorded=args.record, part='rows', scores=found,
+                     ablations=off, constants=dict(fitted.constants))
         print(f'rows: {args.json}')
     return 0
 
 
 def show(outcomes: list[Outcome], found: dict[str, Any]) -> None:
-    console = Console()
-    console.width = max(console.width, 100)  # a table is of no use in pieces
-    table = Printed('id', 'source', 'half', 'metric', 'predicted', 'measured', 'error', 'memory')
+    rows = []
     for each in outcomes:
         row = each.to_dict()
         memory = '' if row['memory_error'] is None else f'{100 * row["memory_error"]:+.1f} %'
-        table.add_row(row['id'], row['source'], row['half'], row['metric'],
-                      f'{each.predicted:.5g}', f'{each.measured:.5g}',
-                      f'{100 * row["error"]:+.1f} %', memory)
-    console.print(table)
-    table = Printed('half', 'rows of', 'count', 'mean error', 'largest', 'bias', 'order', 'chosen')
+        rows.append([row['id'], row['source'], row['half'], row['metric'],
+                     f'{each.predicted:.5g}', f'{each.measured:.5g}',
+                     f'{100 * row["error"]:+.1f} %', memory])
+    print_table(('id', 'source', 'half', 'metric', 'predicted', 'measured', 'error', 'memory'),
+                rows, num_left=4)
+    rows = []
     for half, parts in found.items():
         memory = {f'{name}, memory': each for name, each in parts['memory']['by_source'].items()}
         for name, each in {**parts['times'], **memory}.items():
-            table.add_row(half, name, str(each['count']), *(
+            rows.append([half, name, str(each['count']), *(
                 f'{100 * each[key]:.1f} %' for key in ('mean_error', 'max_error', 'bias')),
-                *('' if each[key] is None else f'{each[key]:.3f}' for key in ('order', 'chosen')))
-    console.print(table)
+                *('' if each[key] is None else f'{each[key]:.3f}' for key in ('order', 'chosen'))])
+    print_table(('half', 'rows of', 'count', 'mean error', 'largest', 'bias', 'order', 'chosen'),
+                rows, num_left=2)
     for half, parts in found.items():
         for row in parts['scaling']:
             print(f'{half}: {row["id"]} {row["precision"]}, from the rate of one device: '

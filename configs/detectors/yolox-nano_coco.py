@@ -1,6 +1,6 @@
 """YOLOX-nano, 80 COCO classes, 416 x 416: inference with the published weights.
 
-Weights: python tools/model_converters/yolox_onnx.py zoo:yolox-nano_coco yolox_nano.pth
+Weights: vision convert yolox zoo:yolox-nano_coco yolox_nano.pth
 Cost and result: 0.91 M parameters, 1.08 GFLOPs; published 25.8 mAP on COCO val2017 (README of
 github.com/Megvii-BaseDetection/YOLOX), not measured by us.
 

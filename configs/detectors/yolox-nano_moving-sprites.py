@@ -3,7 +3,7 @@
 Run:    python tools/train.py configs/detectors/yolox-nano_moving-sprites.py
 Cost: 3,000 iterations took 30 minutes with one thread on a shared two-core machine. Result: in no
 file yet.
-Export: python tools/export_yolox.py \
+Export: vision convert yolox-onnx \
             configs/detectors/yolox-nano_moving-sprites.py CHECKPOINT sprites.onnx --size 320
 """
 

@@ -1,6 +1,6 @@
 """Scale-Time Lattice over YOLOX-nano (80 COCO classes) for real video; no training needed.
 
-First: python tools/model_converters/yolox_onnx.py zoo:yolox-nano_coco work_dirs/yolox_nano.pth
+First: vision convert yolox zoo:yolox-nano_coco work_dirs/yolox_nano.pth
 Run: python tools/video_demo.py VIDEO --config configs/lattice/lattice_yolox-nano_t8-s2_coco.py \
          --checkpoint zoo:lattice-pru_moving-sprites
 The propagation and refinement weights were trained on MovingSprites alone. The detector's are made

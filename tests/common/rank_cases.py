@@ -1,7 +1,7 @@
 """What several forked ranks do together for the tests; each case writes a JSON file.
 
   python tests/common/rank_cases.py CASE FOLDER
-  python tests/common/rank_cases.py report FOLDER docs/results/resume_points_ranks.json
+  python tests/common/rank_cases.py report FOLDER docs/results/resume_points_ranks.json --record
 """
 
 import datetime
@@ -210,7 +210,7 @@ def rows(folder, *numbers):
     (folder / 'rows.json').write_text(json.dumps(found))
 
 
-def report(folder, path):
+def report(folder, path, *options):
     """24 resume points by DDP and by FSDP2, on two ranks."""
     numbers = [number for number, point in enumerate(resume_points.POINTS)
                if point.workers == 0 or point.kind == 'all']
@@ -218,7 +218,7 @@ def report(folder, path):
              for row in rows_of(folder, strategy, numbers)]
     num_equal = sum(not row['differs'] for row in found)
     print(f'{num_equal} of {len(found)} resume points end bit-identical')
-    write_report(Path(path), found, seed=0)
+    write_report(Path(path), found, seed=0, is_recorded='--record' in options)
 
 
 if __name__ == '__main__':

@@ -75,18 +75,19 @@ def run(work_dir: Path, build: Callable, *, is_resumed: bool = False, interval: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    from vision.common.core.report import write_report
+    from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
     from vision.common.mm.runner import ExactRunner
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--json', type=Path, help='write the rows here')
+    add_report_options(parser)
     args = parser.parse_args(argv)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     with tempfile.TemporaryDirectory() as folder:
         rows = list(check(POINTS, Path(folder), ExactRunner.from_cfg))
     num_equal = sum(not row['differs'] for row in rows)
     print(f'{num_equal} of {len(rows)} resume points end bit-identical')
     if args.json:
-        write_report(args.json, rows, seed=0)
+        write_report(args.json, rows, is_recorded=args.record, seed=0)
     return 0 if num_equal == len(rows) else 1
 
 

@@ -1,4 +1,4 @@
-"""tools/analysis/lattice_quality.py as its docstring calls it, on two generated videos."""
+"""benchmarks/lattice_quality.py as its docstring calls it, on two generated videos."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def sprites(tmp_path_factory, repository):
 def test_the_shipped_weights_move_true_boxes(sprites, repository, tmp_path):
     # These weights also judge classes, which is not asked here.
     done = subprocess.run(
-        [sys.executable, 'tools/analysis/lattice_quality.py', '--ann',
+        [sys.executable, 'benchmarks/lattice_quality.py', '--ann',
          str(sprites / 'annotations/val.json'), '--images', str(sprites / 'val'), '--checkpoint',
          'zoo:lattice-pru_moving-sprites', '--gaps', '4', '--step', '2', '--json',
          str(tmp_path / 'rows.json')],
@@ -38,7 +38,7 @@ def test_another_architecture_is_refused_with_names(sprites, repository, tmp_pat
     import torch
     torch.save(dict(state_dict=dict(w=torch.ones(1))), tmp_path / 'x.pth')
     done = subprocess.run(
-        [sys.executable, 'tools/analysis/lattice_quality.py', '--ann',
+        [sys.executable, 'benchmarks/lattice_quality.py', '--ann',
          str(sprites / 'annotations/val.json'), '--images', str(sprites / 'val'), '--checkpoint',
          str(tmp_path / 'x.pth')], cwd=repository, capture_output=True, text=True, timeout=120)
     assert done.returncode == 5 and 'VIS-CKPT-305' in done.stderr

@@ -313,7 +313,7 @@ def test_refusals(tool, squares, tmp_path):
 
 
 @pytest.mark.parametrize('script', ['benchmarks/lattice_tradeoff.py',
-                                    'tools/analysis/profile_lattice.py'])
+                                    'benchmarks/profile_lattice.py'])
 def test_it_runs_in_the_light_environment(script):
     blocked = ('torch', 'mmengine', 'mmcv', 'mmdet', 'supervision', 'onnx', 'PIL', 'matplotlib')
     code = (f'import runpy, sys; sys.modules.update({dict.fromkeys(blocked)}); '

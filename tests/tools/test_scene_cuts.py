@@ -1,4 +1,4 @@
-"""tools/analysis/scene_cuts.py on generated videos."""
+"""benchmarks/scene_cuts.py on generated videos."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def test_joins_are_cuts_and_videos_have_none(repository, tmp_path):
     assert prepared.returncode == 0, prepared.stderr
     out = tmp_path / 'cuts.json'
     done = subprocess.run(
-        [sys.executable, 'tools/analysis/scene_cuts.py', '--set',
+        [sys.executable, 'benchmarks/scene_cuts.py', '--set',
          str(data / 'annotations' / 'val.json'), str(data / 'val'), '--json', str(out)],
         cwd=repository, capture_output=True, text=True,
         env=os.environ | {'PYTHONPATH': str(repository)})

@@ -390,6 +390,6 @@ def dead_workers_explained() -> Iterator[None]:
                 (why for name, why in _WHY_DEAD.items() if name in how),
                 'something ended it from outside (often because there is no memory left), or a '
                 'library crashed while it read a sample'),
-            do='run python tools/doctor.py, which looks at memory and /dev/shm; lower '
+            do='run vision doctor, which looks at memory and /dev/shm; lower '
             'num_workers or batch_size; num_workers=0 shows a crash where it happens. Then go on '
             'with --resume') from error

@@ -177,7 +177,7 @@ def _refuse(path: Path, errors: list[Problem]) -> None:
         'VIS-DATA-204', f'{len(errors)} problems in {path} ({count}); first: {errors[0]}',
         where='; '.join(str(problem) for problem in errors[1:10]),
         why='these records would be dropped or misread without a word',
-        do=f'python tools/dataset_converters/check_cocovid.py {path} lists all; mend the file'
+        do=f'vision data check {path} lists all; mend the file'
            + (", or leave these boxes out with bad_boxes='drop'" if boxes_only else ''))
 
 

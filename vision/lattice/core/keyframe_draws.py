@@ -1,4 +1,4 @@
-"""Keyframes drawn by lot, as many as a policy chose: the difference is what its choice is worth."""
+"""Keyframes drawn by lot, as many as a policy chose: that is what its choice is judged by."""
 
 from __future__ import annotations
 

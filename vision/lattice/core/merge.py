@@ -19,7 +19,7 @@ from vision.lattice.core.interpolate import Knot
 
 UNION_IOU = 0.5
 # Our choice after a look at MovingSprites, DAVIS and MOT15: a departure below about 0.07
-# box sizes is noise of the networks, see tools/analysis/lattice_quality.py.
+# box sizes is noise of the networks, see benchmarks/lattice_quality.py.
 AGREE_STRICTNESS = 2.0
 AGREE_NOISE = 0.05
 

@@ -4,7 +4,7 @@ Our choice. One histogram of the whole frame is not enough (two outdoor scenes o
 one, and a light switched on changes it more than a cut does), so histograms are taken per block,
 and joined with how much the coarse layout of the picture changed. Both are blind to a change of
 brightness or contrast of the whole frame, and neither moves much when objects or the camera move.
-``tools/analysis/scene_cuts.py`` counts misses and false alarms on one's own films.
+``benchmarks/scene_cuts.py`` counts misses and false alarms on one's own films.
 """
 
 from __future__ import annotations

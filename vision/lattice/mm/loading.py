@@ -46,5 +46,5 @@ def load_lattice(config: str, checkpoint: str | None = None, *, cfg_options: dic
     except (RuntimeError, AssertionError) as error:
         raise VisionError('VIS-ENV-515', f'the device {device} cannot be used', where='--device',
                           why=str(error).splitlines()[0],
-                          do='python tools/doctor.py lists the devices; cpu always works'
+                          do='vision doctor lists the devices; cpu always works'
                           ) from error

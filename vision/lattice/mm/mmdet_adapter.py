@@ -161,7 +161,7 @@ def _load_weights(model: nn.Module, checkpoint: str | PathLike) -> tuple[str, ..
     if path.suffix == '.onnx':
         raise VisionError('VIS-CKPT-806', f'{path.name} is an ONNX file, not a checkpoint',
                           where=str(path), why='mmdet loads its own tensors',
-                          do='convert it: python tools/model_converters/yolox_onnx.py '
+                          do='convert it: vision convert yolox '
                           f'{checkpoint} work_dirs/yolox_nano.pth')
     content = load_checkpoint(path)
     load_state(model, content['state_dict'], where=str(path))
