@@ -22,7 +22,7 @@ says which ('data': synthetic; trained rows with made features; live).
   extra_bytes                  index and counters beyond rows and momentum
   stall_share                  of a run with the build in a thread: snapshot and waiting
 
-  python benchmarks/active_class.py --json docs/results/active_class.json
+  python benchmarks/active_class.py --json docs/results/active_class.json --record
 
 With --reach each selector is tried with more and more active rows (and lists searched) until the
 gradient has a cosine of 0.99 and an error of 0.1, and measured there.

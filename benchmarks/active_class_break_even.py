@@ -7,7 +7,7 @@ at twice that number: there the order must be the one that was said. GPUs are mo
 assumed rates (``GPUS``), nothing was run on one.
 
   python benchmarks/active_class_break_even.py \\
-      --json docs/results/active_class_break_even.json
+      --json docs/results/active_class_break_even.json --record
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ something else: each row keeps the losses of a small fixed training.
 
   python datasets/glyphs/prepare.py --out data/glyphs
   python benchmarks/active_class_experiment.py \\
-      --json docs/results/active_class_experiment.json
+      --json docs/results/active_class_experiment.json --record
 
 --plan says what would run and for how long; --time measures the heads on a quiet machine.
 """

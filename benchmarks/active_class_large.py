@@ -12,7 +12,7 @@ the same few steps, and the rows that these have chosen and stepped must agree b
   all_stepped_bytes  rows and state when every row has been stepped at least once: state takes a
                      page only when a row on it is stepped
 
-  python benchmarks/active_class_large.py --json docs/results/active_class_large.json
+  python benchmarks/active_class_large.py --json docs/results/active_class_large.json --record
 
 --classes 20000 --lists 64 shows that it runs.
 """

@@ -5,7 +5,7 @@ process group, for comparison. ``chaos_files.py``: kills while a checkpoint is w
 disk, cuts, flipped bits. ``chaos_runs.py``: SIGKILL, SIGTERM or Ctrl-C at random moments.
 ``rank_faults.py``: one rank of several is killed, stopped or hangs. Linux; children are forks.
 
-  python benchmarks/chaos.py --json docs/results/chaos.json       # all of it
+  python benchmarks/chaos.py --json docs/results/chaos.json --record       # all of it
   python benchmarks/chaos.py --only kills flips --scale 0.05      # a twentieth of two
 """
 

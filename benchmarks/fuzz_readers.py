@@ -6,7 +6,7 @@ memory (2 GiB more than the process had) and foreign errors. Input i of a reader
 seed, the name and i alone: --reader NAME --only I shows one.
 
   python benchmarks/fuzz_readers.py --inputs 100000 --annotations 1000000 \\
-      --json docs/results/fuzz_readers.json
+      --json docs/results/fuzz_readers.json --record
   python benchmarks/fuzz_readers.py --reader checkpoint --only 4711
 """
 

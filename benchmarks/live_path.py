@@ -1,6 +1,6 @@
 """What the live path promises, measured on a clip: latency, memory, lost connections, budgets.
 
-  python benchmarks/live_path.py clip.mp4 --json docs/results/live_path.json
+  python benchmarks/live_path.py clip.mp4 --json docs/results/live_path.json --record
   python benchmarks/live_path.py clip.mp4 --parts latency,budget
 
 Parts, each through the whole player, drawing and H.264 included:

@@ -23,7 +23,7 @@ drops nothing, and its whole step against eager's, or 'leak': what 200 steps and
 leave behind. --rss reads one budget's peak a second time, as resident memory of a fresh process.
 
 Examples:
-  python benchmarks/memory.py resnet50 --json docs/results/memory_resnet50.json
+  python benchmarks/memory.py resnet50 --json docs/results/memory_resnet50.json --record
   python benchmarks/memory.py transformer --quick --budgets 0.4
   python benchmarks/memory.py resnet50 --rss --budgets 0.4 --methods ours
   python benchmarks/memory.py overhead

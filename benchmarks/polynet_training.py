@@ -9,7 +9,7 @@ Each has its own warm-up and cosine schedule over its own length. A finished run
 once; started again, the command goes on with the runs that are missing.
 
   python benchmarks/polynet_training.py --data DATA/imagenette160-mini \\
-      --json docs/results/polynet_training.json
+      --json docs/results/polynet_training.json --record
   python benchmarks/plot_polynet_training.py docs/results/polynet_training.json --out x.png
 """
 

@@ -5,7 +5,7 @@ still ran when the time-out and ten seconds had passed, or whose message did not
 that was hit. Beside it the same without the watchdog, torch's own time-outs alone: there the
 ranks end as well, and the message names nobody.
 
-  python benchmarks/rank_faults.py --json docs/results/rank_faults.json
+  python benchmarks/rank_faults.py --json docs/results/rank_faults.json --record
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ tables stands in simulator_rows.py, which runs by itself too.
 Part 'search': how long the search of decoders takes (simulator_search.py says what its rows are).
 
 Examples:
-  python benchmarks/simulator.py --json docs/results/simulator_schedules.json
-  python benchmarks/simulator.py --part memory --json docs/results/simulator_memory.json
-  python benchmarks/simulator.py --part search --json docs/results/simulator_search.json
+  python benchmarks/simulator.py --json docs/results/simulator_schedules.json --record
+  python benchmarks/simulator.py --part memory --json docs/results/simulator_memory.json --record
+  python benchmarks/simulator.py --part search --json docs/results/simulator_search.json --record
   python benchmarks/simulator.py --rows FILE.csv --parameters configs/clusters/fitted.yaml
 """
 

@@ -13,7 +13,7 @@ Examples:
   python benchmarks/simulator_rows.py --rows FILE.csv
   python benchmarks/simulator_rows.py --rows FILE.csv --fit configs/clusters/fitted.yaml
   python benchmarks/simulator_rows.py --rows FILE.csv \\
-      --parameters configs/clusters/fitted.yaml --json docs/results/simulator_rows.json
+      --parameters configs/clusters/fitted.yaml --json docs/results/simulator_rows.json --record
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ fitted on. Nothing was chosen by what is left.
 Examples:
   git clone https://github.com/VIA-Research/vTrain
   python benchmarks/simulator_vtrain.py --vtrain vTrain/data --rows FILE.csv \\
-      --parameters configs/clusters/fitted.yaml --json docs/results/simulator_vtrain.json
+      --parameters configs/clusters/fitted.yaml --json docs/results/simulator_vtrain.json --record
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Frames a second from a video to an annotated H.264 file, beside what one would write instead.
 
-  python benchmarks/video_pipeline.py clip.mp4 --json docs/results/video_pipeline.json
+  python benchmarks/video_pipeline.py clip.mp4 --json docs/results/video_pipeline.json --record
   python benchmarks/video_pipeline.py frames/ --max-frames 400 --repeats 7
   python benchmarks/video_pipeline.py clip.mp4 --size 1920x1080
 

@@ -4,7 +4,7 @@ First: vision convert yolox zoo:yolox-nano_coco work_dirs/yolox_nano.pth
 Run: python tools/video_demo.py VIDEO --config configs/lattice/lattice_yolox-nano_t8-s2_coco.py \
          --checkpoint zoo:lattice-pru_moving-sprites
 The propagation and refinement weights were trained on MovingSprites alone. The detector's are made
-once by tools/model_converters/yolox_onnx.py (see configs/detectors/yolox-nano_coco.py).
+once by `vision convert yolox` (see configs/detectors/yolox-nano_coco.py).
 """
 
 _base_ = ['../_base_/runtime.py']

@@ -1,6 +1,6 @@
 """Very Deep PolyNet (10-20-10, mixed), on ImageNet-1k: the published network.
 
-Weights: tools/model_converters/polynet_cadene.py. Not trained here; recipe: ../_base_/schedules.
+Weights: `vision convert polynet`. Not trained here; recipe: ../_base_/schedules.
 Published error in percent, one crop: 18.71 top-1, 4.25 top-5 (authors' repository).
 """
 

@@ -5,7 +5,7 @@ with no and with two processes that load data; plain, with gradients accumulated
 (every point lies between two updates), with averaged weights, in bfloat16, and all of it. Compared
 are weights, averaged weights, optimizer, and the loss of each step.
 
-  python tests/common/resume_points.py --json docs/results/resume_points.json
+  python tests/common/resume_points.py --json docs/results/resume_points.json --record
 """
 
 from __future__ import annotations

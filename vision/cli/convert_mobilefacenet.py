@@ -2,8 +2,6 @@
 
 Examples:
   vision convert mobilefacenet mobilefacenet.pt mobilefacenet_ms1m.pth
-  vision faces verify configs/faces/mobilefacenet_ms1m.py mobilefacenet_ms1m.pth \\
-      --pairs pairs.txt --images images
 
 Reads the state dict that foamliu/MobileFaceNet publishes (Apache-2.0; trained on MS-Celeb-1M which
 its owner withdrew: for research) without running anything in it, and gives its tensors the names

@@ -292,7 +292,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
         raise VisionError(
             'VIS-CKPT-305', 'the checkpoint belongs to another architecture', where=where,
             why='; '.join(faults), do='use the config that this checkpoint was trained with, or '
-            'a converter of tools/model_converters')
+            'a converter (vision convert)')
     model.load_state_dict(state, strict=False)
 
 

@@ -68,7 +68,7 @@ class CocoVideoDataset(BaseVideoDataset):
             raise VisionError('VIS-DATA-207', f'{data.path} has {data.num_frames} frames but no '
                               'box of the wanted classes', why='nothing can be learned from it',
                               do='look at metainfo.classes and at the file '
-                                 '(tools/dataset_converters/check_cocovid.py --stats)')
+                                 '(vision data check --stats)')
         records = [self._packed(video) for video in data.videos]
         if self.check_files:
             refuse_missing_images((path for record in records for path in record['img_path']),

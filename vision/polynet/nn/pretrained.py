@@ -47,7 +47,7 @@ def load_pretrained(trunk: PolyNetTrunk, state: Mapping[str, Tensor], *,
 
 def is_published(content: Mapping) -> bool:
     """Whether a checkpoint holds the published network: the port's file, or what
-    tools/model_converters/polynet_cadene.py made of it."""
+    `vision convert polynet` made of it."""
     return is_port_state(content['state_dict']) or \
         (content.get('meta') or {}).get('path_scales') == 'released'
 

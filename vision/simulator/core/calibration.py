@@ -33,7 +33,7 @@ def cluster_text(measured: Mapping[str, Any], *, name: str, ranks: int, memory_b
     peaks = {dtype: max(rate for _, rate in points) for dtype, points in measured['gemm'].items()}
     main = next(iter(measured['gemm']))
     memory_rate = max(rate for _, rate in measured['memory'])
-    lines = [f'# Measured by tools/calibrate.py: {provenance}', f'name: {name}', 'nodes: 1',
+    lines = [f'# Measured by vision calibrate: {provenance}', f'name: {name}', 'nodes: 1',
              f'gpus_per_node: {ranks}', 'device:', f'  name: {name}',
              '  tflops: {' + ', '.join(f'{dtype}: {peak / 1e12:.5g}'
                                        for dtype, peak in peaks.items()) + '}',

@@ -314,7 +314,7 @@ def _tables(raw: Any, names: Sequence[str] | None, key: str, where: str
             table = tuple(sorted((float(size), float(value)) for size, value in points))
         except (TypeError, ValueError) as error:
             raise VisionError('VIS-CONFIG-1642', f'{key}.{name} is not a list of [size, value]',
-                              where=where, do='write it like tools/calibrate.py does') from error
+                              where=where, do='write it like vision calibrate does') from error
         if not table or table[0][0] <= 0 or any(value <= 0 for _, value in table):
             raise VisionError('VIS-CONFIG-1642', f'{key}.{name} is empty or has figures that are '
                               'not above 0', where=where, do='measure again')
