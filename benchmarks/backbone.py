@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-training', action='store_true', help='inference only')
     add('--threads', type=int, help="torch's threads (default: its own choice)")
     add('--port', type=Path, metavar='FILE', help='the published port, as a rival (very-deep)')
-    add_report_options(parser, what='rows, and a table beside them (.md),', is_required=True)
+    add_report_options(parser, what='rows, and a table beside them (.md),')
     return parser
 
 
@@ -272,11 +272,13 @@ def row(task: str, variant: str, batch: int, times: list[float], gflop: float,
 
 
 def write(args: argparse.Namespace, rows: list[dict], console: Console, **settings) -> None:
-    write_report(args.json, rows, is_recorded=args.record, seed=SEED, arch=args.arch,
-                 size=args.size, threads=torch.get_num_threads(), **settings)
     lines = [[shown(column, each[column]) for column in COLUMNS] for each in rows]
     print_table(COLUMNS, lines, num_left=0, title=f'{args.arch} at {args.size} px, '
                 f'{torch.get_num_threads()} threads')
+    if not args.json:
+        return
+    write_report(args.json, rows, is_recorded=args.record, seed=SEED, arch=args.arch,
+                 size=args.size, threads=torch.get_num_threads(), **settings)
     write_markdown(args.json.with_suffix('.md'), COLUMNS, lines)
     console.print(f'rows: {args.json}\ntable: {args.json.with_suffix(".md")}', soft_wrap=True)
 

@@ -23,8 +23,8 @@ ARROWS = {'stream': {'vision.lattice.core'}, 'faces': {'vision.classify.core'},
           # The last two: a config's pipeline is planned by what plans it in a training.
           'simulator': {'vision.pipeline.core', 'vision.memory.core', 'vision.pipeline.mm.plan',
                         'vision.pipeline.nn.chunks'}}
-# Above the rooms: they may use every room, and no room uses them.
-ABOVE = ('cli', 'web', 'configs')
+# Above the rooms: they may use every room, and no room uses them; the doctor tries them all.
+ABOVE = ('cli', 'web', 'configs', 'doctor')
 # What a room's api.py may use beside its own room: the whole of these.
 API_ARROWS = {'stream': {'vision.lattice'}}
 SHARED = {'vision.common', 'vision.zoo', 'vision.registry', 'vision.version'}
@@ -114,3 +114,51 @@ def test_what_runs_imports_in_the_light_environment():
         f'importlib.import_module({name!r})\n' for name in names)
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert len(names) > 30 and result.returncode == 0, result.stderr
+
+
+def test_every_command_begins_in_the_light_environment():
+    """What needs more is imported by the function that needs it, and then the error says so."""
+    names = [f'vision.{path.parent.name}.{path.stem}' for room in ('cli', 'doctor')
+             for path in sorted((PACKAGE / room).glob('*.py')) if path.stem != '__init__']
+    blocked = ', '.join(f'{name!r}: None' for name in sorted(
+        HEAVY | {'onnx', 'PIL', 'skimage', 'matplotlib', 'pandas', 'gradio'}))
+    code = f'import sys; sys.modules.update({{{blocked}}}); import importlib\n' + ''.join(
+        f'importlib.import_module({name!r})\n' for name in names)
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert len(names) > 20 and result.returncode == 0, result.stderr
+
+
+def test_commands_do_not_use_each_other():
+    """What two of them need stands in a room; the table of all is of strings."""
+    for path in (PACKAGE / 'cli').glob('*.py'):
+        used = {name for name in imports(path) if name.startswith('vision.cli.')}
+        assert not {name for name in used if not name.startswith('vision.cli.main.')}, path
+
+
+def test_the_package_knows_nothing_of_what_stands_around_it():
+    for path in PACKAGE.glob('**/*.py'):
+        tops = {name.split('.')[0] for name in imports(path)}
+        assert not tops & {'tools', 'benchmarks', 'tests'}, path
+
+
+def test_modules_import_in_no_circle():
+    """At the top, where a circle would break the first import of one of them."""
+    files = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path
+             for path in PACKAGE.glob('**/*.py') if 'configs' not in path.parts}
+    arrows = {name: {other for other in top_imports(path) if other in files and other != name}
+              for name, path in files.items()}
+    done: set[str] = set()
+    while free := {name for name in arrows if name not in done and arrows[name] <= done}:
+        done |= free
+    assert done == set(arrows), sorted(set(arrows) - done)[:20]
+
+
+def top_imports(path: Path) -> set[str]:
+    """Modules that importing a file imports (names out of a package's __init__ left out)."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {str(node.module), *(f'{node.module}.{alias.name}' for alias in node.names)}
+    return names

@@ -16,7 +16,7 @@ from pathlib import Path
 from vision.common.core.errors import command_parser, run_cli
 from vision.lattice.core.cocovid import Problem, check_cocovid, load_cocovid, read_json
 from vision.lattice.core.cocovid_stats import print_statistics
-from vision.lattice.runtime.image_check import check_images
+from vision.lattice.nn.image_check import check_images
 
 
 def report(path: Path, problems: list[Problem], *, limit: int, strict: bool) -> int:

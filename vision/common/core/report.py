@@ -133,8 +133,8 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
     """
     try:
         content = _content(path)
-    except (ValueError, TypeError) as error:
-        raise VisionError(code, f'{path} is damaged', where=str(path), why=str(error),
+    except (OSError, ValueError, TypeError) as error:
+        raise VisionError(code, f'{path} cannot be read', where=str(path), why=str(error),
                           do=f'make it again with {maker}') from error
     rows = [row for row in content.get('rows', [])
             if column is None or row.get(column) is not None]
