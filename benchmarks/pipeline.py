@@ -38,9 +38,12 @@ under what a user would take instead (10 minutes; reads data/imagenette160).
   resident_mb       by how much the resident memory of that rank grew at most.
 
 Examples:
-  python benchmarks/pipeline.py --part simulated --json docs/results/pipeline_simulated.json --record
-  python benchmarks/pipeline.py --part executed --json docs/results/pipeline_executed.json --record
-  python benchmarks/pipeline.py --part training --json docs/results/pipeline_training.json --record
+  python benchmarks/pipeline.py --part simulated \\
+      --json docs/results/pipeline_simulated.json --record
+  python benchmarks/pipeline.py --part executed \\
+      --json docs/results/pipeline_executed.json --record
+  python benchmarks/pipeline.py --part training \\
+      --json docs/results/pipeline_training.json --record
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_what_infers_and_converts_runs_nothing_of_it(hostile, tmp_path, reposito
     with pytest.raises(VisionError, match='VIS-CKPT-305'):
         MMDetDetector(str(repository / 'configs/detectors/yolox-nano_moving-sprites.py'), path)
     done = subprocess.run(
-        [sys.executable, 'tools/model_converters/polynet_cadene.py', str(path),
+        [sys.executable, '-m', 'vision', 'convert', 'polynet', str(path),
          str(tmp_path / 'y.pth')], cwd=repository, capture_output=True, text=True, timeout=200,
         env=os.environ | dict(PYTHONPATH=str(repository)))
     assert done.returncode in (2, 5), done.stderr[-2000:]

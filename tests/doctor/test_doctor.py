@@ -1,6 +1,5 @@
 """The doctor names what is broken and how to mend it, also where nothing can be imported."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,17 +10,14 @@ import pytest
 
 
 @pytest.fixture(scope='module')
-def doctor(repository):
-    spec = importlib.util.spec_from_file_location('doctor', repository / 'tools' / 'doctor.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['doctor'] = module
-    spec.loader.exec_module(module)
-    return module
+def doctor():
+    from vision.doctor import checks
+    return checks
 
 
 def run(repository, *arguments, python=sys.executable, first_on_path=None):
     path = os.pathsep.join(str(p) for p in (first_on_path, repository) if p)
-    return subprocess.run([str(python), str(repository / 'tools' / 'doctor.py'), *arguments],
+    return subprocess.run([str(python), '-m', 'vision', 'doctor', *arguments], cwd=repository,
                           capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=path))
 
 
@@ -63,8 +59,8 @@ def test_the_package_is_whole_without_training_software(doctor, tmp_path, monkey
 
 def test_an_environment_with_nothing_in_it(repository, tmp_path):
     venv.create(tmp_path / 'empty', with_pip=False)
-    done = subprocess.run([tmp_path / 'empty' / 'bin' / 'python', repository / 'tools/doctor.py'],
-                          capture_output=True, text=True,
+    done = subprocess.run([tmp_path / 'empty' / 'bin' / 'python', '-m', 'vision', 'doctor'],
+                          cwd=repository, capture_output=True, text=True,
                           env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
     assert done.returncode == 3 and 'Traceback' not in done.stdout + done.stderr
     assert 'BROKEN torch: missing' in done.stdout
@@ -192,8 +188,28 @@ def test_a_light_environment_is_not_broken_for_what_it_leaves_out(repository, tm
     """With its stamp nothing of training is looked for; what it should have still is."""
     venv.create(tmp_path / 'light', with_pip=False)
     (tmp_path / 'light' / 'ready-light').touch()
-    done = subprocess.run([tmp_path / 'light/bin/python', repository / 'tools/doctor.py'],
-                          capture_output=True, text=True,
+    done = subprocess.run([tmp_path / 'light/bin/python', '-m', 'vision', 'doctor'],
+                          cwd=repository, capture_output=True, text=True,
                           env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
     assert done.returncode == 3 and 'BROKEN onnxruntime: missing' in done.stdout
     assert 'torch' not in done.stdout and 'left out of the light environment' in done.stdout
+
+
+def test_an_installed_package_is_judged_by_what_it_requires(doctor, monkeypatch):
+    """Outside of a checkout there is neither setup.cfg nor constraints.txt."""
+    monkeypatch.setattr(doctor, 'IS_CHECKOUT', False)
+    lines = ['numpy>=2.3.2', 'torch>=2.10; extra == "train"', 'faiss-cpu; extra == "faces"',
+             'onnx>=1.21; extra == "onnx"']
+    monkeypatch.setattr(doctor.metadata, 'requires', lambda name: lines)
+    monkeypatch.setattr(doctor, 'version_of', lambda name: None if name == 'torch' else '9.0')
+    assert doctor.is_light() and doctor.wanted_extras() == ['faces']
+    assert doctor.requirements() == {'numpy': ('>=2.3.2', ''), 'faiss-cpu': ('', '')}
+    assert [f.state for f in doctor.package_versions()] == ['ok', 'ok']
+    finding = doctor.light_environment()[0]
+    assert finding.do.endswith("install 'frugal-vision[train]'")
+    assert doctor.pinned('numpy').endswith("install 'numpy>=2.3.2'")
+    monkeypatch.setattr(doctor, 'version_of', lambda name: '9.0')
+    assert not doctor.is_light() and 'torch' in doctor.requirements()
+    monkeypatch.setattr(doctor, 'version_of', lambda name: '2.0' if name == 'numpy' else None)
+    broken = doctor.package_versions()[0]
+    assert broken.state == 'broken' and 'numpy>=2.3.2' in broken.do

@@ -1,7 +1,6 @@
 """Embedding backbones: sizes, gradients, published weights."""
 
 import re
-import runpy
 
 import numpy as np
 import pytest
@@ -104,13 +103,14 @@ def test_images_of_another_size_are_refused(build):
 
 
 @pytest.fixture(scope='module')
-def converter(repository):
-    return runpy.run_path(str(repository / 'tools/model_converters/mobilefacenet.py'))
+def converter():
+    from vision.cli.convert_mobilefacenet import main
+    return main
 
 
 def test_converter_uses_every_published_tensor(converter, shared_data, tmp_path):
     source = shared_data / 'weights' / 'mobilefacenet.pt'
-    assert converter['main']([str(source), str(tmp_path / 'out.pth')]) == 0
+    assert converter([str(source), str(tmp_path / 'out.pth')]) == 0
     content = load_checkpoint(tmp_path / 'out.pth')['state_dict']
     published = torch.load(source, map_location='cpu', weights_only=True)
     assert len(content) == len(published)
@@ -121,9 +121,10 @@ def test_converter_uses_every_published_tensor(converter, shared_data, tmp_path)
                                published['features.12.conv.1.1.running_var'], rtol=0, atol=0)
 
 
-def test_converter_refuses_another_network(converter):
+def test_converter_refuses_another_network():
+    from vision.faces.nn.backbones.published import renamed
     with pytest.raises(VisionError, match=re.escape("VIS-CKPT-1005: 'layer1.0.bn1.weight'")):
-        converter['renamed']({'layer1.0.bn1.weight': torch.zeros(1)}, 'x.pt')
+        renamed({'layer1.0.bn1.weight': torch.zeros(1)}, 'x.pt')
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ def test_published_weights_tell_people_apart(converter, shared_data, repository,
     from vision.faces.core.evaluate.verification import pair_distances, ten_fold
     from vision.registry import MODELS
     folder = shared_data / 'lfw-aligned-subset'
-    converter['main']([str(shared_data / 'weights/mobilefacenet.pt'), str(tmp_path / 'out.pth')])
+    converter([str(shared_data / 'weights/mobilefacenet.pt'), str(tmp_path / 'out.pth')])
     model = MODELS.build(Config.fromfile(repository / 'configs/faces/mobilefacenet_ms1m.py').model)
     load_state(model, load_checkpoint(tmp_path / 'out.pth')['state_dict'])
     embedder = model.eval().embedder()

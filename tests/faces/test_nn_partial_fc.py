@@ -1,6 +1,5 @@
 """A run begun with Partial FC's files goes on as the dense optimizer would have."""
 
-import importlib.util
 
 import pytest
 import torch
@@ -85,11 +84,8 @@ def test_older_files_give_rows_and_momentum(tmp_path, name, momentum):
     assert torch.equal(kept, whole * 2 if momentum else torch.zeros(NUM, DIM))
 
 
-def test_the_command_writes_what_the_head_takes(tmp_path, repository, capsys):
-    spec = importlib.util.spec_from_file_location(
-        'partial_fc', repository / 'tools' / 'model_converters' / 'partial_fc.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def test_the_command_writes_what_the_head_takes(tmp_path, capsys):
+    from vision.cli import convert_partial_fc as tool
     ranks = write_run(tmp_path)
     assert tool.main([str(tmp_path), str(tmp_path / 'x.pth')]) == 0
     assert '20 classes of length 4 from 3 ranks' in capsys.readouterr().out

@@ -31,10 +31,8 @@ def run(path: str, *args) -> int:
     return script(path).main([str(arg) for arg in args])
 
 
-VID = 'tools/dataset_converters/ilsvrc/imagenet2coco_vid'
-DET = 'tools/dataset_converters/ilsvrc/imagenet2coco_det'
-MOT = 'tools/dataset_converters/mot2cocovid'
-OWN = 'tools/dataset_converters/video2cocovid'
+VID, DET = 'vision/cli/data_from_ilsvrc_vid', 'vision/cli/data_from_ilsvrc_det'
+MOT, OWN = 'vision/cli/data_from_mot', 'vision/cli/data_from_video'
 
 
 # ImageNet ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from vision.common.core.errors import VisionError
 from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
 from vision.lattice.core.structures import FrameBoxes, FrameResult
+from vision.lattice.runtime import timing
 from vision.lattice.runtime.detectors import CallableDetector
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,8 +227,8 @@ def test_the_picture_is_drawn(squares, content, tmp_path):
 
 def test_turns_alternate_and_the_clock_runs_the_real_detector(tool, squares, monkeypatch):
     seen, real = [], tool.timed
-    monkeypatch.setattr(tool, 'timed', lambda setting, *rest: (seen.append(setting.method),
-                                                               real(setting, *rest))[1])
+    monkeypatch.setattr(tool, 'timed', lambda setting, *rest, **more: (
+        seen.append(setting.method), real(setting, *rest, **more))[1])
     args = tool.build_parser().parse_args(['--ann', 'a', '--images', f'{squares}', '--json', 'b',
                                            '--time-frames', '8', '--repeats', '3'])
     videos = load_cocovid(squares / 'ann' / 'val.json').videos[:1]
@@ -245,8 +246,8 @@ def test_turns_alternate_and_the_clock_runs_the_real_detector(tool, squares, mon
     assert len(calls) == 4 * 9 + 4 * 3  # 9 frames a turn: every one, or 0, 4 and 8
 
 
-def test_drawn_keyframes_are_as_many_as_the_watched_ones(tool):
-    methods = sys.modules['lattice_methods']
+def test_drawn_keyframes_are_as_many_as_the_watched_ones():
+    from vision.lattice.core import keyframe_draws as methods
 
     class Half:
         gap_frames, max_depth = 8, 2
@@ -326,25 +327,24 @@ def test_it_runs_in_the_light_environment(script):
 
 @pytest.mark.parametrize(('method', 'flow_parts'), [('flow', True), ('linear', False)])
 def test_the_parts_of_the_profile_add_up(squares, method, flow_parts, tmp_path):
-    tool = load(ROOT / 'tools' / 'analysis' / 'profile_lattice.py')
+    tool = load(ROOT / 'benchmarks' / 'profile_lattice.py')
     out = tmp_path / 'profile.json'
     assert tool.main([f'{squares / "v0"}', '--method', method, '--gap', '8', '--repeats', '1',
                       '--json', f'{out}']) == 0
     content = json.loads(out.read_text())
     rows = {row['part']: row for row in content['rows']}
-    assert list(rows) == [*tool.PARTS, 'all']
-    assert sum(rows[part]['ms_per_frame'] for part in tool.PARTS) == pytest.approx(
+    assert list(rows) == [*timing.PARTS, 'all']
+    assert sum(rows[part]['ms_per_frame'] for part in timing.PARTS) == pytest.approx(
         rows['all']['ms_per_frame'], abs=0.001)
     assert rows['detect']['calls'] == 4 and rows['prepare']['calls'] == NUM_FRAMES
     assert rows['detect']['ms_per_frame'] > 0 and content['keyframe_rate'] == 4 / NUM_FRAMES
 
 
 def test_the_profile_changes_no_result(squares):
-    tool = load(ROOT / 'tools' / 'analysis' / 'profile_lattice.py')
     from vision.lattice.runtime.methods import build_engine
     images = [cv2.imread(str(path)) for path in sorted((squares / 'v0').glob('*.png'))]
-    detector, clock = CallableDetector(find_squares, ['square']), tool.Clock()
-    engines = tool.timed_engine(clock, detector, 'flow', 8), build_engine(
+    detector, clock = CallableDetector(find_squares, ['square']), timing.Clock()
+    engines = timing.timed_engine(clock, detector, 'flow', 8), build_engine(
         detector, method='flow', keyframes=8)
     results = [[r for t, image in enumerate(images) for r in engine.push(image, t)]
                + engine.flush() for engine in engines]
@@ -355,7 +355,6 @@ def test_the_profile_changes_no_result(squares):
 
 
 def test_points_are_followed_backward_in_a_part_of_its_own(squares):
-    tool = load(ROOT / 'tools' / 'analysis' / 'profile_lattice.py')
     images = [cv2.imread(str(path)) for path in sorted((squares / 'v0').glob('*.png'))]
     calls = []
 
@@ -364,9 +363,9 @@ def test_points_are_followed_backward_in_a_part_of_its_own(squares):
         boxes, scores, labels = find_squares(image_bgr)
         kept = slice(0 if len(calls) == 1 else 2)
         return boxes[kept], scores[kept], labels[kept]
-    clock, _ = tool.profile(images[:9], CallableDetector(detect, ['square']), 'flow', 8)
+    clock, _ = timing.profile(images[:9], CallableDetector(detect, ['square']), 'flow', 8)
     assert clock.calls['flow backward'] == 8 and clock.seconds['flow backward'] > 0
-    assert tool.flow_module.cv2 is cv2
+    assert timing.flow_module.cv2 is cv2
 
 
 def test_the_papers_networks_over_a_light_detector(tool, squares, tmp_path):

@@ -1,12 +1,11 @@
 """Published ONNX weights of YOLOX-nano become an mmdet checkpoint with the same outputs."""
 
-import importlib.util
 import logging
-import sys
 
 import numpy as np
 import pytest
 
+from vision.cli import convert_yolox
 from vision.common.core.errors import VisionError
 
 pytest.importorskip('mmdet')
@@ -19,13 +18,9 @@ import torch
 
 
 @pytest.fixture(scope='module')
-def converter(repository):
-    spec = importlib.util.spec_from_file_location(
-        'yolox_onnx', repository / 'tools' / 'model_converters' / 'yolox_onnx.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['yolox_onnx'] = module
-    spec.loader.exec_module(module)
-    return module
+def converter():
+    from vision.lattice.mm import yolox_import
+    return yolox_import
 
 
 class PublishedOrder(torch.nn.Module):
@@ -72,7 +67,7 @@ def csp(layer, x):
 @pytest.fixture(scope='module')
 def random_model(converter):
     """YOLOX-nano with random weights and, what matters, random batch-norm statistics."""
-    model, _ = converter.build_model(converter.CONFIG)
+    model, _ = converter.build_model(convert_yolox.CONFIG)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for module in model.modules():
@@ -109,11 +104,11 @@ def synthetic_image() -> np.ndarray:
 
 def test_twin_gives_the_model_back(converter, random_model, twin, tmp_path, capsys):
     target = tmp_path / 'out' / 'twin.pth'
-    assert converter.main([str(twin), str(target)]) == 0
+    assert convert_yolox.main([str(twin), str(target)]) == 0
     assert 'raw outputs equal' in capsys.readouterr().out
     checkpoint = torch.load(target, weights_only=True)
     assert checkpoint['meta']['dataset_meta']['classes'][:2] == ['person', 'bicycle']
-    model, _ = converter.build_model(converter.CONFIG)
+    model, _ = converter.build_model(convert_yolox.CONFIG)
     model.load_state_dict(checkpoint['state_dict'])
     image = synthetic_image()
     expected = converter.onnx_output(twin, image)
@@ -136,8 +131,8 @@ def test_the_config_builds_under_any_default_scope(converter, scope):
     from mmengine.registry import MODELS, DefaultScope
 
     import vision.registry  # noqa: F401  (makes the scope known)
-    cfg = Config.fromfile(converter.CONFIG)
-    assert len(converter.build_model(converter.CONFIG)[1]) == 80
+    cfg = Config.fromfile(convert_yolox.CONFIG)
+    assert len(converter.build_model(convert_yolox.CONFIG)[1]) == 80
     with DefaultScope.overwrite_default_scope(scope):
         assert type(MODELS.build(cfg.model)).__module__.startswith('mmdet.')
 
@@ -199,7 +194,7 @@ def longer_stride(graph):
 def test_another_graph_is_refused(converter, twin, tmp_path, change, reason):
     target = tmp_path / 'out.pth'
     with pytest.raises(VisionError, match=f'VIS-CKPT-617.*{reason}'):
-        converter.main([str(changed(twin, tmp_path, change)), str(target)])
+        convert_yolox.main([str(changed(twin, tmp_path, change)), str(target)])
     assert not target.exists()
 
 
@@ -208,14 +203,14 @@ def test_a_file_that_is_not_onnx_is_refused(converter, tmp_path, content):
     path = tmp_path / 'bad.onnx'
     path.write_bytes(content)
     with pytest.raises(VisionError, match='VIS-CKPT-61[57]'):
-        converter.main([str(path), str(tmp_path / 'out.pth')])
+        convert_yolox.main([str(path), str(tmp_path / 'out.pth')])
 
 
 @pytest.fixture(scope='module')
 def published(converter, shared_data, tmp_path_factory):
     source = shared_data / 'weights' / 'yolox_nano.onnx'
     target = tmp_path_factory.mktemp('published') / 'yolox_nano.pth'
-    assert converter.main([str(source), str(target)]) == 0
+    assert convert_yolox.main([str(source), str(target)]) == 0
     return source, target
 
 
@@ -253,7 +248,7 @@ def overlap(a, b):
 
 def test_published_weights_give_the_raw_output_of_onnxruntime(converter, published, shared_data):
     source, target = published
-    model, _ = converter.build_model(converter.CONFIG)
+    model, _ = converter.build_model(convert_yolox.CONFIG)
     model.load_state_dict(torch.load(target, weights_only=True)['state_dict'])
     for image in (letterbox(frame) for frame in real_frames(shared_data)):
         actual = converter.raw_output(model, image)
@@ -278,7 +273,7 @@ def letterbox(frame):
 def test_published_weights_give_the_detections_of_onnxruntime(converter, published, shared_data):
     from mmdet.apis import inference_detector, init_detector
     source, target = published
-    detector = init_detector(str(converter.CONFIG), str(target), device='cpu')
+    detector = init_detector(str(convert_yolox.CONFIG), str(target), device='cpu')
     num_boxes = 0
     for frame in real_frames(shared_data):
         found = inference_detector(detector, frame).pred_instances

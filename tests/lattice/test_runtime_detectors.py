@@ -325,14 +325,9 @@ def test_yolox_nano_of_the_zoo_sees_people(shared_data):
 
 def test_yolox_nano_equals_the_same_network_through_mmdet(shared_data, repository, tmp_path):
     pytest.importorskip('mmdet')
-    import importlib.util
-
+    from vision.cli import convert_yolox as converter
     from vision.lattice.mm.mmdet_adapter import MMDetDetector
     from vision.zoo import resolve
-    spec = importlib.util.spec_from_file_location(
-        'yolox_onnx', repository / 'tools' / 'model_converters' / 'yolox_onnx.py')
-    converter = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(converter)
     converter.main([str(resolve('zoo:yolox-nano_coco')), str(tmp_path / 'nano.pth')])
     slow = MMDetDetector(repository / 'configs' / 'detectors' / 'yolox-nano_coco.py',
                          tmp_path / 'nano.pth', score_thr=0.02)

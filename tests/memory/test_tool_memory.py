@@ -1,4 +1,4 @@
-"""benchmarks/memory.py and tools/analysis/memory_report.py, on networks of a second."""
+"""benchmarks/memory.py, its picture and `vision memory`, on networks of a second."""
 
 import importlib.util
 import json
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from vision.cli import memory as report
 from vision.common.core.errors import VisionError
 from vision.common.core.report import write_report
 from vision.memory.core.graph import Call, Trace, Value
@@ -33,7 +34,7 @@ def load(folder: str, name: str):
     return module
 
 
-memory, report = load('benchmarks', 'memory'), load('tools/analysis', 'memory_report')
+memory, picture = load('benchmarks', 'memory'), load('benchmarks', 'plot_memory')
 models, rivals = sys.modules['memory_models'], sys.modules['memory_rivals']
 
 
@@ -178,7 +179,7 @@ def test_rows_of_a_run(tmp_path):
     for row in rows:
         assert {'model', 'batch', 'budget', *memory.COLUMNS} <= row.keys()
     assert rows[-1]['max_batch'] > rows[0]['max_batch']
-    assert report.main(['--results', str(path), '--out', str(tmp_path)]) == 0
+    assert picture.main([str(path), '--out', str(tmp_path / 'memory_transformer.png')]) == 0
     assert (tmp_path / 'memory_transformer.png').stat().st_size > 5000
 
 
@@ -283,6 +284,6 @@ def test_report_refuses_what_it_cannot_answer(tiny_config, images, tmp_path):
     failed = tmp_path / 'failed.json'
     write_report(failed, [dict(method='x', failed='y')])
     with pytest.raises(VisionError, match='VIS-INPUT-1454'):
-        report.main(['--results', str(failed), '--out', str(tmp_path)])
+        picture.main([str(failed), '--out', str(tmp_path / 'x.png')])
     with pytest.raises(SystemExit):
         report.main([])

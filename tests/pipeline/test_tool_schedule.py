@@ -1,4 +1,4 @@
-"""tools/analysis/pipeline_schedule.py and the simulated part of benchmarks/pipeline.py."""
+"""`vision pipeline` and the simulated part of benchmarks/pipeline.py."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vision.cli import pipeline as tool
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.tasks import COMPUTE, Costs
 
@@ -27,7 +28,7 @@ def load(folder: str, name: str):
     return module
 
 
-tool, benchmark = load('tools/analysis', 'pipeline_schedule'), load('benchmarks', 'pipeline')
+benchmark = load('benchmarks', 'pipeline')
 SMALL = ['--ranks', '2', '--chunks', '2', '--microbatches', '4']
 
 

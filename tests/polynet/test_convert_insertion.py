@@ -1,8 +1,6 @@
 """From a checkpoint and two architectures to the checkpoint of the larger one."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
@@ -18,13 +16,9 @@ SMALL, LARGE = [['1-way'], ['1-way', '1-way'], ['1-way']], [['2-way'], ['poly-2'
 
 
 @pytest.fixture(scope='module')
-def tool(repository):
-    spec = importlib.util.spec_from_file_location(
-        'polynet_insertion', repository / 'tools' / 'model_converters' / 'polynet_insertion.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['polynet_insertion'] = module
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    from vision.cli import convert_polynet_insertion
+    return convert_polynet_insertion
 
 
 @pytest.fixture

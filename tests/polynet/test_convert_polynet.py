@@ -1,7 +1,5 @@
 """The published port's state_dict to our checkpoint and back, exactly."""
 
-import importlib.util
-import sys
 
 import pytest
 import torch
@@ -18,13 +16,9 @@ from vision.registry import MODELS
 
 
 @pytest.fixture(scope='module')
-def tool(repository):
-    spec = importlib.util.spec_from_file_location(
-        'polynet_cadene', repository / 'tools' / 'model_converters' / 'polynet_cadene.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['polynet_cadene'] = module
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    from vision.cli import convert_polynet
+    return convert_polynet
 
 
 @pytest.fixture(scope='module')

@@ -1,19 +1,16 @@
 """Decoders by name or sizes: what is read, what is refused, what a plan says."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import simulate
 
 from vision.common.core.errors import VisionError
 from vision.simulator.core.analytic import Strategy, predict
 from vision.simulator.core.cluster import read_cluster
 from vision.simulator.core.pricing import Prices
 from vision.simulator.mm.decoders import PRESETS, plan, read_decoder, read_strategy
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
-import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 H100, FITTED = (ROOT / 'configs' / 'clusters' / name for name in ('h100.yaml', 'fitted.yaml'))

@@ -1,4 +1,3 @@
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +36,8 @@ def test_text_reads_as_the_cluster_that_was_measured():
 @pytest.mark.distributed
 def test_the_tool_measures_this_machine(tmp_path):
     out = tmp_path / 'machine.yaml'
-    command = [sys.executable, 'tools/calibrate.py', '--out', str(out), '--per-size', '0.001']
+    command = [sys.executable, '-m', 'vision', 'calibrate', '--out', str(out), '--per-size',
+               '0.001']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     cluster = read_cluster(out)
@@ -49,8 +49,6 @@ def test_the_tool_measures_this_machine(tmp_path):
 
 @pytest.mark.parametrize('wrong', [['--ranks', '0'], ['--per-size', '0']])
 def test_what_cannot_be_measured_is_refused(tmp_path, wrong):
-    spec = importlib.util.spec_from_file_location('calibrate', ROOT / 'tools' / 'calibrate.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    from vision.cli import calibrate as tool
     with pytest.raises(VisionError, match='VIS-CONFIG-1647'):
         tool.main(['--out', str(tmp_path / 'x'), *wrong])

@@ -1,12 +1,9 @@
 """The command: what it prints, what it writes, when it fails."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import simulate
 
 ROOT = Path(__file__).parents[2]

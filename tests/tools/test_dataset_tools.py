@@ -16,7 +16,7 @@ from vision.common.core.errors import VisionError
 from vision.lattice.core.cocovid import check_cocovid, load_cocovid
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECK = 'tools/dataset_converters/check_cocovid'
+CHECK = 'vision/cli/data_check'
 BROWSE = 'tools/browse_dataset'
 
 

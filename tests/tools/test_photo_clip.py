@@ -114,10 +114,9 @@ def test_the_same_seed_gives_the_same_files(made, clip, tmp_path):
 
 @needs_photos
 def test_the_annotations_pass_the_checker(made, repository):
-    import runpy
-    checker = runpy.run_path(str(repository / 'tools/dataset_converters/check_cocovid.py'))
-    assert checker['main']([str(made[0] / 'annotations' / 'val.json'), '--images',
-                            str(made[0] / 'val'), '--decode']) == 0
+    from vision.cli.data_check import main
+    assert main([str(made[0] / 'annotations' / 'val.json'), '--images', str(made[0] / 'val'),
+                 '--decode']) == 0
 
 
 def test_refusals(clip, tmp_path, monkeypatch):
