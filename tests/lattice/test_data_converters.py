@@ -152,9 +152,9 @@ def test_imagenet_prepare_is_all_or_nothing(ilsvrc):
         run(*prepare)
     shutil.rmtree(ilsvrc / 'annotations')
     shutil.rmtree(ilsvrc / 'Annotations' / 'DET')
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(VisionError, match='VIS-DATA-219'):
         run(*prepare)
-    assert caught.value.code == 4 and not (ilsvrc / 'annotations').exists()
+    assert not (ilsvrc / 'annotations').exists()
     assert not list(ilsvrc.glob('.annotations-*'))
 
 
