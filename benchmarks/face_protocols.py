@@ -30,9 +30,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
 from vision.common.core.plain_values import read_npz
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 
 TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'verify_faces.py'
 PEOPLE, PICTURES, TEMPLATES, PAIRS, PROBES = 3_531, 469_375, 23_124, 15_658_489, 19_593
@@ -49,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     add('--people', type=Path, help='megaface: embeddings of people instead of made-up ones')
     add('--scratch', type=Path, help='folder with some GB of room (default: the system\'s)')
     add('--seed', type=int, default=0, help='(default: 0)')
-    add('--json', type=Path, help='write the rows with device, versions and commit')
+    add_report_options(parser)
     args = parser.parse_args(argv)
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         rng = np.random.default_rng(args.seed)
         make = make_ijbc if args.protocol == 'ijbc' else make_megaface
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
                people='made up' if args.people is None else args.people.name) | row
     Console().print(row)
     if args.json:
-        write_report(args.json, [row], seed=args.seed)
+        write_report(args.json, [row], is_recorded=args.record, seed=args.seed)
     return 0
 
 
