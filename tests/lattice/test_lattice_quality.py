@@ -25,7 +25,7 @@ def test_the_shipped_weights_move_true_boxes(sprites, repository, tmp_path):
          str(tmp_path / 'rows.json')],
         cwd=repository, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / 'rows.json').read_text())
+    rows = json.loads((tmp_path / 'rows.json').read_text())['rows']
     assert {row['method'] for row in rows} == {'linear', 'propagated', 'merged', 'refined'}
     total = {method: sum(row['iou'] * row['count'] for row in rows if row['method'] == method)
              for method in ('linear', 'propagated', 'refined')}

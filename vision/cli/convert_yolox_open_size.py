@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
                         help='side in px that it was trained for (default: %(default)s)')
     parser.add_argument('--note', default='', help='origin and licence, kept in the file')
     args = parser.parse_args(argv)
+    if args.size < 32 or args.size % 32:
+        parser.error(f'--size {args.size}: a multiple of 32 px is wanted')
     refuse_same_file(args.source, args.target)
     refuse_unwritable(args.target)
     content = with_open_size(args.source, args.size, args.note)

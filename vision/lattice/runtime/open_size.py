@@ -15,13 +15,27 @@ def with_open_size(source: Path, size: int, note: str) -> bytes:
     Args:
         size: side in px that it was trained for, written as metadata ``input_size``.
         note: origin and licence, written beside it.
+    Raises:
+        VisionError: VIS-CKPT-1756, not the file of such a network, or one of another size.
     """
     import onnx
-    model = onnx.load(source, load_external_data=False)
-    (image,), output = model.graph.input, model.graph.output[0]
-    for axis, name in ((2, 'height'), (3, 'width')):
-        image.type.tensor_type.shape.dim[axis].dim_param = name
-    output.type.tensor_type.shape.dim[1].dim_param = 'anchors'
+    try:
+        model = onnx.load(source, load_external_data=False)
+        (image,), output = model.graph.input, model.graph.output[0]
+        sides = [image.type.tensor_type.shape.dim[axis] for axis in (2, 3)]
+        anchors = output.type.tensor_type.shape.dim[1]
+        declared = [side.dim_value for side in sides]
+        fault = '' if declared in ([size, size], [0, 0]) else \
+            f'its input is {declared[1]} x {declared[0]} px, --size says {size}'
+    except Exception as error:  # protobuf, onnx and the system each raise their own kinds
+        fault = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+    if fault:
+        raise VisionError('VIS-CKPT-1756', f'{source.name} cannot be opened to other sizes',
+                          where=str(source), why=fault, do='give the .onnx file of a YOLOX and '
+                          'the side that it was exported for')
+    for side, name in zip(sides, ('height', 'width'), strict=True):
+        side.dim_param = name
+    anchors.dim_param = 'anchors'
     del model.graph.value_info[:]  # sizes that were inferred for one input
     onnx.helper.set_model_props(model, dict(input_size=str(size), note=note))
     return model.SerializeToString()
