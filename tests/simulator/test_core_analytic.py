@@ -112,7 +112,7 @@ def test_strategies_that_do_not_divide_are_refused(fault):
 
 def test_a_step_of_512_devices_is_quick():
     """Folded, so that the number of micro-batches does not matter. The time is measured by
-    tools/benchmarks, here only that the table stays short."""
+    benchmarks, here only that the table stays short."""
     llama = Decoder(32, 4096, 32, 8192, 128256, kv_heads=8, ffn=14336, is_gated=True)
     prediction = step(llama, nodes=64, data=32, tensor=2, pipeline=8, num_microbatches=1024,
                       recompute='full')

@@ -426,7 +426,7 @@ def test_numbers_out_of_range_are_refused_before_any_work(tool, options):
 @pytest.mark.slow
 def test_real_faces_are_recognised(tool, shared_data, tmp_path, repository):
     """The public weights on 24 originals: enrol the aligned picture, find its original."""
-    spec = tool('model_converters/mobilefacenet')
+    from vision.cli import convert_mobilefacenet as spec
     weights = shared_data / 'weights'
     spec.main([str(weights / 'mobilefacenet.pt'), str(tmp_path / 'm.pth')])
     model = [str(repository / 'configs/faces/mobilefacenet_ms1m.py'), str(tmp_path / 'm.pth')]
@@ -451,10 +451,10 @@ def test_real_faces_are_recognised(tool, shared_data, tmp_path, repository):
 @pytest.mark.slow
 def test_real_faces_of_a_video_are_recognised(tool, shared_data, tmp_path, repository):
     """Enrolled from whole pictures with the detector, looked up in a graph, on moving pictures."""
+    from vision.cli import convert_mobilefacenet
     from vision.stream.io.sinks import VideoSink
     weights = shared_data / 'weights'
-    tool('model_converters/mobilefacenet').main([str(weights / 'mobilefacenet.pt'),
-                                                 str(tmp_path / 'm.pth')])
+    convert_mobilefacenet.main([str(weights / 'mobilefacenet.pt'), str(tmp_path / 'm.pth')])
     options = [str(repository / 'configs/faces/mobilefacenet_ms1m.py'), str(tmp_path / 'm.pth'),
                '--detector', str(weights / 'yunet_n_dynamic.onnx')]
     raws = sorted((shared_data / 'lfw-aligned-subset' / 'raw250').glob('*.jpg'))[:24:6]
