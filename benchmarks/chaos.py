@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from chaos_files import cuts, flips, full_disk, kills
 from chaos_runs import runs
-from rank_faults import rank_faults
+from rank_faults import add_options, rank_faults
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
-from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.report import refuse_no_evidence, write_report
 
 ROOT = Path(__file__).parents[1]
 STOCK = ('MMEngine', 'torch alone')  # subjects that are there for comparison
@@ -34,11 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--only', nargs='+', choices=SCENARIOS, default=list(SCENARIOS),
                         metavar='NAME', help=f'scenarios: {", ".join(SCENARIOS)}')
-    parser.add_argument('--scale', type=float, default=1, help='times the number of tries '
-                        '(default: 1)')
-    parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
-                        '(default: 0)')
-    add_report_options(parser)
+    add_options(parser)
     args = parser.parse_args(argv)
     refuse_no_evidence(args.json, is_recorded=args.record)
     torch.set_num_threads(1)  # a fork does not inherit threads

@@ -11,8 +11,8 @@ from pathlib import Path
 from matplotlib import patheffects
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.figures import pyplot, save_figure
+from vision.common.core.errors import run_cli
+from vision.common.core.figures import picture_parser, pyplot, save_figure
 from vision.common.core.report import read_report
 
 # Ours in one strong colour, rivals apart from it (a palette that colour-blind people can tell).
@@ -28,10 +28,7 @@ OURS = ('flow', 'shipped', 'adaptive')
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('json', type=Path, help='results of lattice_tradeoff.py')
-    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
-    args = parser.parse_args(argv)
+    args = picture_parser(__doc__, 'lattice_tradeoff.py').parse_args(argv)
     draw(read_report(args.json, code='VIS-INPUT-905', maker='benchmarks/lattice_tradeoff.py',
                      column='map50')['rows'], args.out)
     return 0

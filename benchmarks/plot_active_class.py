@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.figures import pyplot, save_figure
+from vision.common.core.errors import run_cli
+from vision.common.core.figures import picture_parser, pyplot, save_figure
 from vision.common.core.report import read_report
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('json', type=Path, help='results of active_class.py')
-    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
-    args = parser.parse_args(argv)
+    args = picture_parser(__doc__, 'active_class.py').parse_args(argv)
     content = read_report(args.json, code='VIS-INPUT-1053',
                           maker='benchmarks/active_class.py', column='grad_rel_error')
     draw(content['rows'], content.get('commit', ''), args.out)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.figures import pyplot, save_figure
+from vision.common.core.errors import run_cli
+from vision.common.core.figures import picture_parser, pyplot, save_figure
 from vision.common.core.report import read_report
 
 PANELS = (('rank1', 'rank-1 of held-out pictures (%)', 100),
@@ -20,10 +20,8 @@ PANELS = (('rank1', 'rank-1 of held-out pictures (%)', 100),
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('json', type=Path, help='results of active_class_experiment.py')
+    parser = picture_parser(__doc__, 'active_class_experiment.py')
     parser.add_argument('--objective', default='cosface', help='(default: %(default)s)')
-    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
     args = parser.parse_args(argv)
     content = read_report(args.json, code='VIS-INPUT-1243',
                           maker='benchmarks/active_class_experiment.py', column='rank1')

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.figures import pyplot, save_figure
+from vision.common.core.errors import run_cli
+from vision.common.core.figures import picture_parser, pyplot, save_figure
 from vision.common.core.report import read_report
 
 METHOD_STYLES = {
@@ -23,10 +23,7 @@ METHOD_STYLES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('json', type=Path, help='results of memory.py')
-    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
-    args = parser.parse_args(argv)
+    args = picture_parser(__doc__, 'memory.py').parse_args(argv)
     draw(read_report(args.json, code='VIS-INPUT-1454', column='peak_ratio',
                      maker='benchmarks/memory.py'), args.out)
     return 0
@@ -51,8 +48,9 @@ def draw(content: dict, out: Path) -> None:
     first = rows[0]
     figure.suptitle(f'{first["model"]}, {content.get("setting", "")}, batch {first["batch"]}; '
                     f'commit {content["commit"]}', fontsize=9)
-    panels[0].legend(fontsize=7)
-    save_figure(figure, out)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc='lower center', ncols=5, fontsize=8, frameon=False)
+    save_figure(figure, out, rect=(0, 0.12, 1, 1))
 
 
 if __name__ == '__main__':

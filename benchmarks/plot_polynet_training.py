@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.figures import pyplot, save_figure
+from vision.common.core.errors import run_cli
+from vision.common.core.figures import picture_parser, pyplot, save_figure
 from vision.common.core.report import read_report
 
 STYLES = {'twin': ('1-way twin, more epochs', '#d1730f'), 'poly': ('PolyNet', '#1769aa'),
@@ -23,10 +23,7 @@ RIGHT = ('epochs', 'train_loss', 'training loss', ('poly', 'inserted'))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
-    parser.add_argument('json', type=Path, help='results of polynet_training.py')
-    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
-    args = parser.parse_args(argv)
+    args = picture_parser(__doc__, 'polynet_training.py').parse_args(argv)
     content = read_report(args.json, code='VIS-INPUT-1239',
                           maker='benchmarks/polynet_training.py')
     draw(content, args.out)

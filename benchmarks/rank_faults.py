@@ -10,6 +10,7 @@ ranks end as well, and the message names nobody.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import datetime
 import os
@@ -188,13 +189,18 @@ def rank_faults(scale: float, generator: random.Random) -> Iterable[dict]:
             yield counts
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser(__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How often and where faults are made, and where the rows go."""
     parser.add_argument('--scale', type=float, default=1, help='times the number of tries '
                         '(default: 1)')
     parser.add_argument('--seed', type=int, default=0, help='of what is hit and when '
                         '(default: 0)')
     add_report_options(parser)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser(__doc__)
+    add_options(parser)
     args = parser.parse_args(argv)
     refuse_no_evidence(args.json, is_recorded=args.record)
     rows = []

@@ -7,7 +7,7 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import load_checkpoint, load_state
-from vision.polynet.mm import PolyNet
+from vision.polynet.mm import PolyNet, insertion
 
 CONFIG = """
 model = dict(type='X', backbone=dict(type='PolyNet', arch={arch}, path_scales='released'))
@@ -82,7 +82,7 @@ def test_the_trained_checkpoint_is_never_replaced(tool, trained):
 
 def test_faults_are_named(tool, trained):
     with pytest.raises(VisionError, match='VIS-INPUT-055'):
-        tool.backbone_options('nowhere.py')
+        insertion.backbone_options('nowhere.py')
     (trained / 'small.py').write_text('model = dict(backbone=')
     with pytest.raises(VisionError, match='VIS-CONFIG-314'):
         run(tool, trained)
@@ -90,4 +90,4 @@ def test_faults_are_named(tool, trained):
     with pytest.raises(VisionError, match='no PolyNet'):
         run(tool, trained)
     with pytest.raises(VisionError, match='holds 0 PolyNets'):
-        tool.trunk_prefix({'backbone.conv1.weight': torch.zeros(1)}, 'x.pth')
+        insertion.trunk_prefix({'backbone.conv1.weight': torch.zeros(1)}, 'x.pth')

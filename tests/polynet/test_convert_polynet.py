@@ -127,7 +127,7 @@ def test_faults_are_named(tool, port, tmp_path, change, message):
 
 
 def test_the_wrong_direction_and_useless_options_are_refused(tool, port, tmp_path):
-    with pytest.raises(VisionError, match='VIS-CKPT-059'):
+    with pytest.raises(VisionError, match='VIS-CKPT-1754'):
         run(tool, port, tmp_path, '--reverse')
     with pytest.raises(VisionError, match='(?s)VIS-CKPT-059.*conv1'):
         run(tool, {'conv1.weight': torch.zeros(1)}, tmp_path)

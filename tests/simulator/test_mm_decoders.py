@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import simulate
 
+from vision.cli import simulate
 from vision.common.core.errors import VisionError
 from vision.simulator.core.analytic import Strategy, predict
 from vision.simulator.core.cluster import read_cluster

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import simulate
+
+from vision.cli import simulate
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from vision.common.core.errors import command_parser
+
 DPI = 130
+
+
+def picture_parser(doc: str, maker: str) -> argparse.ArgumentParser:
+    """JSON and --out, of a command that draws the results of another one."""
+    parser = command_parser(doc)
+    parser.add_argument('json', type=Path, help=f'results of {maker}')
+    parser.add_argument('--out', type=Path, required=True, help='picture to write (.png, .svg)')
+    return parser
 
 
 def pyplot():
