@@ -130,7 +130,9 @@ def requirements() -> dict[str, tuple[str | None, str]]:
 def required_lines() -> list[str]:
     """Requirements with their extras: of setup.cfg, or of what was installed."""
     if not IS_CHECKOUT:
-        found = [line.partition(';') for line in metadata.requires(DISTRIBUTION) or ()]
+        installed = version_of(DISTRIBUTION) is not None  # not so for a folder that was copied
+        lines = metadata.requires(DISTRIBUTION) or () if installed else ()
+        found = [line.partition(';') for line in lines]
         wanted = [f'extra == "{extra}"' for extra in wanted_extras()]
         return [line for line, _, marker in found if not marker or marker.strip() in wanted]
     config = configparser.ConfigParser()
@@ -211,7 +213,7 @@ def opencv_wheels() -> Finding:
 
 def vision_package(answer: dict) -> Finding:
     do = f'{PIP} install --no-deps -e {ROOT}' if IS_CHECKOUT else \
-        f'{PIP} install --force-reinstall --no-deps {DISTRIBUTION}'
+        f'{PIP} install {DISTRIBUTION}'
     if not answer['ok']:
         return Finding('frugal-vision', 'broken', answer['reason'], 'importable', do)
     is_here = Path(answer['folder']).resolve() == ROOT / 'vision'
