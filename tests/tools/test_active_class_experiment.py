@@ -189,7 +189,6 @@ def test_a_run_is_the_same_again():
 
 
 def test_the_picture_is_drawn(finished, tmp_path):
-    sys.path.insert(0, str(Path(tool.__file__).resolve().parents[1] / 'analysis'))
     import plot_active_class_experiment as plot
     assert plot.main([str(finished[0] / 'x.json'), '--out', str(tmp_path / 'x.png')]) == 0
     assert (tmp_path / 'x.png').stat().st_size > 5000

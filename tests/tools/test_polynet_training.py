@@ -74,10 +74,11 @@ def test_inserted_net_holds_the_twins_weights(tmp_path):
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):
-    args = type('Args', (), dict(epochs=8, data=Path('x'), out=tmp_path / 'r.json'))
+    args = type('Args', (), dict(epochs=8, data=Path('x'), json=tmp_path / 'r.json'))
     assert experiment.earlier_rows(args) == []
-    args.out.write_text(json.dumps(dict(settings=experiment.settings(args), rows=[1])))
-    assert experiment.earlier_rows(args) == [1]
+    rows = [dict(run='twin', commit='abc1234')]
+    args.json.write_text(json.dumps(dict(settings=experiment.settings(args), rows=rows)))
+    assert experiment.earlier_rows(args) == rows
     args.epochs = 9
     with pytest.raises(VisionError, match='VIS-RUN-1238'):
         experiment.earlier_rows(args)
@@ -103,7 +104,7 @@ def test_finished_runs_are_skipped(tmp_path, monkeypatch):
             for index in range(count):
                 image = np.full((50, 60, 3), 60 + 120 * label, np.uint8)
                 cv2.imwrite(str(tmp_path / split / name / f'{index}.png'), image)
-    arguments = ['--data', str(tmp_path), '--out', str(tmp_path / 'r.json'), '--work-dir',
+    arguments = ['--data', str(tmp_path), '--json', str(tmp_path / 'r.json'), '--work-dir',
                  str(tmp_path), '--epochs', '1', '--seeds', '0', '--runs', 'twin', 'inserted']
     monkeypatch.setattr(sys, 'argv', ['polynet_training.py'])
     assert experiment.main(arguments) == 0

@@ -110,7 +110,7 @@ def earlier_report(path: Path) -> dict[str, Any]:
     content, fault = {}, ''
     try:
         content = _content(path)
-        nameless = sum(not row.get('commit') for row in content.get('rows', []))
+        nameless = sum('commit' not in row for row in content.get('rows', []))
         fault = f'{nameless} rows do not say which commit made them' if nameless else ''
     except (ValueError, TypeError) as error:
         fault = str(error)
