@@ -38,9 +38,9 @@ def test_every_reader_reads_or_refuses(fuzzer, tmp_path):
     """Torch in the parent would live in each child; a process of its own has none."""
     out = tmp_path / 'x.json'
     done = subprocess.run([sys.executable, str(TOOL), '--inputs', '4500', '--annotations', '10000',
-                           '--json', str(out)], cwd=TOOL.parents[2], text=True, timeout=300,
+                           '--json', str(out)], cwd=TOOL.parents[1], text=True, timeout=300,
                           capture_output=True,
-                          env=os.environ | dict(PYTHONPATH=str(TOOL.parents[2])))
+                          env=os.environ | dict(PYTHONPATH=str(TOOL.parents[1])))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     rows = json.loads(out.read_text())['rows']
     assert {row['reader'] for row in rows} == set(fuzzer.READERS)
