@@ -35,11 +35,11 @@ test: env
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: env
-	@OMP_NUM_THREADS=1 $(RUN) benchmarks/chaos.py --json docs/results/chaos.json --record
+	@OMP_NUM_THREADS=1 $(RUN) benchmarks/chaos.py --json build/chaos.json
 
 lint: env
 	@$(RUN) -m ruff check .
 
 fuzz: env
 	@OMP_NUM_THREADS=1 $(RUN) benchmarks/fuzz_readers.py --inputs 100000 \
-		--annotations 1000000 --state build/fuzz.json --json docs/results/fuzz_readers.json --record
+		--annotations 1000000 --state build/fuzz.json --json build/fuzz_readers.json

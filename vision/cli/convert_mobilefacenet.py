@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_same_file, refuse_unwritable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('source', help='published state dict (.pt), or zoo:NAME')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     args = parser.parse_args(argv)
+    refuse_same_file(args.source, args.target)
+    refuse_unwritable(args.target)
     from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
     from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
     from vision.faces.nn.backbones.published import renamed

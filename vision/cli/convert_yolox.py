@@ -19,6 +19,7 @@ from pathlib import Path
 
 import vision
 from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.files import refuse_same_file, refuse_unwritable
 
 CONFIG = Path(vision.__file__).parent / 'configs' / 'detectors' / 'yolox-nano_coco.py'
 
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--config', type=Path, default=CONFIG, help='config of the model '
                         '(default: configs/detectors/yolox-nano_coco.py)')
     args = parser.parse_args(argv)
+    refuse_same_file(args.source, args.target)
+    refuse_unwritable(args.target)
     from vision.lattice.mm.yolox_import import (
         build_model,
         compared,
