@@ -3,14 +3,14 @@
 Run: python datasets/glyphs/prepare.py --out data/glyphs
      vision train configs/classify/lean-resnet_glyphs.py
      vision test configs/classify/lean-resnet_glyphs.py \
-         work_dirs/lean-resnet_glyphs/iter_10000.pth
+         work_dirs/lean-resnet_glyphs/iter_9000.pth
      vision classify export configs/classify/lean-resnet_glyphs.py \
-         work_dirs/lean-resnet_glyphs/iter_10000.pth hanzi.onnx
+         work_dirs/lean-resnet_glyphs/iter_9000.pth hanzi.onnx
 """
 
 _base_ = ['../_base_/runtime.py']
 num_classes = 20_000
-max_iters = 10_000
+max_iters = 9_000
 dim = 64
 model = dict(
     type='ImageClassifier',
@@ -39,7 +39,7 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01, fused=True),
-    paramwise_cfg=dict(custom_keys={'head.rows': dict(decay_mult=0.0)}))
+    paramwise_cfg=dict(custom_keys={'head.rows': dict(lr_mult=0.05, decay_mult=0.0)}))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=200),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=max_iters - 200,

@@ -25,7 +25,7 @@ from vision.faces.core.data.image_lists import (
 from vision.faces.core.data.insightface_bin import read_bin
 from vision.faces.core.data.pairs import read_pairs
 from vision.faces.core.data.recordio import FaceRecords
-from vision.faces.nn.gallery.face_finder import align_faces
+from vision.faces.runtime.face_finder import align_faces
 from vision.registry import DATASETS, TRANSFORMS
 
 # A picture that is left out, or half grey, would change the result.
