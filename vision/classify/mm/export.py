@@ -51,7 +51,8 @@ class Exported:
 
 def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows: bool = False,
                       classes: Sequence[str] | None = None, unknown: str | None = None,
-                      num_calibration: int = 1000, num_test: int = 0) -> Exported:
+                      data_root: str | None = None, num_calibration: int = 1000,
+                      num_test: int = 0) -> Exported:
     """Write the file, and measure it where that is asked for.
 
     Args:
@@ -61,6 +62,7 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
         unknown: OPTION=VALUE,... of the test data set that make it one of pictures of no class,
             e.g. ``split=unseen``: the file gets a place for what is unknown, and probabilities
             fitted on ``num_calibration`` pictures of each kind. None: neither.
+        data_root: of the test data set, in place of the config's.
         num_test: pictures of the test data set, beside those, that the written file is measured
             on; 0: none.
     Raises:
@@ -70,6 +72,8 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
     path = resolve(checkpoint)
     content = load_checkpoint(path)
     settings = settings_of(config)
+    if data_root is not None:
+        settings.test_dataloader.dataset.data_root = data_root
     model = build_model(settings, content, str(path))
     if not hasattr(model, 'as_classifier'):
         raise no_classifier(str(config))
