@@ -153,7 +153,7 @@ def measured(command: list[str], answer: Path) -> dict:
             own, whole = max(own, found.get('RssAnon', 0)), max(whole, found.get('VmHWM', 0))
             time.sleep(POLL_S)
     if child.returncode:
-        raise VisionError('VIS-RUN-1088', f'{" ".join(command[1:5])} ended with {child.returncode}',
+        raise VisionError('VIS-RUN-1088', f'vision faces verify ended with {child.returncode}',
                           do='its message stands above')
     import json
     row = json.loads(answer.read_text())['rows'][0]

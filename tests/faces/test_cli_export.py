@@ -63,11 +63,11 @@ def test_flip_fusion_does_not_see_mirroring(case):
     model, _ = case
     model.flip_fusion = True
     embedder = model.embedder()
-    images = images(3, 32)
+    batch = images(3, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(embedder(images), embedder(images.flip(3)))
+        torch.testing.assert_close(embedder(batch), embedder(batch.flip(3)))
         model.flip_fusion = False
-        assert (model.embedder()(images) - model.embedder()(images.flip(3))).abs().max() > 1e-3
+        assert (model.embedder()(batch) - model.embedder()(batch.flip(3))).abs().max() > 1e-3
 
 
 def test_a_graph_that_differs_is_not_kept(export, case, tmp_path):

@@ -227,11 +227,11 @@ def test_people_without_a_face_are_named_and_pictures_counted(tool, model, tmp_p
         picture(people / name / '1.png', seed)
     cv2.imwrite(str(people / 'ada' / '2.png'), np.zeros((112, 112, 3), np.uint8))
     build = ['build', str(people), *chosen(model), '--out', str(out), '--detector', 'unused']
-    with pytest.raises(VisionError, match='VIS-DATA-1106: no face in ada/2.png'):
+    with pytest.raises(VisionError, match='VIS-DATA-1106: no face in .*ada/2.png'):
         tool('gallery').main([*build, '--strict'])
     assert tool('gallery').main(build) == 0
     printed = capsys.readouterr()
-    assert '2 faces of 2 people' in printed.out and 'no face in ada/2.png' in printed.err
+    assert '2 faces of 2 people' in printed.out and 'people/ada/2.png: left out' in printed.err
     assert 'left out: 1 of 3 pictures' in printed.out and 'WARNING' not in printed.out
     out.unlink()
     (people / 'ada' / '3.png').write_bytes(b'torn')
@@ -336,8 +336,8 @@ def demo(tool, model, tmp_path, monkeypatch):
 
     def run(source, *options, out='out'):
         return tool('recognize').main([
-            str(source), *chosen(model), '--gallery', gallery, '--detector', 'unused', '--threshold',
-            '0.999', '--out-dir', str(tmp_path / out), *options])
+            str(source), *chosen(model), '--gallery', gallery, '--detector', 'unused',
+            '--threshold', '0.999', '--out-dir', str(tmp_path / out), *options])
     return run, tmp_path / 'frames'
 
 

@@ -1,4 +1,4 @@
-"""Each protocol of vision faces verify on embeddings and lists made by hand, and what it refuses."""
+"""Each protocol of "vision faces verify" on embeddings made by hand, and what it refuses."""
 
 import json
 import pickle

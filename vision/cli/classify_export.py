@@ -5,10 +5,10 @@
       work_dirs/lean-resnet_glyphs/iter_7000.pth hanzi.onnx --half-rows --unknown split=unseen \\
       --test 20000 --json hanzi.json
 
-vision.load('mine.onnx') and "vision classify --model mine.onnx" take the file, without torch. Names
-come from the checkpoint (those of the training data), or from --classes. The graph takes images
-(B, C, h, w) as the config's test pipeline leaves them and gives logits; onnxruntime runs it, and it
-stays only if it gives what PyTorch gives. A FaceRecognizer becomes a classifier of the identities
+vision.load('mine.onnx') and "vision classify --model mine.onnx" take the file, without torch.
+Names come from the checkpoint (those of the training data), or from --classes. The graph takes
+images (B, C, h, w) as the config's test pipeline leaves them and gives logits; it stays only if
+onnxruntime gives what PyTorch gives. A FaceRecognizer becomes a classifier of the identities
 that its head was trained on.
 
 --unknown: the test data set with these options has pictures of no class. The file then gives

@@ -11,8 +11,8 @@ Examples:
 
 SHA-256 and size are computed, never typed. A row of the same name is replaced. The package ships
 no pickles: of a checkpoint the tensors are taken, and the names of the classes that it was trained
-on go into the metadata of the .safetensors file (--classes: for files without names). An .onnx file
-stays as it is. --licence is an SPDX name.
+on go into the metadata of the .safetensors file (--classes: for files without names). An .onnx
+file stays as it is. --licence is an SPDX name.
 """
 
 from __future__ import annotations

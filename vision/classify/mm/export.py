@@ -156,9 +156,10 @@ def _rows(network: OnnxClassifier, data: _Pictures, indices: np.ndarray):
         yield from network([data.raw(i)[0] for i in part])
 
 
-def _accuracy(network: OnnxClassifier, data: _Pictures, indices: np.ndarray) -> dict[str, float]:
-    """Percent of the pictures whose class is the first, or among the first five; what is called
-    unknown is wrong."""
+def _accuracy(network: OnnxClassifier, data: _Pictures, indices: np.ndarray
+              ) -> dict[str, float]:
+    """Percent of the pictures whose class is the first, or among the first five; unknown is
+    wrong."""
     labels, ranks = data.labels(indices), []
     for row, label in zip(_rows(network, data, indices), labels, strict=True):
         ranks.append(int((row >= row[label]).sum()))
