@@ -55,9 +55,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def enrol(args: argparse.Namespace) -> int:
+    fault = ()
     if args.action == 'build' and args.out.exists():
-        raise VisionError('VIS-CONFIG-1104', f'{args.out} exists already', why='a gallery is '
-                          'never overwritten', do='use "add", or remove the file')
+        fault = (f'{args.out} exists already', 'a gallery is never overwritten',
+                 'use "add", or remove the file')
+    elif args.aligned and args.detector:
+        fault = ('--aligned and --detector together', 'nothing is looked for in aligned faces',
+                 'leave one of them out')
+    elif not 0 < args.min_score <= 1:
+        fault = (f'--min-score {args.min_score}', 'a score lies in (0, 1]',
+                 'leave it out: 0.7')
+    if fault:
+        raise VisionError('VIS-CONFIG-1104', fault[0], why=fault[1], do=fault[2])
     refuse_unwritable(args.out)
     from rich.console import Console
     from rich.progress import track

@@ -56,11 +56,12 @@ def main(argv: list[str] | None = None) -> int:
 def check_numbers(args: argparse.Namespace) -> None:
     for name, value, is_good in (
             ('--threshold', args.threshold, -1 <= args.threshold <= 1),
+            ('--min-score', args.min_score, 0 < args.min_score <= 1),
             ('--fps', args.fps, args.fps is None or args.fps > 0),
             ('--max-frames', args.max_frames, args.max_frames is None or args.max_frames > 0)):
         if not is_good:
-            raise _impossible(f'{name} {value}', 'a cosine lies in [-1, 1], counts and rates are '
-                              'positive', 'see --help')
+            raise _impossible(f'{name} {value}', 'a cosine lies in [-1, 1], a score in (0, 1], counts '
+                              'and rates are positive', 'see --help')
 
 
 def build(args: argparse.Namespace):
