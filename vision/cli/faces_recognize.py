@@ -60,8 +60,8 @@ def check_numbers(args: argparse.Namespace) -> None:
             ('--fps', args.fps, args.fps is None or args.fps > 0),
             ('--max-frames', args.max_frames, args.max_frames is None or args.max_frames > 0)):
         if not is_good:
-            raise _impossible(f'{name} {value}', 'a cosine lies in [-1, 1], a score in (0, 1], counts '
-                              'and rates are positive', 'see --help')
+            raise _impossible(f'{name} {value}', 'a cosine lies in [-1, 1], a score in (0, 1], '
+                              'counts and rates are positive', 'see --help')
 
 
 def build(args: argparse.Namespace):

@@ -33,10 +33,10 @@ from vision.zoo import ModelEntry, resolve
 
 DETECTOR = 'yunet_widerface'
 # Of MobileFaceNet's cosines (docs/results/mobilefacenet_threshold.json). Chosen on one half of
-# LFW's pairs for the highest accuracy it is 0.30, on the other 0.27, and measured on the other half
-# each 98.6 and 99.3 % are right; but there half a per cent of the strangers pass, and on other
-# pictures (ORL) nearly two. So it is set higher, at 0.35. A gallery is asked about many people at
-# once, and none of them must pass by chance: 0.4. Other embedders have others: give threshold=.
+# LFW's pairs for the highest accuracy it is 0.30, on the other 0.27, and measured on the other
+# half each 98.6 and 99.3 % are right; but there half a per cent of the strangers pass, and on
+# other pictures (ORL) nearly two. So it is set higher, at 0.35. A gallery is asked about many
+# people at once, and none of them must pass by chance: 0.4. Other embedders: give threshold=.
 THRESHOLD, GALLERY_THRESHOLD = 0.35, 0.4
 Image = str | os.PathLike | np.ndarray
 

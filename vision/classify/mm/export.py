@@ -171,8 +171,8 @@ def _options(text: str) -> dict[str, Any]:
     for part in text.split(','):
         name, equals, value = part.partition('=')
         if not (name and equals and value):
-            raise VisionError('VIS-CONFIG-1748', f'--unknown {text!r}', why='it changes options of '
-                              'the test data set', do='e.g. --unknown split=unseen')
+            raise VisionError('VIS-CONFIG-1748', f'--unknown {text!r}', why='it changes options '
+                              'of the test data set', do='e.g. --unknown split=unseen')
         try:
             options[name.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
