@@ -182,6 +182,12 @@ class ImageClassifier(BaseModel):
             pieces.append(('neck', _on_levels))
         return [*pieces, ('head', _on_levels)]
 
+    def as_classifier(self, _content: Mapping[str, Any] | None = None, _where: str = ''
+                      ) -> nn.Module:
+        """Images (B, C, H, W) BGR, 0 to 255, to logits (B, classes), preparation inside; shares
+        the weights. As ``FaceRecognizer.as_classifier``, which needs the checkpoint."""
+        return _Prepared(self)
+
     def finish(self, logits: Tensor, data_samples: list[BaseDataElement] | None = None,
                mode: str = 'tensor') -> Tensor | dict | list[BaseDataElement]:
         """What ``forward`` does with the head's logits (B, num_classes), by ``mode``."""
@@ -214,6 +220,19 @@ class ImageClassifier(BaseModel):
                               'crops', where='ImageClassifier.test_cfg',
                               do='lower it, or add MultiCrop to the test pipeline')
         return scores.topk(self.crop_topk, dim=0).values.mean(0)
+
+
+class _Prepared(nn.Module):
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer('scale', torch.tensor(1.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        prepare = self.model.data_preprocessor
+        images = images[:, [2, 1, 0]] if prepare.to_rgb else images
+        images = (images - prepare.mean) / prepare.std
+        return self.model(images, mode='tensor') * self.scale
 
 
 def _on_levels(module: nn.Module, *feats: Tensor) -> Any:

@@ -1,4 +1,7 @@
-"""Variables of config files that nothing reads, found in the text of the files.
+"""Config files by name, and what their text says before anything is run.
+
+``find_config`` finds those of this package from any folder, ``model_type`` tells what a config
+describes without MMEngine. ``unread_variables`` are those that nothing reads:
 
 A config file is Python: besides the keys that a run reads it may hold helper variables. One that
 is used in its own file (``train_pipeline``), or by a file that inherits (``_base_.num_classes``),
@@ -15,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# A link to the configs of the repository; the wheel holds copies.
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 _OF_BASE = re.compile(r'_base_\.(\w+)')
 
 
@@ -25,6 +30,65 @@ class Unread:
     key: str
     where: str
     base: str
+
+
+def find_config(text: str) -> Path | None:
+    """A config file by its path, by its path from the root of the repository, or by its name
+    without folder and suffix; None: there is none."""
+    if Path(text).is_file():
+        return Path(text)
+    parts = Path(text).parts
+    if parts[:1] == ('configs',) and CONFIGS.joinpath(*parts[1:]).is_file():
+        return CONFIGS.joinpath(*parts[1:])
+    return config_names().get(text)
+
+
+def config_names() -> dict[str, Path]:
+    """Name without folder and suffix -> file, of the configs of this package that are whole."""
+    return {path.stem: path for path in sorted(CONFIGS.rglob('*.py'))
+            if not {'_base_', 'demo'} & set(path.parts)}
+
+
+def model_of_config(path: Path) -> dict:
+    """What the text of a config says of its ``model``, its bases below it; {}: nothing.
+
+    Nothing is run, so MMEngine need not be there. A value that is no plain value, such as a name
+    or a calculation, is ``...``.
+    """
+    merged: dict = {}
+    for _, tree in reversed(list(_chain(path, set(), with_installed=True))):
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and 'model' in map(ast.unparse, node.targets):
+                told = _plain(node.value)
+                merged = _merged(merged, told) if isinstance(told, dict) else merged
+    return merged
+
+
+def model_type(path: Path) -> str:
+    """``type`` of the model of a config; '': it has none, or one that the text does not tell."""
+    found = model_of_config(path).get('type')
+    return found if isinstance(found, str) else ''
+
+
+def _merged(base: dict, change: dict) -> dict:
+    """As MMEngine merges the dicts of a config and its bases."""
+    if change.get('_delete_') is True:
+        return {key: value for key, value in change.items() if key != '_delete_'}
+    return base | {key: _merged(base.get(key) if isinstance(base.get(key), dict) else {}, value)
+                   if isinstance(value, dict) else value for key, value in change.items()}
+
+
+def _plain(node: ast.expr):
+    """The value of an expression of constants, lists, and dicts in either form; else ``...``."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
+        return {keyword.arg or '**': _plain(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {key.value if isinstance(key, ast.Constant) else '**': _plain(value)
+                for key, value in zip(node.keys, node.values, strict=True)}
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return ...
 
 
 def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:
@@ -50,11 +114,12 @@ def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:
     return unread
 
 
-def _chain(path: Path, seen: set[Path]) -> Iterator[tuple[Path, ast.Module]]:
+def _chain(path: Path, seen: set[Path], *, with_installed: bool = False
+           ) -> Iterator[tuple[Path, ast.Module]]:
     """The file and its bases, with their trees; a base that is named twice comes once."""
     if path.suffix != '.py' or path.resolve() in seen or not path.is_file():
         return
-    if 'site-packages' in path.resolve().parts:
+    if 'site-packages' in path.resolve().parts and not with_installed:
         return
     seen.add(path.resolve())
     try:
@@ -64,7 +129,7 @@ def _chain(path: Path, seen: set[Path]) -> Iterator[tuple[Path, ast.Module]]:
     yield path, tree
     for base in _bases(tree):
         if '::' not in base:
-            yield from _chain(path.parent / base, seen)
+            yield from _chain(path.parent / base, seen, with_installed=with_installed)
 
 
 def _bases(tree: ast.Module) -> list[str]:
