@@ -148,6 +148,7 @@ def test_first_boxes_by_one_command(home):
 
 
 def test_what_needs_an_extra_says_which(home):
+    write_clip(home[1] / 'clip.mp4')
     for command in (['video', 'clip.mp4', '--config', 'lattice_yolox-nano_t8-s2_coco'],
                     ['train', 'polynet-small_in1k']):
         assert 'frugal-vision[train]' in run(home, 'vision', *command, code=3)
