@@ -131,6 +131,13 @@ def test_the_task_of_a_config_without_running_it(tmp_path, text, task):
     assert _task_of(tmp_path / 'config.py') == task
 
 
+def test_the_task_of_a_config_that_is_data(tmp_path):
+    from vision.loading import _task_of
+    (tmp_path / 'base.yaml').write_text('model: {type: LatticeDetector}\n')
+    (tmp_path / 'config.json').write_text('{"_base_": "base.yaml", "model": {"method": "flow"}}')
+    assert _task_of(tmp_path / 'config.json') == 'video'
+
+
 GOOD = dict(name='a', task='video', summary='x', weights='yolox-nano_coco')
 
 
