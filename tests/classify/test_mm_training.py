@@ -34,7 +34,7 @@ train_cfg = dict(max_epochs=4, val_interval=4)
     run('train.py', config, '--work-dir', work_dir, '--cfg-options', *options)
     checkpoint = next(work_dir.glob('best_*.pth'))
     run('test.py', config, checkpoint, '--work-dir', work_dir, '--out',
-        tmp_path / 'metrics.json', '--cfg-options', *options)
+        tmp_path / 'metrics.json', '--out-item', 'metrics', '--cfg-options', *options)
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     found = metrics.get('metrics', metrics)
     # Chance is 33; one image of nine may be missed, depending on how a processor rounds.

@@ -115,7 +115,8 @@ def main():
 @pytest.mark.parametrize('batch_size', [1, 3, 32])
 def test_every_frame_is_judged_exactly_once(job, main, tmp_path, batch_size):
     out = tmp_path / 'metrics.json'
-    assert main([*job(batch_size), '--work-dir', str(tmp_path / 'w'), '--out', str(out)]) == 0
+    assert main([*job(batch_size), '--work-dir', str(tmp_path / 'w'), '--out', str(out),
+                 '--out-item', 'metrics']) == 0
     metrics = json.loads(out.read_text())
     assert metrics['seen/frames'] == metrics['seen/different'] == sum(LENGTHS)
     assert metrics['seen/with_box'] == sum(LENGTHS)
@@ -144,10 +145,57 @@ def test_validation_judges_them_as_well(job, tmp_path):
     assert metrics['seen/frames'] == metrics['seen/different'] == sum(LENGTHS)
 
 
-def test_drawn_frames(job, main, tmp_path):
+def test_drawn_frames_of_equal_names_stay_apart(job, main, tmp_path):
     assert main([*job(), '--work-dir', str(tmp_path / 'w'), '--show-dir',
                  str(tmp_path / 'drawn')]) == 0
-    assert len(list((tmp_path / 'drawn').rglob('*.png'))) > 0
+    drawn = sorted(path.relative_to(tmp_path / 'drawn') for path in
+                   (tmp_path / 'drawn').rglob('*.png'))
+    assert [str(path) for path in drawn] == [f'{video}/{t:03}.png' for video, length in
+                                             enumerate(LENGTHS, 1) for t in range(length)]
+    picture = cv2.imread(str(tmp_path / 'drawn' / '3' / '010.png'))
+    plain = cv2.imread(str(tmp_path / 'val' / '3' / '010.png'))
+    assert picture.shape[1] == 2 * WIDTH + 4  # what was found, and what is true
+    for part in (picture[-HEIGHT:, :WIDTH], picture[-HEIGHT:, -WIDTH:]):
+        changed = np.abs(part.astype(int) - plain).max(2) > 40
+        assert changed[10:10 + SIDE, 4 + 3 * 10].mean() > 0.5  # the left edge of the box
+
+
+def test_relative_pictures_lie_in_the_work_dir(job, main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*job(), '--work-dir', str(tmp_path / 'w'), '--show-dir', 'drawn']) == 0
+    assert len(list((tmp_path / 'w').glob('*/drawn/3/*.png'))) == 11
+    assert not (tmp_path / 'drawn').exists()
+
+
+@pytest.mark.parametrize('name', ['results.json', 'results.npz'])
+def test_predictions_are_judged_again_without_the_network(job, main, tmp_path, name, monkeypatch):
+    from vision.cli.eval import main as evaluate
+    from vision.lattice.mm.detector import LatticeDetector
+    config, weights = job(3)
+    jobs = [config, weights, '--work-dir', str(tmp_path / 'w'), '--out']
+    assert main([*jobs, str(tmp_path / 'metrics.json'), '--out-item', 'metrics']) == 0
+    assert main([*jobs, str(tmp_path / name)]) == 0
+    monkeypatch.setattr(LatticeDetector, 'predict', None)
+    assert evaluate([config, str(tmp_path / name), '--out', str(tmp_path / 'again.json')]) == 0
+    metrics, again = (json.loads((tmp_path / f'{what}.json').read_text())
+                      for what in ('metrics', 'again'))
+    assert again == metrics and metrics['vid/map5095'] > 0.5
+    with pytest.raises(VisionError, match='VIS-DATA-1782.*18 samples'):
+        shorter = json.loads((tmp_path / 'val.json').read_text())
+        shorter['images'] = shorter['images'][:7]
+        shorter['annotations'] = shorter['annotations'][:7]
+        (tmp_path / 'val.json').write_text(json.dumps(shorter))
+        evaluate([config, str(tmp_path / name)])
+
+
+def test_a_lattice_is_not_augmented(job, main, tmp_path):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1786: --tta is not for LatticeDetector'):
+        main([*job(), '--tta'])
+
+
+def test_pickles_are_refused_before_the_test(job, main, tmp_path):
+    with pytest.raises(VisionError, match='VIS-INPUT-1780'):
+        main([*job(), '--out', str(tmp_path / 'results.pkl')])
 
 
 def test_where_metrics_cannot_go_is_said_before_the_test(main, tmp_path):

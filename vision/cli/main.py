@@ -15,6 +15,8 @@ COMMANDS = {
     'video': ('vision.cli.video', 'detect and track on a video, a camera or a stream'),
     'train': ('vision.cli.train', 'train the model of a config'),
     'test': ('vision.cli.test', 'evaluate a checkpoint'),
+    'eval': ('vision.cli.eval', 'judge predictions that test --out wrote'),
+    'analyze': ('vision.cli.analyze', 'confusion matrix and worst pictures of such predictions'),
     'config': ('vision.cli.config', 'print a config with everything that it inherits'),
 }
 

@@ -97,6 +97,16 @@ def _identity(sample: dict) -> tuple:
     return (id(sample),)
 
 
+def with_dump(config: Config, path: Path, **about: Any) -> None:
+    """Let the test of a config write its predictions to ``path``."""
+    evaluators = evaluation_part(config)[1]
+    evaluators = [evaluators] if isinstance(evaluators, dict) else list(evaluators)
+    about = dict(config=str(config.filename), **about)
+    # First, so that they are there even where a metric fails.
+    config.test_evaluator = [dict(type='vision.DumpPredictions', out_file_path=str(path),
+                                  about=about), *evaluators]
+
+
 def evaluation_part(config: Config, phase: str = 'test') -> tuple[dict, dict | list]:
     """(data loader, evaluator) of a config's phase.
 

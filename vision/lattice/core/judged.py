@@ -58,7 +58,8 @@ def judge_frame(truth: TruthFrame, found: FrameBoxes, *, score_thr: float = SCOR
     Crowds are neither missed nor found. A found box is inside a crowd when ``iou_thr`` of its
     area is.
     """
-    single = np.flatnonzero(~truth.is_crowd)
+    is_crowd = crowd_rows(truth)
+    single = np.flatnonzero(~is_crowd)
     rows = np.flatnonzero(found.scores >= score_thr)
     rows = rows[np.argsort(-found.scores[rows], kind='stable')]
     overlap = iou_matrix(found.boxes_xyxy[rows], truth.boxes_xyxy[single])
@@ -71,7 +72,7 @@ def judge_frame(truth: TruthFrame, found: FrameBoxes, *, score_thr: float = SCOR
             pairs.append((single[best], row))
     pairs = np.array(pairs, np.int64).reshape(-1, 2)
     extra = np.setdiff1d(rows, pairs[:, 1])
-    extra = extra[~_is_in_crowd(found.boxes_xyxy[extra], truth, iou_thr)]
+    extra = extra[~_is_inside(found.boxes_xyxy[extra], truth.boxes_xyxy[is_crowd], iou_thr)]
     return JudgedFrame(pairs, single[free], extra, truth.labels[pairs[:, 0]],
                        found.labels[pairs[:, 1]])
 
@@ -88,12 +89,15 @@ def confusion_matrix(truths: Sequence[TruthFrame], found: Sequence[FrameBoxes],
     return matrix
 
 
-def _is_in_crowd(boxes: np.ndarray, truth: TruthFrame, share: float) -> np.ndarray:
+def crowd_rows(truth: TruthFrame) -> np.ndarray:
     """(N,) bool."""
-    crowds = truth.boxes_xyxy[truth.is_crowd].astype(np.float64)
+    return np.zeros(len(truth.labels), bool) if truth.is_crowd is None else truth.is_crowd
+
+
+def _is_inside(boxes: np.ndarray, crowds: np.ndarray, share: float) -> np.ndarray:
+    """(N,) bool: is ``share`` of the box's area in one of the regions?"""
     if not len(crowds) or not len(boxes):
         return np.zeros(len(boxes), bool)
     sides = np.clip(np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
                     - np.maximum(boxes[:, None, :2], crowds[None, :, :2]), 0, None)
-    inside = sides.prod(-1).max(1)
-    return inside >= share * np.maximum(box_areas(boxes), 1e-9)
+    return sides.prod(-1).max(1) >= share * np.maximum(box_areas(boxes), 1e-9)
