@@ -179,7 +179,9 @@ def test_predictions_are_judged_again_without_the_network(job, main, tmp_path, n
     assert evaluate([config, str(tmp_path / name), '--out', str(tmp_path / 'again.json')]) == 0
     metrics, again = (json.loads((tmp_path / f'{what}.json').read_text())
                       for what in ('metrics', 'again'))
-    assert again == metrics and metrics['vid/map5095'] > 0.5
+    # Bit for bit; the average precision of speeds without a box is nan.
+    assert again.keys() == metrics.keys() and metrics['vid/map5095'] > 0.5
+    np.testing.assert_array_equal(list(again.values()), list(metrics.values()))
     with pytest.raises(VisionError, match='VIS-DATA-1782.*18 samples'):
         shorter = json.loads((tmp_path / 'val.json').read_text())
         shorter['images'] = shorter['images'][:7]

@@ -17,6 +17,12 @@ COMMANDS = {
     'test': ('vision.cli.test', 'evaluate a checkpoint'),
     'eval': ('vision.cli.eval', 'judge predictions that test --out wrote'),
     'analyze': ('vision.cli.analyze', 'confusion matrix and worst pictures of such predictions'),
+    'detect': ('vision.cli.detect', 'boxes on pictures, by any detector'),
+    'logs': ('vision.cli.logs', 'curves, summaries and times of trainings'),
+    'browse': ('vision.cli.browse', 'see the samples of a data set, augmented and not'),
+    'benchmark': ('vision.cli.benchmark', 'how fast a config runs: network, data loading'),
+    'flops': ('vision.cli.flops', 'parameters and multiply-adds of a config, part by part'),
+    'publish': ('vision.cli.publish', 'a checkpoint without what only training needs'),
     'config': ('vision.cli.config', 'print a config with everything that it inherits'),
 }
 

@@ -49,7 +49,7 @@ class DumpPredictions(BaseMetric):
 
     def evaluate(self, size: int) -> dict[str, float]:
         """MMEngine's gathering would cut to ``size``, which may be a number of videos."""
-        ranks = all_gather_object(self.results)
+        ranks = all_gather_object(list(self.results))  # a copy, where there is one rank
         self.results.clear()
         if is_main_process():
             # Samplers deal samples out in turn.
