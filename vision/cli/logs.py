@@ -73,7 +73,8 @@ def draw(parser: argparse.ArgumentParser, args: argparse.Namespace, logs: list[R
     for log in logs:
         require_keys(log, keys)
     if args.legend and len(args.legend) not in (len(logs), len(logs) * len(keys)):
-        parser.error(f'--legend names {len(args.legend)} of {len(logs)} logs with {len(keys)} keys')
+        parser.error(f'--legend has {len(args.legend)} names: give {len(logs)}, one a log, or '
+                     f'{len(logs) * len(keys)}, one a line')
     for number, log in enumerate(logs):
         name = f'{log.name} ' if len(logs) > 1 else ''
         for place, key in enumerate(keys):

@@ -9,6 +9,7 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
+from vision.common.core.packages import require_package
 
 MAX_WRITTEN = 30  # classes; cells of more are too small for figures
 
@@ -19,14 +20,10 @@ def new_figure(width: float, height: float):
     Raises:
         VisionError: VIS-ENV-1796, matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise VisionError('VIS-ENV-1796', 'matplotlib is not installed', why='it draws figures',
-                          do="pip install 'frugal-vision[train]'") from error
+    agg = require_package('matplotlib.backends.backend_agg', use='figures', extra='train')
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout='constrained')
-    FigureCanvasAgg(figure)
+    agg.FigureCanvasAgg(figure)
     return figure
 
 
