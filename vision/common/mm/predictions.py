@@ -99,33 +99,34 @@ def _identity(sample: dict) -> tuple:
 
 def with_dump(config: Config, path: Path, **about: Any) -> None:
     """Let the test of a config write its predictions to ``path``."""
-    evaluators = evaluation_part(config)[1]
-    evaluators = [evaluators] if isinstance(evaluators, dict) else list(evaluators)
+    evaluators = evaluators_of(config)
     about = dict(config=str(config.filename), **about)
     # First, so that they are there even where a metric fails.
     config.test_evaluator = [dict(type='vision.DumpPredictions', out_file_path=str(path),
                                   about=about), *evaluators]
 
 
-def evaluation_part(config: Config, phase: str = 'test') -> tuple[dict, dict | list]:
-    """(data loader, evaluator) of a config's phase.
-
-    Raises:
-        VisionError: VIS-CONFIG-1790, it has none.
-    """
-    missing = [key for key in (f'{phase}_dataloader', f'{phase}_evaluator')
-               if not config.get(key)]
-    if missing:
+def require_parts(config: Config, *keys: str) -> None:
+    """Refuse (VIS-CONFIG-1790) a config that lacks one of these keys, or has None there."""
+    if missing := [key for key in keys if not config.get(key)]:
         raise VisionError('VIS-CONFIG-1790', f'the config has no {" and no ".join(missing)}',
-                          where=str(config.filename), why='they say what the predictions are '
-                          'judged against', do='give the config that vision test was given')
-    return config[f'{phase}_dataloader'], config[f'{phase}_evaluator']
+                          where=str(config.filename), why='this command reads them',
+                          do='write a config with this one as _base_ that has them; '
+                          'configs/_base_/datasets shows their form')
+
+
+def evaluators_of(config: Config) -> list[dict]:
+    """What the test is judged by."""
+    require_parts(config, 'test_dataloader', 'test_evaluator')
+    found = config.test_evaluator
+    return [found] if isinstance(found, dict) else list(found)
 
 
 def evaluation_dataset(config: Config):
     """The data set of ``test_dataloader``, built and loaded."""
     init_default_scope(config.get('default_scope') or 'vision')
-    dataset = DATASETS.build(evaluation_part(config)[0]['dataset'])
+    require_parts(config, 'test_dataloader')
+    dataset = DATASETS.build(config.test_dataloader['dataset'])
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
     return dataset
@@ -139,10 +140,10 @@ def evaluate_predictions(config: Config, path: Path | str) -> dict[str, float]:
         VisionError: VIS-DATA-1782, they are those of other data; and what reading them raises.
     """
     samples, about = read_predictions(path)
-    evaluators = evaluation_part(config)[1]
+    evaluators = evaluators_of(config)
     dataset = evaluation_dataset(config)
     require_same_data(samples, about, dataset, str(path))
-    evaluator = Evaluator([evaluators] if isinstance(evaluators, dict) else list(evaluators))
+    evaluator = Evaluator(evaluators)
     evaluator.dataset_meta = dataset.metainfo
     return evaluator.offline_evaluate([as_tensors(sample) for sample in samples])
 

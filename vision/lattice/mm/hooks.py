@@ -9,10 +9,11 @@ import numpy as np
 from vision.common.mm.pictures import DrawHook
 from vision.common.mm.predictions import plain_sample
 from vision.common.nn.images import read_image
+from vision.common.runtime.drawing import GREY, class_colour, draw_boxes, side_by_side
 from vision.lattice.core.judged import crowd_rows
 from vision.lattice.mm.analysis import boxes_of
 from vision.lattice.mm.truth import key_of, pictures_of
-from vision.lattice.runtime.drawing import GREY, class_colour, draw_boxes, draw_found, side_by_side
+from vision.lattice.runtime.drawing import draw_found
 from vision.registry import HOOKS
 
 

@@ -18,11 +18,18 @@ from vision.common.core.confusion import NOTHING, class_rows
 from vision.common.core.files import atomic_write
 from vision.common.nn.images import read_image
 from vision.common.nn.plots import plot_matrix
+from vision.common.runtime.drawing import (
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    Colour,
+    draw_boxes,
+    side_by_side,
+)
 from vision.lattice.core.judged import crowd_rows
 from vision.lattice.mm.analysis import Analysis
-from vision.lattice.runtime.drawing import Colour, draw_boxes, side_by_side
 
-GREEN, RED, ORANGE, GREY = (80, 200, 80), (60, 60, 255), (0, 165, 255), (150, 150, 150)  # BGR
 JPEG_QUALITY = 85
 STYLE = """body{font:15px sans-serif;margin:2em auto;max-width:75em;color:#222}
 table{border-collapse:collapse}td,th{padding:.25em .8em;text-align:right}
