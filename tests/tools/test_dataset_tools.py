@@ -120,14 +120,15 @@ def test_browse_takes_a_config_and_refuses_what_is_not_there(sprites, tmp_path):
     config.write_text(f'val_dataloader = dict(dataset=dict(data_root={str(sprites)!r}, '
                       "ann_file='annotations/val.json', data_prefix=dict(img='val'), "
                       "metainfo=dict(classes=('ring', 'star'))))")
-    assert run(BROWSE, config, '--sheet', tmp_path / 'a.jpg') == 0
+    assert run(BROWSE, config, '--mode', 'annotations', '--sheet', tmp_path / 'a.jpg') == 0
     assert (tmp_path / 'a.jpg').exists()
     with pytest.raises(VisionError, match='no test_dataloader'):
-        run(BROWSE, config, '--split', 'test', '--sheet', tmp_path / 'a.jpg')
+        run(BROWSE, config, '-m', 'annotations', '--split', 'test', '--sheet',
+            tmp_path / 'a.jpg')
     with pytest.raises(VisionError, match="no video 'x'"):
         run(BROWSE, config, '--mp4', tmp_path / 'a.mp4', '--video', 'x')
     with pytest.raises(SystemExit):
-        run(BROWSE, config)
+        run(BROWSE, config, '--mode', 'annotations')
 
 
 def test_davis_boxes_from_masks(tmp_path):

@@ -6,7 +6,7 @@ Examples:
   python tools/model_converters/polynet_insertion.py SOURCE.py epoch_30.pth TARGET.py \\
       start.pth --identity-start --map start.json
 
-SOURCE and TARGET are two presets (tools/analysis/get_flops.py lists them for a wrong name), or two
+SOURCE and TARGET are two presets (vision flops lists them for a wrong name), or two
 config files with a PolyNet as backbone. Configs know more than the architecture: name them when
 path_scales, residual_scale, path drop, share or in_channels are not the defaults in one of them (a
 preset has path scales of 1).

@@ -67,7 +67,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show_samples(args: argparse.Namespace) -> int:
-    import cv2
     from mmengine.registry import init_default_scope
 
     from vision.common.mm.launch import explained, read_config_alone

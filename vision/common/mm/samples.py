@@ -60,7 +60,9 @@ class _Recorder:
     def _note(self, title: str, results: dict) -> None:
         image = picture_of(results, self.classes)
         if image is not None:
-            self.views.append(View(title, image))
+            label = results.get('gt_label') if title == 'original' else None
+            self.views.append(View(title if label is None else
+                                   f'{title}: {_name(self.classes, int(label))}', image))
 
 
 def record(dataset: Any) -> list[list[View]]:
@@ -139,7 +141,7 @@ def contact_sheet(samples: Sequence[Sequence[View]], mode: str) -> np.ndarray:
 
 
 def picture_of(results: Mapping[str, Any], classes: Sequence[str]) -> np.ndarray | None:
-    """The image of a sample, unpacked or packed, with its boxes or its class; None without one."""
+    """The image of a sample, unpacked or packed, with its boxes; None without one."""
     if isinstance(results.get('img'), np.ndarray):
         image, boxes, labels = results['img'], _first(results, 'gt_bboxes', 'bboxes'), _first(
             results, 'gt_bboxes_labels', 'labels', 'gt_label')
@@ -165,14 +167,17 @@ def picture_of(results: Mapping[str, Any], classes: Sequence[str]) -> np.ndarray
 
 def _annotated(image: np.ndarray, boxes: Any, labels: Any, classes: Sequence[str]) -> np.ndarray:
     labels = np.ravel(np.asarray(_array(labels) if labels is not None else [])).astype(int)
-    names = [str(classes[label]) if label < len(classes) else str(label)
-             for label in labels.tolist()]
+    names = [_name(classes, label) for label in labels.tolist()]
     if boxes is None:
         return image
     corners = _array(boxes).reshape(-1, 4)
     return draw_boxes(image, corners, names[:len(corners)] or [''] * len(corners),
                       [class_colour(label) for label in labels.tolist()[:len(corners)]]
                       or [class_colour(0)] * len(corners), width=1)
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return str(classes[label]) if label < len(classes) else str(label)
 
 
 def _array(value: Any) -> np.ndarray:
