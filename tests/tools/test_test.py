@@ -190,6 +190,60 @@ def test_predictions_are_judged_again_without_the_network(job, main, tmp_path, n
         evaluate([config, str(tmp_path / name)])
 
 
+def test_errors_are_counted_and_the_worst_shown_first(job, main, tmp_path):
+    """Predictions spoilt by hand: of video 2 one box is missed and one lies elsewhere, of video 3
+    one frame has a box too many."""
+    from vision.cli.analyze import main as analyze
+    config, weights = job()
+    results = tmp_path / 'results.json'
+    assert main([config, weights, '--work-dir', str(tmp_path / 'w'), '--out', str(results)]) == 0
+    content = json.loads(results.read_text())
+    frames = {(s['video_id'], s['frame_id']): s['pred_instances'] for s in content['samples']}
+    for name in ('bboxes', 'scores', 'labels', 'instances_id'):
+        shape = [0, 4] if name == 'bboxes' else [0]
+        frames[2, 1][name] = dict(shape=shape)
+        frames[3, 4][name] *= 2
+    frames[2, 3]['bboxes'] = [[60, 30, 74, 44]]
+    results.write_text(json.dumps(content))
+    out = tmp_path / 'pages'
+    assert analyze([config, str(results), str(out), '--topk', '3']) == 0
+    report = json.loads((out / 'analysis.json').read_text())
+    assert report['matrix'] == [[16, 2], [2, 0]]
+    totals = report['totals']
+    assert (totals['pictures'], totals['true'], totals['found']) == (18, 18, 18)
+    assert (totals['right'], totals['missed'], totals['extra'], totals['confused']) == (16, 2, 2,
+                                                                                        0)
+    assert [video['name'] for video in report['videos']] == ['2', '3', '1']
+    assert report['videos'][0]['f1'] == pytest.approx(2 * 4 / (6 + 5))
+    assert report['videos'][0]['worst'][:2] == ['2/003.png', '2/001.png']
+    assert report['videos'][1]['worst'][0] == '3/004.png' and len(
+        report['videos'][1]['worst']) == 3
+    page = (out / report['videos'][0]['page']).read_text()
+    assert page.index('pictures/2/003.jpg') < page.index('pictures/2/001.jpg')
+    index = (out / 'index.html').read_text()
+    for video in report['videos']:
+        assert video['page'] in index and (out / video['page']).is_file()
+    shown = cv2.imread(str(out / 'pictures' / '2' / '003.jpg')).astype(int)
+    red = (shown[..., 2] > 180) & (shown[..., 1] < 120)
+    left, right = red[-HEIGHT:, :WIDTH], red[-HEIGHT:, -WIDTH:]
+    assert left[30:45, 58:76].any() and not left[:, :20].any()  # found where nothing is
+    assert right[10:24, 11:30].any() and not right[:, 60:].any()  # missed
+
+
+def test_a_name_of_a_video_is_text_on_its_page(job, main, tmp_path):
+    from vision.cli.analyze import main as analyze
+    config, weights = job()
+    content = json.loads((tmp_path / 'val.json').read_text())
+    content['videos'][0]['name'] = '<b>"1"</b>/../x'
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    assert main([config, weights, '--work-dir', str(tmp_path / 'w'), '--out',
+                 str(tmp_path / 'r.npz')]) == 0
+    assert analyze([config, str(tmp_path / 'r.npz'), str(tmp_path / 'out')]) == 0
+    pages = list((tmp_path / 'out').glob('*.html'))
+    assert len(pages) == 4
+    assert not any('<b>' in page.read_text() for page in pages)
+
+
 def test_a_lattice_is_not_augmented(job, main, tmp_path):
     with pytest.raises(VisionError, match='VIS-CONFIG-1786: --tta is not for LatticeDetector'):
         main([*job(), '--tta'])
