@@ -135,19 +135,23 @@ def fused(config: Config, model: torch.nn.Module,
         VisionError: VIS-CONFIG-1787, they are others.
     """
     from mmcv.cnn.utils import fuse_conv_bn
-    result = fuse_conv_bn(copy.deepcopy(model))
     batch = next(_noise(config, 1, *shape) if shape else
                  _batches(dict(config.test_dataloader), 1))
-    with torch.no_grad():
-        maps = [one.extract_feat(one.data_preprocessor(batch, False)['inputs'])
-                for one in (model, result)]
-    worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
-                for a, b in zip(*(_flat(one) for one in maps), strict=True))
-    if not worst <= FUSED_TOLERANCE:
+    try:
+        result = fuse_conv_bn(copy.deepcopy(model))
+        with torch.no_grad():
+            maps = [_flat(one.extract_feat(one.data_preprocessor(batch, False)['inputs']))
+                    for one in (model, result)]
+        worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
+                    for a, b in zip(*maps, strict=True))
+        fault = '' if worst <= FUSED_TOLERANCE else \
+            f'its maps differ by {worst:.2g} of the largest value'
+    except RuntimeError as error:  # a norm of another width
+        fault = str(error).splitlines()[0]
+    if fault:
         raise VisionError('VIS-CONFIG-1787', 'fused batch norms make another network of this one',
-                          where='--fuse-conv-bn', why=f'its maps differ by {worst:.2g} of the '
-                          'largest value: a convolution is used twice, or not followed by its '
-                          'norm', do='measure it without --fuse-conv-bn')
+                          where='--fuse-conv-bn', why=f'{fault}: a convolution is used twice, or '
+                          'not followed by its norm', do='measure it without --fuse-conv-bn')
     return result
 
 
