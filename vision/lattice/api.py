@@ -60,7 +60,8 @@ class DetectionResult:
         Raises:
             VisionError: VIS-ENV-1796, supervision is not installed.
         """
-        sv = require_package('supervision', use='Detections', extra='train')
+        require_package('supervision', use='Detections', extra='train')
+        import supervision as sv
         return sv.Detections(xyxy=self.boxes_xyxy.copy(), confidence=self.scores.copy(),
                              class_id=self.labels.copy(),
                              data=dict(class_name=np.array(self.names, dtype=str)))

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from vision.common.core.errors import VisionError
+from vision.common.core.references import find_file
 from vision.common.mm.exact_data import build_dataloader
 from vision.common.mm.tasks import task_of
 from vision.common.nn.checkpoint import load_checkpoint, load_model
@@ -118,8 +119,7 @@ def build_model(config: Config, weights: str | None = None, *,
     init_default_scope(config.get('default_scope') or 'vision')
     model = MODELS.build(config.model)
     if weights:
-        from vision.zoo import resolve
-        path = resolve(weights)
+        path = find_file(weights)
         load_model(model, load_checkpoint(path), where=str(path))
     return model.to(device).eval()
 
