@@ -61,7 +61,8 @@ def loader_speed(config: Config, phase: str = 'train', *, batch_size: int | None
     Returns:
         what ``speed`` gives, with batch_size and num_workers.
     """
-    loader = dict(config[f'{phase}_dataloader'])
+    # A set smaller than a batch would give none.
+    loader = dict(config[f'{phase}_dataloader'], drop_last=False)
     if batch_size:
         loader['batch_size'] = batch_size
     built = build_dataloader(loader)
@@ -161,7 +162,8 @@ def _flat(maps: Any) -> list[torch.Tensor]:
 
 
 def _batches(loader: dict, batch_size: int) -> Iterator[dict]:
-    loader = dict(loader, batch_size=batch_size, num_workers=0, persistent_workers=False)
+    loader = dict(loader, batch_size=batch_size, num_workers=0, persistent_workers=False,
+                  drop_last=False)
     loader.pop('prefetch_factor', None)  # is of worker processes
     built = build_dataloader(loader)
     return itertools.chain.from_iterable(itertools.repeat(built))
