@@ -176,7 +176,8 @@ def tool(repository, tmp_path):
         path, out = tmp_path / 'config.py', tmp_path / 'out.json'
         path.write_text(CONFIG.format(base=str(repository / FLOW_CONFIG), model=model,
                                       root=f'{root}/', ann=ann, classes=classes))
-        assert main([str(path), '--work-dir', str(tmp_path / 'work'), '--out', str(out)]) == 0
+        assert main([str(path), '--work-dir', str(tmp_path / 'work'), '--out', str(out),
+                     '--out-item', 'metrics']) == 0
         return json.loads(out.read_text())
     return run
 

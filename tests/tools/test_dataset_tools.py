@@ -120,14 +120,31 @@ def test_browse_takes_a_config_and_refuses_what_is_not_there(sprites, tmp_path):
     config.write_text(f'val_dataloader = dict(dataset=dict(data_root={str(sprites)!r}, '
                       "ann_file='annotations/val.json', data_prefix=dict(img='val'), "
                       "metainfo=dict(classes=('ring', 'star'))))")
-    assert run(BROWSE, config, '--sheet', tmp_path / 'a.jpg') == 0
+    assert run(BROWSE, config, '--mode', 'annotations', '--sheet', tmp_path / 'a.jpg') == 0
     assert (tmp_path / 'a.jpg').exists()
     with pytest.raises(VisionError, match='no test_dataloader'):
-        run(BROWSE, config, '--split', 'test', '--sheet', tmp_path / 'a.jpg')
+        run(BROWSE, config, '-m', 'annotations', '--split', 'test', '--sheet',
+            tmp_path / 'a.jpg')
     with pytest.raises(VisionError, match="no video 'x'"):
         run(BROWSE, config, '--mp4', tmp_path / 'a.mp4', '--video', 'x')
     with pytest.raises(SystemExit):
-        run(BROWSE, config)
+        run(BROWSE, config, '--mode', 'annotations')
+
+
+def test_browse_shows_training_samples_of_videos_and_of_their_frames(sprites, tmp_path, capsys,
+                                                                    monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = 'lattice/lattice_frcnn-tiny_t8-s2', 'detectors/faster-rcnn_r18-tiny'
+    for name, last in zip(names, ('middle', 'PackDetInputs'), strict=True):
+        out = tmp_path / f'{last}.png'
+        assert run(BROWSE, ROOT / f'configs/{name}_moving-sprites.py', '-n', 2, '-m', 'pipeline',
+                   '--sheet', out, '--output-dir', tmp_path / last, '--cfg-options',
+                   f'train_dataloader.dataset.data_root={sprites}/') == 0
+        assert f'-> {last}' in capsys.readouterr().out
+        assert cv2.imread(str(out)).std() > 10
+        assert len(list((tmp_path / last).glob('*.jpg'))) == 2
+    with pytest.raises(VisionError, match='no val_dataloader'):
+        run(BROWSE, ROOT / 'configs/faces/mobilefacenet_ivf_folder.py', '--phase', 'val')
 
 
 def test_davis_boxes_from_masks(tmp_path):

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,30 +7,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision.classify.mm.classifier import ImageClassifier
+from vision.cli.flops import build_network, build_parser, main
 from vision.common.core.errors import VisionError
-from vision.common.nn.macs import counted_macs
+from vision.common.nn.macs import count, counted_macs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('get_flops',
-                                                  ROOT / 'tools' / 'analysis' / 'get_flops.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-get_flops = load_tool()
-
-
 def build(*arguments: str) -> nn.Module:
-    return get_flops.build_network(get_flops.build_parser().parse_args(arguments))
+    return build_network(build_parser().parse_args(arguments))
 
 
 def test_published_sizes_of_very_deep_part_by_part(tmp_path):
     target = tmp_path / 'costs.json'
-    assert get_flops.main(['very-deep', '--json', str(target)]) == 0
+    assert main(['very-deep', '--json', str(target)]) == 0
     report = json.loads(target.read_text())
     assert report['parameters'] == 95_366_600
     assert 2 * report['macs'] == 69_398_986_944
@@ -46,7 +35,7 @@ def test_published_sizes_of_very_deep_part_by_part(tmp_path):
 @pytest.mark.parametrize('network', ['ir-3-6-3', 'ir-3-6-3_b-poly-3', 'small'])
 def test_the_count_is_that_of_torch(network):
     model = build(network, '--num-classes', '10')
-    costs = get_flops.count(model, 97, 131)
+    costs = count(model, 97, 131)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 97, 131, device='meta'))
     assert 2 * sum(cost.macs for cost in costs) == counter.get_total_flops()
@@ -64,14 +53,14 @@ def test_layers_of_every_kind_count_as_in_torch(layer):
 
 def test_backbone_and_neck_of_a_detector_config():
     model = build(str(ROOT / 'configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'))
-    costs = {cost.name: cost for cost in get_flops.count(model, 64, 96)}
+    costs = {cost.name: cost for cost in count(model, 64, 96)}
     assert costs['backbone'].macs > 0 and costs['neck'].macs > 0
     assert sum(c.parameters for c in costs.values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_a_detector_whose_stem_puts_pixels_into_channels_takes_an_image():
     model = build(str(ROOT / 'configs/detectors/yolox-nano_coco.py'))
-    costs = {cost.name: cost for cost in get_flops.count(model, 416, 416)}
+    costs = {cost.name: cost for cost in count(model, 416, 416)}
     assert 0.2e9 < costs['backbone'].macs < 0.3e9  # published: 1.08 GFLOPs of the whole detector
     assert sum(c.parameters for c in costs.values()) == 912_159
 
@@ -82,14 +71,14 @@ def test_a_preset_is_counted_as_the_classifier_of_its_config(preset):
     by_preset, by_config = build(preset), build(path)
     assert type(by_preset) is type(by_config) is ImageClassifier
     # Their residual scales differ, which costs nothing.
-    assert get_flops.count(by_preset, 331, 331) == get_flops.count(by_config, 331, 331)
+    assert count(by_preset, 331, 331) == count(by_config, 331, 331)
 
 
 def test_options_change_the_model_of_a_config():
     path = str(ROOT / 'configs/polynet/polynet-ir-3-6-3_in1k.py')
     plain, dense = build(path), build(
         path, '--cfg-options', 'model.backbone.output_stride=16', 'model.head.num_classes=7')
-    costs = [{cost.name: cost for cost in get_flops.count(model, 224, 224)}
+    costs = [{cost.name: cost for cost in count(model, 224, 224)}
              for model in (plain, dense)]
     name = 'backbone.trunk.stage_c'
     assert costs[1][name].macs > 3 * costs[0][name].macs
@@ -108,12 +97,12 @@ def test_options_change_the_model_of_a_config():
     ([str(ROOT / 'configs/detectors/yolox-nano_coco.py')], 'VIS-INPUT-063.*331 x 331')])
 def test_options_without_effect_and_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(VisionError, match=message):
-        get_flops.main(arguments)
+        main(arguments)
 
 
 def test_what_is_neither_config_nor_preset_is_refused(tmp_path):
     with pytest.raises(VisionError, match='VIS-CONFIG-041.*neither'):
-        get_flops.main(['very-depp'])
+        main(['very-depp'])
     (tmp_path / 'empty.py').write_text("work_dir = 'x'\n")
     with pytest.raises(VisionError, match='VIS-CONFIG-042'):
-        get_flops.main([str(tmp_path / 'empty.py')])
+        main([str(tmp_path / 'empty.py')])

@@ -131,6 +131,15 @@ class RandomInk(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class MirrorToo(BaseTransform):
+    """The image and its mirror image: ``img`` (H, W, 3) becomes (2, H, W, 3)."""
+
+    def transform(self, results: dict) -> dict:
+        image = results['img']
+        return dict(results, img=np.stack([image, image[:, ::-1]]), num_crops=2)
+
+
+@TRANSFORMS.register_module()
 class PackInputs(BaseTransform):
     """``img`` -> ``inputs`` (3, H, W) uint8, (1, H, W) of a grey image, or (C, 3, H, W) of crops;
     ``gt_label`` and metainfo -> ``data_samples``, a BaseDataElement with ``gt_label`` (1,) int64.

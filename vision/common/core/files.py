@@ -98,6 +98,15 @@ def refuse_unwritable(*paths: str | Path | None) -> None:
                               do='name another file, before the work that it is for') from error
 
 
+def name_below(path: str | Path, root: str | Path) -> str:
+    """The name of a file below ``root``; of one elsewhere its whole path, without the first
+    slash: two files never get one name."""
+    path, root = os.path.abspath(path), os.path.abspath(root)
+    if os.path.commonpath([path, root]) == root:
+        return os.path.relpath(path, root)
+    return path.lstrip(os.sep)
+
+
 def sealed(content: bytes) -> bytes:
     """Content whose entry ``"seal": SEAL`` holds the digest of all other bytes."""
     assert content.count(SEAL) == 1

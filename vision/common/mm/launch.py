@@ -109,6 +109,12 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
+def read_config_alone(path: str | Path, cfg_options: dict | None = None) -> Config:
+    """``read_config`` for commands that start no run: no work_dir, one process."""
+    return read_config(argparse.Namespace(config=path, cfg_options=cfg_options, launcher='none',
+                                          local_rank=0, work_dir=None))
+
+
 def _unread(config: Config, path: Path) -> list[Unread]:
     if path.suffix == '.py':
         return unread_variables(path, frozenset(TOP_LEVEL))
@@ -140,8 +146,7 @@ def model_and_batch(args: argparse.Namespace, *, batch_size: int | None = None,
     from mmengine.registry import init_default_scope
 
     from vision.common.mm.exact_data import build_dataloader
-    config = read_config(argparse.Namespace(config=args.config, cfg_options=args.cfg_options,
-                                            launcher='none', local_rank=0, work_dir=None))
+    config = read_config_alone(args.config, args.cfg_options)
     missing = [key for key in ('model', 'train_dataloader', 'optim_wrapper')
                if not config.get(key)]
     if missing:

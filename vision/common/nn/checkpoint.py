@@ -151,16 +151,18 @@ def _no_state(path: Path, why: str) -> VisionError:
 
 
 def save_weights(state: Mapping[str, torch.Tensor], path: Path, *,
-                 classes: Iterable[str] | None = None) -> None:
+                 classes: Iterable[str] | None = None, config: str | None = None) -> None:
     """Write tensors, and the names of the classes they were trained on, as ``.safetensors``.
 
-    The names are the JSON list ``classes`` of the file's metadata; its ``seal`` is the sha256 of
-    all other bytes. The same content gives the same bytes.
+    The names are the JSON list ``classes`` of the file's metadata, ``config`` is the text of
+    their config there; ``seal`` is the sha256 of all other bytes. The same content gives the
+    same bytes.
     """
     from safetensors.torch import save
     content = save({name: tensor.contiguous() for name, tensor in state.items()})
     start = 8 + int.from_bytes(content[:8], 'little')
     metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
+    metadata |= {} if config is None else dict(config=config)
     # The library writes metadata in any order.
     header = json.dumps(dict(__metadata__=dict(metadata, seal=SEAL.decode()),
                              **json.loads(content[8:start]))).encode()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd as AnyConv
 from torch.nn.modules.conv import _ConvTransposeNd as AnyTransposedConv
@@ -66,3 +67,43 @@ def part_costs(model: nn.Module, parts: Iterable[str], macs: dict[str, int]) -> 
             totals[part_of(name)][column] += count
     return [PartCost(name, *total) for name, total in totals.items()
             if name != 'other' or any(total)]
+
+
+def count(model: nn.Module, height: int, width: int) -> list[PartCost]:
+    """Cost of one image of height x width px, part by part, of a model on the meta device.
+
+    Of a detector backbone and neck are counted, since what its heads do depends on the image.
+
+    Raises:
+        RuntimeError: the network does not take an image of this size.
+    """
+    x = torch.zeros(1, first_channels(model), height, width, device='meta')
+    # Detectors of MMDetection decode boxes in forward, which needs numbers.
+    run = model.extract_feat if hasattr(model, 'extract_feat') and not hasattr(
+        model, 'head') else model
+    with counted_macs(model) as macs, torch.no_grad():
+        run(x)
+    return part_costs(model, part_names(model), macs)
+
+
+def part_names(model: nn.Module, prefix: str = '') -> Iterator[str]:
+    """Children with parameters; one that has ``parts()`` (a backbone of ours) is replaced by
+    those."""
+    for name, child in model.named_children():
+        if next(child.parameters(), None) is None:
+            continue  # nothing to count in a data preprocessor
+        if hasattr(child, 'parts'):
+            names = {id(module): path for path, module in child.named_modules()}
+            yield from (f'{prefix}{name}.{names[id(module)]}'
+                        for part in child.parts() for module in part)
+        elif any(hasattr(module, 'parts') for module in child.modules()):
+            yield from part_names(child, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}'
+
+
+def first_channels(model: nn.Module) -> int:
+    """Of the image. YOLOX's stem puts four pixels into the channels before it convolves."""
+    channels = next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    has_focus = any(type(layer).__name__ == 'Focus' for layer in model.modules())
+    return channels // 4 if has_focus else channels

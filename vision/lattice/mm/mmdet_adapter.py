@@ -9,7 +9,7 @@ kept as it is, built once, without its annotation transforms.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 
@@ -85,12 +85,25 @@ class MMDetDetector(nn.Module):
         Raises:
             ValueError: the array has another shape or type.
         """
-        if image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or image_bgr.dtype != np.uint8:
-            raise ValueError('image_bgr must be (H, W, 3) uint8, got '
-                             f'{image_bgr.shape} {image_bgr.dtype}')
-        packed = self.pipeline(dict(img=image_bgr, img_id=0))
-        batch = dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']])
-        found = self.model.test_step(batch)[0].pred_instances
+        return self.detect_batch([image_bgr])[0]
+
+    @torch.no_grad()
+    def detect_batch(self, images_bgr: Sequence[np.ndarray]) -> list[FrameBoxes]:
+        """``detect`` of several frames in one pass of the network. Frames of unequal sizes are
+        padded to the largest, which may change boxes a little.
+
+        Raises:
+            ValueError: an array has another shape or type.
+        """
+        for image in images_bgr:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError('image_bgr must be (H, W, 3) uint8, got '
+                                 f'{image.shape} {image.dtype}')
+        packed = [self.pipeline(dict(img=image, img_id=0)) for image in images_bgr]
+        batch = {key: [sample[key] for sample in packed] for key in ('inputs', 'data_samples')}
+        return [self._best(sample.pred_instances) for sample in self.model.test_step(batch)]
+
+    def _best(self, found) -> FrameBoxes:
         boxes = FrameBoxes(found.bboxes.cpu().numpy(), found.scores.cpu().numpy(),
                            found.labels.cpu().numpy())
         # Stable, so that equal scores keep the model's order on every platform.

@@ -9,6 +9,7 @@ from mmcv.transforms import BaseTransform
 
 from vision.common.core.boxes import clip_boxes, iou_matrix
 from vision.common.nn.images import read_image
+from vision.common.runtime.drawing import GREEN, GREY, ORANGE, draw_boxes
 from vision.lattice.mm.grey import grey_frame, small_history
 from vision.registry import TRANSFORMS
 
@@ -81,6 +82,26 @@ class LatticeTrainingSample(BaseTransform):
         for index, name in enumerate(('boxes', 'source', 'target', 'is_visible', 'labels')):
             inputs[name] = np.stack([end[index] for end in ends])
         return dict(inputs={name: torch.from_numpy(value) for name, value in inputs.items()})
+
+    @staticmethod
+    def pictures(sample: dict) -> list[tuple[str, np.ndarray]]:
+        """(title, (H, W, 3) uint8 BGR) to look at: both ends with the jittered boxes (orange) and
+        the true ones (green), and the middle frame with where these went (green) and the boxes on
+        nothing (grey)."""
+        inputs = {name: value.numpy() for name, value in sample['inputs'].items()}
+        image = np.ascontiguousarray(inputs['image'].transpose(1, 2, 0))
+        height, width = image.shape[:2]
+        shown = []
+        for end, title in ((0, 'one end'), (1, 'other end')):
+            grey = cv2.resize(inputs['frames'][end, 0], (width, height))
+            frame = np.repeat((255 * grey[:, :, None]).astype(np.uint8), 3, 2)
+            boxes = np.concatenate([inputs['boxes'][end], inputs['source'][end]])
+            shown.append((title, draw_boxes(frame, boxes, [''] * len(boxes), [ORANGE] * len(
+                inputs['boxes'][end]) + [GREEN] * len(inputs['source'][end]), width=1)))
+        is_there = inputs['is_visible'].astype(bool)
+        boxes = np.concatenate([inputs['background'], inputs['target'][is_there]])
+        colours = [GREY] * len(inputs['background']) + [GREEN] * int(is_there.sum())
+        return [*shown, ('middle', draw_boxes(image, boxes, [''] * len(boxes), colours, width=1))]
 
     def _boxes(self, start: dict, middle: dict, rng) -> tuple[np.ndarray, ...] | None:
         """(boxes, source, target, is_visible, labels) of K boxes, or None without an object."""

@@ -1,0 +1,1 @@
+"""Pictures by OpenCV alone; no torch, no framework."""
