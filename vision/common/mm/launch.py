@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
+import importlib
 import inspect
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vision.common.core.config_keys import (
 )
 from vision.common.core.errors import VisionError
 from vision.common.core.files import refuse_unwritable
+from vision.common.mm.quiet import quieten
 from vision.common.mm.safe_files import (
     is_data_config,
     read_plain_files_everywhere,
@@ -87,6 +89,7 @@ def read_config(args: argparse.Namespace) -> Config:
                           why='a config ends in .py, .json, .yaml or .yml',
                           do='configs/README.md lists ours; a checkpoint comes after it')
     read_plain_files_everywhere()
+    quieten()
     try:
         config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
     except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
@@ -120,9 +123,14 @@ def find_classes(name: Any, scope: str | None = None) -> list[Any]:
     """What a ``type`` may mean: the class of that name in each registry that has one."""
     if not isinstance(name, str):
         return [name] if callable(name) else []  # new-style configs hold the class itself
+    if scope:
+        with suppress(ImportError):
+            importlib.import_module(f'{scope}.registry')
     found: list[Any] = []
     for place in (value for value in vars(registry).values() if isinstance(value, Registry)):
-        with place.switch_scope_and_registry(scope or 'vision') as there:
+        # MMEngine warns of a tree without that scope, and takes ours.
+        is_there = scope in (place.parent.scope, *place.parent.children)
+        with place.switch_scope_and_registry(scope if is_there else 'vision') as there:
             cls = there.get(name)
         if cls is not None and cls not in found:
             found.append(cls)

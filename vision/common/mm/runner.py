@@ -51,6 +51,7 @@ from vision.common.mm.exact_data import (
 from vision.common.mm.hooks import complete_hooks, default_hooks_of_ours, of_ours
 from vision.common.mm.logs import survive_full_disk
 from vision.common.mm.safe_files import read_plain_files_everywhere
+from vision.common.mm.start import TOLD, shorten_start
 from vision.common.nn import checkpoint as io
 from vision.common.nn.checkpoint_folder import recover_folders, save_folder
 from vision.common.nn.torch_private import end_loader_processes
@@ -83,6 +84,12 @@ class ExactRuns:
         super().__init__(*args, **kwargs)
         self.config_text = self.cfg.pretty_text  # a tenth of a second, so not at every save
         survive_full_disk(self.logger)
+
+    def build_logger(self, *args, **kwargs):
+        """As MMEngine's; its console is short until the first step (``vision.common.mm.start``)."""
+        logger = super().build_logger(*args, **kwargs)
+        shorten_start(logger)
+        return logger
 
     @classmethod
     def from_cfg(cls, cfg):
@@ -178,7 +185,7 @@ class ExactRuns:
             source = chosen_checkpoint(self)
             if source is None:
                 self.logger.info(f'nothing to resume in {self.work_dir}: starting from the '
-                                 'beginning')
+                                 'beginning', extra=TOLD)
         if source is None:
             return
         if self._resume or Path(source).is_dir():
@@ -196,7 +203,7 @@ class ExactRuns:
         self.call_hook('after_load_checkpoint', checkpoint=content)
         io.load_model(self._bare_model(), content, where=str(filename))
         self._has_loaded = True
-        self.logger.info(f'Load checkpoint from {filename}')
+        self.logger.info(f'Load checkpoint from {filename}', extra=TOLD)
         return content
 
     def read_checkpoint(self, path: Path, map_location: str | Callable = 'cpu') -> dict[str, Any]:
@@ -221,7 +228,8 @@ class ExactRuns:
             self.restore_gradients(content.get('gradients', []))
         if resume_param_scheduler and self.param_schedulers is not None:
             load_schedulers(self.param_schedulers, content['param_schedulers'])
-        self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}')
+        self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}',
+                         extra=TOLD)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> bool:
         """Write a checkpoint that holds tensors and plain values only; True when it is there.
