@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         build_runner,
         explained,
         leave_ranks,
+        look_first,
         rank_timeout_s,
         read_config,
     )
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
                           'test_evaluator, as configs/_base_/datasets/moving_sprites_lattice.py '
                           'has them')
     config.load_from = args.checkpoint
+    look_first(config, ('test_dataloader', ))
     if args.show_dir:
         config.default_hooks.visualization = dict(
             type='mmdet.DetVisualizationHook', draw=True, test_out_dir=str(args.show_dir))

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from mmengine.runner import Runner
 
 from vision import registry
 from vision.common.core.config_files import Unread, unread_variables
+from vision.common.core.config_inputs import nearest_names, require_inputs
 from vision.common.core.config_keys import (
     TOP_LEVEL,
     check_arguments,
     check_options,
     check_top_level,
 )
+from vision.common.core.config_values import check_amounts, check_class_names, check_types
 from vision.common.core.errors import VisionError
 from vision.common.core.files import refuse_unwritable
+from vision.common.core.references import find_file
 from vision.common.mm.quiet import quieten
 from vision.common.mm.safe_files import (
     is_data_config,
@@ -41,6 +44,8 @@ from vision.registry import RUNNERS
 
 _UNKNOWN_ARGUMENT = re.compile(
     r"(?P<owner>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'")
+# What an operator says that has no form for the narrow type, of torch and of mmcv.
+_NO_NARROW_FORM = re.compile(r"found (BFloat16|Half)|not implemented for '(BFloat16|Half)'")
 _UNKNOWN_TYPE = re.compile(r'(?P<name>\S+) is not in the (?P<registry>.+?) registry')
 # What each launcher tells the processes that it starts.
 _LAUNCHED = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
@@ -83,7 +88,8 @@ def read_config(args: argparse.Namespace) -> Config:
     path = Path(args.config)
     if not path.is_file():
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
-                          where=str(path.absolute()), do='configs/README.md lists them')
+                          where=str(path.absolute()), why=nearest_names(path),
+                          do='configs/README.md lists ours')
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise VisionError('VIS-CONFIG-314', f'{path} is no config', where=str(path),
                           why='a config ends in .py, .json, .yaml or .yml',
@@ -104,12 +110,48 @@ def read_config(args: argparse.Namespace) -> Config:
         check_options(config.to_dict(), args.cfg_options, find_classes)
         config.merge_from_dict(args.cfg_options)
     scope = config.get('default_scope') or 'mmengine'
-    check_arguments(dict(config.to_dict(), _scope_=scope), find_classes, str(path))
+    _check_values(dict(config.to_dict(), _scope_=scope), str(path))
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{path.stem}'
     if not torch.cuda.is_available():
         config.setdefault('env_cfg', ConfigDict()).dist_cfg = ConfigDict(backend='gloo')
     return config
+
+
+def _check_values(config: dict, where: str) -> None:
+    seen: dict[tuple, list] = {}
+
+    def find_once(name: Any, scope: str | None = None) -> list[Any]:
+        key = (name if isinstance(name, str) else id(name), scope)
+        if key not in seen:
+            seen[key] = find_classes(name, scope)
+        return seen[key]
+
+    check_arguments(config, find_once, where)
+    check_class_names(config, where)
+    check_amounts(config, where)
+    check_types(config, find_once, where)
+
+
+def look_first(config: Config, loaders: Sequence[str]) -> None:
+    """Look for data and checkpoint of a run before anything is built.
+
+    Args:
+        loaders: those that will be read, e.g. ('train_dataloader', 'val_dataloader').
+    Raises:
+        VisionError: VIS-DATA-1800, data that are not there; VIS-CKPT-1801, a checkpoint that is
+            not there; what fetching a ``zoo:NAME`` raises.
+    """
+    require_inputs(config, loaders)
+    source = config.get('load_from')
+    if not source:
+        return
+    path = find_file(source)
+    if not path.exists():
+        raise VisionError('VIS-CKPT-1801', f'there is no checkpoint {path}',
+                          where=str(path.absolute()), why=nearest_names(path),
+                          do='give a file or folder that a training has written, or zoo:NAME; '
+                          '--resume alone takes the newest of the work_dir')
 
 
 def _unread(config: Config, path: Path) -> list[Unread]:
@@ -241,7 +283,8 @@ def explained(config: Config) -> Iterator[None]:
 
     Raises:
         VisionError: VIS-CONFIG-317, with the argument names that the class has; VIS-CONFIG-334,
-            with names that are like the one that no registry has.
+            with names that are like the one that no registry has; VIS-RUN-1805, mixed precision
+            on a device where a layer has none.
     """
     try:
         yield
@@ -256,6 +299,15 @@ def explained(config: Config) -> Iterator[None]:
                           why=f'looked for in the {found["registry"]} registry',
                           do=f'did you mean {" or ".join(close)}?' if close else 'look at the '
                           'type; a class of your own is imported by custom_imports') from error
+    except (RuntimeError, NotImplementedError) as error:
+        wrapper = config.get('optim_wrapper') or {}
+        found = _NO_NARROW_FORM.search(str(error))
+        if not found or 'Amp' not in str(wrapper.get('type')):
+            raise
+        raise VisionError('VIS-RUN-1805', 'a layer of this model cannot run in mixed precision '
+                          'here', where='--amp, optim_wrapper.type=AmpOptimWrapper',
+                          why=str(error).split('\n')[0],
+                          do='leave --amp out; on a GPU most layers have it') from error
     except TypeError as error:
         found = _UNKNOWN_ARGUMENT.search(str(error))
         if not found:
