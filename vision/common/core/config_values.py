@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vision.common.core.argument_types import misfit
@@ -29,19 +29,28 @@ def check_types(config: Mapping, find_classes: FindClasses, where: str = '') -> 
     """Refuse a value that is of another kind than its class says.
 
     Raises:
-        VisionError: VIS-CONFIG-1802, with path, value, and the kind that belongs there.
+        VisionError: VIS-CONFIG-1802, see ``require_types``.
     """
     for path, node, scope in typed_parts(config):
-        classes = find_classes(node['type'], scope)
-        for key, value in node.items():
-            if key in TAKEN_OUT or not classes:
-                continue
-            wanted = [misfit(cls, key, value) for cls in classes]
-            if all(wanted):
-                raise VisionError(
-                    'VIS-CONFIG-1802', f'{path}.{key} is {value!r:.60}, a {_kind(value)}',
-                    where=where, why=f'{node["type"]} takes {wanted[0]} there',
-                    do=f'write {path}.{key} as {wanted[0]}')
+        if classes := find_classes(node['type'], scope):
+            require_types(classes, node, path, where)
+
+
+def require_types(classes: Callable | Sequence[Callable], options: Mapping[str, Any], path: str,
+                  where: str = '') -> None:
+    """Refuse options that are of another kind than the class, or each of the classes, says.
+
+    Raises:
+        VisionError: VIS-CONFIG-1802, with path, value, and the kind that belongs there.
+    """
+    classes = classes if isinstance(classes, list | tuple) else [classes]
+    for key, value in options.items():
+        wanted = [misfit(cls, key, value) for cls in classes] if key not in TAKEN_OUT else ['']
+        if all(wanted):
+            raise VisionError(
+                'VIS-CONFIG-1802', f'{path}.{key} is {value!r:.60}, a {_kind(value)}',
+                where=where, why=f'{getattr(classes[0], "__name__", classes[0])} takes '
+                f'{wanted[0]} there', do=f'write {path}.{key} as {wanted[0]}')
 
 
 def check_amounts(config: Mapping, where: str = '') -> None:

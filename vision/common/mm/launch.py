@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -277,6 +278,13 @@ def _registered_names() -> set[str]:
             for place in (root, *root.children.values()) for name in place.module_dict}
 
 
+def _classes_called(name: str) -> list[type]:
+    """Those of ours that no registry has, such as the parts of a model."""
+    found = (vars(module).get(name) for place, module in list(sys.modules.items())
+             if place.startswith('vision.'))
+    return [cls for cls in found if isinstance(cls, type)]
+
+
 @contextmanager
 def explained(config: Config) -> Iterator[None]:
     """Turn what a registry and a class say to a name that they do not know into clear errors.
@@ -314,7 +322,7 @@ def explained(config: Config) -> Iterator[None]:
             raise
         owner, name = found['owner'], found['name']
         near = ''
-        if classes := find_classes(owner):
+        if classes := find_classes(owner) or _classes_called(owner):
             known = list(inspect.signature(classes[0]).parameters)
             close = difflib.get_close_matches(name, known, n=3)
             near = f'did you mean {" or ".join(close)}?' if close else \

@@ -41,6 +41,7 @@ from vision.common.mm.checkpoints import (
     scheduler_states,
     stored_hub,
 )
+from vision.common.mm.classes import require_head_classes
 from vision.common.mm.exact_data import (
     DEFAULT_SEED,
     EndlessBatches,
@@ -127,14 +128,27 @@ class ExactRuns:
 
     def _with_data_checked(self, loop, name: str):
         """The loop. A model with ``check_dataset(metainfo, where)`` sees its data set first, and
-        may refuse it before the first step; so does a strategy with ``see_data(dataloader)``."""
+        may refuse it before the first step; so does a strategy with ``see_data(dataloader)``. Of
+        other models, detectors of mmdet, the heads are compared.
+
+        Raises:
+            VisionError: VIS-CONFIG-1810, a training set that gives no batch.
+        """
         model = self._bare_model()
         dataloader = getattr(loop, 'dataloader', None)
         if hasattr(getattr(self, 'strategy', None), 'see_data'):
             self.strategy.see_data(dataloader)
         metainfo = getattr(getattr(dataloader, 'dataset', None), 'metainfo', None)
-        if metainfo is not None and hasattr(model, 'check_dataset'):
-            model.check_dataset(metainfo, f'{name}.dataset')
+        if metainfo is not None:
+            if hasattr(model, 'check_dataset'):
+                model.check_dataset(metainfo, f'{name}.dataset')
+            else:
+                require_head_classes(model, metainfo, f'{name}.dataset')
+        if name == 'train_dataloader' and isinstance(dataloader, DataLoader) \
+                and not _has_batch(dataloader):
+            raise VisionError('VIS-CONFIG-1810', f'{len(dataloader.dataset)} samples give no '
+                              'batch', where=name, why='drop_last leaves out a batch that is not '
+                              'full', do='lower batch_size, or set drop_last=False')
         return loop
 
     def _bare_model(self) -> torch.nn.Module:
@@ -341,6 +355,13 @@ class ExactRunner(ExactRuns, Runner):
                 module=revert_sync_batchnorm(model), broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get('find_unused_parameters', False))
         return super().wrap_model(model_wrapper_cfg, model)
+
+
+def _has_batch(dataloader: DataLoader) -> bool:
+    try:
+        return len(dataloader) > 0
+    except TypeError:  # an endless sampler
+        return True
 
 
 def _seeded(randomness: dict | None) -> dict:

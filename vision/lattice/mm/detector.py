@@ -13,6 +13,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
+from vision.common.core.config_values import require_types
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import class_names
 from vision.lattice.core.engine import LatticeEngine
@@ -88,6 +89,9 @@ class LatticeDetector(BaseModel):
         self.detector_config, self.method = detector, _known_method(method)
         self.propagation = self.refinement = None
         if method == 'paper':
+            for name, cls, options in (('propagation', PropagationNet, propagation),
+                                       ('refinement', RefinementNet, refinement)):
+                require_types(cls, options or {}, f'model.{name}')
             self.propagation = PropagationNet(**(propagation or {}))
             self.refinement = RefinementNet(**(refinement or {}))
         elif propagation is not None or refinement is not None:
@@ -107,7 +111,9 @@ class LatticeDetector(BaseModel):
         self.weights_classes: tuple[str, ...] | None = None
         self._nameless_weights = ''  # a file that does not tell, until the log says so
         self._training_classes: tuple[str, ...] | None = None
-        build_policy(self.keyframes)  # refuses a bad config before training, not after it
+        # These refuse a bad config before training, not after it.
+        build_policy(self.keyframes)
+        NodeFiller(None, **self.node_options)
 
     @property
     def detector(self):
