@@ -40,10 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('source', help='published state dict (.pt), or zoo:NAME')
     parser.add_argument('target', type=Path, help='checkpoint to write (.pth)')
     args = parser.parse_args(argv)
-    from vision.common.nn.checkpoint import load_checkpoint, load_state, save_checkpoint
+    from vision.common.nn.checkpoint import (
+        load_checkpoint,
+        load_state,
+        save_checkpoint,
+        unwrapped,
+    )
     from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
     from vision.zoo import resolve
-    state = renamed(load_checkpoint(resolve(args.source))['state_dict'], str(args.source))
+    state = unwrapped(load_checkpoint(resolve(args.source))['state_dict'])
+    state = renamed(state, str(args.source))
     trunk = MobileFaceNetTrunk(variant='relu6')
     load_state(trunk, state, where=str(args.source))
     content = {f'backbone.trunk.{name}': tensor for name, tensor in trunk.state_dict().items()}
