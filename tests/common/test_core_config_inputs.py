@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vision.common.core.config_inputs import require_inputs
+from vision.common.core.config_inputs import require_inputs, weights_named
 from vision.common.core.errors import VisionError
 
 
@@ -80,3 +80,15 @@ def test_every_data_set_of_ours_that_a_command_makes_says_so(repository):
         for command in found.prepare.values():
             scripts = [word for word in command.split() if word.endswith('prepare.py')]
             assert all((repository / script).is_file() for script in scripts), command
+
+
+def test_weights_of_parts_and_detectors_are_found():
+    model = dict(type='A', backbone=dict(init_cfg=[dict(type='Pretrained', checkpoint='b.pth')]),
+                 neck=dict(init_cfg=dict(type='Pretrained', checkpoint='torchvision://r50')),
+                 detector=dict(type='MMDetDetector', config='c.py', checkpoint='d.pth'))
+    backbone = ('model.backbone.init_cfg.0.checkpoint', 'b.pth')
+    assert list(weights_named(model, with_detector=False)) == [backbone]
+    assert list(weights_named(model, with_detector=True)) == [
+        backbone, ('model.detector.checkpoint', 'd.pth')]
+    onnx = dict(type='A', detector=dict(type='OnnxDetector', path='zoo:x'))
+    assert list(weights_named(onnx, with_detector=True)) == [('model.detector.path', 'zoo:x')]

@@ -52,6 +52,23 @@ def require_inputs(config: Mapping[str, Any], loaders: Sequence[str]) -> None:
             raise _not_there(missing, config.get('prepare') or {})
 
 
+def weights_named(node: Any, key: str = 'model', *, with_detector: bool
+                  ) -> Iterator[tuple[str, str]]:
+    """(key, file or zoo:NAME) of the weights that a model begins with: of ``Pretrained`` parts,
+    and, where it predicts, of a frozen detector. Addresses that libraries fetch are passed."""
+    if isinstance(node, Mapping):
+        name = 'path' if node.get('type') == 'OnnxDetector' else 'checkpoint'
+        is_read = key.endswith('.detector') or node.get('type') == 'Pretrained'
+        if is_read and isinstance(node.get(name), str) and '://' not in node[name]:
+            yield f'{key}.{name}', node[name]
+        for name, part in node.items():
+            if name != 'detector' or with_detector:
+                yield from weights_named(part, f'{key}.{name}', with_detector=with_detector)
+    elif isinstance(node, list | tuple):
+        for number, part in enumerate(node):
+            yield from weights_named(part, f'{key}.{number}', with_detector=with_detector)
+
+
 def _of_dataset(node: Any, key: str) -> Iterator[Input]:
     if isinstance(node, Sequence) and not isinstance(node, str):
         for number, part in enumerate(node):

@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 
 from vision import registry
 from vision.common.core.config_files import Unread, unread_variables
-from vision.common.core.config_inputs import nearest_names, require_inputs
+from vision.common.core.config_inputs import nearest_names, require_inputs, weights_named
 from vision.common.core.config_keys import (
     TOP_LEVEL,
     check_arguments,
@@ -141,18 +141,20 @@ def look_first(config: Config, loaders: Sequence[str]) -> None:
         loaders: those that will be read, e.g. ('train_dataloader', 'val_dataloader').
     Raises:
         VisionError: VIS-DATA-1800, data that are not there; VIS-CKPT-1801, a checkpoint that is
-            not there; what fetching a ``zoo:NAME`` raises.
+            not there, of the run, of a pretrained part or of a frozen detector; what fetching a ``zoo:NAME`` raises.
     """
     require_inputs(config, loaders)
-    source = config.get('load_from')
-    if not source:
-        return
-    path = find_file(source)
-    if not path.exists():
-        raise VisionError('VIS-CKPT-1801', f'there is no checkpoint {path}',
-                          where=str(path.absolute()), why=nearest_names(path),
-                          do='give a file or folder that a training has written, or zoo:NAME; '
-                          '--resume alone takes the newest of the work_dir')
+    predicts = any(config.get(name) for name in loaders if not name.startswith('train'))
+    sources = [('', config.get('load_from')),
+               *weights_named(config.get('model'), with_detector=predicts)]
+    for key, source in sources:
+        path = find_file(source) if source else None
+        if path is not None and not path.exists():
+            raise VisionError('VIS-CKPT-1801', f'there is no checkpoint {path}',
+                              where=key or str(path.absolute()), why=nearest_names(path),
+                              do='give a file or folder that a training has written, or '
+                              'zoo:NAME; --resume alone takes the newest of the work_dir'
+                              if not key else f'train it, or name another: {key}=PATH')
 
 
 def _unread(config: Config, path: Path) -> list[Unread]:
