@@ -88,6 +88,8 @@ def summary(runner, mode: str) -> list[str]:
 
 def _of_model(model: nn.Module, mode: str) -> str:
     parameters = list(model.parameters())
+    if not parameters:
+        return f'{type(model).__name__}, without parameters of its own'
     text = f'{type(model).__name__}, {_count(sum(p.numel() for p in parameters))} parameters'
     fixed = sum(p.numel() for p in parameters if not p.requires_grad)
     return f'{text}, {_count(fixed)} of them frozen' if fixed and mode == 'train' else text
