@@ -69,3 +69,17 @@ def test_nothing_is_suggested_where_nothing_is_near(capsys):
     with pytest.raises(SystemExit):
         command_parser('Doc.').parse_args(['--zzzzzz'])
     assert 'did you mean' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('name', 'what'), [
+    ('resutls.json', 'there is no file'), ('', 'a folder stands'),
+    ('results.json/x', 'a file stands')])
+def test_a_file_that_cannot_be_opened_is_one_block(tmp_path, capsys, name, what):
+    from vision.common.core.errors import run_cli
+    (tmp_path / 'results.json').write_text('{}')
+    with pytest.raises(SystemExit) as end:
+        run_cli(lambda: (tmp_path / name).read_text() and 0)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith(f'ERROR VIS-INPUT-1813: {what}')
+    assert 'Traceback' not in said and ('near it: results.json' in said) == (name[:3] == 'res'
+                                                                             and '/' not in name)

@@ -12,7 +12,7 @@ from vision.common.mm.runner import ExactRunner
 from vision.common.mm.start import TOLD
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import config  # noqa: E402
+from runs import config
 
 
 def run(tmp_path, capsys, **options) -> tuple[list[str], str]:

@@ -23,6 +23,10 @@ EXIT_CODES = {'INPUT': 2, 'CONFIG': 2, 'RUN': 2, 'ENV': 3, 'DATA': 4, 'VIDEO': 4
 _CODE = re.compile(r'VIS-([A-Z]+)-\d{3,4}')
 _UNKNOWN_OPTION = re.compile(r'unrecognized arguments: (.*)')
 _UNKNOWN_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+_UNREADABLE = {errno.ENOENT: 'there is no file',
+               errno.EISDIR: 'a folder stands where a file belongs',
+               errno.ENOTDIR: 'a file stands where a folder belongs',
+               errno.EACCES: 'there is no permission for'}
 _called_with = {'-v': False}  # by the command of this process; ``run_cli`` takes it out of argv
 _RENDERED = re.compile(r'\bVisionError: ERROR (VIS-[A-Z]+-\d{3,4}): (.*)'
                        r'((?:\n(?:Where|Why|Do): .*)*)')
@@ -144,18 +148,35 @@ def run_cli(main: Callable[[], int | None]) -> None:
             'measurements of them need the full one', do='make env, then: source '
             '.venv/bin/activate'))
     except OSError as error:
-        # A file system that is full meets every command, wherever it writes.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        told = _of_file(error)
+        if told is None:
             raise
-        code = _tell(VisionError(
-            'VIS-ENV-107', 'the disk is full', where=str(error.filename or 'standard output'),
-            why=str(error), do='make room and run the same command again; what was finished is '
-            'whole, what was being written is removed at the next start'))
+        code = _tell(told)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _of_file(error: OSError) -> VisionError | None:
+    """What a user can mend of the file system's errors; None: the error is none of these."""
+    # A file system that is full meets every command, wherever it writes.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return VisionError(
+            'VIS-ENV-107', 'the disk is full', where=str(error.filename or 'standard output'),
+            why=str(error), do='make room and run the same command again; what was finished is '
+            'whole, what was being written is removed at the next start')
+    if error.errno not in _UNREADABLE or not isinstance(error.filename, str | bytes):
+        return None
+    path = os.path.abspath(os.fsdecode(error.filename))
+    folder, name = os.path.split(path)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    near = difflib.get_close_matches(name, names, n=3)
+    return VisionError(
+        'VIS-INPUT-1813', f'{_UNREADABLE[error.errno]}: {os.fsdecode(error.filename)}',
+        where=path, why=f'near it: {", ".join(near)}' if near else '',
+        do='give a path that is there and may be opened; -v shows where it was needed')
 
 
 def _take_verbose() -> bool:

@@ -141,7 +141,8 @@ def look_first(config: Config, loaders: Sequence[str]) -> None:
         loaders: those that will be read, e.g. ('train_dataloader', 'val_dataloader').
     Raises:
         VisionError: VIS-DATA-1800, data that are not there; VIS-CKPT-1801, a checkpoint that is
-            not there, of the run, of a pretrained part or of a frozen detector; what fetching a ``zoo:NAME`` raises.
+            not there, of the run, of a pretrained part or of a frozen detector; what fetching a
+            ``zoo:NAME`` raises.
     """
     require_inputs(config, loaders)
     predicts = any(config.get(name) for name in loaders if not name.startswith('train'))

@@ -87,7 +87,7 @@ class ExactRuns:
         survive_full_disk(self.logger)
 
     def build_logger(self, *args, **kwargs):
-        """As MMEngine's; its console is short until the first step (``vision.common.mm.start``)."""
+        """As MMEngine's; its console is short until the first step (``mm.start``)."""
         logger = super().build_logger(*args, **kwargs)
         shorten_start(logger)
         return logger

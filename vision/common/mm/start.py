@@ -1,4 +1,4 @@
-"""What a run says before its first step: a few lines on the console, everything in the log file."""
+"""What a run says before its first step: a few lines on the console, all in the log file."""
 
 from __future__ import annotations
 
