@@ -149,7 +149,8 @@ def look_first(config: Config, loaders: Sequence[str]) -> None:
     sources = [('', config.get('load_from')),
                *weights_named(config.get('model'), with_detector=predicts)]
     for key, source in sources:
-        path = find_file(source) if source else None
+        # Addresses are refused by the runner, in its own words.
+        path = find_file(source) if source and '://' not in str(source) else None
         if path is not None and not path.exists():
             raise VisionError('VIS-CKPT-1801', f'there is no checkpoint {path}',
                               where=key or str(path.absolute()), why=nearest_names(path),
