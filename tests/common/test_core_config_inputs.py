@@ -27,13 +27,15 @@ def test_what_is_there_passes(root):
     require_inputs(config(root), ('train_dataloader', 'val_dataloader'))
     require_inputs(config(root, ann_file='', data_prefix='train'), ('train_dataloader',))
     require_inputs(config(root, data_root='s3://bucket'), ('train_dataloader',))
+    # a key of that name of somebody else's data set may mean anything
+    require_inputs(config(root, pairs='/nowhere', path='/nowhere'), ('train_dataloader',))
 
 
 @pytest.mark.parametrize(('changes', 'key', 'near'), [
     (dict(ann_file='annotations/trian.json'), 'ann_file', 'train.json'),
     (dict(data_prefix=dict(img='trian')), 'data_prefix.img', 'train'),
     (dict(data_prefix='trian'), 'data_prefix', 'train'),
-    (dict(pairs='/nowhere/pairs.txt'), 'pairs', '')])
+    (dict(type='vision.FacePairs', pairs='/nowhere/pairs.txt'), 'pairs', '')])
 def test_what_is_missing_is_named_by_its_key_with_names_like_it(root, changes, key, near):
     with pytest.raises(VisionError) as caught:
         require_inputs(config(root, **changes), ('train_dataloader',))

@@ -138,6 +138,12 @@ def test_class_names_that_are_no_list_are_refused(metainfo, what):
         check_class_names(dict(train_dataloader=dict(dataset=dict(metainfo=metainfo))))
 
 
+def test_class_names_in_a_file_pass(tmp_path):
+    (tmp_path / 'names.txt').write_text('a\nb\n')
+    check_class_names(dict(train_dataloader=dict(dataset=dict(
+        metainfo=dict(classes=str(tmp_path / 'names.txt'))))))
+
+
 def test_class_names_pass():
     check_class_names(dict(train_dataloader=dict(dataset=dict(metainfo=dict(classes=('a', 'b'))))))
     check_class_names(dict(test_dataloader=dict(dataset=dict(metainfo=None))))

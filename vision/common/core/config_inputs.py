@@ -19,8 +19,8 @@ from vision.common.core.errors import VisionError
 
 # Keys of a data set whose values begin at ``data_root``, where there is one.
 _BELOW_ROOT = ('ann_file', 'data_prefix')
-# Those of ours that stand alone.
-_ALONE = ('pairs', 'path', 'index')
+# Data sets of ours that read one more file -> its key; it stands alone.
+_ALONE = dict(FacePairs='pairs', FaceRecord='path', FaceBin='path')
 _PARTS = ('dataset', 'datasets', 'videos', 'images')  # of data sets made of others
 
 
@@ -87,9 +87,9 @@ def _of_dataset(node: Any, key: str) -> Iterator[Input]:
             if isinstance(text, str) and text:
                 where = f'{key}.{name}.{part}' if part else f'{key}.{name}'
                 yield from _input(where, os.path.join(root, text), is_folder=name != 'ann_file')
-    for name in _ALONE:
-        if isinstance(node.get(name), str):
-            yield from _input(f'{key}.{name}', node[name], is_folder=False)
+    name = _ALONE.get(str(node.get('type')).rpartition('.')[2])
+    if name and isinstance(node.get(name), str):
+        yield from _input(f'{key}.{name}', node[name], is_folder=False)
 
 
 def _of_evaluator(node: Any, key: str) -> Iterator[Input]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,8 @@ def check_class_names(config: Mapping, where: str = '') -> None:
 
 def _require_names(metainfo: Any, path: str, where: str) -> None:
     classes = metainfo.get('classes', ()) if isinstance(metainfo, Mapping) else None
+    if isinstance(classes, str) and os.path.isfile(classes):
+        return  # MMEngine reads a name from each line
     is_list = isinstance(classes, list | tuple) and all(isinstance(one, str) for one in classes)
     doubled = is_list and next((one for one in classes if classes.count(one) > 1), None)
     if metainfo is None or is_list and not doubled:
