@@ -77,8 +77,17 @@ def test_nothing_readable_is_an_error_even_when_skipping(colour_folder):
 def test_other_options_are_refused(colour_folder):
     with pytest.raises(VisionError, match='VIS-CONFIG-1211'):
         build(colour_folder, broken='ignore')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1211[^$]*with test_mode'):
+        build(colour_folder, broken='skip', test_mode=True)
     with pytest.raises(VisionError, match='VIS-CONFIG-1214'):
         ImageNet1k(str(colour_folder), 'test')
+
+
+@pytest.mark.parametrize('option', [dict(ann_file='list.txt'), dict(filter_cfg=dict(min_size=3)),
+                                    dict(max_refetch=3)])
+def test_options_of_mmengine_that_would_do_nothing_are_refused(colour_folder, option):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-1811[^$]*{next(iter(option))}'):
+        build(colour_folder, **option)
 
 
 def test_imagenet_from_a_list_and_from_folders_agree(colour_folder):

@@ -48,3 +48,38 @@ def test_a_package_that_is_not_installed_is_named_and_our_own_fault_is_not_hidde
         assert lines[1] == f'Where: {sys.executable}' and lines[3].startswith('Do: make env')
     else:
         assert done.returncode == 1 and lines[-1].startswith('ModuleNotFoundError')
+
+
+@pytest.mark.parametrize(('words', 'near'), [
+    (['go', '--workdir', 'x'], '--work-dir'), (['go', '--work_dir=x'], '--work-dir'),
+    (['go', '--mode', 'fsat'], 'fast'), (['gos'], 'go')])
+def test_an_option_or_choice_that_is_not_known_comes_with_the_nearest(words, near, capsys):
+    from vision.common.core.errors import command_parser
+    parser = command_parser('Doc.')
+    part = parser.add_subparsers(dest='action').add_parser('go')
+    part.add_argument('--work-dir')
+    part.add_argument('--mode', choices=('fast', 'exact'))
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(words)
+    assert end.value.code == 2 and f'did you mean {near}?' in capsys.readouterr().err
+
+
+def test_nothing_is_suggested_where_nothing_is_near(capsys):
+    from vision.common.core.errors import command_parser
+    with pytest.raises(SystemExit):
+        command_parser('Doc.').parse_args(['--zzzzzz'])
+    assert 'did you mean' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('name', 'what'), [
+    ('resutls.json', 'there is no file'), ('', 'a folder stands'),
+    ('results.json/x', 'a file stands')])
+def test_a_file_that_cannot_be_opened_is_one_block(tmp_path, capsys, name, what):
+    from vision.common.core.errors import run_cli
+    (tmp_path / 'results.json').write_text('{}')
+    with pytest.raises(SystemExit) as end:
+        run_cli(lambda: (tmp_path / name).read_text() and 0)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith(f'ERROR VIS-INPUT-1813: {what}')
+    assert 'Traceback' not in said and ('near it: results.json' in said) == (name[:3] == 'res'
+                                                                             and '/' not in name)

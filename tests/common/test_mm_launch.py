@@ -70,3 +70,68 @@ def test_a_file_that_is_no_config_is_one_error(tmp_path):
     args = argparse.Namespace(config=tmp_path / 'w.pth', local_rank=0)
     with pytest.raises(VisionError, match='VIS-CONFIG-314[^$]*a config ends in .py'):
         launch.read_config(args)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """``read(**options)`` of a small detector's config."""
+    path = tmp_path / 'net_coco.py'
+    path.write_text("""
+default_scope = 'vision'
+model = dict(type='LatticeDetector', detector=dict(type='OnnxDetector', path='x'), num_stages=1)
+train_dataloader = dict(batch_size=2, dataset=dict(type='CocoVideoDataset', ann_file='a.json'))
+load_from = None
+""")
+
+    def read(name='net_coco.py', **options):
+        return launch.read_config(argparse.Namespace(
+            config=tmp_path / name, local_rank=0, work_dir=None, launcher='none',
+            cfg_options=options))
+    return read
+
+
+def test_a_value_of_another_kind_is_refused_wherever_it_stands(read, tmp_path):
+    with pytest.raises(VisionError, match="VIS-CONFIG-1802[^$]*model.num_stages is 'two'"):
+        read(**{'model.num_stages': 'two'})
+    path = tmp_path / 'net_coco.py'
+    path.write_text(path.read_text().replace('num_stages=1', "num_stages='two'"))
+    with pytest.raises(VisionError, match="VIS-CONFIG-1802[^$]*model.num_stages is 'two'"):
+        read()
+
+
+def test_a_config_that_is_not_there_comes_with_those_like_it(read):
+    with pytest.raises(VisionError, match='VIS-CONFIG-313[^$]*near it: [^$]*net_coco.py'):
+        read('net_cocoo.py')
+
+
+def test_data_and_checkpoint_are_looked_for(read, tmp_path):
+    with pytest.raises(VisionError, match='VIS-DATA-1800[^$]*a.json'):
+        launch.look_first(read(), ('train_dataloader',))
+    there = read(**{'train_dataloader.dataset.ann_file': str(tmp_path / 'net_coco.py'),
+                    'load_from': str(tmp_path / 'net_cocoo.pth')})
+    with pytest.raises(VisionError, match='VIS-CKPT-1801[^$]*near it: [^$]*net_coco.py'):
+        launch.look_first(there, ('train_dataloader',))
+    with pytest.raises(VisionError, match='VIS-INPUT-602[^$]*nearest: lattice-pru'):
+        launch.look_first(Config(dict(load_from='zoo:lattice-pru_moving')), ())
+
+
+@pytest.mark.parametrize('text', ["expected scalar type Float but found BFloat16",
+                                  '"nms" not implemented for \'Half\''])
+def test_a_layer_without_mixed_precision_is_explained_where_that_was_asked_for(text):
+    amp = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper')))
+    with pytest.raises(VisionError, match='VIS-RUN-1805[^$]*leave --amp out'), \
+            launch.explained(amp):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError), launch.explained(Config()):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError), launch.explained(amp):
+        raise RuntimeError('something else')
+
+
+def test_an_argument_of_a_part_comes_with_the_nearest(read):
+    from vision.registry import MODELS
+    config = read(**{'model.detector.path': 'x'})
+    config.model.refinement = dict(num_class=8)
+    with pytest.raises(VisionError, match='VIS-CONFIG-317[^$]*did you mean num_classes'), \
+            launch.explained(config):
+        MODELS.build(config.model)

@@ -404,6 +404,7 @@ def test_a_resume_with_another_selector_is_refused(tmp_path, selector):
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=-1))),
     ('VIS-DATA-1014.*25 identities', dict(dataset=dict(num_classes=25))),
+    ('VIS-CONFIG-1806.*24 classes, the data 23', dict(dataset=dict(num_classes=23))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24), head=toy_faces.head_config(
         store=dict(backend='host', optimizer=dict(type='sgd'))))),
     ('VIS-CONFIG-1012', dict(custom_hooks=[])),
@@ -477,3 +478,9 @@ def test_two_ranks_of_torchrun_go_on_as_one_process(tmp_path, repository):
     assert losses_of(tmp_path / 'mixed') == pytest.approx(expected, rel=1e-5)
     states = [saved(tmp_path / 'mixed', step)['active_class']['stores'] for step in (4, 12)]
     assert [len(state) for state in states] == [2, 1]
+
+
+def test_classes_without_identities_are_taken_where_the_head_says_so(tmp_path):
+    run(tmp_path, max_iters=2, dataset=dict(num_classes=23),
+        head=toy_faces.head_config(spare_classes=True))
+    assert (tmp_path / 'iter_2.pth').is_file() or any(tmp_path.glob('iter_*'))

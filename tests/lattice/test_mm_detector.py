@@ -325,3 +325,31 @@ def test_grey_frames_are_even_and_never_enlarged():
     assert grey_frame(np.full((63, 81, 3), 255, np.uint8)).shape == (64, 80)
     still = np.repeat(np.random.default_rng(0).random((1, 48, 64), np.float32), 4, axis=0)
     assert small_history(still).shape == (24, 32) and small_history(still).max() == 0
+
+
+def test_predictions_get_the_labels_of_the_data_set_by_name():
+    frames = items(square_video(9))
+    plain = run(detector(), frames)
+    model = detector()
+    model.check_dataset(dict(classes=('ring', 'Square')), 'test_dataloader.dataset')
+    found = run(model, items(square_video(9)))
+    assert all((sample.pred_instances.labels == 1).all() for sample in found)
+    for one, other in zip(plain, found, strict=True):
+        assert len(one.pred_instances.bboxes)
+        assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)
+        assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+
+
+def test_boxes_of_classes_that_the_data_set_does_not_have_are_left_out(monkeypatch):
+    monkeypatch.setattr(BrightSquareDetector, 'classes', ('square', 'ring'))
+    model = detector()
+    model.check_dataset(dict(classes=('ring',)), 'test_dataloader.dataset')
+    assert not any(len(sample.pred_instances.bboxes) for sample in run(model,
+                                                                       items(square_video(9))))
+
+
+def test_a_data_set_without_a_class_of_the_detector_is_refused():
+    model = detector()
+    model.check_dataset(dict(classes=('ring',)), 'test_dataloader.dataset')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1812[^$]*data set: ring; detector: square'):
+        run(model, items(square_video(2)))

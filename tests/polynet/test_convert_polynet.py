@@ -112,6 +112,29 @@ def test_a_classifier_of_ones_own_classes_is_kept(tool, port, tmp_path):
         run(tool, own, tmp_path)
 
 
+@pytest.mark.parametrize('prefix', ['module.', 'backbone.', 'module.model.'])
+def test_what_wrappers_put_before_all_names_is_left_out(tool, port, tmp_path, prefix):
+    state = run(tool, {f'{prefix}{name}': tensor for name, tensor in port.items()},
+                tmp_path)['state_dict']
+    assert len(state) == 3104 and 'head.fc.bias' in state
+
+
+def test_a_trunk_without_classifier_is_read_as_one(tool, port, tmp_path, capsys):
+    bare = {name: tensor for name, tensor in port.items() if not name.startswith('last_linear')}
+    state = run(tool, bare, tmp_path)['state_dict']
+    assert len(state) == 3102 and 'no classifier' in capsys.readouterr().out
+
+
+def test_a_bare_trunk_of_ours_is_not_taken_for_the_port(tmp_path):
+    trunk = PolyNet('small', out_indices=(2,)).trunk
+    torch.save(trunk.state_dict(), tmp_path / 'trunk.pth')
+    other = PolyNet('small', out_indices=(2,), init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'trunk.pth')))
+    other.init_weights()
+    for name, tensor in other.trunk.state_dict().items():
+        assert torch.equal(tensor, trunk.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(extra=torch.zeros(1)), r'VIS-CKPT-015: 1 tensors are left over \(first: .*extra'),
     ({'stem.conv1.0.conv.weight': torch.zeros(32, 4, 3, 3)},

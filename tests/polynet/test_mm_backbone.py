@@ -107,6 +107,17 @@ def test_depths_for_layer_wise_learning_rates():
     assert backbone.get_layer_depth('head.fc.weight', 'backbone.') == (8, 9)
 
 
+def test_stages_that_are_not_built_are_no_depths():
+    """Else a backbone of two stages would begin far below the full rate."""
+    arch = [['2-way'] * 2, ['poly-3'] * 3, ['mpoly-2'] * 2]
+    backbone = build(arch, out_indices=(3,))
+    depths = {backbone.get_layer_depth(name) for name, _ in backbone.named_parameters()}
+    assert {total for _, total in depths} == {7} and max(depths)[0] == 5
+    assert build(arch, out_indices=(0,)).get_layer_depth('trunk.stem.x') == (0, 2)
+    # frozen stages are built: they keep their distance from the head
+    assert build(arch, frozen_stages=1).get_layer_depth('trunk.stem.x') == (0, 9)
+
+
 def test_a_copy_is_independent_and_equal(x):
     backbone = build(path_drop_rate=0.2).eval()
     for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):

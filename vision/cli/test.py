@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         build_runner,
         explained,
         leave_ranks,
+        look_first,
         rank_timeout_s,
         read_config,
     )
@@ -102,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         require_predictions_name(args.out)
     config = read_config(args)
     apply_options(config, args)
+    look_first(config, ('test_dataloader', ))
     with ends_together(rank_timeout_s(config)):
         with explained(config):
             runner = build_runner(config)

@@ -1,11 +1,11 @@
-"""Train a model: python tools/train.py CONFIG
+"""Train a model: vision train CONFIG
 
 Writes checkpoints, logs and the full config into the work_dir. An interrupted run goes on with
 --resume and ends with the same weights, bit for bit, as one that was never interrupted.
 
-  python tools/train.py configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py
-  python tools/train.py CONFIG --resume                    # go on from the newest checkpoint
-  python tools/train.py CONFIG --cfg-options train_cfg.max_iters=100
+  vision train configs/lattice/lattice_frcnn-tiny_t8-s2_moving-sprites.py
+  vision train CONFIG --resume                    # go on from the newest checkpoint
+  vision train CONFIG --cfg-options train_cfg.max_iters=100
   bash tools/dist_train.sh CONFIG 2                        # two processes (GPUs, or gloo on CPU)
   bash tools/dist_train.sh CONFIG 8 --max-restarts 3       # goes on by itself when a rank dies
 """
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         build_runner,
         explained,
         leave_ranks,
+        look_first,
         rank_timeout_s,
         read_config,
         resume_after_restart,
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     config = read_config(args)
     apply_options(config, args)
     resume_after_restart(config)
+    look_first(config, ('train_dataloader', 'val_dataloader'))
     with ends_together(rank_timeout_s(config)):
         with explained(config):
             build_runner(config).train()

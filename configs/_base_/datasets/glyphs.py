@@ -3,6 +3,7 @@ Training on 9 families; validation on 3 held-out ones, 2,000 unseen characters a
 """
 
 glyphs = dict(type='GlyphDataset', data_root='data/glyphs')
+prepare = {'data/glyphs': 'python datasets/glyphs/prepare.py --out data/glyphs'}
 train_dataloader = dict(
     batch_size=256, num_workers=2, persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

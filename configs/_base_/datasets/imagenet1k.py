@@ -6,6 +6,9 @@ Test: the published port's: the whole image resized to 378x378 without keeping i
 """
 
 data_root = 'data/imagenet/'
+prepare = {
+    'data/imagenet': 'unpack ImageNet-1k, then: python datasets/imagenet/prepare.py '
+    '--root data/imagenet --devkit DEVKIT (datasets/imagenet/README.md)'}
 image_size = 331
 
 train_pipeline = [

@@ -6,6 +6,9 @@ Boxes and frames reach the lattice in original pixels; a still-image detector's 
 """
 
 data_root = 'data/ILSVRC/'
+prepare = {
+    'data/ILSVRC': 'unpack ImageNet VID (and DET) there, then: '
+    'python datasets/imagenet_vid/prepare.py --root data/ILSVRC (datasets/imagenet_vid/README.md)'}
 still_pipeline = [
     dict(type='LoadVideoFrame'),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),

@@ -4,6 +4,9 @@ Data: data/imagenette160/{train,val}/WNID/*.JPEG (fast.ai's imagenette2-160; a l
 """
 
 data_root = 'data/imagenette160/'
+prepare = {
+    'data/imagenette160': 'unpack imagenette2-160 of github.com/fastai/imagenette and link it: '
+    'ln -s PATH data/imagenette160'}
 image_size = 128
 data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 

@@ -5,6 +5,8 @@ first half of each training sequence, testing the second, because the test part 
 """
 
 data_root = 'data/MOT17/'
+prepare = {
+    'data/MOT17': 'python datasets/mot/prepare.py --source MOT17.zip --out data/MOT17'}
 metainfo = dict(classes=('pedestrian',))
 frame_pipeline = [dict(type='LoadVideoFrame'), dict(type='PackVideoFrame')]
 

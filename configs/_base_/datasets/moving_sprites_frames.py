@@ -6,9 +6,11 @@ Boxes reach the evaluation in original pixels; the image size stays 320 x 240.
 
 data_root = 'data/moving_sprites/'
 # Many short videos: a detector needs many sprites, neighbouring frames teach it little.
-#   python datasets/moving_sprites/prepare.py --out data/moving_sprites_short --num-train 600 \
-#       --num-val 1 --num-frames 8
 train_root = 'data/moving_sprites_short/'
+prepare = {  # folder -> the command that makes it; said where the folder is missing
+    'data/moving_sprites': 'python datasets/moving_sprites/prepare.py',
+    'data/moving_sprites_short': 'python datasets/moving_sprites/prepare.py '
+    '--out data/moving_sprites_short --num-train 600 --num-val 1 --num-frames 8'}
 metainfo = dict(
     classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow'))
 image_scale = (320, 240)  # (width, height), the size of the frames

@@ -10,6 +10,10 @@ Boxes stay in original pixels everywhere; the frames are not scaled.
 
 data_root = 'data/moving_sprites/'
 train_root = 'data/moving_sprites_clips/'
+prepare = {  # folder -> the command that makes it; said where the folder is missing
+    'data/moving_sprites': 'python datasets/moving_sprites/prepare.py',
+    'data/moving_sprites_clips': 'python datasets/moving_sprites/prepare.py '
+    '--out data/moving_sprites_clips --num-train 300 --num-val 1 --num-frames 24'}
 metainfo = dict(
     classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow'))
 

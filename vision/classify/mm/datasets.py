@@ -22,27 +22,42 @@ class ImageFolder(BaseDataset):
 
     Args:
         data_prefix: the folder above the classes: ``'train'`` or ``dict(img_path='train')``.
-        pipeline, test_mode, indices, lazy_init, ...: as in MMEngine.
+        pipeline, indices, lazy_init, serialize_data: as in MMEngine. Its options about annotation
+            files and filters do nothing here and are refused.
+        test_mode: the images are for a figure: none may be left out.
         metainfo: ``dict(classes=(...))`` fixes the labels; default: all folders, sorted.
         broken: a file that cannot be decoded: 'error' stops and names it; 'skip' takes the next
             image in its place, counts and prints it (``num_broken``).
     Raises:
-        VisionError: VIS-CONFIG-1211 an unknown ``broken``, VIS-DATA-1212 a broken image, and what
+        VisionError: VIS-CONFIG-1211 an unknown ``broken``, or 'skip' in ``test_mode``;
+            VIS-CONFIG-1811 an option that would do nothing, VIS-DATA-1212 a broken image, and what
             ``core.folders`` raises.
     """
 
     METAINFO: dict = {}
+    WITHOUT_EFFECT = ('ann_file', 'filter_cfg', 'max_refetch')  # of MMEngine's options
 
     def __init__(self, data_root: str | None = '', data_prefix: str | dict = '', *,
-                 pipeline: Sequence = (), broken: str = 'error', **kwargs) -> None:
-        if broken not in ('error', 'skip'):
-            raise VisionError('VIS-CONFIG-1211', f'broken={broken!r} is not possible',
-                              where=type(self).__name__, do="choose 'error' or 'skip'")
+                 pipeline: Sequence = (), broken: str = 'error', test_mode: bool = False,
+                 **kwargs) -> None:
+        useless = [name for name in self.WITHOUT_EFFECT if kwargs.get(name)]
+        if useless:
+            raise VisionError('VIS-CONFIG-1811', f'{type(self).__name__} does nothing with '
+                              f'{useless[0]}', where=f'{useless[0]}={kwargs[useless[0]]!r:.60}',
+                              why='classes are folders, and every image in them is a sample',
+                              do='leave it out; ImageNet1k reads a list of names and labels as '
+                              'ann_file')
+        if broken not in (('error', ) if test_mode else ('error', 'skip')):
+            raise VisionError('VIS-CONFIG-1211', f'broken={broken!r} is not possible'
+                              f'{" with test_mode" if test_mode else ""}',
+                              where=type(self).__name__, why='skipping counts another image '
+                              'twice: in training that does no harm, a figure would be wrong',
+                              do="choose 'error' or, in training, 'skip'")
         self.broken, self.broken_paths, self.num_broken = broken, [], 0
         if isinstance(data_prefix, str):
             data_prefix = dict(img_path=data_prefix)
         super().__init__(data_root=data_root, data_prefix=data_prefix, pipeline=list(pipeline),
-                         **kwargs)
+                         test_mode=test_mode, **kwargs)
 
     @property
     def folder(self) -> Path:
@@ -99,7 +114,10 @@ class ImageNet1k(ImageFolder):
         split: 'train' or 'val', the folder below ``data_root``.
         ann_file: for a flat folder: lines ``NAME LABEL`` (labels from 0 in the sorted order of the
             wnids), as datasets/imagenet/prepare.py writes it: 'val.txt'.
+        data_prefix: another folder in place of that of ``split``.
     """
+
+    WITHOUT_EFFECT = ('filter_cfg', 'max_refetch')
 
     def __init__(self, data_root: str, split: str = 'train', *, ann_file: str = '',
                  data_prefix: str | dict = '', **kwargs) -> None:

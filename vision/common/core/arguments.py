@@ -17,7 +17,7 @@ def accepted_arguments(cls: type | Callable) -> frozenset[str] | None:
     ``__init__`` does nothing with them but hand them to ``super().__init__``.
     """
     names: set[str] = set()
-    for init in _inits(cls):
+    for init in inits_of(cls):
         try:
             parameters = list(inspect.signature(init).parameters.values())
         except (ValueError, TypeError):  # written in C
@@ -33,7 +33,8 @@ def accepted_arguments(cls: type | Callable) -> frozenset[str] | None:
     return None
 
 
-def _inits(cls: type | Callable) -> list[Callable]:
+def inits_of(cls: type | Callable) -> list[Callable]:
+    """What ``cls(...)`` calls with its arguments: its ``__init__`` and those of its bases."""
     if not isinstance(cls, type):
         return [cls]
     if '__new__' in vars(cls) and '__init__' not in vars(cls):

@@ -14,7 +14,7 @@ OF_NO_CONCERN = ('work_dir', 'resume', 'load_from', 'launcher', 'local_rank', 'f
                  'train_cfg.val_begin', 'train_cfg.dynamic_intervals',
                  'train_dataloader.num_workers', 'train_dataloader.persistent_workers',
                  'train_dataloader.prefetch_factor', 'train_dataloader.pin_memory',
-                 'activation_memory')
+                 'activation_memory', 'prepare')
 # The resumed optimizer and schedule bring their own values.
 KEPT = ('optim_wrapper.optimizer', 'param_scheduler')
 

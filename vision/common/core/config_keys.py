@@ -23,7 +23,7 @@ TOP_LEVEL = (
     'default_scope', 'randomness', 'experiment_name', 'runner_type', 'tta_model', 'tta_pipeline',
     'compile', 'activation_checkpointing', 'efficient_conv_bn_eval', 'custom_imports', 'strategy',
     'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'detect_anomalous_params',
-    'activation_memory')
+    'activation_memory', 'prepare')
 # Top-level dicts without a ``type``: the class that takes their keys.
 IMPLIED = dict(activation_memory='ActivationMemoryHook')
 # Keys that the registries take out of a dict before its class sees them, and 'type' itself:
@@ -102,7 +102,7 @@ def check_arguments(config: Mapping, find_classes: FindClasses, where: str = '')
     Raises:
         VisionError: VIS-CONFIG-319, with the path of the key and the nearest arguments.
     """
-    for path, node, scope in _typed(_with_types(config), '', None):
+    for path, node, scope in typed_parts(config):
         known = [accepted_arguments(cls) for cls in find_classes(node['type'], scope)]
         if not known or None in known:
             continue
@@ -117,6 +117,11 @@ def check_arguments(config: Mapping, find_classes: FindClasses, where: str = '')
                     f'it takes: {", ".join(sorted(arguments)) or "nothing"}')
 
 
+def typed_parts(config: Mapping) -> Iterator[tuple[str, Mapping, str | None]]:
+    """(path, dict with a ``type``, scope that its names are looked up in), outermost first."""
+    return _typed(_with_types(config), '', None)
+
+
 def _with_types(config: Mapping) -> dict:
     return {key: dict(value, type=IMPLIED[key])
             if key in IMPLIED and isinstance(value, Mapping) else value
@@ -124,7 +129,6 @@ def _with_types(config: Mapping) -> dict:
 
 
 def _typed(node: Any, path: str, scope: str | None) -> Iterator[tuple[str, Mapping, str | None]]:
-    """(path, dict with a type, scope that its names are looked up in), outermost first."""
     if isinstance(node, Mapping):
         scope = node.get('_scope_', scope)
         if path and 'type' in node:

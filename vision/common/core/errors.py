@@ -8,6 +8,7 @@ compares both lists.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import json
 import os
@@ -20,6 +21,13 @@ from collections.abc import Callable
 EXIT_CODES = {'INPUT': 2, 'CONFIG': 2, 'RUN': 2, 'ENV': 3, 'DATA': 4, 'VIDEO': 4, 'CKPT': 5,
               'NET': 6, 'DIST': 7}
 _CODE = re.compile(r'VIS-([A-Z]+)-\d{3,4}')
+_UNKNOWN_OPTION = re.compile(r'unrecognized arguments: (.*)')
+_UNKNOWN_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+_UNREADABLE = {errno.ENOENT: 'there is no file',
+               errno.EISDIR: 'a folder stands where a file belongs',
+               errno.ENOTDIR: 'a file stands where a folder belongs',
+               errno.EACCES: 'there is no permission for'}
+_called_with = {'-v': False}  # by the command of this process; ``run_cli`` takes it out of argv
 _RENDERED = re.compile(r'\bVisionError: ERROR (VIS-[A-Z]+-\d{3,4}): (.*)'
                        r'((?:\n(?:Where|Why|Do): .*)*)')
 
@@ -75,13 +83,41 @@ def find_rendered(text: str) -> VisionError | None:
                        **{name.lower(): value for name, value in rest.items()})
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Says which option or choice is like one that it does not know."""
+
+    def error(self, message: str):
+        if found := _UNKNOWN_OPTION.match(message):
+            known = self._all_options()
+            wrong = [word.split('=')[0] for word in found[1].split() if word.startswith('-')]
+        elif found := _UNKNOWN_CHOICE.search(message):
+            known, wrong = re.findall(r"[^\s,']+", found[2]), [found[1]]
+        else:
+            known, wrong = [], []
+        near = dict.fromkeys(name for word in wrong
+                             for name in difflib.get_close_matches(word, known, n=2))
+        super().error(f'{message}; did you mean {" or ".join(near)}?' if near else message)
+
+    def _all_options(self) -> list[str]:
+        """Long options of this parser and of its commands."""
+        own = [name for action in self._actions for name in action.option_strings
+               if action.help != argparse.SUPPRESS]
+        parts = [part for action in self._actions if isinstance(action, argparse._SubParsersAction)
+                 for part in action.choices.values()]
+        return own + [name for part in parts for name in part._all_options()]
+
+
 def command_parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose help is the module's docstring, as it stands; -v is for ``run_cli``."""
-    parser = argparse.ArgumentParser(description=doc,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-v', '--verbose', action='store_true', default=argparse.SUPPRESS,
-                        help='show the traceback of an error too')
+                        help='say more: the whole start of a run, the traceback of an error')
     return parser
+
+
+def is_verbose() -> bool:
+    """Was the command that runs called with -v (or VISION_TRACEBACK=1)?"""
+    return _called_with['-v'] or os.environ.get('VISION_TRACEBACK') == '1'
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
@@ -92,16 +128,16 @@ def run_cli(main: Callable[[], int | None]) -> None:
     ``main`` sees the arguments, so that they may stand behind the name of an action too.
     ``VISION_ERROR_JSON=1`` adds the same block as one JSON line for machines.
     """
-    is_verbose = _take_verbose() or os.environ.get('VISION_TRACEBACK') == '1'
+    _called_with['-v'] = _take_verbose()
     try:
         code = main() or 0
     except VisionError as error:
-        code = _tell(error, is_verbose)
+        code = _tell(error)
     except RuntimeError as error:
         found = find_rendered(str(error))
         if found is None:
             raise
-        code = _tell(found, is_verbose)
+        code = _tell(found)
     except ModuleNotFoundError as error:
         package = (error.name or '').partition('.')[0]
         if package in ('', 'vision'):  # ours: no installation mends that
@@ -110,20 +146,37 @@ def run_cli(main: Callable[[], int | None]) -> None:
             'VIS-ENV-909', f'the package {package} is not installed', where=sys.executable,
             why='the light environment runs video; training, detectors of MMDetection and '
             'measurements of them need the full one', do='pip install "frugal-vision[train]"; '
-            'or in a checkout: make env, then source .venv/bin/activate'), is_verbose)
+            'or in a checkout: make env, then source .venv/bin/activate'))
     except OSError as error:
-        # A file system that is full meets every command, wherever it writes.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        told = _of_file(error)
+        if told is None:
             raise
-        code = _tell(VisionError(
-            'VIS-ENV-107', 'the disk is full', where=str(error.filename or 'standard output'),
-            why=str(error), do='make room and run the same command again; what was finished is '
-            'whole, what was being written is removed at the next start'), is_verbose)
+        code = _tell(told)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _of_file(error: OSError) -> VisionError | None:
+    """What a user can mend of the file system's errors; None: the error is none of these."""
+    # A file system that is full meets every command, wherever it writes.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return VisionError(
+            'VIS-ENV-107', 'the disk is full', where=str(error.filename or 'standard output'),
+            why=str(error), do='make room and run the same command again; what was finished is '
+            'whole, what was being written is removed at the next start')
+    if error.errno not in _UNREADABLE or not isinstance(error.filename, str | bytes):
+        return None
+    path = os.path.abspath(os.fsdecode(error.filename))
+    folder, name = os.path.split(path)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    near = difflib.get_close_matches(name, names, n=3)
+    return VisionError(
+        'VIS-INPUT-1813', f'{_UNREADABLE[error.errno]}: {os.fsdecode(error.filename)}',
+        where=path, why=f'near it: {", ".join(near)}' if near else '',
+        do='give a path that is there and may be opened; -v shows where it was needed')
 
 
 def _take_verbose() -> bool:
@@ -134,8 +187,8 @@ def _take_verbose() -> bool:
     return len(kept) < end
 
 
-def _tell(error: VisionError, is_verbose: bool) -> int:
-    if is_verbose:
+def _tell(error: VisionError) -> int:
+    if is_verbose():
         traceback.print_exc()
     print(error.render(), file=sys.stderr)
     if os.environ.get('VISION_ERROR_JSON') == '1':

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import get_rank, get_world_size
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
 
 from vision.common.core.errors import VisionError
+from vision.common.mm.classes import build_dataset
 from vision.common.nn.seeds import kept_random_states, seed_everything
 from vision.common.nn.torch_private import forget_dead_loaders, loader_processes
 
@@ -65,9 +66,7 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
     config = copy.deepcopy(dict(dataloader))
     dataset = config['dataset']
     if isinstance(dataset, dict):
-        dataset = DATASETS.build(dataset)
-        if hasattr(dataset, 'full_init'):
-            dataset.full_init()
+        dataset = build_dataset(dataset)
     length = None
     if num_batches := config.pop('num_batch_per_epoch', None):
         size = config.get('batch_size') or config['batch_sampler']['batch_size']

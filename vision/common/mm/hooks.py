@@ -17,6 +17,7 @@ from vision.common.core.config_keys import IMPLIED
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
 from vision.common.mm.checkpoints import checkpoint_folders
+from vision.common.mm.start import StartHook
 from vision.common.nn.checkpoint import remove_checkpoint
 from vision.common.nn.seeds import seed_everything
 from vision.registry import HOOKS
@@ -245,7 +246,7 @@ class SignalHook(Hook):
 
 
 # What makes a run exact and its end orderly; a config may name them to give options.
-REQUIRED_HOOKS = (ExactnessHook, NonFiniteHook, LossSpikeHook, SignalHook)
+REQUIRED_HOOKS = (StartHook, ExactnessHook, NonFiniteHook, LossSpikeHook, SignalHook)
 # Names that mean our class whatever the config's default scope is, with MMEngine's options.
 OUR_NAMES = ('CheckpointHook', 'LoggerHook', 'OptimWrapper', 'AmpOptimWrapper')
 

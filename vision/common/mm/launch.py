@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
+import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,18 @@ from mmengine.runner import Runner
 
 from vision import registry
 from vision.common.core.config_files import Unread, unread_variables
+from vision.common.core.config_inputs import nearest_names, require_inputs, weights_named
 from vision.common.core.config_keys import (
     TOP_LEVEL,
     check_arguments,
     check_options,
     check_top_level,
 )
+from vision.common.core.config_values import check_amounts, check_class_names, check_types
 from vision.common.core.errors import VisionError
 from vision.common.core.files import refuse_unwritable
+from vision.common.core.references import find_file
+from vision.common.mm.quiet import quieten
 from vision.common.mm.safe_files import (
     is_data_config,
     read_plain_files_everywhere,
@@ -39,6 +45,8 @@ from vision.registry import RUNNERS
 
 _UNKNOWN_ARGUMENT = re.compile(
     r"(?P<owner>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'")
+# What an operator says that has no form for the narrow type, of torch and of mmcv.
+_NO_NARROW_FORM = re.compile(r"found (BFloat16|Half)|not implemented for '(BFloat16|Half)'")
 _UNKNOWN_TYPE = re.compile(r'(?P<name>\S+) is not in the (?P<registry>.+?) registry')
 # What each launcher tells the processes that it starts.
 _LAUNCHED = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
@@ -81,12 +89,14 @@ def read_config(args: argparse.Namespace) -> Config:
     path = Path(args.config)
     if not path.is_file():
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
-                          where=str(path.absolute()), do='configs/README.md lists them')
+                          where=str(path.absolute()), why=nearest_names(path),
+                          do='configs/README.md lists ours')
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise VisionError('VIS-CONFIG-314', f'{path} is no config', where=str(path),
                           why='a config ends in .py, .json, .yaml or .yml',
                           do='configs/README.md lists ours; a checkpoint comes after it')
     read_plain_files_everywhere()
+    quieten()
     try:
         config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
     except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
@@ -101,7 +111,7 @@ def read_config(args: argparse.Namespace) -> Config:
         check_options(config.to_dict(), args.cfg_options, find_classes)
         config.merge_from_dict(args.cfg_options)
     scope = config.get('default_scope') or 'mmengine'
-    check_arguments(dict(config.to_dict(), _scope_=scope), find_classes, str(path))
+    _check_values(dict(config.to_dict(), _scope_=scope), str(path))
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{path.stem}'
     if not torch.cuda.is_available():
@@ -115,6 +125,46 @@ def read_config_alone(path: str | Path, cfg_options: dict | None = None) -> Conf
                                           local_rank=0, work_dir=None))
 
 
+def _check_values(config: dict, where: str) -> None:
+    seen: dict[tuple, list] = {}
+
+    def find_once(name: Any, scope: str | None = None) -> list[Any]:
+        key = (name if isinstance(name, str) else id(name), scope)
+        if key not in seen:
+            seen[key] = find_classes(name, scope)
+        return seen[key]
+
+    check_arguments(config, find_once, where)
+    check_class_names(config, where)
+    check_amounts(config, where)
+    check_types(config, find_once, where)
+
+
+def look_first(config: Config, loaders: Sequence[str]) -> None:
+    """Look for data and checkpoint of a run before anything is built.
+
+    Args:
+        loaders: those that will be read, e.g. ('train_dataloader', 'val_dataloader').
+    Raises:
+        VisionError: VIS-DATA-1800, data that are not there; VIS-CKPT-1801, a checkpoint that is
+            not there, of the run, of a pretrained part or of a frozen detector; what fetching a
+            ``zoo:NAME`` raises.
+    """
+    require_inputs(config, loaders)
+    predicts = any(config.get(name) for name in loaders if not name.startswith('train'))
+    sources = [('', config.get('load_from')),
+               *weights_named(config.get('model'), with_detector=predicts)]
+    for key, source in sources:
+        # Addresses are refused by the runner, in its own words.
+        path = find_file(source) if source and '://' not in str(source) else None
+        if path is not None and not path.exists():
+            raise VisionError('VIS-CKPT-1801', f'there is no checkpoint {path}',
+                              where=key or str(path.absolute()), why=nearest_names(path),
+                              do='give a file or folder that a training has written, or '
+                              'zoo:NAME; --resume alone takes the newest of the work_dir'
+                              if not key else f'train it, or name another: {key}=PATH')
+
+
 def _unread(config: Config, path: Path) -> list[Unread]:
     if path.suffix == '.py':
         return unread_variables(path, frozenset(TOP_LEVEL))
@@ -126,9 +176,14 @@ def find_classes(name: Any, scope: str | None = None) -> list[Any]:
     """What a ``type`` may mean: the class of that name in each registry that has one."""
     if not isinstance(name, str):
         return [name] if callable(name) else []  # new-style configs hold the class itself
+    if scope:
+        with suppress(ImportError):
+            importlib.import_module(f'{scope}.registry')
     found: list[Any] = []
     for place in (value for value in vars(registry).values() if isinstance(value, Registry)):
-        with place.switch_scope_and_registry(scope or 'vision') as there:
+        # MMEngine warns of a tree without that scope, and takes ours.
+        is_there = scope in (place.parent.scope, *place.parent.children)
+        with place.switch_scope_and_registry(scope if is_there else 'vision') as there:
             cls = there.get(name)
         if cls is not None and cls not in found:
             found.append(cls)
@@ -232,13 +287,21 @@ def _registered_names() -> set[str]:
             for place in (root, *root.children.values()) for name in place.module_dict}
 
 
+def _classes_called(name: str) -> list[type]:
+    """Those of ours that no registry has, such as the parts of a model."""
+    found = (vars(module).get(name) for place, module in list(sys.modules.items())
+             if place.startswith('vision.'))
+    return [cls for cls in found if isinstance(cls, type)]
+
+
 @contextmanager
 def explained(config: Config) -> Iterator[None]:
     """Turn what a registry and a class say to a name that they do not know into clear errors.
 
     Raises:
         VisionError: VIS-CONFIG-317, with the argument names that the class has; VIS-CONFIG-334,
-            with names that are like the one that no registry has.
+            with names that are like the one that no registry has; VIS-RUN-1805, mixed precision
+            on a device where a layer has none.
     """
     try:
         yield
@@ -253,13 +316,22 @@ def explained(config: Config) -> Iterator[None]:
                           why=f'looked for in the {found["registry"]} registry',
                           do=f'did you mean {" or ".join(close)}?' if close else 'look at the '
                           'type; a class of your own is imported by custom_imports') from error
+    except (RuntimeError, NotImplementedError) as error:
+        wrapper = config.get('optim_wrapper') or {}
+        found = _NO_NARROW_FORM.search(str(error))
+        if not found or 'Amp' not in str(wrapper.get('type')):
+            raise
+        raise VisionError('VIS-RUN-1805', 'a layer of this model cannot run in mixed precision '
+                          'here', where='--amp, optim_wrapper.type=AmpOptimWrapper',
+                          why=str(error).split('\n')[0],
+                          do='leave --amp out; on a GPU most layers have it') from error
     except TypeError as error:
         found = _UNKNOWN_ARGUMENT.search(str(error))
         if not found:
             raise
         owner, name = found['owner'], found['name']
         near = ''
-        if classes := find_classes(owner):
+        if classes := find_classes(owner) or _classes_called(owner):
             known = list(inspect.signature(classes[0]).parameters)
             close = difflib.get_close_matches(name, known, n=3)
             near = f'did you mean {" or ".join(close)}?' if close else \

@@ -41,6 +41,7 @@ from vision.common.mm.checkpoints import (
     scheduler_states,
     stored_hub,
 )
+from vision.common.mm.classes import require_head_classes
 from vision.common.mm.exact_data import (
     DEFAULT_SEED,
     EndlessBatches,
@@ -51,6 +52,7 @@ from vision.common.mm.exact_data import (
 from vision.common.mm.hooks import complete_hooks, default_hooks_of_ours, of_ours
 from vision.common.mm.logs import survive_full_disk
 from vision.common.mm.safe_files import read_plain_files_everywhere
+from vision.common.mm.start import TOLD, shorten_start
 from vision.common.nn import checkpoint as io
 from vision.common.nn.checkpoint_folder import recover_folders, save_folder
 from vision.common.nn.torch_private import end_loader_processes
@@ -83,6 +85,12 @@ class ExactRuns:
         super().__init__(*args, **kwargs)
         self.config_text = self.cfg.pretty_text  # a tenth of a second, so not at every save
         survive_full_disk(self.logger)
+
+    def build_logger(self, *args, **kwargs):
+        """As MMEngine's; its console is short until the first step (``mm.start``)."""
+        logger = super().build_logger(*args, **kwargs)
+        shorten_start(logger)
+        return logger
 
     @classmethod
     def from_cfg(cls, cfg):
@@ -120,14 +128,27 @@ class ExactRuns:
 
     def _with_data_checked(self, loop, name: str):
         """The loop. A model with ``check_dataset(metainfo, where)`` sees its data set first, and
-        may refuse it before the first step; so does a strategy with ``see_data(dataloader)``."""
+        may refuse it before the first step; so does a strategy with ``see_data(dataloader)``. Of
+        other models, detectors of mmdet, the heads are compared.
+
+        Raises:
+            VisionError: VIS-CONFIG-1810, a training set that gives no batch.
+        """
         model = self._bare_model()
         dataloader = getattr(loop, 'dataloader', None)
         if hasattr(getattr(self, 'strategy', None), 'see_data'):
             self.strategy.see_data(dataloader)
         metainfo = getattr(getattr(dataloader, 'dataset', None), 'metainfo', None)
-        if metainfo is not None and hasattr(model, 'check_dataset'):
-            model.check_dataset(metainfo, f'{name}.dataset')
+        if metainfo is not None:
+            if hasattr(model, 'check_dataset'):
+                model.check_dataset(metainfo, f'{name}.dataset')
+            else:
+                require_head_classes(model, metainfo, f'{name}.dataset')
+        if name == 'train_dataloader' and isinstance(dataloader, DataLoader) \
+                and not _has_batch(dataloader):
+            raise VisionError('VIS-CONFIG-1810', f'{len(dataloader.dataset)} samples give no '
+                              'batch', where=name, why='drop_last leaves out a batch that is not '
+                              'full', do='lower batch_size, or set drop_last=False')
         return loop
 
     def _bare_model(self) -> torch.nn.Module:
@@ -178,7 +199,7 @@ class ExactRuns:
             source = chosen_checkpoint(self)
             if source is None:
                 self.logger.info(f'nothing to resume in {self.work_dir}: starting from the '
-                                 'beginning')
+                                 'beginning', extra=TOLD)
         if source is None:
             return
         if self._resume or Path(source).is_dir():
@@ -196,7 +217,7 @@ class ExactRuns:
         self.call_hook('after_load_checkpoint', checkpoint=content)
         io.load_model(self._bare_model(), content, where=str(filename))
         self._has_loaded = True
-        self.logger.info(f'Load checkpoint from {filename}')
+        self.logger.info(f'Load checkpoint from {filename}', extra=TOLD)
         return content
 
     def read_checkpoint(self, path: Path, map_location: str | Callable = 'cpu') -> dict[str, Any]:
@@ -221,7 +242,8 @@ class ExactRuns:
             self.restore_gradients(content.get('gradients', []))
         if resume_param_scheduler and self.param_schedulers is not None:
             load_schedulers(self.param_schedulers, content['param_schedulers'])
-        self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}')
+        self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}',
+                         extra=TOLD)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> bool:
         """Write a checkpoint that holds tensors and plain values only; True when it is there.
@@ -333,6 +355,13 @@ class ExactRunner(ExactRuns, Runner):
                 module=revert_sync_batchnorm(model), broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get('find_unused_parameters', False))
         return super().wrap_model(model_wrapper_cfg, model)
+
+
+def _has_batch(dataloader: DataLoader) -> bool:
+    try:
+        return len(dataloader) > 0
+    except TypeError:  # an endless sampler
+        return True
 
 
 def _seeded(randomness: dict | None) -> dict:

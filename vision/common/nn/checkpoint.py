@@ -187,6 +187,19 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     return content
 
 
+# What wrappers put before every name: DistributedDataParallel, models around a network.
+_WRAPPINGS = ('module.', 'model.', 'backbone.')
+
+
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tensors without what all names begin with, as wrappers leave it: ``module.``,
+    ``model.``, ``backbone.``, also one inside the other."""
+    prefix = next((one for one in _WRAPPINGS
+                   if state and all(name.startswith(one) for name in state)), None)
+    return dict(state) if prefix is None else \
+        unwrapped({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+
+
 def class_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Names of the classes that a loaded checkpoint was trained on, None where it does not tell.
 

@@ -43,12 +43,16 @@ class ActiveClassHead(BaseModule):
             (``selective_loss``).
         lr_mult: learning rate of the rows over that of the model.
         matmul_dtype: 'float16' or 'bfloat16' for the products of features and rows.
+        spare_classes: the data may have fewer identities than ``num_classes`` (a comparison at a
+            fixed size, identities to come). Without it that is taken for a slip: rows without
+            pictures cost memory and time, and change what random selection draws.
     """
 
     def __init__(self, num_classes: int, in_channels: int, *, margin: dict | None = None,
                  selector: dict | None = None, store: dict | None = None,
                  num_subcentres: int = 1, is_cosine: bool = True, correction: str = 'none',
                  lr_mult: float = 1.0, matmul_dtype: str | None = None,
+                 spare_classes: bool = False,
                  init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg)
         margin = dict(margin or dict(type='ArcFace'))
@@ -56,6 +60,7 @@ class ActiveClassHead(BaseModule):
         self.store_config = dict(store or {})
         _check(num_classes, num_subcentres, correction, self.selector_config, matmul_dtype)
         self.num_classes, self.dim = num_classes, in_channels
+        self.spare_classes = spare_classes
         self.margin = build_margin(margin.pop('type', 'ArcFace'), **margin)
         self.num_subcentres, self.is_cosine = num_subcentres, is_cosine
         self.correction, self.lr_mult = correction, lr_mult

@@ -1,6 +1,10 @@
 """What MMEngine's registries see of this room."""
 
-from vision.lattice.mm import (
+from vision.common.mm.quiet import quieten
+
+quieten()  # before mmdet is first imported
+
+from vision.lattice.mm import (  # noqa: E402
     datasets,
     detector,
     detector_transforms,

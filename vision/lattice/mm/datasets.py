@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -76,8 +77,9 @@ class CocoVideoDataset(BaseVideoDataset):
         repaired = ', '.join(f'{rule} {count}' for rule, count in data.report.items())
         print_log(f'{data.path}: {len(records)} videos, {data.num_frames} frames, '
                   f'{data.num_boxes} boxes; repaired or left out: {repaired or "nothing"}',
-                  'current')
+                  'current', logging.WARNING if repaired else logging.INFO)
         self.num_frames = data.num_frames
+        self.counts = dict(videos=len(records), frames=data.num_frames, boxes=data.num_boxes)
         return records
 
     def _packed(self, video: CocoVideo) -> dict:

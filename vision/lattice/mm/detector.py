@@ -13,8 +13,10 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
+from vision.common.core.config_values import require_types
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import class_names
+from vision.lattice.core.class_names import LEFT_OUT
 from vision.lattice.core.engine import LatticeEngine
 from vision.lattice.core.interval import NodeFiller
 from vision.lattice.core.rescoring import rescore_tubes
@@ -88,6 +90,9 @@ class LatticeDetector(BaseModel):
         self.detector_config, self.method = detector, _known_method(method)
         self.propagation = self.refinement = None
         if method == 'paper':
+            for name, cls, options in (('propagation', PropagationNet, propagation),
+                                       ('refinement', RefinementNet, refinement)):
+                require_types(cls, options or {}, f'model.{name}')
             self.propagation = PropagationNet(**(propagation or {}))
             self.refinement = RefinementNet(**(refinement or {}))
         elif propagation is not None or refinement is not None:
@@ -107,7 +112,10 @@ class LatticeDetector(BaseModel):
         self.weights_classes: tuple[str, ...] | None = None
         self._nameless_weights = ''  # a file that does not tell, until the log says so
         self._training_classes: tuple[str, ...] | None = None
-        build_policy(self.keyframes)  # refuses a bad config before training, not after it
+        self._data_classes: tuple[str, ...] = ()  # of the data set that is tested on
+        # These refuse a bad config before training, not after it.
+        build_policy(self.keyframes)
+        NodeFiller(None, **self.node_options)
 
     @property
     def detector(self):
@@ -170,13 +178,15 @@ class LatticeDetector(BaseModel):
         self._nameless_weights = '' if self.weights_classes else where
 
     def check_dataset(self, metainfo: dict, where: str) -> None:
-        """Called with a data set before the first step; what is trained on counts.
+        """Called with a data set before the first step. Of one that is tested on the class names
+        are kept: predictions get its labels, by name, whatever the detector's order is.
 
         Raises:
             VisionError: VIS-CONFIG-705, refinement is to learn another number of classes;
                 VIS-CONFIG-707, a method without networks.
         """
         if not where.startswith('train'):
+            self._data_classes = tuple(metainfo.get('classes', ()))
             return
         self._require_networks()
         classes, known = tuple(metainfo.get('classes', ())), self.refinement.num_classes
@@ -245,7 +255,8 @@ class LatticeDetector(BaseModel):
         for image, sample in zip(inputs, data_samples, strict=True):
             if self._session is None or sample.frame_id == 0:
                 self._refuse_unfinished(sample)
-                self._session = _Session(self.build_engine(), sample.video_id, self.rescoring)
+                self._session = _Session(self.build_engine(), sample.video_id, self.rescoring,
+                                         _labels_by_name(self.classes, self._data_classes))
             frame = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
             finished += self._session.push(frame, sample)
             if sample.frame_id == sample.video_length - 1:
@@ -278,8 +289,10 @@ def _nothing_yet() -> BaseDataElement:
 class _Session:
     """One video on its way through an engine, and the samples that wait for their boxes."""
 
-    def __init__(self, engine: LatticeEngine, video_id: int, rescoring: str | None) -> None:
+    def __init__(self, engine: LatticeEngine, video_id: int, rescoring: str | None,
+                 labels: np.ndarray | None) -> None:
         self.engine, self.video_id, self.rescoring = engine, video_id, rescoring
+        self.labels = labels  # of the detector's labels those of the data set, or None: the same
         self.samples: dict[int, object] = {}
         self.held: list[FrameResult] = []
 
@@ -309,12 +322,39 @@ class _Session:
         packed = []
         for result in results:
             sample, boxes = self.samples.pop(result.frame_id), result.boxes
+            if self.labels is not None:
+                labels = self.labels[boxes.labels]
+                boxes = boxes.replace(labels=labels).select(labels != LEFT_OUT)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(boxes.boxes_xyxy), scores=torch.from_numpy(boxes.scores),
                 labels=torch.from_numpy(boxes.labels),
                 instances_id=torch.from_numpy(boxes.track_ids))
             packed.append(sample)
         return packed
+
+
+def _labels_by_name(detector: Sequence[str], data: Sequence[str]) -> np.ndarray | None:
+    """For each class of the detector the label of the data set's class of that name (case aside),
+    ``LEFT_OUT`` where it has none; None when both have the same classes in the same order.
+
+    Raises:
+        VisionError: VIS-CONFIG-1812, there is no common name.
+    """
+    if not data or tuple(detector) == tuple(data):
+        return None
+    place = {name.lower(): label for label, name in enumerate(data)}
+    labels = np.array([place.get(name.lower(), LEFT_OUT) for name in detector], np.int64)
+    if (labels == LEFT_OUT).all():
+        raise VisionError('VIS-CONFIG-1812', 'the detector has no class of this data set',
+                          where='test_dataloader.dataset.metainfo.classes',
+                          why=f'data set: {", ".join(data[:8])}; detector: '
+                          f'{", ".join(detector[:8])}{", ..." if len(detector) > 8 else ""}',
+                          do='take a detector of these classes, or label the data with its names')
+    never = [name for label, name in enumerate(data) if label not in labels]
+    if never:
+        print_log(f'the detector has no class {", ".join(never[:NUM_NAMES])}: boxes of it count '
+                  'as never found', logger='current', level=logging.WARNING)
+    return labels
 
 
 def _known_method(method: str) -> str:

@@ -170,9 +170,10 @@ class PolyNet(BaseModule):
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """(depth, number of depths) of a parameter for layer-wise learning-rate decay: 0 the stem,
-        then the modules in order; a reduction counts with the module that follows; what does not
-        begin with ``prefix`` (neck, heads) comes last."""
-        num_depths = self.arch.num_modules + 2
+        then the modules in order, those that were built; a reduction counts with the module that
+        follows; what does not begin with ``prefix`` (neck, heads) comes last. With fewer levels
+        than all (``out_indices``) the last module is still next to the head."""
+        num_depths = sum(map(len, self.trunk.stages)) + 2
         if not param_name.startswith(f'{prefix}trunk.'):
             return num_depths - 1, num_depths
         parts = param_name.removeprefix(f'{prefix}trunk.').split('.')

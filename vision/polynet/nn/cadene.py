@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
+from vision.common.nn.checkpoint import unwrapped
 from vision.polynet.core.arch import PRESETS, STAGES
 from vision.polynet.nn.trunk import CHANNELS, PolyNetTrunk
 
@@ -80,17 +81,21 @@ def name_pairs() -> dict[str, str]:
 def convert(state: Mapping[str, Tensor], *, reverse: bool = False) -> dict[str, Tensor]:
     """The port's state to ours, or back with ``reverse``; the tensors are the same objects.
 
-    ``num_batches_tracked`` may be missing (files older than torch 0.4.1 have none).
+    ``num_batches_tracked`` may be missing (files older than torch 0.4.1 have none), and the whole
+    classifier: then the result is a trunk. What wrappers put before all names is left out.
 
     Raises:
         VisionError: a tensor is left over or missing; names the first of each.
     """
+    state = state if reverse else unwrapped(state)
     pairs = name_pairs()
     names = {ours: theirs for ours, theirs in pairs.items()} if reverse else \
         {theirs: ours for ours, theirs in pairs.items()}
+    is_trunk = not any(name.startswith(('head.', 'last_linear.')) for name in state)
     leftover = [name for name in state if name not in names]
     missing = [name for name in names
-               if name not in state and not name.endswith('num_batches_tracked')]
+               if name not in state and not name.endswith('num_batches_tracked')
+               and not (is_trunk and name.startswith(('head.', 'last_linear.')))]
     if leftover or missing:
         raise VisionError(
             'VIS-CKPT-015', f'{len(leftover)} tensors are left over (first: {leftover[:3]}), '
@@ -130,4 +135,7 @@ def missing_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_port_state(state: Mapping[str, Tensor]) -> bool:
-    return any(re.match(r'stage_[abc]\.\d+\.(blocks|path0_1x1)', name) for name in state)
+    """Whether names are the port's; a trunk of this repository, which has ``blocks``, too, but
+    ``paths`` in them, is not."""
+    return any(re.match(r'stage_[abc]\.\d+\.(blocks\.\d+\.path\d|path0_1x1)', name)
+               for name in unwrapped(state))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.common.nn.checkpoint import load_state
+from vision.common.nn.checkpoint import load_state, unwrapped
 from vision.faces.nn.backbones.embedder import Embedder
 from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
 
@@ -36,7 +36,7 @@ PARTS = (
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
     """Whether this is the published file's state, by the names of tensors that only it has."""
-    return {'gdconv.depthwise.weight', 'dw_conv.pointwise.weight'} <= set(state)
+    return {'gdconv.depthwise.weight', 'dw_conv.pointwise.weight'} <= set(unwrapped(state))
 
 
 def published_embedder(state: Mapping[str, Tensor], where: str) -> Embedder:
@@ -52,12 +52,13 @@ def published_embedder(state: Mapping[str, Tensor], where: str) -> Embedder:
 
 
 def renamed(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The same tensors under the names of ``MobileFaceNetTrunk``.
+    """The same tensors under the names of ``MobileFaceNetTrunk``; what wrappers put before all
+    names is left out.
 
     Raises:
         VisionError: VIS-CKPT-1005, with the first name that the published network does not have.
     """
-    names = {}
+    state, names = unwrapped(state), {}
     for name in state:
         found = [re.sub(pattern, ours, name) for pattern, ours in PARTS
                  if re.match(pattern, name)]
