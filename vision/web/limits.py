@@ -43,7 +43,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
-                raise VisionError('VIS-CONFIG-1770', f'{name}={value!r}', where=name,
+                raise VisionError('VIS-CONFIG-1778', f'{name}={value!r}', where=name,
                                   why='a limit is above 0', do='give a larger number')
 
     @property

@@ -1,0 +1,70 @@
+"""A camera of a visitor: one picture in, the same picture with boxes out, at once."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from vision.stream.io.overlay import Overlay
+from vision.web.limits import Limits
+from vision.web.overlays import Overlays
+from vision.web.video import VideoOptions, as_result
+
+_END = None
+
+
+class LiveView:
+    """One look through a camera; without look-ahead, so each picture is answered at once.
+
+    Args:
+        model: a ``vision.stream.api.VideoModel``.
+        options: the mode is ``causal``, whatever they say: a visitor waits for each picture.
+    """
+
+    def __init__(self, model, options: VideoOptions, limits: Limits, *, find_faces=None) -> None:
+        self._frames: queue.SimpleQueue = queue.SimpleQueue()
+        self._overlays = Overlays(options.overlays, model.classes, find_faces=find_faces)
+        self._overlay, self._with_boxes = Overlay(model.classes), options.overlays.with_boxes
+        self._run = model.video(self._feed(), mode='causal', target_fps=options.target_fps,
+                                score_thr=options.score_thr, progress=False)
+        self._results = iter(self._run)
+        self._limits, self._start_s = limits, time.monotonic()
+        self.num_frames = self.num_keyframes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time of this look is up."""
+        return time.monotonic() - self._start_s > self._limits.max_seconds
+
+    def show(self, image_bgr: np.ndarray) -> np.ndarray:
+        """The picture (H, W, 3) uint8 with boxes, ids and overlays."""
+        self._frames.put(image_bgr)
+        frame = next(self._results)
+        result = as_result(frame)
+        self.num_frames += 1
+        self.num_keyframes += frame.is_keyframe
+        canvas = image_bgr.copy()
+        self._overlays.draw(canvas, result.boxes)
+        if self._with_boxes:
+            self._overlay.draw(canvas, result, self.fps)
+        return canvas
+
+    @property
+    def fps(self) -> float:
+        return self.num_frames / max(time.monotonic() - self._start_s, 1e-6)
+
+    def counts(self) -> dict[str, int]:
+        """As of ``Overlays.counts``."""
+        return self._overlays.counts()
+
+    def close(self) -> None:
+        self._frames.put(_END)
+        for _ in self._results:
+            pass
+
+    def _feed(self) -> Iterator[np.ndarray]:
+        while (image := self._frames.get()) is not _END:
+            yield image
