@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vision.common.core.boxes import box_areas
-from vision.common.core.errors import VisionError
+from vision.web.limits import bad_field
 
 MAX_FACES = 500  # of one visitor's gallery
 MAX_NAME = 60
@@ -35,17 +35,15 @@ class FacesOfVisitor:
         """Add the largest face of a picture under a name.
 
         Raises:
-            VisionError: VIS-INPUT-1779 no name, or a full gallery; and what ``embed`` raises
+            VisionError: VIS-INPUT-1775 no name, or a full gallery; and what ``embed`` raises
                 when there is no face.
         """
         name = ' '.join(name.split())
-        problem = 'a person needs a name' if not name else \
-            f'a name has at most {MAX_NAME} characters' if len(name) > MAX_NAME else \
-            f'the gallery holds {MAX_FACES} faces, and no more' \
-            if len(self.names) >= MAX_FACES else ''
-        if problem:
-            raise VisionError('VIS-INPUT-1779', problem, where='gallery',
-                              do='write another name, or empty the gallery')
+        if not 0 < len(name) <= MAX_NAME:
+            raise bad_field('name', name, f'1 to {MAX_NAME} characters')
+        if len(self.names) >= MAX_FACES:
+            raise bad_field('pictures', name, f'at most {MAX_FACES} of all people together',
+                            'delete the gallery first')
         row = model.embed(image_bgr)
         self.names.append(name)
         self.rows.append(row)

@@ -24,7 +24,8 @@ _API = '/gradio_api/'
 FILE = f'{_API}file='
 UPLOAD = f'{_API}upload'
 # What the page asks for, and no more: Gradio has routes for proxies, recordings, links, code.
-PLAIN = {'/', '/config', '/config/', '/theme.css', '/favicon.ico', '/robots.txt', UPLOAD,
+PLAIN = {'/', '/config', '/config/', '/theme.css', '/favicon.ico', '/robots.txt', '/manifest.json',
+         UPLOAD,
          f'{_API}upload_progress', f'{_API}queue/join', f'{_API}queue/data', f'{_API}reset',
          f'{_API}reset/', f'{_API}cancel', f'{_API}startup-events', f'{_API}theme.css',
          f'{_API}app_id'}

@@ -10,6 +10,7 @@ import av
 from vision.common.core.errors import VisionError
 from vision.common.nn.images import decode_image, size_of_image
 from vision.stream.io.containers import holds_video, open_file
+from vision.stream.io.sources import VideoFile
 
 MEGABYTE = 1 << 20
 
@@ -43,7 +44,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
-                raise VisionError('VIS-CONFIG-1778', f'{name}={value!r}', where=name,
+                raise VisionError('VIS-CONFIG-1777', f'{name}={value!r}', where=name,
                                   why='a limit is above 0', do='give a larger number')
 
     @property
@@ -75,18 +76,18 @@ def check_clip(path: str | Path, limits: Limits) -> Clip:
     try:
         with open_file(path) as container:
             if not holds_video(container):
-                raise _no_video(path, 'it holds no video stream that can be decoded')
+                raise no_video(path, 'it holds no video stream that can be decoded')
             stream = container.streams.video[0]
             check_pixels(stream.codec_context.width, stream.codec_context.height, limits,
                          Path(path).name)
             fps = float(stream.average_rate or stream.guessed_rate or 25)
             num_frames, end_s = _count(container, stream, fps, limits, Path(path).name)
             if not num_frames:
-                raise _no_video(path, 'it holds no frame')
+                raise no_video(path, 'it holds no frame')
             return Clip(num_frames, end_s, fps, stream.codec_context.width,
                         stream.codec_context.height)
     except (av.error.FFmpegError, OSError) as error:
-        raise _no_video(path, getattr(error, 'strerror', '') or type(error).__name__) from error
+        raise no_video(path, getattr(error, 'strerror', '') or type(error).__name__) from error
 
 
 def _count(container, stream, fps: float, limits: Limits, name: str) -> tuple[int, float]:
@@ -112,6 +113,17 @@ def _count(container, stream, fps: float, limits: Limits, name: str) -> tuple[in
     return num_frames, max(last_s - (first_s or 0.0) + 1 / fps, num_frames and 1 / fps)
 
 
+def first_frame(path: str | Path):
+    """The first picture of a clip that ``check_clip`` let pass, (H, W, 3) uint8 BGR.
+
+    Raises:
+        VisionError: VIS-INPUT-1771 no frame can be decoded.
+    """
+    for frame in VideoFile(path):
+        return frame.image_bgr
+    raise no_video(path, 'none of its frames can be decoded')
+
+
 def check_pixels(width: int, height: int, limits: Limits, name: str) -> None:
     """Raises VisionError, VIS-INPUT-1772: the picture is too large."""
     if width * height > limits.max_pixels:
@@ -133,6 +145,13 @@ def read_picture(path: str | Path, limits: Limits):
     return decode_image(data, name, do='choose a JPEG, PNG, WebP or BMP file')
 
 
-def _no_video(path: str | Path, why: str) -> VisionError:
+def bad_field(field: str, value: object, rule: str, do: str = 'correct the field') -> VisionError:
+    """What a field of the page holds is not what it takes."""
+    return VisionError('VIS-INPUT-1775', f'{field}: {value!r:.80}', where=field,
+                       why=f'it must be {rule}', do=do)
+
+
+def no_video(path: str | Path, why: str) -> VisionError:
+    """It cannot be worked on."""
     return VisionError('VIS-INPUT-1771', f'{Path(path).name} cannot be read as a video', why=why,
                        do='choose an mp4, mov, mkv, webm or avi file that plays elsewhere')

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from vision.common.core.errors import VisionError
 from vision.common.core.extras import import_extra
 from vision.lattice.core.structures import FrameBoxes
+from vision.web.limits import bad_field
 
 BLUR_MARGIN = 0.1  # of a box's side, around it: a face's edge identifies too
 _NUMBER = re.compile(r'-?\d+(?:\.\d+)?')
@@ -52,7 +52,7 @@ def parse_points(text: str, *, least: int, most: int, what: str) -> Points:
     """'10, 20  300, 20' -> [(10.0, 20.0), (300.0, 20.0)]; '' -> [].
 
     Raises:
-        VisionError: VIS-INPUT-1774 no pairs of numbers, or too few or many of them.
+        VisionError: VIS-INPUT-1775 no pairs of numbers, or too few or many of them.
     """
     numbers = [float(part) for part in _NUMBER.findall(text or '')]
     rest = _NUMBER.sub('', text or '').strip(' \t\n,;()[]')
@@ -61,10 +61,9 @@ def parse_points(text: str, *, least: int, most: int, what: str) -> Points:
         return []
     if rest or len(numbers) % 2 or not least <= len(points) <= most:
         count = f'{least} points' if least == most else f'{least} to {most} points'
-        raise VisionError('VIS-INPUT-1774', f'the {what} is {text.strip()!r:.80}', where=what,
-                          why=f'it is {count}, x and y of each in pixels',
-                          do='for example 100,200 500,200' if least == 2 else
-                          'for example 100,100 500,100 500,400')
+        raise bad_field(what, text.strip(), f'{count}, x and y of each in pixels',
+                        'for example 100,200 500,200' if least == 2 else
+                        'for example 100,100 500,100 500,400')
     return points
 
 
@@ -83,9 +82,7 @@ class Overlays:
                  find_faces: FindFaces | None = None) -> None:
         unknown = sorted(set(options.blurred) - set(classes))
         if unknown:
-            raise VisionError('VIS-INPUT-1775', f'no class is called {", ".join(unknown)}',
-                              where='blur', why=f'the classes are {", ".join(classes)}',
-                              do='choose among these')
+            raise bad_field('blur', ', '.join(unknown), f'among {", ".join(classes)}')
         assert find_faces is not None or not options.with_faces
         self._options, self._classes, self._find_faces = options, classes, find_faces
         self._is_blurred = np.array([name in options.blurred for name in classes], bool)

@@ -8,11 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision.common.core.errors import VisionError
 from vision.lattice.core.structures import FrameBoxes, FrameResult
 from vision.stream.io.overlay import Overlay
 from vision.stream.io.sinks import CsvSink, JsonLinesSink, VideoSink
-from vision.web.limits import Limits, check_clip
+from vision.web.limits import Limits, bad_field, check_clip, no_video
 from vision.web.overlays import FindFaces, OverlayOptions, Overlays
 
 MODES = ('buffered', 'causal')
@@ -43,8 +42,7 @@ class VideoOptions:
                 ('mode', self.mode, self.mode in MODES, f'one of {", ".join(MODES)}'),
                 ('threshold', self.score_thr, 0 <= self.score_thr <= 1, 'from 0 to 1')):
             if not is_good:
-                raise VisionError('VIS-INPUT-1776', f'{name}: {value!r}', where=name,
-                                  why=f'it must be {rule}', do='correct the field')
+                raise bad_field(name, value, rule)
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,7 @@ def run_clip(model, path: str | Path, folder: Path, options: VideoOptions, limit
                 reported_s = now_s
                 yield VideoProgress(num_done, clip.num_frames)
     if not num_done:
-        raise VisionError('VIS-DATA-1777', f'{Path(path).name}: no frame could be decoded',
-                          why='the file is damaged', do='choose another file')
+        raise no_video(path, 'no frame could be decoded')
     if not cut_short and run.problem is not None:
         cut_short = run.problem.what
     paths = tuple(sink.path for sink in (video, *tables))

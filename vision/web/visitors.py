@@ -9,9 +9,11 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from vision.web.faces import FacesOfVisitor
 from vision.web.limits import MEGABYTE, Limits
@@ -35,6 +37,20 @@ class Visitor:
     visits: set[str] = field(default_factory=set)
     faces: FacesOfVisitor = field(default_factory=FacesOfVisitor)
     last_seen_s: float = field(default_factory=time.monotonic)
+    _look: tuple[Any, Any] | None = None  # what was chosen, and the view that this made
+
+    def look(self, choice: Any, build: Callable[[], Any]) -> Any:
+        """The present look through the camera; a new one when something else was chosen."""
+        if self._look is None or self._look[0] != choice:
+            self.stop_looking()
+            self._look = choice, build()
+        return self._look[1]
+
+    def stop_looking(self) -> None:
+        """End the present look, if there is one."""
+        look, self._look = self._look, None
+        if look is not None:
+            look[1].close()
 
     def new_folder(self) -> Path:
         """An empty folder for the results of a job; those of the jobs before are deleted."""
@@ -126,3 +142,4 @@ class Visitors:
             path.unlink(missing_ok=True)
         shutil.rmtree(visitor.folder, ignore_errors=True)
         visitor.faces.clear()
+        visitor.stop_looking()
