@@ -64,7 +64,7 @@ def enrol(args: argparse.Namespace) -> int:
     from vision.faces.core.data.image_lists import read_identity_folders
     from vision.faces.core.gallery.gallery import Gallery, load_gallery
     from vision.faces.mm.loading import embed_images, load_embedder
-    from vision.faces.nn.gallery.face_finder import embedder_hash
+    from vision.faces.runtime.face_finder import embedder_hash
     if args.action == 'build' and args.out.exists():
         raise VisionError('VIS-CONFIG-1104', f'{args.out} exists already', why='a gallery is '
                           'never overwritten', do='use "add", or remove the file')
@@ -139,7 +139,7 @@ def as_aligned(image, path: str):
 
 
 def open_finder(args: argparse.Namespace):
-    from vision.faces.nn.gallery.face_finder import FaceFinder
+    from vision.faces.runtime.face_finder import FaceFinder
     if args.detector is None:
         raise VisionError('VIS-CONFIG-1104', 'no face detector is named', why='pictures are '
                           'searched for faces', do='give --detector yunet.onnx, or --aligned for '
@@ -149,7 +149,7 @@ def open_finder(args: argparse.Namespace):
 
 def largest_face(finder, image, path: str):
     from vision.common.core.boxes import box_areas
-    from vision.faces.nn.gallery.face_finder import align_faces
+    from vision.faces.runtime.face_finder import align_faces
     faces = finder(image)
     if not len(faces):
         raise _no_face(path)

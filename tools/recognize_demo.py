@@ -74,7 +74,7 @@ def build(args: argparse.Namespace):
     from vision.faces.core.evaluate.identification import exact_search
     from vision.faces.core.gallery.gallery import load_gallery
     from vision.faces.mm.loading import embed_images, load_embedder
-    from vision.faces.nn.gallery.face_finder import FaceFinder, align_faces, embedder_hash
+    from vision.faces.runtime.face_finder import FaceFinder, align_faces, embedder_hash
     gallery = load_gallery(args.gallery)
     finder = FaceFinder(args.detector, min_score=args.min_score)
     embedder = load_embedder(args.config, args.checkpoint, device=args.device)

@@ -225,7 +225,7 @@ def test_people_without_a_face_are_named_and_pictures_counted(tool, model, tmp_p
             if image.mean() < 10:  # a black picture has none
                 return type(faces)(faces.boxes_xyxy[:0], faces.landmarks[:0], faces.scores[:0])
             return faces
-    monkeypatch.setattr('vision.faces.nn.gallery.face_finder.FaceFinder', Finder)
+    monkeypatch.setattr('vision.faces.runtime.face_finder.FaceFinder', Finder)
     people, out = tmp_path / 'people', tmp_path / 'g.npz'
     for name, seed in (('ada', 1), ('bob', 2)):
         picture(people / name / '1.png', seed)
@@ -273,7 +273,7 @@ def test_doubtful_rows_are_named():
 def test_detected_faces_are_those_of_the_annotation(shared_data):
     import xml.etree.ElementTree as ElementTree
 
-    from vision.faces.nn.gallery.face_finder import FaceFinder, align_faces
+    from vision.faces.runtime.face_finder import FaceFinder, align_faces
     finder = FaceFinder(shared_data / 'weights' / 'yunet_n_dynamic.onnx')
     folder = shared_data / 'dlib-faces-landmarks'
     found = total = 0
@@ -290,7 +290,7 @@ def test_detected_faces_are_those_of_the_annotation(shared_data):
 
 
 def test_missing_detector_is_named(tmp_path):
-    from vision.faces.nn.gallery.face_finder import FaceFinder
+    from vision.faces.runtime.face_finder import FaceFinder
     with pytest.raises(VisionError, match='VIS-CKPT-1103'):
         FaceFinder(tmp_path / 'none.onnx')
 
@@ -308,7 +308,7 @@ class TemplateFinder:
 
     def __call__(self, image):
         from vision.faces.core.gallery.alignment import TEMPLATE_112
-        from vision.faces.nn.gallery.face_finder import Faces
+        from vision.faces.runtime.face_finder import Faces
         self.at(self.count)
         self.count += 1
         corners = np.array(PLACES, dtype=np.float32)
@@ -319,7 +319,7 @@ class TemplateFinder:
 @pytest.fixture
 def demo(tool, model, tmp_path, monkeypatch):
     """(run the demo on a source, folder of eight frames): ada left; right bob, then a stranger."""
-    monkeypatch.setattr('vision.faces.nn.gallery.face_finder.FaceFinder', TemplateFinder)
+    monkeypatch.setattr('vision.faces.runtime.face_finder.FaceFinder', TemplateFinder)
     monkeypatch.setattr(TemplateFinder, 'at', staticmethod(lambda count: None))  # put back later
     for name, seed in (('ada', 1), ('bob', 2), ('eve', 3)):
         picture(tmp_path / 'all' / name / '1.png', seed)

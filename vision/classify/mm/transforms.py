@@ -14,6 +14,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.structures import BaseDataElement
 
 from vision.classify.core.crops import crop_boxes, random_area_box
+from vision.classify.runtime.ink import fit_ink
 from vision.common.nn.images import read_image
 from vision.registry import TRANSFORMS
 
@@ -79,6 +80,54 @@ class MultiCrop(BaseTransform):
             crops += [crop[:, ::-1] for crop in crops]
         return dict(results, img=np.stack(crops), img_shape=crops[0].shape[:2],
                     num_crops=len(crops))
+
+
+@TRANSFORMS.register_module()
+class FitInk(BaseTransform):
+    """``img`` -> (size, size) uint8, the character in the middle; see ``runtime.ink``."""
+
+    def __init__(self, size: int = 32, ink_px: int = 26) -> None:
+        self.size, self.ink_px = size, ink_px
+
+    def transform(self, results: dict) -> dict:
+        image = fit_ink(results['img'], self.size, self.ink_px)
+        return dict(results, img=image, img_shape=image.shape)
+
+
+@TRANSFORMS.register_module()
+class RandomInk(BaseTransform):
+    """Characters as cameras and printers leave them: thicker or thinner, coarse, pale, noisy.
+
+    Each of the four happens with the probability ``prob``, on its own. White ink on black.
+
+    Args:
+        coarse: least side, of that of the picture, that it is scaled to and back.
+        noise: largest standard deviation, in grey levels.
+        gain: least factor of the ink.
+    """
+
+    def __init__(self, prob: float = 0.3, *, coarse: float = 0.5, noise: float = 25.0,
+                 gain: float = 0.6) -> None:
+        self.prob, self.coarse, self.noise, self.gain = prob, coarse, noise, gain
+
+    def transform(self, results: dict) -> dict:
+        image, size = results['img'], results['img'].shape[0]
+        # NumPy's global state is what the runner seeds for each sample.
+        happens = np.random.random(4) < self.prob
+        if happens[0]:
+            change = cv2.dilate if np.random.random() < 0.5 else cv2.erode
+            image = cv2.addWeighted(image, 0.5, change(image, np.ones((2, 2), np.uint8)), 0.5, 0)
+        if happens[1]:
+            side = round(size * np.random.uniform(self.coarse, 1))
+            image = cv2.resize(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA),
+                               (size, size), interpolation=cv2.INTER_LINEAR)
+        if happens[2]:
+            image = cv2.convertScaleAbs(image, alpha=np.random.uniform(self.gain, 1))
+        if happens[3]:
+            noise = np.random.standard_normal(image.shape).astype(np.float32)
+            image = np.clip(image + np.random.uniform(0, self.noise) * noise, 0, 255
+                            ).astype(np.uint8)
+        return dict(results, img=image)
 
 
 @TRANSFORMS.register_module()

@@ -49,26 +49,46 @@ def config_names() -> dict[str, Path]:
             if not {'_base_', 'demo'} & set(path.parts)}
 
 
-def model_type(path: Path) -> str:
-    """``type`` of the ``model`` of a config, of the file itself or else of its bases; '': it has
-    none, or one that the text alone does not tell."""
-    for _, tree in _chain(path, set()):
+def model_of_config(path: Path) -> dict:
+    """What the text of a config says of its ``model``, its bases below it; {}: nothing.
+
+    Nothing is run, so MMEngine need not be there. A value that is no plain value, such as a name
+    or a calculation, is ``...``.
+    """
+    merged: dict = {}
+    for _, tree in reversed(list(_chain(path, set()))):
         for node in tree.body:
             if isinstance(node, ast.Assign) and 'model' in map(ast.unparse, node.targets):
-                found = {key: value for key, value in _items(node.value)}.get('type')
-                if isinstance(found, ast.Constant) and isinstance(found.value, str):
-                    return found.value
-    return ''
+                told = _plain(node.value)
+                merged = _merged(merged, told) if isinstance(told, dict) else merged
+    return merged
 
 
-def _items(node: ast.expr) -> list[tuple[str, ast.expr]]:
-    """Of ``dict(a=1)`` or ``{'a': 1}``."""
-    if isinstance(node, ast.Call):
-        return [(keyword.arg or '', keyword.value) for keyword in node.keywords]
+def model_type(path: Path) -> str:
+    """``type`` of the model of a config; '': it has none, or one that the text does not tell."""
+    found = model_of_config(path).get('type')
+    return found if isinstance(found, str) else ''
+
+
+def _merged(base: dict, change: dict) -> dict:
+    """As MMEngine merges the dicts of a config and its bases."""
+    if change.get('_delete_') is True:
+        return {key: value for key, value in change.items() if key != '_delete_'}
+    return base | {key: _merged(base.get(key) if isinstance(base.get(key), dict) else {}, value)
+                   if isinstance(value, dict) else value for key, value in change.items()}
+
+
+def _plain(node: ast.expr):
+    """The value of an expression of constants, lists, and dicts in either form; else ``...``."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
+        return {keyword.arg or '**': _plain(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
-        return [(key.value, value) for key, value in zip(node.keys, node.values, strict=True)
-                if isinstance(key, ast.Constant)]
-    return []
+        return {key.value if isinstance(key, ast.Constant) else '**': _plain(value)
+                for key, value in zip(node.keys, node.values, strict=True)}
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return ...
 
 
 def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:

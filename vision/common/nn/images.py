@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -55,3 +56,30 @@ def size_of_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
 def _bad_image(where: str, reason: str, code: str, do: str) -> VisionError:
     return VisionError(code, f'the image {where} cannot be read: {reason}', where=where,
                        why='its pixels would be made up', do=do)
+
+
+def as_image(image: str | os.PathLike | np.ndarray, position: int | None = None) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 BGR: a path is read; grey gets three channels, of four the
+    last is left out.
+
+    Args:
+        image: path, or (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 array, BGR.
+        position: of the picture in a list, for the error.
+    Raises:
+        VisionError: VIS-DATA-210 a file that cannot be read, VIS-INPUT-1732 no such array.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.fspath(image))
+    channels = image.shape[2] if isinstance(image, np.ndarray) and image.ndim == 3 else 1
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) \
+            or channels not in (1, 3, 4) or not image.size:
+        what = f'an array {image.shape} of {image.dtype}' if isinstance(image, np.ndarray) else \
+            f'a {type(image).__name__}'
+        raise VisionError('VIS-INPUT-1732', f'{what} is no picture',
+                          where='' if position is None else f'picture {position} of the list',
+                          why='a picture is a path, or an array (H, W, 3) of uint8, BGR as OpenCV '
+                          'reads it (grey and BGRA too)', do='for RGB from PIL: '
+                          'np.asarray(picture.convert("RGB"))[:, :, ::-1]')
+    if channels == 1:
+        return cv2.cvtColor(image.reshape(image.shape[:2]), cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(image[:, :, :3])

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from vision.common.core.errors import VisionError
 from vision.common.nn import images
-from vision.faces.core.data.glyphs import PreparedGlyphs, warp_matrix
+from vision.faces.core.data.glyphs import SPLITS, PreparedGlyphs, warp_matrix
 from vision.faces.core.data.image_lists import (
     LabelledPaths,
     read_identity_folders,
@@ -25,7 +25,7 @@ from vision.faces.core.data.image_lists import (
 from vision.faces.core.data.insightface_bin import read_bin
 from vision.faces.core.data.pairs import read_pairs
 from vision.faces.core.data.recordio import FaceRecords
-from vision.faces.nn.gallery.face_finder import align_faces
+from vision.faces.runtime.face_finder import align_faces
 from vision.registry import DATASETS, TRANSFORMS
 
 # A picture that is left out, or half grey, would change the result.
@@ -194,7 +194,9 @@ class GlyphDataset(LabelledImages):
 
     Args:
         split: 'train': the training families; 'val': the held-out ones, of which the first style
-            is the gallery (unseen characters have no gallery picture).
+            is the gallery (unseen characters have no gallery picture); 'known' and 'unseen': the
+            part of 'val' with characters of the training, and the rest. 'train' and 'known' name
+            their ``classes``, for a classifier.
         data_root: the prepared folder; it says classes, styles and size.
         every: keep each so-many-th character only: a quicker look while training.
     Raises:
@@ -203,15 +205,17 @@ class GlyphDataset(LabelledImages):
 
     def __init__(self, split: str = 'train', pipeline: Sequence[dict] | None = None, *,
                  data_root: str = 'data/glyphs', every: int = 1) -> None:
-        if split not in ('train', 'val'):
+        if split not in SPLITS:
             raise VisionError('VIS-CONFIG-1077', f'split={split!r}', where='GlyphDataset',
-                              do="use 'train' or 'val'")
+                              do=f'use one of {", ".join(SPLITS)}')
         self.source = PreparedGlyphs(Path(data_root))
         samples = self.source.samples(split)
         samples = samples[samples[:, 0] % every == 0]
-        self.styles, self.is_val = samples[:, 1], split == 'val'
+        self.styles, self.is_val = samples[:, 1], split != 'train'
+        names = dict(classes=tuple(map(chr, self.source.characters[:self.source.num_classes]))) \
+            if split in ('train', 'known') else {}
         super().__init__(samples[:, 0], pipeline, num_classes=self.source.num_classes,
-                         characters=self.source.characters)
+                         characters=self.source.characters, **names)
 
     def read(self, position: int) -> np.ndarray:
         return self.source(int(self.labels[position]), int(self.styles[position]))[:, :, None]

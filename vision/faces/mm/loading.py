@@ -1,15 +1,11 @@
-"""A config and a checkpoint to an embedder, and many pictures to embeddings."""
+"""A config and a checkpoint to an embedder."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -18,6 +14,7 @@ from vision import zoo
 from vision.common.core.errors import VisionError
 from vision.common.mm.safe_files import is_data_config, read_safely
 from vision.common.nn.checkpoint import load_checkpoint, load_state
+from vision.faces.nn.backbones.published import is_published, renamed
 from vision.registry import MODELS
 
 
@@ -26,7 +23,7 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     """Embedder of a ``FaceRecognizer`` in evaluation mode; the head is not built.
 
     Args:
-        checkpoint: .pth, .safetensors or zoo:NAME.
+        checkpoint: .pth, .safetensors or zoo:NAME; or the published MobileFaceNet's state.
         with_flip: flip fusion; None: as the config says.
     Raises:
         VisionError: VIS-CONFIG-1083 for a config without a recogniser, VIS-ENV-1084 when the
@@ -48,46 +45,14 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     with DefaultScope.overwrite_default_scope('vision'), redirect_stdout(sys.stderr):
         model = MODELS.build(settings)
     path = zoo.resolve(checkpoint)
-    state = {name: tensor for name, tensor in load_checkpoint(path)['state_dict'].items()
-             if not name.startswith('head.')}
-    load_state(model, state, where=str(path))
+    state = load_checkpoint(path)['state_dict']
+    if is_published(state):
+        state = {f'backbone.trunk.{name}': tensor
+                 for name, tensor in renamed(state, str(path)).items()}
+    load_state(model, {name: tensor for name, tensor in state.items()
+                       if not name.startswith('head.')}, where=str(path))
     try:
         return model.eval().embedder().to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise VisionError('VIS-ENV-1084', f'device {device!r} cannot be used: {error}',
                           do='use --device cpu') from error
-
-
-@torch.inference_mode()
-def embed_images(embedder: nn.Module, images: Iterable[np.ndarray], *, size: int = 112,
-                 batch_size: int = 64) -> np.ndarray:
-    """(N, d) float32 unit embeddings of pictures (size, size, C) uint8, BGR as they are read.
-
-    Raises:
-        VisionError: VIS-DATA-1082 for a picture of another size.
-    """
-    device = next(embedder.parameters()).device
-    rows = []
-    for batch in _batches(_checked(images, size), batch_size):
-        tensor = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-        rows.append(embedder(tensor.to(device).float()).cpu().numpy())
-    return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
-
-
-def _checked(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    for position, image in enumerate(images):
-        refuse_other_size(position, image.shape[1], image.shape[0], size)
-        yield image
-
-
-def refuse_other_size(position: int, width: int, height: int, size: int) -> None:
-    if (width, height) != (size, size):
-        raise VisionError('VIS-DATA-1082', f'picture {position} is {width} x {height} px',
-                          why=f'the embedder takes aligned faces of {size} x {size} px; '
-                          'stretching would change the result',
-                          do='align the faces first, or give --image-size')
-
-
-def _batches(images: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    while batch := list(islice(images, size)):
-        yield batch

@@ -8,7 +8,7 @@ from collections import deque
 import cv2
 import numpy as np
 
-from vision.lattice.core.structures import FrameResult
+from vision.lattice.core.structures import FrameBoxes, FrameResult
 from vision.stream.io.sources import LIVE
 
 KEY_COLOUR, OTHER_COLOUR = (60, 200, 255), (110, 110, 110)  # BGR
@@ -38,16 +38,7 @@ class Overlay:
         """Draw into ``image_bgr`` (H, W, 3) uint8. ``status`` of a live source gets a line of its
         own unless it is ``live``."""
         self._history.append(result.is_keyframe)
-        boxes = result.boxes
-        corners = np.rint(boxes.boxes_xyxy).astype(int).tolist()
-        colours = [PALETTE[max(track, 0) % len(PALETTE)] for track in boxes.track_ids.tolist()]
-        width = 3 if result.is_keyframe else 1
-        for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
-            cv2.rectangle(image_bgr, (x1, y1), (x2, y2), colour, width)
-        for corner, colour, label, track, score in zip(  # above all boxes
-                corners, colours, boxes.labels.tolist(), boxes.track_ids.tolist(),
-                boxes.scores.tolist(), strict=True):
-            _label(image_bgr, f'{self._classes[label]} #{track} {score:.2f}', corner, colour)
+        draw_boxes(image_bgr, result.boxes, self._classes, width=3 if result.is_keyframe else 1)
         latency = '-' if result.latency_ms is None else f'{result.latency_ms:.0f} ms'
         _header(image_bgr, f'{fps:.1f} fps  {latency}  frame {result.frame_id}  '
                            f'{"KEYFRAME" if result.is_keyframe else result.source}',
@@ -73,6 +64,22 @@ class Overlay:
         row = np.where(is_key[:, None], np.uint8(KEY_COLOUR), np.uint8(OTHER_COLOUR))
         shown = is_known & ~self._is_gap
         image_bgr[height - BAR_HEIGHT:, shown] = row[shown]
+
+
+def draw_boxes(image_bgr: np.ndarray, boxes: FrameBoxes, classes: tuple[str, ...], *,
+               width: int = 2) -> None:
+    """Draw boxes with class, track id and score into ``image_bgr`` (H, W, 3) uint8; boxes of one
+    track have one colour, boxes without tracks that of their class."""
+    corners = np.rint(boxes.boxes_xyxy).astype(int).tolist()
+    tracks, labels = boxes.track_ids.tolist(), boxes.labels.tolist()
+    colours = [PALETTE[(track if track > 0 else label) % len(PALETTE)]
+               for track, label in zip(tracks, labels, strict=True)]
+    for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
+        cv2.rectangle(image_bgr, (x1, y1), (x2, y2), colour, width)
+    for corner, colour, label, track, score in zip(  # above all boxes
+            corners, colours, labels, tracks, boxes.scores.tolist(), strict=True):
+        name = f'{classes[label]} #{track}' if track > 0 else classes[label]
+        _label(image_bgr, f'{name} {score:.2f}', corner, colour)
 
 
 def _label(image_bgr: np.ndarray, text: str, corner: list[int],

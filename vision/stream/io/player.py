@@ -48,12 +48,12 @@ class PlayOptions:
     """What is written and shown. Boxes below ``score_threshold`` are left out everywhere.
 
     Args:
-        stem: of the output files, without their suffixes.
+        stem: of the output files, without their suffixes; None: no files.
         deadline_ms: as of ``StreamSession``.
         encoder_threads: as of ``VideoSink``.
     """
 
-    stem: Path
+    stem: Path | None
     score_threshold: float = 0.3
     with_video: bool = True
     show: bool = False
@@ -97,7 +97,8 @@ class _Job:
 class Player:
     """Plays one source.
 
-    An error in any thread ends all of them, finishes the files and is raised by ``play``.
+    An error in any thread ends all of them, finishes the files and is raised by ``play``, or
+    where ``results`` are iterated over.
 
     Args:
         engine: a new one. In mode ``causal+revise`` the video shows the provisional results, and
@@ -125,6 +126,7 @@ class Player:
         self._num_answered = 0  # frames with a result; the first results come in order
         self._video: VideoSink | None = None
         self._tables: list[JsonLinesSink | CsvSink] = []
+        self._paths: list[Path] = []
 
     def stop(self) -> None:
         """End after this frame and finish the files; safe from a signal handler."""
@@ -134,18 +136,38 @@ class Player:
 
     def play(self) -> Played:
         """Frames as they come, each result as soon as it is ready."""
-        with (self._quick_switches(), self._outputs() as paths, self._writer() as writer,
-              self._reader() as frames):
-            for frame_id, frame in enumerate(self._until_stopped(frames)):
-                self._pending[frame_id] = frame
-                self._emit(writer, self._push(frame))
-            self._emit(writer, self.session.flush())
-        return self._played(paths)
+        for _ in self._as_they_come(hands_out=False):
+            pass
+        return self.played()
 
     def play_offline(self, rescore: Rescore | None = None) -> Played:
         """The whole file first, boxes only; then it is read again and drawn."""
+        for _ in self._offline(rescore, hands_out=False):
+            pass
+        return self.played()
+
+    def results(self, rescore: Rescore | None = None, *, is_offline: bool = False
+                ) -> Iterator[tuple[FrameResult, SourceFrame]]:
+        """What ``play`` or ``play_offline`` makes, with the frames, for whoever wants to look.
+
+        Boxes below the threshold are left out. Nothing is drawn into these frames. Whoever
+        leaves early closes this generator: the files are finished then.
+        """
+        return self._offline(rescore, hands_out=True) if is_offline \
+            else self._as_they_come(hands_out=True)
+
+    def _as_they_come(self, *, hands_out: bool) -> Iterator[tuple[FrameResult, SourceFrame]]:
+        with (self._quick_switches(), self._outputs(), self._writer(hands_out) as write,
+              self._reader() as frames):
+            for frame_id, frame in enumerate(self._until_stopped(frames)):
+                self._pending[frame_id] = frame
+                yield from self._emitted(write, self._push(frame))
+            yield from self._emitted(write, self.session.flush())
+
+    def _offline(self, rescore: Rescore | None, *, hands_out: bool
+                 ) -> Iterator[tuple[FrameResult, SourceFrame]]:
         results: list[FrameResult] = []
-        with self._quick_switches(), self._outputs() as paths:
+        with self._quick_switches(), self._outputs():
             with self._reader() as frames:
                 for frame in self._until_stopped(frames):
                     results += self._push(frame)
@@ -154,12 +176,11 @@ class Player:
             if rescore is not None:
                 results = rescore(results)
             self._stop.clear()  # what was analysed before a stop is drawn; the next stop ends that
-            with self._writer() as writer, self._reader() as frames:
+            with self._writer(hands_out) as write, self._reader() as frames:
                 for result, frame in zip(results, self._until_stopped(frames), strict=False):
                     self._pending[result.frame_id] = frame
-                    self._emit(writer, [result])
+                    yield from self._emitted(write, [result])
             self._source.problem = self._source.problem or problem
-        return self._played(paths)
 
     def _push(self, frame: SourceFrame) -> list[FrameResult]:
         # What was read ahead of a file has waited for nobody: its frames arrive when they can be
@@ -170,8 +191,9 @@ class Player:
         self._ready_s = time.monotonic()
         return results
 
-    def _played(self, paths: list[Path]) -> Played:
-        return Played(self.session.stats(), paths, self._source.num_dropped,
+    def played(self) -> Played:
+        """What came of it so far; all of it once ``play`` or ``results`` has ended."""
+        return Played(self.session.stats(), list(self._paths), self._source.num_dropped,
                       self._source.num_reconnects,
                       time.monotonic() - self._start_s if self._start_s else 0.0)
 
@@ -187,12 +209,17 @@ class Player:
                 yield ahead
 
     @contextlib.contextmanager
-    def _writer(self) -> Iterator[Stage]:
-        """Takes ``_Job``: tables and drawing; behind it, in a thread of its own, the encoder."""
-        name = self._options.stem.name
+    def _writer(self, hands_out: bool) -> Iterator[Callable[[_Job], None]]:
+        """Takes ``_Job``: tables and drawing; behind it, in a thread of its own, the encoder.
+        Where frames are handed out none is free to be drawn into."""
+        if self._options.stem is None and not self._show:
+            yield lambda job: None
+            return
+        name = self._options.stem.name if self._options.stem else 'the window'
         with (Stage(self._encode, ENCODE_BEHIND, f'encoder of {name}') as encoder,
               Stage(partial(self._write, encoder), WRITE_BEHIND, f'writer of {name}') as writer):
-            yield writer
+            yield (lambda job: writer.put(replace(job, is_free=False))) if hands_out \
+                else writer.put
 
     def _until_stopped(self, frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
         for count, frame in enumerate(frames, 1):
@@ -214,30 +241,35 @@ class Player:
             sys.setswitchinterval(before)
 
     @contextlib.contextmanager
-    def _outputs(self) -> Iterator[list[Path]]:
+    def _outputs(self) -> Iterator[None]:
         """The sinks; whatever happens inside, what was written is finished under its name."""
-        stem, paths = self._options.stem, []
+        stem = self._options.stem
 
         def close(sink: VideoSink | JsonLinesSink | CsvSink) -> None:
             if (path := sink.close()) is not None:
-                paths.append(path)
+                self._paths.append(path)
 
         with contextlib.ExitStack() as stack:  # one that fails to close does not stop the others
-            for kind, suffix in ((CsvSink, 'csv'), (JsonLinesSink, 'jsonl')):
-                self._tables.insert(0, kind(_named(stem, suffix), self._classes,
-                                            with_status=self._mode == 'causal+revise'))
-                stack.callback(close, self._tables[0])
-            if self._options.with_video:
-                self._video = VideoSink(_named(stem, 'mp4'), fps=self._source.fps,
-                                        threads=self._options.encoder_threads)
-                stack.callback(close, self._video)
-                if self._video.encoder == 'mpeg4':
-                    self._warn('no H.264 encoder here: the mp4 is MPEG-4, browsers do not play it')
-            yield paths
+            if stem is not None:
+                self._open_sinks(stem, lambda sink: stack.callback(close, sink))
+            yield
         if self._show:
             cv2.destroyAllWindows()
 
-    def _emit(self, writer: Stage, results: list[FrameResult]) -> None:
+    def _open_sinks(self, stem: Path, opened: Callable) -> None:
+        for kind, suffix in ((CsvSink, 'csv'), (JsonLinesSink, 'jsonl')):
+            self._tables.insert(0, kind(_named(stem, suffix), self._classes,
+                                        with_status=self._mode == 'causal+revise'))
+            opened(self._tables[0])
+        if self._options.with_video:
+            self._video = VideoSink(_named(stem, 'mp4'), fps=self._source.fps,
+                                    threads=self._options.encoder_threads)
+            opened(self._video)
+            if self._video.encoder == 'mpeg4':
+                self._warn('no H.264 encoder here: the mp4 is MPEG-4, browsers do not play it')
+
+    def _emitted(self, write: Callable[[_Job], None], results: list[FrameResult]
+                 ) -> Iterator[tuple[FrameResult, SourceFrame]]:
         fps = self.session.stats().fps if results else 0.0
         for result in results:
             frame_id = result.frame_id
@@ -246,15 +278,16 @@ class Player:
                 del self._pending[frame_id]
             is_first = frame_id == self._num_answered
             self._num_answered += is_first
+            is_shown = result.boxes.scores >= self._options.score_threshold
+            result = replace(result, boxes=result.boxes.select(is_shown))
             # The engine goes on from its last keyframe; without look-ahead, from every frame.
             is_free = self._mode == 'buffered' and not result.is_keyframe
-            writer.put(_Job(result, frame, fps, is_first, is_free))
+            write(_Job(result, frame, fps, is_first, is_free))
+            yield result, frame
 
     def _write(self, encoder: Stage, job: _Job) -> None:
         """In the writing thread: tables and drawing."""
         result, frame = job.result, job.frame
-        is_shown = result.boxes.scores >= self._options.score_threshold
-        result = replace(result, boxes=result.boxes.select(is_shown))
         for table in self._tables:
             table.write(result, frame.timestamp_s, frame.status)
         if not job.is_first or self._video is None and not self._show:

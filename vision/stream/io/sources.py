@@ -1,11 +1,11 @@
-"""Where frames come from: a video file, a folder of frames, a camera, a network address."""
+"""Where frames come from: a video file, a folder of frames, pictures in memory."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,6 +210,57 @@ class FrameFolder:
             image = fit(image, size)
             size = image.shape[:2]
             yield SourceFrame(image, index / self.fps, time.monotonic())
+
+
+class FrameSequence:
+    """Pictures that are in memory, or come from a generator: each once, as a copy.
+
+    Args:
+        frames: arrays (H, W, 3) uint8 BGR, or paths of images. It is iterated over in the thread
+            that reads. Pictures of other sizes are scaled to the first one's.
+        fps: frames per second that they stand for.
+    """
+
+    is_live = False
+    num_dropped = num_reconnects = 0
+    path = 'frames'
+
+    def __init__(self, frames: Iterable[np.ndarray | str | Path], *, fps: float = 25.0) -> None:
+        self.fps, self.problem = fps, None
+        self.num_frames = len(frames) if hasattr(frames, '__len__') else 0
+        self.is_read_once = isinstance(frames, Iterator)
+        if hasattr(frames, '__len__') and not self.num_frames:
+            raise self._unusable('it is empty')
+        if isinstance(frames, np.ndarray) and frames.ndim != 4:
+            raise self._unusable(f'an array of shape {frames.shape}: one picture alone goes into '
+                                 'image(), or into a list')
+        self._frames = frames
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        size, index = None, -1
+        for index, item in enumerate(self._frames):
+            image = read_image(item) if isinstance(item, (str, Path)) else item
+            if not (isinstance(image, np.ndarray) and image.dtype == np.uint8
+                    and image.ndim == 3 and image.shape[2] == 3 and image.size):
+                raise self._unusable(f'item {index} is {_described(image)}')
+            # A copy: it may be drawn into, and generators like to fill one array again and again.
+            image = fit(np.array(image, order='C'), size)
+            size = image.shape[:2]
+            yield SourceFrame(image, index / self.fps, time.monotonic())
+        if index < 0:
+            raise self._unusable('it ended before its first picture')
+
+    @staticmethod
+    def _unusable(why: str) -> VisionError:
+        return VisionError('VIS-INPUT-1716', 'these frames cannot be used as a video', why=why,
+                           do='give arrays of shape (height, width, 3), uint8, BGR, or paths of '
+                           'images: at least one')
+
+
+def _described(item: object) -> str:
+    if isinstance(item, np.ndarray):
+        return f'an array of shape {item.shape}, {item.dtype}'
+    return f'of type {type(item).__name__}'
 
 
 def natural_key(path: Path) -> list:

@@ -14,6 +14,7 @@ import numpy as np
 from vision.common.core.errors import VisionError
 
 MANIFEST, IMAGES = 'glyphs.json', 'images.u8'
+SPLITS = ('train', 'val', 'known', 'unseen')
 
 
 class PreparedGlyphs:
@@ -62,17 +63,18 @@ class PreparedGlyphs:
         return np.array(self.images[self.place[label, style]])
 
     def samples(self, split: str) -> np.ndarray:
-        """(N, 2) int64 rows (label, style) of 'train' or 'val', by label, then style.
+        """(N, 2) int64 rows (label, style) of one of ``SPLITS``, by label, then style.
 
         'train' has the training styles of the classes; 'val' the held-out styles of all
-        characters, unseen ones too.
+        characters, 'known' those of the classes alone, 'unseen' those of the strangers.
         """
-        assert split in ('train', 'val'), split
+        assert split in SPLITS, split
         is_used = np.zeros_like(self.covered)
-        if split == 'train':
-            is_used[:self.num_classes, :self.num_train_styles] = True
-        else:
-            is_used[:, self.num_train_styles:] = True
+        rows = dict(val=slice(None), unseen=slice(self.num_classes, None)).get(
+            split, slice(self.num_classes))
+        styles = slice(self.num_train_styles) if split == 'train' else \
+            slice(self.num_train_styles, None)
+        is_used[rows, styles] = True
         return np.argwhere(self.covered & is_used).astype(np.int64)
 
     def _unusable(self, what: str) -> VisionError:

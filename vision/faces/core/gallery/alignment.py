@@ -10,6 +10,8 @@ they stand in the picture.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from vision.common.core.errors import VisionError
@@ -58,3 +60,18 @@ def similarity_transforms(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     rows = np.stack([np.stack([a.real, -a.imag, b.real], axis=1),
                      np.stack([a.imag, a.real, b.imag], axis=1)], axis=1)
     return rows
+
+
+def checked_faces(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same pictures; VIS-DATA-1082 at the first that is not ``size`` px high and wide."""
+    for position, image in enumerate(images):
+        refuse_other_size(position, image.shape[1], image.shape[0], size)
+        yield image
+
+
+def refuse_other_size(position: int, width: int, height: int, size: int) -> None:
+    if (width, height) != (size, size):
+        raise VisionError('VIS-DATA-1082', f'picture {position} is {width} x {height} px',
+                          why=f'the embedder takes aligned faces of {size} x {size} px; '
+                          'stretching would change the result',
+                          do='align the faces first, or give --image-size')

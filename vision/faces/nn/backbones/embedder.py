@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from vision.faces.core.gallery.alignment import checked_faces
 
 
 def embed(network: nn.Module, images: Tensor, *, with_flip: bool = False) -> Tensor:
@@ -45,3 +50,52 @@ class Embedder(nn.Module):
         if self.swaps_channels:
             images = images[:, [2, 1, 0]]
         return embed(self.network, (images - self.mean) / self.std, with_flip=self.with_flip)
+
+
+class TorchEmbedder:
+    """An embedder of this room as the commands use it, beside ``runtime.OnnxEmbedder``.
+
+    Args:
+        module: an ``Embedder`` in evaluation mode.
+        size: px of the aligned faces that it takes.
+    Attributes:
+        identity: see ``embedder_hash``.
+    """
+
+    def __init__(self, module: nn.Module, *, size: int = 112) -> None:
+        self.module, self.size, self.identity = module, size, embedder_hash(module)
+
+    def __call__(self, faces: Iterable[np.ndarray]) -> np.ndarray:
+        """Aligned faces (size, size, 3) uint8 BGR -> (N, d) float32 rows of length one."""
+        return embed_images(self.module, faces, size=self.size)
+
+
+def embedder_hash(embedder: nn.Module) -> str:
+    """Hash of everything that an embedding depends on: weights, statistics, preparation."""
+    digest = hashlib.sha256(repr((getattr(embedder, 'with_flip', None),
+                                  getattr(embedder, 'swaps_channels', None))).encode())
+    for name, tensor in sorted(embedder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def embed_images(embedder: nn.Module, images: Iterable[np.ndarray], *, size: int = 112,
+                 batch_size: int = 64) -> np.ndarray:
+    """(N, d) float32 unit embeddings of pictures (size, size, C) uint8, BGR as they are read.
+
+    Raises:
+        VisionError: VIS-DATA-1082 for a picture of another size.
+    """
+    device = next(embedder.parameters()).device
+    rows = []
+    for batch in _batches(checked_faces(images, size), batch_size):
+        tensor = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+        rows.append(embedder(tensor.to(device).float()).cpu().numpy())
+    return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
+
+
+def _batches(images: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    while batch := list(islice(images, size)):
+        yield batch

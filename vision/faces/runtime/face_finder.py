@@ -1,16 +1,13 @@
-"""Faces in a picture (YuNet; Wu et al., 2023), aligned crops, and whose embeddings they get."""
+"""Faces in a picture (YuNet; Wu et al., 2023) and their aligned crops."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
 
 from vision.common.core.boxes import nms
 from vision.common.core.errors import VisionError
@@ -119,16 +116,6 @@ def align_faces(image_bgr: np.ndarray, landmarks: np.ndarray, size: int = 112) -
     return np.stack(crops) if crops else np.zeros((0, size, size, 3), dtype=np.uint8)
 
 
-def embedder_hash(embedder: nn.Module) -> str:
-    """Hash of everything that an embedding depends on: weights, statistics, preparation."""
-    digest = hashlib.sha256(repr((getattr(embedder, 'with_flip', None),
-                                  getattr(embedder, 'swaps_channels', None))).encode())
-    for name, tensor in sorted(embedder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _no_detector(weights: Path, why: str) -> VisionError:
     return VisionError('VIS-CKPT-1103', 'no face detector', where=str(weights), why=why,
-                       do='get yunet_n_dynamic.onnx of ShiqiYu/libfacedetection.train')
+                       do='vision zoo get yunet_widerface, or name another YuNet .onnx file')

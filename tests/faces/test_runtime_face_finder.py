@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vision.faces.nn.gallery.face_finder import STRIDES, decode_faces
+from vision.faces.runtime.face_finder import STRIDES, decode_faces
 
 
 def empty(width, height):

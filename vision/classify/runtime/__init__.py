@@ -1,0 +1,1 @@
+"""Pictures classified by exported networks: onnxruntime and OpenCV, no torch."""

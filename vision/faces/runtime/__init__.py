@@ -1,0 +1,1 @@
+"""Faces found, embedded and recognised with onnxruntime and OpenCV; no torch."""
