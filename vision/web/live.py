@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 
 from vision.stream.io.overlay import Overlay
 from vision.web.limits import Limits
 from vision.web.overlays import Overlays
-from vision.web.video import VideoOptions, as_result
+from vision.web.video import ClipOptions, as_result
 
 _END = None
 
@@ -20,12 +21,14 @@ class LiveView:
     """One look through a camera; without look-ahead, so each picture is answered at once.
 
     Args:
-        model: a ``vision.stream.api.VideoModel``.
+        borrowed: context of a ``vision.stream.api.VideoModel``, left by ``close``.
         options: the mode is ``causal``, whatever they say: a visitor waits for each picture.
     """
 
-    def __init__(self, model, options: VideoOptions, limits: Limits, *, find_faces=None) -> None:
+    def __init__(self, borrowed, options: ClipOptions, limits: Limits, *, find_faces=None) -> None:
         self._frames: queue.SimpleQueue = queue.SimpleQueue()
+        self._stack = ExitStack()
+        model = self._stack.enter_context(borrowed)
         self._overlays = Overlays(options.overlays, model.classes, find_faces=find_faces)
         self._overlay, self._with_boxes = Overlay(model.classes), options.overlays.with_boxes
         self._run = model.video(self._feed(), mode='causal', target_fps=options.target_fps,
@@ -62,8 +65,9 @@ class LiveView:
 
     def close(self) -> None:
         self._frames.put(_END)
-        for _ in self._results:
-            pass
+        with self._stack:
+            for _ in self._results:
+                pass
 
     def _feed(self) -> Iterator[np.ndarray]:
         while (image := self._frames.get()) is not _END:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vision.common.core.errors import VisionError
@@ -25,6 +26,7 @@ class Models:
                  load: Callable[[str], Any] = load) -> None:
         self._load, self._lock = load, threading.Lock()
         self._loaded: dict[str, Any] = {}
+        self._idle: dict[str, list[Any]] = {}
         self._names: dict[str, list[str]] = {task: [] for task in TASKS}
         for name in given:
             self._names[task_of(self._get(name), name)].append(name)
@@ -53,6 +55,24 @@ class Models:
                               'none is here: vision zoo list says what can be fetched',
                               do='choose one of the list')
         return self._get(name)
+
+    @contextmanager
+    def borrowed(self, name: str) -> Iterator[Any]:
+        """A video model that nobody else uses meanwhile: a model runs one video at a time."""
+        first = self.get(name, 'video')
+        with self._lock:
+            idle = self._idle.setdefault(name, [first])
+            model = idle.pop() if idle else None
+        model = model or self._load(name)
+        try:
+            yield model
+        finally:
+            with self._lock:
+                idle.append(model)
+
+    def classes(self, name: str) -> tuple[str, ...]:
+        """Of a video model, in label order."""
+        return tuple(self.get(name, 'video').classes)
 
     def _get(self, name: str) -> Any:
         with self._lock:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from vision.web.limits import Limits, check_clip, first_frame, read_picture
 from vision.web.live import LiveView
 from vision.web.models import Models
 from vision.web.overlays import OverlayOptions, parse_points
-from vision.web.video import MODES, VideoOptions, VideoOutcome, run_clip
+from vision.web.video import MODES, ClipOptions, VideoOutcome, run_clip
 from vision.web.visitors import Visitor, Visitors
 
 LOG = logging.getLogger('vision.web')
@@ -161,20 +162,20 @@ def video_tab(desk: Desk) -> None:
              request: gr.Request, progress=gr.Progress()) -> Iterator:
         visitor = desk.visitor(request)
         source = desk.own_file(request, path, 'clip')
-        options = video_options(fps, score_thr, mode,
+        options = clip_options(fps, score_thr, mode,
                                 (line, zone, blurred, faces, heat, boxes))
         progress(0, desc='loading the model')
-        chosen = desk.models.get(model, 'video')
         finder = desk.find_faces() if options.overlays.with_faces else None
-        job = run_clip(chosen, source, visitor.new_folder(), options, limits, find_faces=finder)
-        for step in job:
-            if isinstance(step, VideoOutcome):
-                yield str(step.video), [str(path) for path in step.paths], \
-                    pieces.outcome_html(step, options)
-            else:
-                progress((step.num_done, step.num_frames), desc='frames', unit='frames')
-                yield None, None, pieces.note_html(
-                    f'{step.num_done} of {step.num_frames} frames')
+        with desk.models.borrowed(model) as chosen, closing(run_clip(
+                chosen, source, visitor.new_folder(), options, limits, find_faces=finder)) as job:
+            for step in job:
+                if isinstance(step, VideoOutcome):
+                    yield str(step.video), [str(path) for path in step.paths], \
+                        pieces.outcome_html(step, options)
+                else:
+                    progress((step.num_done, step.num_frames), desc='frames', unit='frames')
+                    yield None, None, pieces.note_html(
+                        f'{step.num_done} of {step.num_frames} frames')
 
     inputs = [clip, *fields, mode, *overlays]
     started = run.click(work, inputs, [video, files, status], concurrency_id=JOBS,
@@ -217,7 +218,7 @@ def overlay_fields(desk: Desk) -> tuple[list, gr.Image, gr.Radio]:
     """(line, zone, blurred classes, faces, heat, boxes), the first frame to click on, and what a
     click sets."""
     names = desk.models.names('video')
-    classes = list(desk.models.get(names[0], 'video').classes) if names else []
+    classes = list(desk.models.classes(names[0])) if names else []
     with gr.Accordion('Count, blur, heat map', open=False, elem_id='overlays'):
         target = gr.Radio(['line', 'zone'], value='line', label='a click on the picture sets')
         frame = gr.Image(label='first frame: click for points', interactive=False, type='filepath',
@@ -244,10 +245,10 @@ def click_point(target: str, line: str, zone: str, event: gr.SelectData) -> tupl
     return (f'{line} {point}'.strip() if len(line.split()) < 2 else point), zone
 
 
-def video_options(fps, score_thr, mode: str, overlays) -> VideoOptions:
+def clip_options(fps, score_thr, mode: str, overlays) -> ClipOptions:
     """From the fields of the page, in their order."""
     line, zone, blurred, with_faces, with_heat, with_boxes = overlays
-    return VideoOptions(fps or None, mode, score_thr, OverlayOptions(
+    return ClipOptions(fps or None, mode, score_thr, OverlayOptions(
         parse_points(line, least=2, most=2, what='line'),
         parse_points(zone, least=3, most=50, what='zone'), tuple(blurred or ()),
         bool(with_faces), bool(with_heat), bool(with_boxes)))
@@ -274,10 +275,10 @@ def camera_tab(desk: Desk) -> None:
         if image is None:
             return gr.skip(), gr.skip()
         visitor = desk.visitor(request)
-        options = video_options(fps, score_thr, 'causal',
+        options = clip_options(fps, score_thr, 'causal',
                                 (line, zone, blurred, faces, heat, boxes))
         view = visitor.look((model, options), lambda: LiveView(
-            desk.models.get(model, 'video'), options, limits,
+            desk.models.borrowed(model), options, limits,
             find_faces=desk.find_faces() if options.overlays.with_faces else None))
         if view.is_over:
             visitor.stop_looking()
@@ -331,8 +332,8 @@ def faces_tab(desk: Desk) -> None:
     compare = gr.Button('Compare', elem_id='compare')
     compared = gr.HTML(elem_id='compare-result')
 
-    def listing(visitor: Visitor) -> str:
-        counts = visitor.faces.counts()
+    def listing(visitor: Visitor, faces) -> str:
+        counts = visitor.faces.counts(faces)
         return pieces.table_html((who, f'{count} pictures') for who, count in counts.items()) \
             if counts else pieces.note_html('The gallery is empty.')
 
@@ -346,19 +347,18 @@ def faces_tab(desk: Desk) -> None:
                 visitor.faces.enrol(faces, name, image)
             except VisionError as error:
                 problems.append(pieces.error_html(error))
-        return listing(visitor) + ''.join(problems)
+        return listing(visitor, faces) + ''.join(problems)
 
     @told(num_outputs=1)
     def forget_all(request: gr.Request):
-        visitor = desk.visitor(request)
-        visitor.faces.clear()
-        return listing(visitor)
+        desk.visitor(request).faces.clear()
+        return pieces.note_html('The gallery is empty.')
 
     @told(num_outputs=1)
     def search_picture(model, path, threshold, request: gr.Request):
         visitor, faces = desk.visitor(request), desk.models.get(model, 'faces')
         image = read_picture(desk.own_file(request, path, 'picture'), desk.limits)
-        matches = visitor.faces.search(faces, image, threshold)
+        matches = visitor.faces.of(faces).search(image, threshold=threshold)
         return pieces.matches_html(image, matches, threshold) if matches else \
             pieces.note_html('No face was found in this picture.')
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.web.faces import Match
-from vision.web.video import VideoOptions, VideoOutcome
+from vision.faces.runtime.recognition import KnownFace
+from vision.web.video import ClipOptions, VideoOutcome
 
 KNOWN, UNKNOWN = (80, 200, 60), (60, 60, 220)  # BGR
 JPEG_QUALITY = 85
@@ -42,7 +42,7 @@ def picture_html(image_bgr: np.ndarray, alt: str) -> str:
     return f'<img class="vision-picture" alt="{escape(alt)}" src="data:image/jpeg;base64,{text}">'
 
 
-def outcome_html(outcome: VideoOutcome, options: VideoOptions) -> str:
+def outcome_html(outcome: VideoOutcome, options: ClipOptions) -> str:
     """What came of a clip: frames, keyframes, budget, counters."""
     rows = [('frames', f'{outcome.num_frames}'),
             ('keyframes', f'{outcome.num_keyframes} ({outcome.keyframe_rate:.1%}): the detector '
@@ -67,19 +67,18 @@ def counts_rows(counts: dict[str, int]) -> list[tuple[str, str]]:
     return rows
 
 
-def matches_html(image_bgr: np.ndarray, matches: list[Match], threshold: float) -> str:
+def matches_html(image_bgr: np.ndarray, matches: list[KnownFace], threshold: float) -> str:
     """The picture with its faces numbered, and a row for each."""
     canvas = image_bgr.copy()
     width = max(2, max(canvas.shape[:2]) // 400)
     for number, match in enumerate(matches, 1):
-        corners = [round(value) for value in match.box_xyxy]
-        colour = KNOWN if match.is_known else UNKNOWN
+        corners = [round(float(value)) for value in match.box_xyxy]
+        colour = KNOWN if match.cosine >= threshold else UNKNOWN
         cv2.rectangle(canvas, tuple(corners[:2]), tuple(corners[2:]), colour, width)
         cv2.putText(canvas, f'{number}', (corners[0] + 3, corners[1] - 5),
                     cv2.FONT_HERSHEY_SIMPLEX, 0.35 * width, colour, width, cv2.LINE_AA)
-    rows = [(f'face {number}', f'{match.name if match.is_known else "unknown"} (cosine '
-             f'{match.cosine:.2f} to {match.name}, threshold {threshold:.2f})' if match.name else
-             'nobody is enrolled yet') for number, match in enumerate(matches, 1)]
+    rows = [(f'face {number}', f'{match.name}: cosine {match.cosine:.2f} to {match.best[0][0]}, '
+             f'threshold {threshold:.2f}') for number, match in enumerate(matches, 1)]
     return picture_html(canvas, f'{len(matches)} faces') + table_html(rows)
 
 

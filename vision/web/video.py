@@ -20,7 +20,7 @@ STEM = 'result'  # never the visitor's own file name: it may be hostile, and it 
 
 
 @dataclass(frozen=True)
-class VideoOptions:
+class ClipOptions:
     """What a visitor chose.
 
     Args:
@@ -36,13 +36,8 @@ class VideoOptions:
     overlays: OverlayOptions = OverlayOptions()
 
     def __post_init__(self) -> None:
-        for name, value, is_good, rule in (
-                ('frames per second', self.target_fps,
-                 self.target_fps is None or self.target_fps > 0, 'above 0, or empty'),
-                ('mode', self.mode, self.mode in MODES, f'one of {", ".join(MODES)}'),
-                ('threshold', self.score_thr, 0 <= self.score_thr <= 1, 'from 0 to 1')):
-            if not is_good:
-                raise bad_field(name, value, rule)
+        if self.mode not in MODES:
+            raise bad_field('mode', self.mode, f'one of {", ".join(MODES)}')
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class VideoOutcome:
         return self.num_keyframes / max(self.num_frames, 1)
 
 
-def run_clip(model, path: str | Path, folder: Path, options: VideoOptions, limits: Limits, *,
+def run_clip(model, path: str | Path, folder: Path, options: ClipOptions, limits: Limits, *,
              find_faces: FindFaces | None = None) -> Iterator[VideoProgress | VideoOutcome]:
     """Work on an uploaded clip; progress now and then, the outcome last.
 
@@ -104,7 +99,7 @@ def run_clip(model, path: str | Path, folder: Path, options: VideoOptions, limit
     overlay = Overlay(model.classes)
     start_s = reported_s = time.monotonic()
     num_done, num_keyframes, tracks, cut_short = 0, 0, set(), ''
-    run = model.video(str(path), mode=options.mode, target_fps=options.target_fps,
+    run = model.video(Path(path), mode=options.mode, target_fps=options.target_fps,
                       score_thr=options.score_thr, keep_going=True, progress=False)
     with ExitStack() as stack:
         video = VideoSink(folder / f'{STEM}.mp4', fps=clip.fps)
@@ -113,12 +108,12 @@ def run_clip(model, path: str | Path, folder: Path, options: VideoOptions, limit
                   ((JsonLinesSink, 'jsonl'), (CsvSink, 'csv'))]
         for table in tables:
             stack.callback(table.close)
-        stack.enter_context(run)
+        stack.enter_context(run)  # ends before the files do
         for frame in run:
             result = as_result(frame)
             for table in tables:
                 table.write(result, frame.timestamp_s)
-            canvas = frame.image_bgr.copy()
+            canvas = frame.image_bgr
             overlays.draw(canvas, result.boxes)
             now_s = time.monotonic()
             num_done, num_keyframes = num_done + 1, num_keyframes + frame.is_keyframe
@@ -141,15 +136,11 @@ def run_clip(model, path: str | Path, folder: Path, options: VideoOptions, limit
         cut_short = run.problem.what
     paths = tuple(sink.path for sink in (video, *tables))
     yield VideoOutcome(video.path, paths, num_done, num_keyframes, len(tracks),
-                       time.monotonic() - start_s, budget_of(run, options), overlays.counts(),
-                       cut_short)
+                       time.monotonic() - start_s, run.policy.account() if options.target_fps else '',
+                       overlays.counts(), cut_short)
 
 
 def as_result(frame) -> FrameResult:
     """A ``VideoFrame`` as sinks and overlay take it."""
     boxes = FrameBoxes(frame.boxes_xyxy, frame.scores, frame.labels, frame.track_ids)
     return FrameResult(frame.frame_id, boxes, frame.source, frame.is_keyframe, frame.latency_ms)
-
-
-def budget_of(run, options: VideoOptions) -> str:
-    return run.budget if options.target_fps else ''

@@ -15,7 +15,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from vision.web.faces import FacesOfVisitor
+from vision.web.faces import VisitorGallery
 from vision.web.limits import MEGABYTE, Limits
 
 
@@ -35,7 +35,7 @@ class Visitor:
     folder: Path
     uploads: set[Path] = field(default_factory=set)
     visits: set[str] = field(default_factory=set)
-    faces: FacesOfVisitor = field(default_factory=FacesOfVisitor)
+    faces: VisitorGallery = field(default_factory=VisitorGallery)
     last_seen_s: float = field(default_factory=time.monotonic)
     _look: tuple[Any, Any] | None = None  # what was chosen, and the view that this made
 
