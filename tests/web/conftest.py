@@ -1,35 +1,63 @@
 """A page that is served, and a browser that looks at it without a screen."""
 
+import os
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from vision.lattice.core.structures import FrameBoxes
+from vision.stream.api import FlowLattice, VideoModel
 from vision.stream.io.sinks import VideoSink
 from vision.web.limits import Limits
 from vision.web.models import Models
 
-# A visitor's clip may be this long here, s, and an upload this large, MB.
-MAX_SECONDS, MAX_MB = 4.0, 2.0
+YELLOW = (40, 220, 240)  # BGR
 
 
-def write_clip(path: Path, num_frames: int = 24, fps: float = 12, size=(96, 128)) -> Path:
-    """A yellow square of 24 px that goes to the right, 3 px a frame, on grey noise."""
-    random = np.random.default_rng(0)
-    video = VideoSink(path, fps=fps)
-    for t in range(num_frames):
-        image = random.integers(60, 90, (*size, 3), np.uint8)
-        left = 10 + 3 * t % (size[1] - 40)
-        image[40:64, left:left + 24] = (40, 220, 240)
-        video.write(image, t / fps)
-    video.close()
-    return path
+class YellowDetector:
+    """Finds yellow squares: exact, and without a network."""
+
+    classes = ('square', 'other')
+
+    def detect(self, image_bgr):
+        mask = np.abs(image_bgr.astype(int) - YELLOW).max(axis=2) < 60
+        blobs, _ = ndimage.label(mask)
+        boxes = [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(blobs)
+                 if (y.stop - y.start) * (x.stop - x.start) > 100]
+        return FrameBoxes(np.array(boxes).reshape(-1, 4), np.full(len(boxes), 0.9),
+                          np.zeros(len(boxes)))
 
 
 @pytest.fixture(scope='session')
-def clip(tmp_path_factory) -> Path:
+def yellow_model() -> Callable[..., VideoModel]:
+    """What stands in for ``vision.load``: a video model that finds yellow squares."""
+    return lambda name='yellow': VideoModel(FlowLattice(YellowDetector()))
+
+
+@pytest.fixture(scope='session')
+def write_clip() -> Callable[..., Path]:
+    """write_clip(path, num_frames=24): a yellow square of 24 px that goes to the right, 3 px a
+    frame, on grey noise of 128 x 96 px, 12 frames a second."""
+    def write(path: Path, num_frames: int = 24) -> Path:
+        random, video = np.random.default_rng(0), VideoSink(path, fps=12)
+        for t in range(num_frames):
+            image = random.integers(60, 90, (96, 128, 3), np.uint8)
+            left = 10 + 3 * t % 88
+            image[40:64, left:left + 24] = YELLOW
+            video.write(image, t / 12)
+        video.close()
+        return path
+    return write
+
+
+@pytest.fixture(scope='session')
+def clip(tmp_path_factory, write_clip) -> Path:
     return write_clip(tmp_path_factory.mktemp('clips') / 'square.mp4')
 
 
@@ -37,14 +65,14 @@ def clip(tmp_path_factory) -> Path:
 def picture(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('pictures') / 'square.png'
     image = np.full((80, 120, 3), 60, np.uint8)
-    image[20:60, 30:70] = (40, 220, 240)
+    image[20:60, 30:70] = YELLOW
     cv2.imwrite(str(path), image)
     return path
 
 
 @pytest.fixture(scope='session')
 def limits() -> Limits:
-    return Limits(max_mb=MAX_MB, max_seconds=MAX_SECONDS, max_pixels=1 << 20, job_seconds=60)
+    return Limits(max_mb=2, max_seconds=4, max_pixels=1 << 20, job_seconds=60)
 
 
 @pytest.fixture(scope='session')
@@ -57,7 +85,6 @@ def address(limits):
 
 
 def free_port() -> int:
-    import socket
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]

@@ -27,15 +27,16 @@ class LiveView:
 
     def __init__(self, borrowed, options: ClipOptions, limits: Limits, *, find_faces=None) -> None:
         self._frames: queue.SimpleQueue = queue.SimpleQueue()
-        self._stack = ExitStack()
-        model = self._stack.enter_context(borrowed)
-        self._overlays = Overlays(options.overlays, model.classes, find_faces=find_faces)
-        self._overlay, self._with_boxes = Overlay(model.classes), options.overlays.with_boxes
-        self._run = model.video(self._feed(), mode='causal', target_fps=options.target_fps,
-                                score_thr=options.score_thr, progress=False)
-        self._results = iter(self._run)
         self._limits, self._start_s = limits, time.monotonic()
         self.num_frames = self.num_keyframes = 0
+        with ExitStack() as stack:
+            model = stack.enter_context(borrowed)
+            self._overlays = Overlays(options.overlays, model.classes, find_faces=find_faces)
+            self._overlay, self._with_boxes = Overlay(model.classes), options.overlays.with_boxes
+            self._results = iter(model.video(
+                self._feed(), mode='causal', target_fps=options.target_fps,
+                score_thr=options.score_thr, progress=False))
+            self._stack = stack.pop_all()
 
     @property
     def is_over(self) -> bool:
@@ -64,10 +65,12 @@ class LiveView:
         return self._overlays.counts()
 
     def close(self) -> None:
+        """End the run and give the model back."""
         self._frames.put(_END)
         with self._stack:
-            for _ in self._results:
-                pass
+            if self.num_frames:  # otherwise nothing has begun that waits for the end
+                for _ in self._results:
+                    pass
 
     def _feed(self) -> Iterator[np.ndarray]:
         while (image := self._frames.get()) is not _END:

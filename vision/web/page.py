@@ -207,9 +207,9 @@ def detection_fields(desk: Desk) -> list:
     """Model, frames per second, threshold."""
     names = desk.models.names('video')
     return [gr.Dropdown(names, value=(names or [None])[0], label='model', elem_id='video-model'),
-            gr.Number(None, label='budget: frames per second', minimum=0, elem_id='fps',
-                      info='of the lattice itself: as many keyframes as so many frames a second '
-                      'allow; empty: one in eight'),
+            gr.Number(0, label='budget: frames per second', minimum=0, elem_id='fps',
+                      info='as many keyframes as this speed of the lattice itself allows; 0: no '
+                      'budget, a keyframe on one frame in eight'),
             gr.Slider(0, 1, value=0.3, step=0.05, label='threshold',
                       info='weaker boxes are left out')]
 
@@ -284,7 +284,11 @@ def camera_tab(desk: Desk) -> None:
             visitor.stop_looking()
             return None, pieces.note_html(f'{limits.max_seconds:g} s are over: press Stop, and '
                                           'Record to go on')
-        canvas = view.show(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        try:
+            canvas = view.show(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        except Exception:
+            visitor.stop_looking()
+            raise
         rows = [('frames', f'{view.num_frames}, {view.fps:.1f} a second'),
                 ('keyframes', f'{view.num_keyframes} '
                  f'({view.num_keyframes / view.num_frames:.1%})'),
