@@ -3,7 +3,7 @@
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import vision
 from vision.lattice.core.structures import FrameBoxes
 from vision.stream.api import FlowLattice, VideoModel
 from vision.stream.io.sinks import VideoSink
@@ -76,11 +77,24 @@ def limits() -> Limits:
 
 
 @pytest.fixture(scope='session')
-def address(limits):
-    """Of a page with the package's own models."""
+def face_weights() -> Iterator[None]:
+    """The zoo's face models from the folder of real weights, where there is one."""
+    folder = Path(os.environ.get('VISION_SHARED_DATA', 'no folder')) / 'weights'
+    with pytest.MonkeyPatch.context() as patch:
+        if folder.is_dir():
+            patch.setenv('VISION_ZOO_MIRROR', str(folder))
+        yield
+
+
+@pytest.fixture(scope='session')
+def address(limits, yellow_model, face_weights) -> Iterator[str]:
+    """Of a page whose video model finds yellow squares; the others are those of the zoo."""
     pytest.importorskip('gradio', reason='the page needs the extra web')
+    pytest.importorskip('supervision', reason='the page needs the extra web')
     from vision.web.server import running
-    with running(Models(), limits, port=free_port()) as address:
+    models = Models(['yellow'], load=lambda name: yellow_model() if name == 'yellow'
+                    else vision.load(name))
+    with running(models, limits, port=free_port()) as address:
         yield address.rstrip('/')
 
 

@@ -83,10 +83,11 @@ class Guard:
         length = dict(scope['headers']).get(b'content-length', b'0')
         announced = int(length) if length.isdigit() else 0
         too_large = f'an upload may have at most {self._visitors.limits.max_mb:g} MB'
-        if announced > limit:
-            return await _refuse(send, 413, too_large)
-        if not self._visitors.has_room(announced):
-            return await _refuse(send, 413, 'the server has no room; come back later')
+        problem = too_large if announced > limit else '' if self._visitors.has_room(announced) \
+            else 'the server has no room; come back later'
+        if problem:
+            await _drain(receive, 4 * limit)
+            return await _refuse(send, 413, problem)
         num_bytes, answer = 0, _Answer()
 
         async def counted():
@@ -103,6 +104,7 @@ class Guard:
             if num_bytes <= limit:
                 raise
         if num_bytes > limit:
+            await _drain(receive, 4 * limit)
             return await _refuse(send, 413, too_large)
         if answer.status == 200:
             for path in json.loads(answer.body):
@@ -202,6 +204,16 @@ def _with_headers(send, cookie: bytes | None):
 
 def _cookie(key: str) -> bytes:
     return f'{COOKIE}={key}; Path=/; HttpOnly; SameSite=Strict'.encode()
+
+
+async def _drain(receive, most: int) -> None:
+    """Take what is being sent and forget it: a browser that may not end its sentence says that
+    the network failed, not why. Beyond ``most`` bytes it may not."""
+    num_bytes, more = 0, True
+    while more and num_bytes < most:
+        message = await receive()
+        num_bytes += len(message.get('body', b''))
+        more = message.get('more_body', False)
 
 
 async def _refuse(send, status: int, text: str) -> None:

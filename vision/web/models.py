@@ -17,8 +17,8 @@ class Models:
     """Models by task and name.
 
     Args:
-        given: names, configs or .onnx files that are offered in place of the zoo's; they are
-            loaded at once, so that a wrong one is told before the page is there.
+        given: names, configs or .onnx files that are offered in place of the zoo's of the same
+            task; they are loaded at once, so that a wrong one is told before the page is there.
         load: ``vision.load``, or what a test puts in its place.
     """
 
@@ -30,13 +30,10 @@ class Models:
         self._names: dict[str, list[str]] = {task: [] for task in TASKS}
         for name in given:
             self._names[task_of(self._get(name), name)].append(name)
-        for card in () if given else models():
-            if card.is_here and card.task in TASKS:
+        given_for = {task for task, names in self._names.items() if names}
+        for card in models():
+            if card.is_here and card.task in TASKS and card.task not in given_for:
                 self._names[card.task].append(card.name)
-        # Faces blurred in a video need a face model beside the video's.
-        for card in models() if given and not self._names['faces'] else ():
-            if card.is_here and card.task == 'faces':
-                self._names['faces'].append(card.name)
 
     def names(self, task: str) -> list[str]:
         """Those of a task, the first one chosen; none when nothing is here for it."""
