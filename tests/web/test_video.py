@@ -2,6 +2,7 @@
 
 import csv
 import json
+import threading
 from contextlib import contextmanager
 
 import av
@@ -112,16 +113,36 @@ def lent(model):
     yield model
 
 
-def test_a_camera_is_answered_picture_by_picture(limits, yellow_model):
-    view = LiveView(lent(yellow_model()), ClipOptions(), limits)
+def test_a_camera_is_answered_picture_by_picture(yellow_model):
+    view = LiveView(lent(yellow_model()), ClipOptions())
     for t in range(12):
         image = np.full((96, 128, 3), 70, np.uint8)
         image[40:64, 10 + t:34 + t] = (40, 220, 240)
         canvas = view.show(image)
         assert canvas.shape == image.shape and (canvas[41:63, 10 + t] != image[41:63, 10 + t]).any()
-    assert view.num_frames == 12 and 1 <= view.num_keyframes < 12 and not view.is_over
+    assert view.num_frames == 12 and 1 <= view.num_keyframes < 12
     view.close()
 
 
-def test_a_look_that_never_began_closes_too(limits, yellow_model):
-    LiveView(lent(yellow_model()), ClipOptions(), limits).close()
+def test_a_look_that_never_began_closes_too(yellow_model):
+    LiveView(lent(yellow_model()), ClipOptions()).close()
+
+
+def test_a_page_that_closes_in_the_middle_of_a_picture(yellow_model):
+    view = LiveView(lent(yellow_model()), ClipOptions())
+    image = np.full((96, 128, 3), 70, np.uint8)
+    view.show(image)
+    workers = [threading.Thread(target=lambda: [view.show(image) for _ in range(20)]),
+               threading.Thread(target=view.close)]
+    problems = []
+    monkey = threading.excepthook
+    threading.excepthook = lambda args: problems.append(args.exc_value)
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(20)
+    finally:
+        threading.excepthook = monkey
+    assert not any(worker.is_alive() for worker in workers)
+    assert all(isinstance(problem, StopIteration) for problem in problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,11 +11,11 @@ from contextlib import ExitStack
 import numpy as np
 
 from vision.stream.io.overlay import Overlay
-from vision.web.limits import Limits
 from vision.web.overlays import Overlays
 from vision.web.video import ClipOptions, as_result
 
 _END = None
+PAUSE_S = 3.0
 
 
 class LiveView:
@@ -25,9 +26,10 @@ class LiveView:
         options: the mode is ``causal``, whatever they say: a visitor waits for each picture.
     """
 
-    def __init__(self, borrowed, options: ClipOptions, limits: Limits, *, find_faces=None) -> None:
+    def __init__(self, borrowed, options: ClipOptions, *, find_faces=None) -> None:
         self._frames: queue.SimpleQueue = queue.SimpleQueue()
-        self._limits, self._start_s = limits, time.monotonic()
+        self._lock = threading.Lock()  # a page may be closed while a picture is worked on
+        self._start_s = self._last_s = time.monotonic()
         self.num_frames = self.num_keyframes = 0
         with ExitStack() as stack:
             model = stack.enter_context(borrowed)
@@ -39,25 +41,27 @@ class LiveView:
             self._stack = stack.pop_all()
 
     @property
-    def is_over(self) -> bool:
-        """Whether the time of this look is up."""
-        return time.monotonic() - self._start_s > self._limits.max_seconds
+    def is_stale(self) -> bool:
+        """Whether no picture came for so long that the next one begins another look."""
+        return time.monotonic() - self._last_s > PAUSE_S
 
     def show(self, image_bgr: np.ndarray) -> np.ndarray:
         """The picture (H, W, 3) uint8 with boxes, ids and overlays."""
-        self._frames.put(image_bgr)
-        frame = next(self._results)
-        result = as_result(frame)
-        self.num_frames += 1
-        self.num_keyframes += frame.is_keyframe
-        canvas = image_bgr.copy()
-        self._overlays.draw(canvas, result.boxes)
-        if self._with_boxes:
-            self._overlay.draw(canvas, result, self.fps)
-        return canvas
+        with self._lock:
+            self._frames.put(image_bgr)
+            frame = next(self._results)
+            result, canvas = as_result(frame), frame.image_bgr
+            self.num_frames += 1
+            self.num_keyframes += frame.is_keyframe
+            self._overlays.draw(canvas, result.boxes)
+            if self._with_boxes:
+                self._overlay.draw(canvas, result, self.fps)
+            self._last_s = time.monotonic()
+            return canvas
 
     @property
     def fps(self) -> float:
+        """Pictures answered per second since the look began."""
         return self.num_frames / max(time.monotonic() - self._start_s, 1e-6)
 
     def counts(self) -> dict[str, int]:
@@ -67,7 +71,7 @@ class LiveView:
     def close(self) -> None:
         """End the run and give the model back."""
         self._frames.put(_END)
-        with self._stack:
+        with self._lock, self._stack:
             if self.num_frames:  # otherwise nothing has begun that waits for the end
                 for _ in self._results:
                     pass

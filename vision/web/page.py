@@ -142,11 +142,15 @@ def video_tab(desk: Desk) -> None:
             clip = gr.Video(label=f'clip: at most {limits.max_mb:g} MB, {limits.max_seconds:g} s',
                             sources=['upload', 'webcam'], elem_id='clip', include_audio=True,
                             height=300)
-            fields = detection_fields(desk)
+            fields = detection_fields(desk, 'clip')
             mode = gr.Radio(list(MODES), value=MODES[0], label='mode',
                             info='buffered: a result comes with the next keyframe and is better; '
                             'causal: at once')
-            overlays, frame, target = overlay_fields(desk)
+            overlays = overlay_fields(desk, 'clip')
+            with gr.Accordion('Click a line or a zone', open=False, elem_id='clicks'):
+                target = gr.Radio(['line', 'zone'], value='line', label='a click sets the')
+                frame = gr.Image(label='first frame', interactive=False, type='filepath',
+                                 elem_id='first-frame', buttons=[])
             with gr.Row():
                 run = gr.Button('Run', variant='primary', elem_id='run')
                 stop = gr.Button('Stop', elem_id='stop')
@@ -197,44 +201,42 @@ def video_tab(desk: Desk) -> None:
     # The clip is judged when it comes, not when Run is pressed.
     for event in (clip.upload, clip.stop_recording):
         event(show_frame, [clip], [frame, status], concurrency_id=JOBS, show_progress='hidden')
-    clip.clear(clear, None, [frame, video, files, status], queue=False)
+    clip.clear(clear, None, [frame, video, files, status], concurrency_limit=None)
     line, zone = overlays[:2]
-    frame.select(click_point, [target, line, zone], [line, zone], queue=False,
+    frame.select(click_point, [target, line, zone], [line, zone], concurrency_limit=None,
                  show_progress='hidden')
 
 
-def detection_fields(desk: Desk) -> list:
+def detection_fields(desk: Desk, prefix: str) -> list:
     """Model, frames per second, threshold."""
     names = desk.models.names('video')
-    return [gr.Dropdown(names, value=(names or [None])[0], label='model', elem_id='video-model'),
-            gr.Number(0, label='budget: frames per second', minimum=0, elem_id='fps',
+    return [gr.Dropdown(names, value=(names or [None])[0], label='model', elem_id=f'{prefix}-model'),
+            gr.Number(0, label='budget: frames per second', minimum=0, elem_id=f'{prefix}-fps',
                       info='as many keyframes as this speed of the lattice itself allows; 0: no '
                       'budget, a keyframe on one frame in eight'),
             gr.Slider(0, 1, value=0.3, step=0.05, label='threshold',
                       info='weaker boxes are left out')]
 
 
-def overlay_fields(desk: Desk) -> tuple[list, gr.Image, gr.Radio]:
-    """(line, zone, blurred classes, faces, heat, boxes), the first frame to click on, and what a
-    click sets."""
+def overlay_fields(desk: Desk, prefix: str) -> list:
+    """Line, zone, blurred classes, faces, heat, boxes; ids of the elements begin with prefix."""
     names = desk.models.names('video')
     classes = list(desk.models.classes(names[0])) if names else []
-    with gr.Accordion('Count, blur, heat map', open=False, elem_id='overlays'):
-        target = gr.Radio(['line', 'zone'], value='line', label='a click on the picture sets')
-        frame = gr.Image(label='first frame: click for points', interactive=False, type='filepath',
-                         elem_id='first-frame', buttons=[])
-        line = gr.Textbox(label='line', placeholder='100,200 500,200', elem_id='line',
-                          info='two points x,y in pixels; who crosses it is counted')
-        zone = gr.Textbox(label='zone', placeholder='100,100 500,100 500,400', elem_id='zone',
-                          info='three points or more; whose feet are inside is counted')
+    with gr.Accordion('Count, blur, heat map', open=False, elem_id=f'{prefix}-overlays'):
+        line = gr.Textbox(label='line', placeholder='100,200 500,200', elem_id=f'{prefix}-line',
+                          info='two points x,y in pixels; who crosses it is counted. Over a line '
+                          'drawn downwards, to the right is in')
+        zone = gr.Textbox(label='zone', placeholder='100,100 500,100 500,400',
+                          elem_id=f'{prefix}-zone', info='three points or more; whose feet are '
+                          'inside is counted')
         blurred = gr.Dropdown(classes, multiselect=True, label='blur these classes',
-                              elem_id='blurred')
+                              elem_id=f'{prefix}-blurred')
         can_find = bool(desk.models.names('faces'))
-        faces = gr.Checkbox(False, label='blur faces', elem_id='blur-faces', interactive=can_find,
-                            info='' if can_find else 'no face model is here')
-        heat = gr.Checkbox(False, label='heat map of where they stood', elem_id='heat')
-        boxes = gr.Checkbox(True, label='boxes, ids and figures', elem_id='boxes')
-    return [line, zone, blurred, faces, heat, boxes], frame, target
+        faces = gr.Checkbox(False, label='blur faces', elem_id=f'{prefix}-faces',
+                            interactive=can_find, info='' if can_find else 'no face model is here')
+        heat = gr.Checkbox(False, label='heat map of where they stood', elem_id=f'{prefix}-heat')
+        boxes = gr.Checkbox(True, label='boxes, ids and figures', elem_id=f'{prefix}-boxes')
+    return [line, zone, blurred, faces, heat, boxes]
 
 
 def click_point(target: str, line: str, zone: str, event: gr.SelectData) -> tuple[str, str]:
@@ -263,8 +265,8 @@ def camera_tab(desk: Desk) -> None:
             camera = gr.Image(sources=['webcam'], streaming=True, type='numpy', label='camera',
                               webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
                               elem_id='camera')
-            fields = detection_fields(desk)
-            overlays, _, _ = overlay_fields(desk)
+            fields = detection_fields(desk, 'camera')
+            overlays = overlay_fields(desk, 'camera')
         with gr.Column(min_width=320):
             shown = gr.HTML(elem_id='camera-result')
             status = gr.HTML(elem_id='camera-status')
@@ -278,12 +280,8 @@ def camera_tab(desk: Desk) -> None:
         options = clip_options(fps, score_thr, 'causal',
                                 (line, zone, blurred, faces, heat, boxes))
         view = visitor.look((model, options), lambda: LiveView(
-            desk.models.borrowed(model), options, limits,
+            desk.models.borrowed(model), options,
             find_faces=desk.find_faces() if options.overlays.with_faces else None))
-        if view.is_over:
-            visitor.stop_looking()
-            return None, pieces.note_html(f'{limits.max_seconds:g} s are over: press Stop, and '
-                                          'Record to go on')
         try:
             canvas = view.show(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         except Exception:

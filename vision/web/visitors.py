@@ -40,8 +40,8 @@ class Visitor:
     _look: tuple[Any, Any] | None = None  # what was chosen, and the view that this made
 
     def look(self, choice: Any, build: Callable[[], Any]) -> Any:
-        """The present look through the camera; a new one when something else was chosen."""
-        if self._look is None or self._look[0] != choice:
+        """The present ``LiveView``; a new one after a pause, or when something else was chosen."""
+        if self._look is None or self._look[0] != choice or self._look[1].is_stale:
             self.stop_looking()
             self._look = choice, build()
         return self._look[1]
