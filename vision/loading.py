@@ -25,6 +25,7 @@ OPENERS = dict(video=('vision.stream.api', 'open_video'),
                detect=('vision.lattice.api', 'open_detector'))
 # Type of a config's model -> task; any other type is taken for a detector of MMDetection.
 TASK_OF_TYPE = dict(LatticeDetector='video', ImageClassifier='classify', FaceRecognizer='faces')
+TASK_OF_METADATA = dict(video='video', detect='video', classify='classify', faces='faces')
 
 
 @dataclass(frozen=True)
@@ -144,5 +145,23 @@ def _task_of(path: Path) -> str:
     if path.suffix.lower() != '.onnx':
         kind = model_type(path).rpartition('.')[2]
         return TASK_OF_TYPE.get(kind, 'detect' if kind else '')
-    from vision.common.runtime.onnx_task import task_of
-    return task_of(path)
+    return _task_of_onnx(path)
+
+
+def _task_of_onnx(path: Path) -> str:
+    """As its metadata ``task`` says (Ultralytics' export writes detect or classify), else by its
+    outputs: boxes have three axes, classes two and names."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options,
+                                               providers=['CPUExecutionProvider'])
+        metadata = session.get_modelmeta().custom_metadata_map
+    except Exception:  # onnxruntime raises kinds of its own
+        return 'video'  # whoever opens it says what is wrong with the file
+    if metadata.get('task') in TASK_OF_METADATA:
+        return TASK_OF_METADATA[metadata['task']]
+    axes = {len(output.shape or ()) for output in session.get_outputs()}
+    return 'video' if 3 in axes else 'classify' if 2 in axes and 'names' in metadata else ''

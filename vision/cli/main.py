@@ -16,6 +16,7 @@ COMMANDS = {
     'train': ('vision.cli.train', 'train the model of a config'),
     'test': ('vision.cli.test', 'evaluate a checkpoint'),
     'web': ('vision.cli.web', 'a page for video, faces and classification in the browser'),
+    'completion': ('vision.cli.completion', 'completion of commands and options in bash or zsh'),
     'config': ('vision.cli.config', 'print a config with everything that it inherits'),
 }
 

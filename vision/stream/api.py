@@ -60,19 +60,25 @@ def open_video(source: ModelEntry | Path, weights: str | os.PathLike | None = No
             threads, ...) or, in torch, ``cfg_options``: dotted key -> value.
     """
     if isinstance(source, Path) and source.suffix.lower() == '.onnx':
+        require_cpu(device)
         return VideoModel(FlowLattice(open_detector(weights or source, **options)))
     path = source if isinstance(source, Path) else Path(__file__).parents[1] / source.config
     model = model_of_config(path)
     flow = FlowLattice.of_config(model)
     if flow is None or 'cfg_options' in options:
         return VideoModel(TorchLattice(path, weights, device, **options))
-    if device != 'cpu':
-        raise contradiction(f'device={device} with a detector in onnxruntime')
+    require_cpu(device)
     detector = dict(model['detector'])
     named = f'zoo:{source.weights}' if isinstance(source, ModelEntry) else detector['path']
     options = {key: value for key, value in detector.items() if key not in ('type', 'path')
                } | options
     return VideoModel(flow(open_detector(weights or named, **options)))
+
+
+def require_cpu(device: str) -> None:
+    if device != 'cpu':
+        raise VisionError('VIS-CONFIG-1721', f'device={device!r} with a detector in onnxruntime',
+                          where='device', why='it runs on the CPU', do='leave device out')
 
 
 def open_detector(source: Any, *, threads: int | None = None, **options: Any) -> Detector:
@@ -273,12 +279,11 @@ class VideoModel(Verbs):
                 raise contradiction('classes without detector')
             opened = open_detector(detector, classes=classes)
             model = VideoModel(self._lattice.with_detector(opened))
-        return model.open(source, options, save=save, progress=progress)
+        return model.open(source, options, stem=stem_of(save, source), progress=progress)
 
     def open(self, source: Named | Source, options: VideoOptions, *,
-             save: str | os.PathLike | None = None, progress: bool = True) -> VideoRun:
-        """``video`` with its options in one value."""
-        stem = stem_of(save, source)
+             stem: Path | None = None, progress: bool = True) -> VideoRun:
+        """``video`` with its options in one value. Args: stem, of the files, without suffix."""
         opened = open_source(source, fps=options.fps, keep_going=options.keep_going,
                              max_reconnect=options.max_reconnect)
         check_source(opened, options)

@@ -56,7 +56,7 @@ def model_of_config(path: Path) -> dict:
     or a calculation, is ``...``.
     """
     merged: dict = {}
-    for _, tree in reversed(list(_chain(path, set()))):
+    for _, tree in reversed(list(_chain(path, set(), with_installed=True))):
         for node in tree.body:
             if isinstance(node, ast.Assign) and 'model' in map(ast.unparse, node.targets):
                 told = _plain(node.value)
@@ -114,11 +114,12 @@ def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:
     return unread
 
 
-def _chain(path: Path, seen: set[Path]) -> Iterator[tuple[Path, ast.Module]]:
+def _chain(path: Path, seen: set[Path], *, with_installed: bool = False
+           ) -> Iterator[tuple[Path, ast.Module]]:
     """The file and its bases, with their trees; a base that is named twice comes once."""
     if path.suffix != '.py' or path.resolve() in seen or not path.is_file():
         return
-    if 'site-packages' in path.resolve().parts:
+    if 'site-packages' in path.resolve().parts and not with_installed:
         return
     seen.add(path.resolve())
     try:
@@ -128,7 +129,7 @@ def _chain(path: Path, seen: set[Path]) -> Iterator[tuple[Path, ast.Module]]:
     yield path, tree
     for base in _bases(tree):
         if '::' not in base:
-            yield from _chain(path.parent / base, seen)
+            yield from _chain(path.parent / base, seen, with_installed=with_installed)
 
 
 def _bases(tree: ast.Module) -> list[str]:

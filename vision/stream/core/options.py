@@ -9,13 +9,16 @@ from vision.lattice.core.keyframes import KeyframePolicy
 
 MODES = ('buffered', 'causal', 'causal+revise', 'offline')
 BUDGETS = ('target_fps', 'target_ms', 'keyframe_rate')
-_ABOVE_ZERO = ('above 0', lambda value: value > 0)
-_AT_LEAST_ZERO = ('at least 0', lambda value: value >= 0)
-RULES = dict.fromkeys(('fps', 'max_frames', 'deadline_ms', 'opencv_threads', 'gap', 'target_fps',
-                       'target_ms'), _ABOVE_ZERO) | dict.fromkeys(
-    ('max_reconnect', 'encoder_threads'), _AT_LEAST_ZERO) | dict(
-    score_thr=('from 0 to 1', lambda value: 0 <= value <= 1),
-    keyframe_rate=('above 0 and at most 1', lambda value: 0 < value <= 1))
+_WHOLE = ('a whole number above 0', lambda value: value > 0 and value == int(value))
+_FROM_ZERO = ('a whole number, at least 0', lambda value: value >= 0 and value == int(value))
+_POSITIVE = ('a number above 0', lambda value: value > 0)
+RULES = dict(
+    mode=(f'one of {", ".join(MODES)}', MODES.__contains__),
+    gap=_WHOLE, target_fps=_POSITIVE, target_ms=_POSITIVE,
+    keyframe_rate=('a number above 0 and at most 1', lambda value: 0 < value <= 1),
+    score_thr=('a number from 0 to 1', lambda value: 0 <= value <= 1),
+    fps=_POSITIVE, max_frames=_WHOLE, max_reconnect=_FROM_ZERO, deadline_ms=_POSITIVE,
+    encoder_threads=_FROM_ZERO, opencv_threads=_WHOLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,6 @@ class VideoOptions:
     def __post_init__(self) -> None:
         for name, (rule, is_met) in RULES.items():
             require(name, getattr(self, name), rule, is_met)
-        require('mode', self.mode, f'one of {", ".join(MODES)}', MODES.__contains__)
         given = self.given(('gap', 'keyframes', *BUDGETS))
         budgets = [name for name in given if name in BUDGETS]
         problem = ''
