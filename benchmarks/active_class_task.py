@@ -24,6 +24,7 @@ from vision.common.nn.checkpoint import load_checkpoint, save_checkpoint
 from vision.faces.core.data.glyphs import PreparedGlyphs
 from vision.faces.core.evaluate.identification import rank_exactly
 from vision.faces.nn.backbones.embedder import embed
+from vision.faces.nn.backbones.lean import lean_trunk
 from vision.faces.nn.head.margins import CosFace, Margin, Softmax
 from vision.faces.nn.head.selective import selective_loss
 from vision.faces.nn.select.build import build_selector
@@ -155,7 +156,7 @@ class Run:
     def __init__(self, settings: Settings, seed: int, margin: Margin) -> None:
         torch.manual_seed(seed)
         self.settings, self.seed, self.margin, self.step = settings, seed, margin, 0
-        self.network = backbone(settings).to(memory_format=torch.channels_last)
+        self.network = lean_trunk(settings.width, settings.dim).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.lr,
                                            weight_decay=settings.weight_decay, fused=True)
         self.store = build_store(settings.num_classes, settings.dim, seed=seed,
@@ -233,36 +234,6 @@ class Run:
         for tensor in (*self.network.state_dict().values(), self.store.snapshot(torch.float32)):
             found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions, the first with the stride 2, and the shortcut."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, 2, bias=False),
-                                      nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
-        return (out + self.shortcut(x)).relu_()
-
-
-def backbone(settings: Settings) -> nn.Module:
-    """A lean trunk that gives all of its last map, 4 px wide, to the embedding.
-
-    Our choice, in short runs of the full softmax on seed 100: the room's IR-ResNet-18 of a quarter
-    width ends in a map of 1 px and learned far more slowly at the same time a step.
-    """
-    width = settings.width
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        Residual(width, 2 * width), Residual(2 * width, 4 * width), nn.Flatten(),
-        nn.Linear(4 * width * (SIZE // 8) ** 2, settings.dim), nn.BatchNorm1d(settings.dim))
 
 
 def measure(run: Run, glyphs: Glyphs) -> dict[str, Any]:

@@ -13,6 +13,18 @@ from vision.version import __version__
 # when their command is called: listing the commands needs no torch.
 COMMANDS = {
     'video': ('vision.cli.video', 'detect and track on a video, a camera or a stream'),
+    'classify': ('vision.cli.classify', 'what is in a picture'),
+    'classify export': ('vision.cli.classify_export', 'write a classifier as one ONNX file'),
+    'faces detect': ('vision.cli.faces_detect', 'find the faces of pictures'),
+    'faces compare': ('vision.cli.faces_compare', 'are two faces of one person?'),
+    'faces embed': ('vision.cli.faces_embed', 'faces to embeddings, in one file'),
+    'faces gallery': ('vision.cli.faces_gallery', 'enrol people, list and remove them'),
+    'faces recognize': ('vision.cli.faces_recognize', 'who is in a picture, a video, a camera?'),
+    'faces verify': ('vision.cli.faces_verify', 'accuracy by the public protocols'),
+    'faces export': ('vision.cli.faces_export', 'write an embedder as one ONNX file'),
+    'zoo list': ('vision.cli.zoo_list', 'models and files of weights'),
+    'zoo get': ('vision.cli.zoo_get', 'download weights and compare their hash'),
+    'zoo add': ('vision.cli.zoo_add', 'put weights of your own into the package'),
     'train': ('vision.cli.train', 'train the model of a config'),
     'test': ('vision.cli.test', 'evaluate a checkpoint'),
     'web': ('vision.cli.web', 'a page for video, faces and classification in the browser'),

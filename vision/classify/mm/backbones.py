@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from vision.classify.nn.lean import STRIDE, lean_trunk
 from vision.classify.nn.vit import ARCHS, VitArch, VitTrunk
 from vision.common.core.errors import VisionError
 from vision.registry import MODELS
@@ -84,25 +83,3 @@ def _check(is_possible: bool, given: str, allowed: str) -> None:
     if not is_possible:
         raise VisionError('VIS-CONFIG-1246', f'{given} is not possible', where='VisionTransformer',
                           do=f'give {allowed}')
-
-
-@MODELS.register_module()
-class LeanResNet(BaseModule):
-    """``lean_trunk`` as a backbone: small pictures to a tuple of one (B, dim).
-
-    Args:
-        width: channels of the first map.
-        dim: length of the embedding.
-        image_size: height and width in pixels, a multiple of 8.
-    """
-
-    def __init__(self, width: int = 24, dim: int = 64, *, in_channels: int = 1,
-                 image_size: int = 32, init_cfg: dict | list | None = None) -> None:
-        super().__init__(init_cfg)
-        _check(image_size > 0 and image_size % STRIDE == 0, f'image_size={image_size}',
-               f'a multiple of {STRIDE}')
-        self.out_channels = (dim,)
-        self.trunk = lean_trunk(width, dim, in_channels=in_channels, image_size=image_size)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.trunk(x),)

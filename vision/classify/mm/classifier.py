@@ -98,40 +98,6 @@ class LinearClsHead(BaseModule):
 
 
 @MODELS.register_module()
-class CosineClsHead(BaseModule):
-    """Cosines to a row for each class, times ``scale``: for very many classes.
-
-    Rows and embeddings of length one make a class of few pictures as large as the others, and the
-    cosine to the best class says how far a picture is from all of them.
-
-    Args:
-        num_classes, in_channels: as in ``LinearClsHead``.
-        scale: from cosine to logit, in training.
-        margin: taken from the cosine of the true class in training (CosFace, arXiv:1801.09414).
-    Shapes: (B, in_channels), or levels of which the last is used -> logits (B, num_classes).
-    """
-
-    def __init__(self, num_classes: int, in_channels: int, *, scale: float = 32.0,
-                 margin: float = 0.0, init_cfg: dict | None = None) -> None:
-        super().__init__(init_cfg)
-        if scale <= 0 or not 0 <= margin < 1:
-            raise VisionError('VIS-CONFIG-1742', f'scale={scale}, margin={margin}',
-                              where='CosineClsHead', do='scale > 0 and 0 <= margin < 1')
-        self.num_classes, self.in_channels = num_classes, in_channels
-        self.scale, self.margin = scale, margin
-        self.rows = nn.Parameter(torch.randn(num_classes, in_channels) * in_channels**-0.5)
-
-    def forward(self, feats: Tensor | Sequence[Tensor]) -> Tensor:
-        feat = feats if isinstance(feats, Tensor) else feats[-1]
-        return self.scale * functional.linear(functional.normalize(feat),
-                                              functional.normalize(self.rows))
-
-    def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        own = torch.zeros_like(logits).scatter_(1, labels[:, None], self.scale * self.margin)
-        return dict(loss=functional.cross_entropy((logits - own).float(), labels))
-
-
-@MODELS.register_module()
 class ImageClassifier(BaseModel):
     """Image classification on MMEngine.
 
@@ -216,6 +182,12 @@ class ImageClassifier(BaseModel):
             pieces.append(('neck', _on_levels))
         return [*pieces, ('head', _on_levels)]
 
+    def as_classifier(self, _content: Mapping[str, Any] | None = None, _where: str = ''
+                      ) -> nn.Module:
+        """Images (B, C, H, W) BGR, 0 to 255, to logits (B, classes), preparation inside; shares
+        the weights. As ``FaceRecognizer.as_classifier``, which needs the checkpoint."""
+        return _Prepared(self)
+
     def finish(self, logits: Tensor, data_samples: list[BaseDataElement] | None = None,
                mode: str = 'tensor') -> Tensor | dict | list[BaseDataElement]:
         """What ``forward`` does with the head's logits (B, num_classes), by ``mode``."""
@@ -248,6 +220,19 @@ class ImageClassifier(BaseModel):
                               'crops', where='ImageClassifier.test_cfg',
                               do='lower it, or add MultiCrop to the test pipeline')
         return scores.topk(self.crop_topk, dim=0).values.mean(0)
+
+
+class _Prepared(nn.Module):
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer('scale', torch.tensor(1.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        prepare = self.model.data_preprocessor
+        images = images[:, [2, 1, 0]] if prepare.to_rgb else images
+        images = (images - prepare.mean) / prepare.std
+        return self.model(images, mode='tensor') * self.scale
 
 
 def _on_levels(module: nn.Module, *feats: Tensor) -> Any:

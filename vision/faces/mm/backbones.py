@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vision.faces.nn.backbones.iresnet import IResNetTrunk
+from vision.faces.nn.backbones.lean import lean_trunk
 from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
 from vision.registry import MODELS
 
@@ -39,6 +40,19 @@ class IResNet(BaseModule):
         self.trunk = IResNetTrunk(depth, dim, image_size=image_size, in_channels=in_channels,
                                   dropout=dropout, with_cp=with_cp, width=width,
                                   stem_stride=stem_stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(x)
+
+
+@MODELS.register_module()
+class LeanResNet(BaseModule):
+    """``lean_trunk`` as a backbone: small images (B, C, S, S) to embeddings (B, dim)."""
+
+    def __init__(self, width: int = 24, dim: int = 64, *, image_size: int = 32,
+                 in_channels: int = 1, init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg)
+        self.trunk = lean_trunk(width, dim, in_channels=in_channels, image_size=image_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.trunk(x)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.backbones.embedder import Embedder, embed
@@ -66,6 +68,27 @@ class FaceRecognizer(BaseModel):
                         std=prepare.std.flatten().tolist() if has_mean else None,
                         swaps_channels=getattr(prepare, '_channel_conversion', False))
 
+    def as_classifier(self, content: Mapping[str, Any], where: str) -> nn.Module:
+        """Images (B, C, H, W), 0 to 255, to logits (B, classes): the head's rows of a checkpoint
+        are the classes that it was trained on.
+
+        Args:
+            content: of the checkpoint; its other weights are in the model already.
+        Raises:
+            VisionError: VIS-CKPT-1745, it has no rows, or those of another head.
+        """
+        rows = content.get('active_class')
+        if self.head is None or rows is None or not self.head.fits(rows) \
+                or self.head.num_subcentres > 1:
+            raise VisionError('VIS-CKPT-1745', 'the checkpoint has not the rows of this head',
+                              where=where, why='a recogniser classifies by the rows that its head '
+                              'learned', do='give a checkpoint of the training itself (iter_N.pth '
+                              'of vision train), and the config that it was trained with')
+        self.head.build('cpu', is_filled=False)
+        self.head.load_rows_state(rows, with_selector=False)
+        return RowClassifier(self.embedder(), self.head.store.snapshot(torch.float32),
+                             self.head.margin.scale)
+
     def _loss(self, inputs: Tensor, samples: Sequence[BaseDataElement] | None
               ) -> dict[str, Tensor]:
         if self.head is None:
@@ -77,6 +100,19 @@ class FaceRecognizer(BaseModel):
         if hasattr(self.head, 'prefetch'):
             self.head.prefetch(labels)  # rows travel while the backbone works
         return self.head.loss(self.features(inputs), labels)
+
+
+class RowClassifier(nn.Module):
+    """Cosines to the rows (classes, d) of all classes, times ``scale``."""
+
+    def __init__(self, embedder: nn.Module, rows: Tensor, scale: float) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.register_buffer('rows', functional.normalize(rows).t().contiguous())
+        self.register_buffer('scale', torch.tensor(float(scale)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embedder(images) @ self.rows * self.scale
 
 
 class _Features(nn.Module):

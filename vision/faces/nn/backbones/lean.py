@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vision.faces.nn.backbones.mobilefacenet import check_backbone
+
 STRIDE = 8
 
 
@@ -34,7 +36,11 @@ def lean_trunk(width: int, dim: int, *, in_channels: int = 1, image_size: int = 
 
     Args:
         width: channels of the first map; the last has four times as many.
+    Raises:
+        VisionError: VIS-CONFIG-1004, an image size that is no multiple of 8.
     """
+    check_backbone('LeanResNet', image_size > 0 and image_size % STRIDE == 0,
+                   f'image_size={image_size}', f'a multiple of {STRIDE}')
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
         Residual(width, 2 * width), Residual(2 * width, 4 * width), nn.Flatten(),
