@@ -12,6 +12,7 @@ import pytest
 from scipy import ndimage
 
 import vision
+from vision.classify.api import Classifier
 from vision.lattice.core.structures import FrameBoxes
 from vision.stream.api import FlowLattice, VideoModel
 from vision.stream.io.sinks import VideoSink
@@ -39,6 +40,16 @@ class YellowDetector:
 def yellow_model() -> Callable[..., VideoModel]:
     """What stands in for ``vision.load``: a video model that finds yellow squares."""
     return lambda name='yellow': VideoModel(FlowLattice(YellowDetector()))
+
+
+class ColourNetwork:
+    """What a picture has most of: probabilities from the mean of its channels."""
+
+    classes = ('blue', 'green', 'red')
+
+    def __call__(self, images):
+        means = np.stack([image.reshape(-1, 3).mean(axis=0) for image in images])
+        return means / means.sum(axis=1, keepdims=True)
 
 
 @pytest.fixture(scope='session')
@@ -92,8 +103,8 @@ def address(limits, yellow_model, face_weights) -> Iterator[str]:
     pytest.importorskip('gradio', reason='the page needs the extra web')
     pytest.importorskip('supervision', reason='the page needs the extra web')
     from vision.web.server import running
-    models = Models(['yellow'], load=lambda name: yellow_model() if name == 'yellow'
-                    else vision.load(name))
+    own = dict(yellow=yellow_model, colours=lambda: Classifier(ColourNetwork()))
+    models = Models([*own], load=lambda name: own[name]() if name in own else vision.load(name))
     with running(models, limits, port=free_port()) as address:
         yield address.rstrip('/')
 

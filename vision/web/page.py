@@ -360,7 +360,11 @@ def faces_tab(desk: Desk) -> None:
     def search_picture(model, path, threshold, request: gr.Request):
         visitor, faces = desk.visitor(request), desk.models.get(model, 'faces')
         image = read_picture(desk.own_file(request, path, 'picture'), desk.limits)
-        matches = visitor.faces.of(faces).search(image, threshold=threshold)
+        people = visitor.faces.of(faces)
+        if not len(people):
+            return pieces.note_html('Nobody is enrolled yet: write a name, choose pictures, press '
+                                    'Enrol.')
+        matches = people.search(image, threshold=threshold)
         return pieces.matches_html(image, matches, threshold) if matches else \
             pieces.note_html('No face was found in this picture.')
 
