@@ -239,8 +239,10 @@ def overlay_fields(desk: Desk, prefix: str) -> list:
     return [line, zone, blurred, faces, heat, boxes]
 
 
-def click_point(target: str, line: str, zone: str, event: gr.SelectData) -> tuple[str, str]:
+def click_point(target: str, line: str | None, zone: str | None,
+                event: gr.SelectData) -> tuple[str, str]:
     """The fields with one more point; a third click of a line begins it again."""
+    line, zone = line or '', zone or ''
     point = ','.join(str(round(value)) for value in event.index)
     if target == 'zone':
         return line, f'{zone} {point}'.strip()

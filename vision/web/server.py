@@ -6,12 +6,13 @@ import ipaddress
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from vision.common.core.errors import VisionError
 from vision.common.core.extras import import_extra
+from vision.stream.io.stopping import stop_signals
 from vision.web.guard import Guard
 from vision.web.limits import Limits
 from vision.web.models import Models
@@ -47,9 +48,11 @@ def running(models: Models, limits: Limits, *, host: str = '127.0.0.1', port: in
                 enable_monitoring=False, allowed_paths=[], pwa=False, mcp_server=False,
                 app_kwargs=dict(middleware=[Middleware(Guard, visitors=visitors)],
                                 docs_url=None, redoc_url=None))
-        except OSError as error:
-            raise VisionError('VIS-ENV-1774', f'{host}:{port} cannot be served', why=str(error),
-                              do='choose another one with --port') from error
+        except (OSError, OverflowError) as error:
+            raise VisionError('VIS-ENV-1774', f'{host}:{port} cannot be served', where='--port',
+                              why='the port is taken or none (1 to 65535), or the address is not '
+                              'this machine\'s', do='choose others with --port and --host'
+                              ) from error
         try:
             yield public or address
         finally:
@@ -57,7 +60,7 @@ def running(models: Models, limits: Limits, *, host: str = '127.0.0.1', port: in
 
 
 def serve(given: Sequence[str] = (), limits: Limits | None = None, *, host: str = '127.0.0.1',
-          port: int = 7860, share: bool = False, tell=print) -> None:
+          port: int = 7860, share: bool = False, tell: Callable[[str], None] = print) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
@@ -68,13 +71,12 @@ def serve(given: Sequence[str] = (), limits: Limits | None = None, *, host: str 
         tell(f'WARNING {"everybody who knows the address" if share else "other machines"} can use '
              'this page and the processor behind it; put a password before it '
              '(vision/web/README.md)')
-    models = Models(given)
-    with running(models, limits or Limits(), host=host, port=port, share=share) as address:
+    ended = threading.Event()
+    with stop_signals(ended.set), running(Models(given), limits or Limits(), host=host, port=port,
+                                          share=share) as address:
         tell(f'the page is at {address} (Ctrl-C ends it and deletes all uploads)')
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            tell('ended')
+        ended.wait()
+        tell('ended')
 
 
 def is_local(host: str) -> bool:
