@@ -10,7 +10,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,14 @@ def told(*, num_outputs: int) -> Callable:
         if inspect.isgeneratorfunction(function):
             @functools.wraps(function)
             def run(*args, **kwargs):
+                steps = function(*args, **kwargs)
                 try:
-                    yield from function(*args, **kwargs)
+                    for step in steps:
+                        yield step
+                except GeneratorExit:  # stopped; or the visitor is gone, and with it the folder
+                    with suppress(VisionError):
+                        steps.close()
+                    raise
                 except Exception as error:
                     yield answer(translated(error))
         else:
