@@ -126,7 +126,8 @@ def test_what_is_no_picture_is_told(data, tmp_path, limits):
 
 def test_a_cut_picture_is_told(tmp_path, limits):
     path = tmp_path / 'cut.jpg'
-    ok, data = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8))
+    noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
+    ok, data = cv2.imencode('.jpg', noise)
     assert ok
     path.write_bytes(data.tobytes()[:-300])
     with pytest.raises(VisionError, match='cut.jpg'):

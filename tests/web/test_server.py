@@ -120,8 +120,9 @@ def test_nobody_else_reads_uploads_or_results(address, done):
 
 
 @pytest.mark.parametrize('path', [
-    '/etc/passwd', __file__, 'setup.cfg', './README.md', '../../../etc/passwd', '/proc/self/environ',
-    'http://127.0.0.1:1/', 'http://example.org/x.png', 'file:///etc/passwd', '/', '', '%2fetc%2fpasswd',
+    '/etc/passwd', __file__, 'setup.cfg', './README.md', '../../../etc/passwd',
+    '/proc/self/environ', 'http://127.0.0.1:1/', 'http://example.org/x.png', 'file:///etc/passwd',
+    '/', '', '%2fetc%2fpasswd',
     '/tmp', 'C:/windows/win.ini', '\0', '/etc/passwd\0.mp4'])
 def test_no_file_of_the_server_is_read(browser, path):
     assert browser.read(path) == 403
@@ -145,7 +146,8 @@ def test_a_request_that_hides_a_path_is_refused(browser):
 
 @pytest.mark.parametrize('path', [
     '/gradio_api/proxy=http://127.0.0.1:1/', '/gradio_api/info', '/gradio_api/openapi.json',
-    '/monitoring', '/monitoring/summary', '/gradio_api/deep_link', '/docs', '/redoc', '/openapi.json',
+    '/monitoring', '/monitoring/summary', '/gradio_api/deep_link', '/docs', '/redoc',
+    '/openapi.json',
     '/gradio_api/vibe-code', '/gradio_api/run/predict', '/gradio_api/call/work', '/api/predict',
     '/gradio_api/runs', '/gradio_api/custom_component/1/client/component/index.js', '/pwa_icon',
     '/gradio_api/dev/reload', '/gradio_api/component_server', '/nothing'])

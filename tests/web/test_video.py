@@ -119,7 +119,8 @@ def test_a_camera_is_answered_picture_by_picture(yellow_model):
         image = np.full((96, 128, 3), 70, np.uint8)
         image[40:64, 10 + t:34 + t] = (40, 220, 240)
         canvas = view.show(image)
-        assert canvas.shape == image.shape and (canvas[41:63, 10 + t] != image[41:63, 10 + t]).any()
+        edge = np.s_[41:63, 10 + t]
+        assert canvas.shape == image.shape and (canvas[edge] != image[edge]).any()
     assert view.num_frames == 12 and 1 <= view.num_keyframes < 12
     view.close()
 

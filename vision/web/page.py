@@ -120,7 +120,7 @@ def told(*, num_outputs: int) -> Callable:
             def run(*args, **kwargs):
                 steps = function(*args, **kwargs)
                 try:
-                    for step in steps:
+                    for step in steps:  # noqa: UP028, yield from would close it by itself
                         yield step
                 except GeneratorExit:  # stopped; or the visitor is gone, and with it the folder
                     with suppress(VisionError):
@@ -169,7 +169,7 @@ def video_tab(desk: Desk) -> None:
 
     @told(num_outputs=3)
     def work(path, model, fps, score_thr, mode, line, zone, blurred, faces, heat, boxes,
-             request: gr.Request, progress=gr.Progress()) -> Iterator:
+             request: gr.Request, progress=gr.Progress()) -> Iterator:  # noqa: B008, Gradio's form
         visitor = desk.visitor(request)
         source = desk.own_file(request, path, 'clip')
         options = clip_options(fps, score_thr, mode,
@@ -216,7 +216,8 @@ def video_tab(desk: Desk) -> None:
 def detection_fields(desk: Desk, prefix: str) -> list:
     """Model, frames per second, threshold."""
     names = desk.models.names('video')
-    return [gr.Dropdown(names, value=(names or [None])[0], label='model', elem_id=f'{prefix}-model'),
+    return [gr.Dropdown(names, value=(names or [None])[0], label='model',
+                        elem_id=f'{prefix}-model'),
             gr.Number(0, label='budget: frames per second', minimum=0, elem_id=f'{prefix}-fps',
                       info='as many keyframes as this speed of the lattice itself allows; 0: no '
                       'budget, a keyframe on one frame in eight'),

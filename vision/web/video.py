@@ -135,9 +135,9 @@ def run_clip(model, path: str | Path, folder: Path, options: ClipOptions, limits
     if not cut_short and run.problem is not None:
         cut_short = run.problem.what
     paths = tuple(sink.path for sink in (video, *tables))
+    budget = run.policy.account() if options.target_fps else ''
     yield VideoOutcome(video.path, paths, num_done, num_keyframes, len(tracks),
-                       time.monotonic() - start_s, run.policy.account() if options.target_fps else '',
-                       overlays.counts(), cut_short)
+                       time.monotonic() - start_s, budget, overlays.counts(), cut_short)
 
 
 def as_result(frame) -> FrameResult:
