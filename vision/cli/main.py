@@ -27,6 +27,7 @@ COMMANDS = {
     'zoo add': ('vision.cli.zoo_add', 'put weights of your own into the package'),
     'train': ('vision.cli.train', 'train the model of a config'),
     'test': ('vision.cli.test', 'evaluate a checkpoint'),
+    'web': ('vision.cli.web', 'a page for video, faces and classification in the browser'),
     'completion': ('vision.cli.completion', 'completion of commands and options in bash or zsh'),
     'eval': ('vision.cli.eval', 'judge predictions that test --out wrote'),
     'analyze': ('vision.cli.analyze', 'confusion matrix and worst pictures of such predictions'),
