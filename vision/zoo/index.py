@@ -121,7 +121,7 @@ def load_index(path: Path = INDEX) -> dict[str, Entry]:
         rows = yaml.safe_load(path.read_text())['entries']
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError,
             AttributeError) as error:
-        raise VisionError('VIS-CONFIG-601', 'the zoo index cannot be read.', where=str(path),
+        raise VisionError('VIS-CONFIG-619', 'the zoo index cannot be read.', where=str(path),
                           why=f'{type(error).__name__}: {str(error)[:200]}',
                           do='install the package again') from error
     for row in rows if isinstance(rows, list) else [None]:

@@ -403,7 +403,7 @@ def restore_gradients(wrapper, ranks: list[list[torch.Tensor | None]]) -> None:
     if not ranks:
         return
     if len(ranks) != get_world_size():
-        raise VisionError('VIS-CONFIG-321', f'gradients of {len(ranks)} processes wait for their '
+        raise VisionError('VIS-CONFIG-347', f'gradients of {len(ranks)} processes wait for their '
                           f'step, there are {get_world_size()}', where='accumulative_counts',
                           why='each process goes on with the sum that it had',
                           do=f'resume with {len(ranks)} processes, or from a checkpoint at a '

@@ -153,7 +153,7 @@ class ExactRuns:
             model = super().train()
         if self._unsaved is not None:
             raise VisionError(
-                'VIS-CKPT-301', f'the run has ended, but {self._unsaved.what}',
+                'VIS-CKPT-335', f'the run has ended, but {self._unsaved.what}',
                 where=self._unsaved.where, why=self._unsaved.why,
                 do='make room, then run the same command with --resume: it goes on from the '
                 'last checkpoint that is there')

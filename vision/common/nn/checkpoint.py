@@ -146,7 +146,7 @@ def _damaged(path: Path, why: str) -> VisionError:
 
 
 def _no_state(path: Path, why: str) -> VisionError:
-    return VisionError('VIS-CKPT-303', f'{path.name} is no checkpoint', where=str(path), why=why,
+    return VisionError('VIS-CKPT-337', f'{path.name} is no checkpoint', where=str(path), why=why,
                        do='save model.state_dict()')
 
 

@@ -326,7 +326,7 @@ class Watchdog:
         if is_store_of_torchrun():
             holder, process, host = 'torchrun', 'of torchrun', os.environ['MASTER_ADDR']
         _print(VisionError(
-            'VIS-DIST-341', f'{holder} {what}', where=f'process {process} on host {host}; rank '
+            'VIS-DIST-350', f'{holder} {what}', where=f'process {process} on host {host}; rank '
             f'{self.rank} is at {self._report()["place"]}', why=f'its process {why}',
             do='look at its last lines and at dmesg of that host; --resume goes on from the '
             'newest checkpoint').render())

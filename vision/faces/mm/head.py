@@ -99,7 +99,7 @@ class ActiveClassHead(BaseModule):
             check_ranks(self.group, self.store.device, num_identities=num_identities or 0,
                         num_samples=num_samples)
         if num_identities is not None and num_identities > self.num_classes:
-            raise VisionError('VIS-DATA-1014', f'the data set has {num_identities} identities',
+            raise VisionError('VIS-DATA-1015', f'the data set has {num_identities} identities',
                               where='train_dataloader.dataset', why=f'the head has '
                               f'{self.num_classes} classes', do='set model.head.num_classes='
                               f'{num_identities}')

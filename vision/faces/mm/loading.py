@@ -39,7 +39,7 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     settings = (read_safely(path) if is_data_config(path) else Config.fromfile(path)
                 ).get('model') or {}
     if settings.get('type') not in ('FaceRecognizer', 'vision.FaceRecognizer'):
-        raise VisionError('VIS-CONFIG-1083', f'{config} describes no FaceRecognizer',
+        raise VisionError('VIS-CONFIG-1130', f'{config} describes no FaceRecognizer',
                           where='model.type', do='give one of configs/faces')
     settings = dict(settings, head=None)
     if with_flip is not None:

@@ -91,7 +91,7 @@ class LatticeDetector(BaseModel):
             self.propagation = PropagationNet(**(propagation or {}))
             self.refinement = RefinementNet(**(refinement or {}))
         elif propagation is not None or refinement is not None:
-            raise VisionError('VIS-CONFIG-707', f'networks for method={method!r}',
+            raise VisionError('VIS-CONFIG-711', f'networks for method={method!r}',
                               where='LatticeDetector', why='this method has none',
                               do="leave propagation and refinement out, or use method='paper'")
         self.checkpoint_unused_prefixes = \
@@ -183,7 +183,7 @@ class LatticeDetector(BaseModel):
         self._training_classes = classes or None
         if known and len(classes) != known:
             raise VisionError(
-                'VIS-CONFIG-705', f'refinement knows {known} classes, the data set '
+                'VIS-CONFIG-710', f'refinement knows {known} classes, the data set '
                 f'{len(classes)}', where=where, why='refinement learns to tell them apart',
                 do=f'refinement=dict(num_classes={len(classes)}), or 0 to leave the classes to '
                 'the detector')
@@ -285,7 +285,7 @@ class _Session:
 
     def push(self, frame: np.ndarray, sample) -> list:
         if sample.video_id != self.video_id:
-            raise VisionError('VIS-CONFIG-703', f'frame {sample.frame_id} of video '
+            raise VisionError('VIS-CONFIG-708', f'frame {sample.frame_id} of video '
                               f'{sample.video_id} came while video {self.video_id} is open',
                               where='LatticeDetector', why='videos come one after another',
                               do="test_dataloader: sampler=dict(type='VideoFrameSampler')")

@@ -137,7 +137,7 @@ def _build_pipeline(config: Config):
     steps = [step for step in _find(config, 'pipeline') or []
              if not step['type'].endswith('Annotations')]
     if not steps or not steps[0]['type'].endswith('LoadImageFromFile'):
-        raise VisionError('VIS-CONFIG-803', 'the test pipeline of the detector config does not '
+        raise VisionError('VIS-CONFIG-815', 'the test pipeline of the detector config does not '
                           'begin with LoadImageFromFile', where=str(config.filename),
                           why='frames take the place of the file that it would read',
                           do='give a config with test_dataloader.dataset.pipeline')

@@ -70,6 +70,6 @@ def build_policy(keyframes: dict | KeyframePolicy | int) -> KeyframePolicy:
     try:
         return getattr(keyframe_policies, name)(**options)
     except TypeError as error:
-        raise VisionError('VIS-CONFIG-704', f'keyframes of type {name}: {error}',
+        raise VisionError('VIS-CONFIG-709', f'keyframes of type {name}: {error}',
                           where='keyframes', why='its arguments are others',
                           do=f'see vision.lattice.core.keyframes.{name}') from error

@@ -28,7 +28,7 @@ def cut(costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
                           'fewer ranks or chunks')
     wrong = next((index for index, cost in enumerate(costs) if not 0 <= cost < float('inf')), None)
     if wrong is not None:
-        raise VisionError('VIS-CONFIG-1501', f'piece {wrong} costs {costs[wrong]}',
+        raise VisionError('VIS-CONFIG-1528', f'piece {wrong} costs {costs[wrong]}',
                           why='a cost is a finite number from 0 on', do='measure the pieces again')
     sums = [0, *accumulate(costs)]
     most = _least_maximum(sums, num_stages)

@@ -77,7 +77,7 @@ def refuse_unit(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
     """Raises VIS-CONFIG-1504 for sizes that are not possible."""
     refuse_sizes('zeropp', num_ranks, num_chunks, num_microbatches)
     if not 1 <= unit <= num_microbatches:
-        raise VisionError('VIS-CONFIG-1504', f'zeropp with a unit of {unit} micro-batches',
+        raise VisionError('VIS-CONFIG-1541', f'zeropp with a unit of {unit} micro-batches',
                           why=f'a step has {num_microbatches} micro-batches, a unit 1 of them to '
                           'all', do=f'give a unit from 1 to {num_microbatches}')
 

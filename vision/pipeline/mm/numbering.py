@@ -23,7 +23,7 @@ class Numbering:
                               where='optim_wrapper', why='one step of the pipeline makes all '
                               'gradients', do='use one optimizer, with paramwise_cfg for groups')
         if getattr(wrapper, '_accumulative_counts', 1) > 1:
-            raise VisionError('VIS-CONFIG-1536', 'accumulative_counts in a pipeline',
+            raise VisionError('VIS-CONFIG-1549', 'accumulative_counts in a pipeline',
                               where='optim_wrapper.accumulative_counts', why='the micro-batches '
                               'of a step are accumulated already',
                               do='remove it and raise num_microbatches and batch_size')

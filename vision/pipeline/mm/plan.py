@@ -124,7 +124,7 @@ class Planner:
         if self.budget_bytes is not None and needed > self.budget_bytes:
             unit = '' if table.unit is None else f' with a unit of {table.unit}'
             raise VisionError(
-                'VIS-CONFIG-1503', f'{table.name}{unit} takes {format_bytes(needed)} on a rank, '
+                'VIS-CONFIG-1529', f'{table.name}{unit} takes {format_bytes(needed)} on a rank, '
                 f'the budget is {format_bytes(self.budget_bytes)}', where='strategy.memory',
                 do="schedule='zeropp' with unit='auto', which looks for one that fits, or a "
                 'larger memory')

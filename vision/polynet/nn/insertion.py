@@ -116,7 +116,7 @@ def _factors(source: PolyNetTrunk, target: PolyNetTrunk,
             before = evaluation_factor(source.get_submodule(f'stage_{letter}.{origin}'))
             after = evaluation_factor(target.get_submodule(name))
             if after <= 0 or before <= 0:
-                raise VisionError('VIS-CONFIG-054', f'the terms of {name} have factor {after} in '
+                raise VisionError('VIS-CONFIG-065', f'the terms of {name} have factor {after} in '
                                   f'the target and {before} in the source', where='path_scales, '
                                   'residual_scale', do='choose factors above 0')
             if before != after:

@@ -58,7 +58,7 @@ def trunk_prefix(state: Mapping[str, Tensor], where: str = '', prefix: str | Non
     if prefix is not None:
         wanted = f'{prefix.rstrip(".")}.trunk.'.lstrip('.')
         if wanted not in prefixes:
-            raise VisionError('VIS-CKPT-056', f'the checkpoint has no PolyNet under {prefix!r}',
+            raise VisionError('VIS-CKPT-066', f'the checkpoint has no PolyNet under {prefix!r}',
                               where=where, why='PolyNets found under: '
                               + (', '.join(map(repr, prefixes)) or 'none'),
                               do='correct or leave out the prefix')

@@ -345,7 +345,7 @@ def _refuse_gigabits(links: Mapping[str, Link], where: str) -> None:
     inter, host = links['inter'].rate / GIGA, links['host'].rate / GIGA
     if inter > 1.5 * host and any(abs(inter - rate) < 0.02 * rate for rate in _LINE_RATES_GBIT):
         raise VisionError(
-            'VIS-CONFIG-1641', f'links.inter.bandwidth_gb_per_s is {inter:g}', where=where,
+            'VIS-CONFIG-1648', f'links.inter.bandwidth_gb_per_s is {inter:g}', where=where,
             why=f'an adapter is not faster than the bus it sits in (links.host, {host:g} GB/s), '
             f'and {inter:g} Gb/s, which is {inter / 8:g} GB/s, is a line rate of adapters',
             do=f'give gigabytes of one adapter: {inter / 8:g}')

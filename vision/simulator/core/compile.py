@@ -115,7 +115,7 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
     """
     spread = tree.spread(graph)
     if len(spread.stages) > 1:
-        raise VisionError('VIS-CONFIG-1621', f'the model is mapped to {len(spread.stages)} stages',
+        raise VisionError('VIS-CONFIG-1626', f'the model is mapped to {len(spread.stages)} stages',
                           where='strategy', why='stages need an action table that says their '
                           'order', do='compile_stages() with a table of vision.pipeline')
     return Step(local_graph(graph, spread, pricing), spread, pricing, settings).program()

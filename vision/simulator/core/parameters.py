@@ -55,10 +55,10 @@ def read_parameters(path: str | Path) -> Fitted:
                           ) from error
     for name, value in constants.items():
         if name not in CONSTANTS:
-            raise VisionError('VIS-CONFIG-1651', f'there is no constant {name!r}', where=str(path),
+            raise VisionError('VIS-CONFIG-1654', f'there is no constant {name!r}', where=str(path),
                               why=f'known are {", ".join(CONSTANTS)}', do='remove it')
         _, low, high = CONSTANTS[name]
         if not low <= value <= high + 1e-3:
-            raise VisionError('VIS-CONFIG-1651', f'{name} is {value:g}', where=str(path),
+            raise VisionError('VIS-CONFIG-1655', f'{name} is {value:g}', where=str(path),
                               why=f'it is between {low:g} and {high:g}', do='fit again')
     return fitted

@@ -157,7 +157,7 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
     """
     spread = tree.spread(graph)
     if len(spread.stages) != table.num_stages:
-        raise VisionError('VIS-CONFIG-1621', f'{len(spread.stages)} stages for a table of '
+        raise VisionError('VIS-CONFIG-1627', f'{len(spread.stages)} stages for a table of '
                           f'{table.num_stages}', where='strategy', why='each stage of the table '
                           'has ranks of its own', do='map() modules to as many groups of ranks')
     owners, ranges = _pieces(graph, spread)

@@ -232,7 +232,7 @@ def _mixed_degrees(layouts: Sequence[Layout], zero: int) -> tuple[int, int]:
     size, dp = degrees[-1], max(each.batch for each in layouts)
     for degree in (*degrees, dp):
         if size % degree:
-            raise VisionError('VIS-CONFIG-1620', f'modules in {degree} parts and others in {size}',
+            raise VisionError('VIS-CONFIG-1624', f'modules in {degree} parts and others in {size}',
                               where='strategy', why=f'{size} / {degree} leaves {size % degree}; '
                               'a module has an equal number of ranks for each of its parts',
                               do='let the parts of all modules divide those of the most')
@@ -285,7 +285,7 @@ def _refuse_uneven_ties(module: Module, graph: ModuleGraph, layouts: dict[str, L
 def _refuse_size(size: int, layout: Layout, name: str) -> None:
     if size % layout.parts:
         divisors = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
-        raise VisionError('VIS-CONFIG-1620', f'{layout.parts} parts of {size} features of {name}',
+        raise VisionError('VIS-CONFIG-1623', f'{layout.parts} parts of {size} features of {name}',
                           where='strategy', why=f'{size} / {layout.parts} leaves '
                           f'{size % layout.parts}', do=f'take one of {divisors}')
 

@@ -104,7 +104,7 @@ def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
     for kind, name in ((True, 'of one person'), (False, 'of two people')):
         rows = np.flatnonzero(same == kind)
         if len(rows) < num_folds:
-            raise VisionError('VIS-DATA-1062', f'{len(rows)} pairs {name} cannot fill {num_folds} '
+            raise VisionError('VIS-DATA-1110', f'{len(rows)} pairs {name} cannot fill {num_folds} '
                               'folds', where=where, why='each fold needs pairs of both kinds',
                               do='use a longer list or fewer folds')
         folds[rows] = np.arange(len(rows)) * num_folds // len(rows)
@@ -126,7 +126,7 @@ def random_pairs(labels: np.ndarray, num_pairs: int, *, seed: int = 0,
     names, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     several = np.flatnonzero(counts >= 2)
     if not len(several) or len(names) < 2:
-        raise VisionError('VIS-DATA-1062', f'{len(names)} identities, {len(several)} of them with '
+        raise VisionError('VIS-DATA-1109', f'{len(names)} identities, {len(several)} of them with '
                           'two pictures', why='pairs of both kinds are needed',
                           do='bring a second picture of somebody, and somebody else')
     who = rng.choice(several, num_pairs)
@@ -157,7 +157,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if line.strip():
                     yield number, _fields(line.rstrip('\n'))
     except (OSError, UnicodeDecodeError) as error:
-        raise VisionError('VIS-DATA-1061', f'cannot read the pairs file {path}: {error}',
+        raise VisionError('VIS-DATA-1108', f'cannot read the pairs file {path}: {error}',
                           do='give a text file of pairs; docs/errors has its forms') from error
 
 

@@ -120,7 +120,7 @@ class TemplateQuestion:
         if not self.missing_1n:
             self._read_1n(lists, fpirs)
         elif fpirs or ranks or len(self.missing_1n) < len(lists):
-            raise VisionError('VIS-DATA-1073', f'lists of 1:N are missing: '
+            raise VisionError('VIS-DATA-1123', f'lists of 1:N are missing: '
                               f'{", ".join(self.missing_1n)}', where=str(meta),
                               why='identification needs two galleries and the probes',
                               do='put them beside the other lists')
@@ -133,7 +133,7 @@ class TemplateQuestion:
         for path, (ids, subjects) in zip(lists[:-1], galleries, strict=True):
             is_mated = np.isin(self.probe_subjects, subjects)
             if is_mated.all() or not is_mated.any():
-                raise VisionError('VIS-DATA-1067', f'{is_mated.sum()} of {len(is_mated)} probes '
+                raise VisionError('VIS-DATA-1115', f'{is_mated.sum()} of {len(is_mated)} probes '
                                   'have their subject in the gallery', where=str(path),
                                   why='open-set identification needs both kinds',
                                   do='get the lists again from their publisher')

@@ -100,7 +100,7 @@ def ten_fold(distances: np.ndarray, same: np.ndarray, folds: np.ndarray, *,
     distances, same = np.asarray(distances), np.asarray(same, dtype=bool)
     names = np.unique(folds)
     if len(names) < 2:
-        raise VisionError('VIS-DATA-1062', f'{len(names)} fold', why='the threshold of a fold is '
+        raise VisionError('VIS-DATA-1111', f'{len(names)} fold', why='the threshold of a fold is '
                           'chosen on other folds', do='use a pair list with several folds')
     correct = np.stack([_correct_counts(distances[folds == name], same[folds == name], thresholds)
                         for name in names])
@@ -237,5 +237,5 @@ def _score_blocks(embeddings: np.ndarray, labels: np.ndarray,
 
 
 def _no_genuine() -> VisionError:
-    return VisionError('VIS-DATA-1062', 'no genuine pair', why='a true accept rate needs some',
+    return VisionError('VIS-DATA-1112', 'no genuine pair', why='a true accept rate needs some',
                        do='use a list that has pairs of one person')

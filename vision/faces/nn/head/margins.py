@@ -263,7 +263,7 @@ def build_margin(name: str, **options) -> Margin:
     try:
         return MARGINS[name](**options)
     except TypeError as error:
-        raise VisionError('VIS-CONFIG-1002', f'{name} does not take {", ".join(options)}',
+        raise VisionError('VIS-CONFIG-1008', f'{name} does not take {", ".join(options)}',
                           where='margin', why=str(error), do='see vision/faces/nn/head/margins.py'
                           ) from error
 

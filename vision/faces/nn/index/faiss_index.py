@@ -88,7 +88,7 @@ class IndexSpec:
             fault = f'index kind {self.kind!r} with factory={self.factory!r}'
             do = "a factory string such as 'HNSW32' belongs to the kind faiss"
         if fault:
-            raise VisionError('VIS-CONFIG-1042', fault, where='selector', do=do)
+            raise VisionError('VIS-CONFIG-1059', fault, where='selector', do=do)
 
     @property
     def has_lists(self) -> bool:
@@ -102,7 +102,7 @@ class IndexSpec:
 def require_kind(kind: str) -> None:
     """VIS-CONFIG-1042 for a kind that does not exist; of earlier ones, with what to write now."""
     if kind in GONE:
-        raise VisionError('VIS-CONFIG-1042', f'there is no index kind {kind!r} any more',
+        raise VisionError('VIS-CONFIG-1055', f'there is no index kind {kind!r} any more',
                           where='selector', why='FAISS makes it of a string, as any other index',
                           do=f"write type='faiss' (kind='faiss' of a metric), {GONE[kind]}")
     if kind not in KINDS:
@@ -122,7 +122,7 @@ def make_spec(kind: str, dim: int, *, seed: int = 0, is_cosine: bool = True,
     unused = sorted(known & set(options) - {*USES[kind], 'num_threads'})
     if unused:
         IndexSpec(kind, dim, factory=options.get('factory', ''))  # the kind is looked at first
-        raise VisionError('VIS-CONFIG-1042', f'index kind {kind!r} has no use for '
+        raise VisionError('VIS-CONFIG-1058', f'index kind {kind!r} has no use for '
                           f'{", ".join(unused)}', where='selector',
                           do=f'it takes {", ".join(USES[kind])}, num_threads')
     return IndexSpec(kind, dim, seed=seed, is_cosine=is_cosine, **options)
@@ -290,7 +290,7 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassInd
         raise _damaged('its centroids are not at most as many finite float32 rows as there are '
                        'class rows')
     if state['dim'] != spec.dim:
-        raise VisionError('VIS-INPUT-1045', f'the checkpoint\'s index has dimension '
+        raise VisionError('VIS-INPUT-1092', f'the checkpoint\'s index has dimension '
                           f'{state["dim"]}, this head {spec.dim}', where='selector',
                           do='resume with the config that wrote the checkpoint')
     if lists is not None:
@@ -332,7 +332,7 @@ def _check_dim(spec: IndexSpec, rows: Tensor) -> None:
 
 def _checked(spec: IndexSpec, rows: Tensor) -> Tensor:
     if spec.search_on == 'gpu' and not _has_gpu(load_faiss()):
-        raise VisionError('VIS-ENV-1043', 'this FAISS cannot use a GPU',
+        raise VisionError('VIS-ENV-1089', 'this FAISS cannot use a GPU',
                           where='selector.search_on', why='the package faiss-cpu is installed, '
                           'or no GPU is visible', do="install faiss-gpu, or search_on='cpu'")
     _check_dim(spec, rows)
@@ -425,7 +425,7 @@ def _from_factory(spec: IndexSpec, rows: Tensor, seed: int):
             index = faiss.index_factory(spec.dim, spec.factory, faiss.METRIC_L2)
         faiss.ParameterSpace().set_index_parameters(index, spec.parameters)
     except RuntimeError as error:
-        raise VisionError('VIS-CONFIG-1042', f'FAISS makes no index of dimension {spec.dim} of '
+        raise VisionError('VIS-CONFIG-1060', f'FAISS makes no index of dimension {spec.dim} of '
                           f'factory={spec.factory!r}, parameters={spec.parameters!r}',
                           where='selector', why=_reason(error),
                           do="write a string of FAISS' index factory, such as HNSW32") from error
@@ -434,7 +434,7 @@ def _from_factory(spec: IndexSpec, rows: Tensor, seed: int):
         for part in rows.split(_CHUNK):
             index.add(_as_numpy(spec, part))
     except RuntimeError as error:
-        raise VisionError('VIS-CONFIG-1044', f'FAISS cannot fill {spec.factory!r} with '
+        raise VisionError('VIS-CONFIG-1091', f'FAISS cannot fill {spec.factory!r} with '
                           f'{len(rows)} class rows', where='selector', why=_reason(error),
                           do="take fewer cells, or selector type='ivf', which fits them to the "
                           'number of classes') from error
@@ -463,7 +463,7 @@ class _GpuCopy:
         try:
             self._index = faiss.index_cpu_to_gpu(self._resources, device, index)
         except RuntimeError as error:  # FAISS' class for all faults, also of memory
-            raise VisionError('VIS-ENV-1043', f'the index does not go to GPU {device}',
+            raise VisionError('VIS-ENV-1090', f'the index does not go to GPU {device}',
                               where='selector.search_on', why=_reason(error),
                               do="search_on='cpu'") from error
 

@@ -238,7 +238,7 @@ class IndexUpkeep:
               probe: tuple[Tensor, Tensor] | None = None) -> None:
         """Use this index, made of the rows of ``step``, from now on."""
         if self.schedule.touched_per_step and not index.can_update:
-            raise VisionError('VIS-CONFIG-1046', 'touched_per_step with an index that cannot '
+            raise VisionError('VIS-CONFIG-1093', 'touched_per_step with an index that cannot '
                               'change single rows', where='selector.upkeep',
                               do='set it to 0, or take an ivf selector')
         self._index, self._built_step = index, step

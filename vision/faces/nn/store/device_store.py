@@ -203,7 +203,7 @@ class ClassStore:
 
     def _fault_of_step(self, rows: Tensor, grad: Tensor, lr: float) -> VisionError | None:
         if grad.shape != (len(rows), self.dim):
-            return VisionError('VIS-INPUT-1022', f'gradients of shape {tuple(grad.shape)} for '
+            return VisionError('VIS-INPUT-1030', f'gradients of shape {tuple(grad.shape)} for '
                                f'{len(rows)} rows of length {self.dim}', do='push what pull gave')
         # The sum is finite only if all are, at a tenth of the time of a test of each.
         if 0 <= lr < math.inf and math.isfinite(grad.sum()):
