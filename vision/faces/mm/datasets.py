@@ -29,7 +29,7 @@ from vision.faces.nn.gallery.face_finder import align_faces
 from vision.registry import DATASETS, TRANSFORMS
 
 # A picture that is left out, or half grey, would change the result.
-_REFUSAL = dict(code='VIS-DATA-1126', do='get the file again or take it off the list')
+_REFUSAL = dict(do='get the file again or take it off the list')
 read_image = partial(images.read_image, **_REFUSAL)
 decode_image = partial(images.decode_image, **_REFUSAL)
 size_of_image = partial(images.size_of_image, **_REFUSAL)

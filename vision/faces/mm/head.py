@@ -12,7 +12,7 @@ from torch import Tensor
 from vision.common.core.errors import VisionError
 from vision.faces.nn.head.gather import batch_sizes, gather_batch, gather_labels
 from vision.faces.nn.head.margins import build_margin
-from vision.faces.nn.head.selective import selective_loss
+from vision.faces.nn.head.selective import selective_loss, wrong_head
 from vision.faces.nn.store.ranks import check_ranks
 from vision.registry import MODELS
 
@@ -280,5 +280,4 @@ def _check(num_classes: int, num_subcentres: int, correction: str, selector: dic
                                       or selector.get('random_frac') == 0):
         fault = "correction='sampled' where no row is drawn at random"
     if fault:
-        raise VisionError('VIS-CONFIG-1003', fault, where='model.head',
-                          do='see vision/faces/README.md, the head')
+        raise wrong_head(fault, where='model.head')

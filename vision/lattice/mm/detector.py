@@ -25,7 +25,7 @@ from vision.lattice.nn.losses import MovementSample, lattice_losses
 from vision.lattice.nn.propagation import PropagationNet
 from vision.lattice.nn.refinement import RefinementNet
 from vision.lattice.runtime.detectors import OnnxDetector
-from vision.lattice.runtime.methods import build_filler, build_policy
+from vision.lattice.runtime.methods import build_filler, build_policy, require_method
 from vision.registry import MODELS
 
 METHODS = ('paper', 'flow', 'linear')
@@ -85,7 +85,8 @@ class LatticeDetector(BaseModel):
             raise VisionError('VIS-CONFIG-701', f'rescoring={rescoring!r} is not known',
                               where='LatticeDetector', why=f'it is one of {RESCORINGS}',
                               do="use None or 'average'")
-        self.detector_config, self.method = detector, _known_method(method)
+        self.detector_config = detector
+        self.method = require_method(method, METHODS, where='LatticeDetector')
         self.propagation = self.refinement = None
         if method == 'paper':
             self.propagation = PropagationNet(**(propagation or {}))
@@ -197,7 +198,8 @@ class LatticeDetector(BaseModel):
                 and any option of ``LatticeEngine`` (mode, cut_detector, executor).
         """
         policy = build_policy(overrides.pop('policy', self.keyframes))
-        method = _known_method(overrides.pop('method', self.method))
+        method = require_method(overrides.pop('method', self.method), METHODS,
+                                where='LatticeDetector')
         self.eval()
         if method != 'paper':
             return LatticeEngine(self.detector, build_filler(method), policy, **overrides)
@@ -315,14 +317,6 @@ class _Session:
                 instances_id=torch.from_numpy(boxes.track_ids))
             packed.append(sample)
         return packed
-
-
-def _known_method(method: str) -> str:
-    if method not in METHODS:
-        raise VisionError('VIS-CONFIG-107', f'method={method!r} is not known',
-                          where='LatticeDetector', why=f'the methods are {", ".join(METHODS)}',
-                          do='use one of these')
-    return method
 
 
 def _direction(row: dict[str, Tensor], end: int) -> MovementSample:

@@ -54,14 +54,14 @@ class Planner:
 
     def __post_init__(self) -> None:
         if self.schedule not in NAMES:
-            raise _refused(f'no schedule is called {self.schedule!r}', 'strategy.schedule',
+            raise wrong_option(f'no schedule is called {self.schedule!r}', 'schedule',
                            f'one of {", ".join(NAMES)}')
         is_number = isinstance(self.unit, int) and not isinstance(self.unit, bool)
         if not (self.unit == 'auto' or is_number and 1 <= self.unit <= self.num_microbatches):
-            raise _refused(f'a unit of {self.unit!r} micro-batches', 'strategy.unit',
+            raise wrong_option(f'a unit of {self.unit!r} micro-batches', 'unit',
                            f"'auto', or from 1 to num_microbatches={self.num_microbatches}")
         if is_number and self.schedule != 'zeropp':
-            raise _refused(f'unit={self.unit} with schedule={self.schedule!r}', 'strategy.unit',
+            raise wrong_option(f'unit={self.unit} with schedule={self.schedule!r}', 'unit',
                            "remove it, or take schedule='zeropp', which alone has units")
 
     def make(self, costs_of: Callable[[tuple[int, ...]], Costs]) -> tuple[Table, str]:
@@ -176,5 +176,6 @@ def stage_costs(pieces: Sequence[PieceCost], ranges: Sequence[tuple[int, int]],
                  static_bytes=tuple(static))
 
 
-def _refused(what: str, where: str, do: str) -> VisionError:
-    return VisionError('VIS-CONFIG-1535', what, where=where, do=do)
+def wrong_option(what: str, option: str, do: str) -> VisionError:
+    """VIS-CONFIG-1535: an option of the strategy that is not possible."""
+    return VisionError('VIS-CONFIG-1535', what, where=f'strategy.{option}', do=do)

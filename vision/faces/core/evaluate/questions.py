@@ -35,6 +35,7 @@ from vision.faces.core.evaluate.verification import (
     all_pairs_tar,
     allowed_accepts,
     measurable,
+    no_genuine,
     pair_cosines,
     pair_distances,
     tar_at_far,
@@ -110,8 +111,7 @@ class TemplateQuestion:
         for far in self.fars:
             allowed_accepts(far, self.num_impostors)
         if self.templates.same.sum() == 0:
-            raise VisionError('VIS-DATA-1062', 'no pair of one person', where=str(meta),
-                              why='a true accept rate needs some', do='get the lists again')
+            raise no_genuine(str(meta))
         self.galleries, self.probes, self.probe_subjects = [], None, None
         lists = [Path(meta) / f'{name}_1N_{part}.csv' for part in (
             *(f'gallery_{side}' for side in GALLERIES[name]), 'probe_mixed')]
@@ -216,8 +216,7 @@ class AllPairsQuestion:
         for far in self.fars:
             allowed_accepts(far, self.num_impostors)
         if not self.num_genuine:
-            raise VisionError('VIS-DATA-1062', 'no pair of one person', why='a true accept rate '
-                              'needs some', do='bring a second picture of somebody')
+            raise no_genuine()
 
     def answer(self, embeddings: np.ndarray) -> dict:
         rates = all_pairs_tar(unit_rows(embeddings), self.labels, self.fars)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
+from vision.faces.core.select.faults import damaged_index, rows_not_finite, too_few_rows
 from vision.faces.core.select.sampling import draw_outside
 from vision.faces.nn.index.kmeans import assign_near, lists_for, update_centroids
 from vision.faces.nn.index.list_state import fault_of_lists, fill_lists, read_lists
@@ -154,9 +155,7 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
         return ClassIndex(spec, _from_factory(spec, rows, seed), len(rows))
     num_lists = spec.lists_for(len(rows))
     if len(rows) < num_lists:
-        raise VisionError('VIS-CONFIG-1044', f'{len(rows)} class rows cannot fill '
-                          f'{num_lists} lists', where='selector',
-                          do='lower num_lists, or leave it at 0')
+        raise too_few_rows(len(rows), num_lists)
     centroids = _train_centroids(spec, rows, num_lists, seed)
     return _inverted(spec, rows, centroids)
 
@@ -287,8 +286,8 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassInd
             not isinstance(centroids, Tensor) or centroids.dtype != torch.float32
             or centroids.ndim != 2 or centroids.shape[1] != state['dim']
             or not 1 <= len(centroids) <= max(1, num_rows) or not centroids.isfinite().all()):
-        raise _damaged('its centroids are not at most as many finite float32 rows as there are '
-                       'class rows')
+        raise damaged_index('its centroids are not at most as many finite float32 rows as there '
+                            'are class rows')
     if state['dim'] != spec.dim:
         raise VisionError('VIS-INPUT-1092', f'the checkpoint\'s index has dimension '
                           f'{state["dim"]}, this head {spec.dim}', where='selector',
@@ -302,25 +301,19 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassInd
 
 def _of_lists(spec: IndexSpec, centroids: Tensor | None, lists: dict) -> ClassIndex:
     if centroids is None or not spec.has_lists:
-        raise _damaged('it has lists, but no centroids')
+        raise damaged_index('it has lists, but no centroids')
     # One row makes an index of the right kind; what is in it comes from the checkpoint.
     made = _inverted(spec, torch.zeros(1, spec.dim), centroids, torch.zeros(1, dtype=torch.int64))
     faiss, index = load_faiss(), made._index
     num_ranges = index.sq.trained.size() if hasattr(index, 'sq') else 0
     fault = fault_of_lists(lists, len(centroids), index.code_size, num_ranges)
     if fault:
-        raise _damaged(fault)
+        raise damaged_index(fault)
     index.set_direct_map_type(faiss.DirectMap.NoMap)
     index.reset()
     fill_lists(faiss, index, lists)
     made.num_rows, made._is_changed = index.ntotal, bool(lists.get('is_changed'))
     return made
-
-
-def _damaged(why: str) -> VisionError:
-    return VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
-                       where='selector', why=why, do='use an earlier checkpoint; or remove the '
-                       'index from it, then it is built anew')
 
 
 def _check_dim(spec: IndexSpec, rows: Tensor) -> None:
@@ -339,9 +332,7 @@ def _checked(spec: IndexSpec, rows: Tensor) -> Tensor:
     rows = rows.detach().cpu()
     for part in rows.split(_CHUNK):
         if not part.isfinite().all():
-            raise VisionError('VIS-RUN-1047', 'class rows hold NaN or infinity: no index is '
-                              'built', where='selector',
-                              do='lower the learning rate, or resume from an earlier checkpoint')
+            raise rows_not_finite()
     return rows
 
 

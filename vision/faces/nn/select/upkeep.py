@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
+from vision.faces.core.select.faults import damaged_index
 from vision.faces.nn.store.ranks import raise_together
 
 _DRIFT_ROWS = 1024  # sampled for the drift: its standard error is then about 3 % of itself
@@ -359,5 +360,4 @@ class IndexUpkeep:
                         and is_ids(previous.long())):
                 fault = f'the one under way is not of ({num_rows}, {dim}) rows'
         if fault:
-            raise VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
-                              where='selector', why=fault, do='use an earlier checkpoint')
+            raise damaged_index(fault)
