@@ -15,6 +15,7 @@ COMMANDS = {
     'video': ('vision.cli.video', 'detect and track on a video, a camera or a stream'),
     'train': ('vision.cli.train', 'train the model of a config'),
     'test': ('vision.cli.test', 'evaluate a checkpoint'),
+    'explain': ('vision.cli.explain', 'say what an error code means and what to do'),
     'config': ('vision.cli.config', 'print a config with everything that it inherits'),
 }
 

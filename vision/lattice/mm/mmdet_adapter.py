@@ -58,7 +58,8 @@ class MMDetDetector(nn.Module):
         super().__init__()
         if not 0 <= score_thr < 1 or max_per_frame < 1:
             raise VisionError('VIS-CONFIG-801', f'score_thr={score_thr} must be in [0, 1) and '
-                              f'max_per_frame={max_per_frame} at least 1', where='MMDetDetector')
+                              f'max_per_frame={max_per_frame} at least 1', where='MMDetDetector',
+                              do='change what is out of its range, or leave it out')
         if checkpoint is None and not allow_random:
             raise VisionError('VIS-CKPT-805', 'the detector has no checkpoint',
                               where='MMDetDetector', why='random weights detect nothing',

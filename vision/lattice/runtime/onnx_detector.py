@@ -105,7 +105,8 @@ class OnnxDetector:
             raise VisionError(
                 'VIS-CONFIG-814', f'score_thr={score_thr} must be in [0, 1), nms_iou={nms_iou} in '
                 f'(0, 1], max_per_frame={max_per_frame} and threads={threads} at least 1, '
-                f'colour={colour!r} bgr or rgb', where='OnnxDetector')
+                f'colour={colour!r} bgr or rgb', where='OnnxDetector',
+                do='change what is out of its range, or leave it out')
         if decoding not in ('auto', *DECODINGS):
             raise _decoding_error(f'decoding={decoding!r} is unknown', path)
         path = resolve(path)

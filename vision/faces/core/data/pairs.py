@@ -158,7 +158,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield number, _fields(line.rstrip('\n'))
     except (OSError, UnicodeDecodeError) as error:
         raise VisionError('VIS-DATA-1108', f'cannot read the pairs file {path}: {error}',
-                          do='give a text file of pairs; docs/errors has its forms') from error
+                          do='give a text file of pairs, in one of the forms of read_pairs'
+                          ) from error
 
 
 def _listed_pairs(path: Path, rows: Iterable[tuple[int, list[str]]]
