@@ -36,7 +36,7 @@ MOST_LISTED = 10
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 HEAD = """# Errors: {page}
 
-Made by `python tools/error_pages.py`. Braces hold what differs; `vision explain CODE` adds reason and remedy.
+Made by `python tools/error_pages.py`. Braces hold what differs; `vision explain CODE` says more.
 """
 
 

@@ -125,6 +125,6 @@ def test_a_size_that_lies_is_counted_while_it_is_written(tmp_path):
 def test_what_is_there_already_is_not_replaced(tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / '3.txt').write_text('mine')
-    with pytest.raises(VisionError, match='VIS-DATA-227'):
+    with pytest.raises(VisionError, match='VIS-DATA-235'):
         unpack(as_zip(tmp_path / 'x', FILES.items()), tmp_path / 'out')
     assert (tmp_path / 'out' / '3.txt').read_text() == 'mine'

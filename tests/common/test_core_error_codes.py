@@ -26,8 +26,9 @@ def test_a_number_without_its_noughts_and_one_of_two_codes(codes):
 
 
 @pytest.mark.parametrize('text, said', [
-    ('VIS-CONFIG-602', 'nearest: VIS-INPUT-602'), ('VIS-INPUT-9999', "no error code 'VIS-INPUT-9999'"),
-    ('', "no error code ''"), ('disk full', "no error code 'disk full'")])
+    ('VIS-CONFIG-602', 'nearest: VIS-INPUT-602'), ('', "no error code ''"),
+    ('VIS-INPUT-9999', "no error code 'VIS-INPUT-9999'"),
+    ('disk full', "no error code 'disk full'")])
 def test_what_is_no_code(codes, text, said):
     with pytest.raises(VisionError) as caught:
         find_codes(text, codes)

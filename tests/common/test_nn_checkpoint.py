@@ -217,7 +217,7 @@ def test_archives_that_are_packed_doubled_or_flipped_are_refused(tmp_path):
 @pytest.mark.fault('S33')
 def test_what_holds_no_tensors_by_name_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / 'x.pth')
-    with pytest.raises(VisionError, match='VIS-CKPT-303.*no checkpoint'):
+    with pytest.raises(VisionError, match='VIS-CKPT-337.*no checkpoint'):
         io.load_checkpoint(tmp_path / 'x.pth')
 
 

@@ -159,7 +159,7 @@ def test_frames_out_of_order_are_refused(batches):
 @pytest.mark.parametrize(('options', 'code'), [
     (dict(rescoring='sum'), 'VIS-CONFIG-701'),
     (dict(keyframes=dict(type='Uniform')), 'VIS-CONFIG-704'),
-    (dict(keyframes=dict(type='UniformKeyframes', gap=8)), 'VIS-CONFIG-704'),
+    (dict(keyframes=dict(type='UniformKeyframes', gap=8)), 'VIS-CONFIG-709'),
 ])
 def test_bad_configs_are_refused_before_work_starts(options, code):
     with pytest.raises(VisionError, match=code):
@@ -266,7 +266,7 @@ def test_what_training_learns_replaces_what_the_weights_were_trained_on(video):
 
 def test_a_data_set_of_other_classes_is_refused_before_training():
     model = detector(refinement=dict(num_classes=8))
-    with pytest.raises(VisionError, match='VIS-CONFIG-705.*knows 8 classes, the data set 3'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-710.*knows 8 classes, the data set 3'):
         model.check_dataset(dict(classes=('a', 'b', 'c')), 'train_dataloader.dataset')
     detector().check_dataset(dict(classes=('a', 'b', 'c')), 'train_dataloader.dataset')
 

@@ -1,4 +1,4 @@
-"""What each error code means: ``errors.json``, which tools/error_pages.py reads from the source."""
+"""What each error code means: ``errors.json``, which tools/error_pages.py makes of the source."""
 
 from __future__ import annotations
 
