@@ -100,8 +100,8 @@ def plan_glyphs(families: Sequence[FontFamily], held_out: Sequence[FontFamily], 
         min_families: training families that must have a character.
         ranges: code points that count, [first, end).
     Raises:
-        VisionError: VIS-ENV-1074 for a missing family, VIS-CONFIG-1077 when there are too few
-            characters or a family is on both sides.
+        VisionError: VIS-ENV-1074 for a missing family, VIS-CONFIG-1128 when one is on both sides,
+            1129 when there are too few characters.
     """
     names = [family.name for family in (*families, *held_out)]
     if len(set(names)) < len(names) or not families or not held_out:

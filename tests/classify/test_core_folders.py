@@ -65,7 +65,7 @@ def test_image_list(tmp_path):
 
 
 @pytest.mark.parametrize('text, code', [
-    ('', 'VIS-DATA-1206'), ('\n', 'VIS-DATA-1206'), ('a.jpg\n', 'VIS-DATA-1207'),
+    ('', 'VIS-DATA-1206'), ('\n', 'VIS-DATA-1207'), ('a.jpg\n', 'VIS-DATA-1207'),
     ('a.jpg 1\nb.jpg 7\n', 'VIS-DATA-1207'), ('a.jpg -1\n', 'VIS-DATA-1207')])
 def test_broken_image_list_is_refused(tmp_path, text, code):
     path = tmp_path / 'val.txt'

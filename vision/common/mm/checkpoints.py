@@ -402,7 +402,7 @@ def restore_gradients(wrapper, ranks: list[list[torch.Tensor | None]]) -> None:
     """What ``gathered_gradients`` gave, to the parameters of this rank.
 
     Raises:
-        VisionError: VIS-CONFIG-321, other ranks accumulated them.
+        VisionError: VIS-CONFIG-347, other ranks accumulated them.
     """
     if not ranks:
         return

@@ -137,7 +137,7 @@ class ExactRuns:
         """As MMEngine's.
 
         Raises:
-            VisionError: VIS-CKPT-301 at the end, when the last checkpoint found no room;
+            VisionError: VIS-CKPT-335 at the end, when the last checkpoint found no room;
                 VIS-DATA-330, a process of the data loader was killed.
         """
         with ExitStack() as stack:

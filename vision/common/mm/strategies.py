@@ -50,7 +50,7 @@ class FSDP2Strategy(DDPStrategy):
             stay float32, and gradients are reduced in float32. None: no change.
         **options: of MMEngine's ``DDPStrategy``, without ``model_wrapper``.
     Raises:
-        VisionError: VIS-CONFIG-343, a name in ``wrap`` that no module has; VIS-DIST-344, there
+        VisionError: VIS-CONFIG-354, a name in ``wrap`` that no module has; VIS-DIST-344, there
             is no group of ranks.
     """
 

@@ -92,7 +92,7 @@ class ActiveClassHead(BaseModule):
         Args:
             num_identities: of the data set; None: it does not say.
         Raises:
-            VisionError: VIS-DATA-1014, more identities than classes; VIS-DIST-1024, on every
+            VisionError: VIS-DATA-1015, more identities than classes; VIS-DIST-1024, on every
                 rank, when ranks read different data.
         """
         if self.group is not None:

@@ -174,7 +174,7 @@ class LatticeDetector(BaseModel):
         """Called with a data set before the first step; what is trained on counts.
 
         Raises:
-            VisionError: VIS-CONFIG-705, refinement is to learn another number of classes;
+            VisionError: VIS-CONFIG-710, refinement is to learn another number of classes;
                 VIS-CONFIG-707, a method without networks.
         """
         if not where.startswith('train'):

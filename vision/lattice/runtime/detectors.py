@@ -47,7 +47,7 @@ class CallableDetector:
         """Boxes of one frame, best first.
 
         Raises:
-            VisionError: VIS-INPUT-103 not a picture, VIS-INPUT-810 what the function returned.
+            VisionError: VIS-INPUT-812 not a picture, VIS-INPUT-810 what the function returned.
         """
         require_picture(image_bgr)
         found = self.function(image_bgr)
@@ -83,7 +83,7 @@ def as_detector(source: Any, *, classes: Sequence[str] | None = None, **options:
             needs ``classes``; an .onnx path, ``zoo:NAME`` or the name of a zoo entry.
         classes, options: see ``CallableDetector`` and ``OnnxDetector``.
     Raises:
-        VisionError: VIS-CONFIG-811 none of these, or options that it cannot take; and what
+        VisionError: VIS-CONFIG-811, 817 none of these, or options that it cannot take; and what
             opening the file raises.
     """
     if isinstance(source, (str, os.PathLike)):

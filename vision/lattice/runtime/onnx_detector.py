@@ -92,7 +92,7 @@ class OnnxDetector:
         decoding: the key of ``DECODINGS`` in use.
     Raises:
         VisionError: VIS-INPUT-611 no such file, VIS-CKPT-807 a file that cannot be run,
-            VIS-CONFIG-801 limits, 804 class names, 808 decoding, 809 input size.
+            VIS-CONFIG-814 limits, 816 class names, 808 decoding, 809 input size.
     """
 
     def __init__(self, path: str | os.PathLike, *, classes: Sequence[str] | None = None,
@@ -135,7 +135,7 @@ class OnnxDetector:
 
         Shapes: image_bgr (H, W, 3) uint8.
         Raises:
-            VisionError: VIS-INPUT-103 not such an array, VIS-RUN-106 outputs that are not finite.
+            VisionError: VIS-INPUT-812 not such an array, VIS-RUN-813 outputs that are not finite.
         """
         require_picture(image_bgr)
         if self._fits_frame:
@@ -291,7 +291,7 @@ def scaled_size(frame: tuple[int, int], room: tuple[int, int]) -> tuple[int, int
 
 
 def require_picture(image_bgr: np.ndarray) -> None:
-    """Refuse anything but (H, W, 3) uint8 (VIS-INPUT-103)."""
+    """Refuse anything but (H, W, 3) uint8 (VIS-INPUT-812)."""
     shape, kind = getattr(image_bgr, 'shape', ()), getattr(image_bgr, 'dtype', None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != np.uint8:
         raise VisionError('VIS-INPUT-812', f'a frame is {shape} {kind}', where='detect()',

@@ -40,7 +40,7 @@ def with_gathers(table: Table, *, active: int = 2, reduce: str = 'per_unit') -> 
             whole gradients of up to V chunks are kept until then. The same for a table without
             units.
     Raises:
-        VisionError: VIS-CONFIG-1509, a value that is not allowed.
+        VisionError: VIS-CONFIG-1542, a value that is not allowed.
     """
     if active < 1 or reduce not in REDUCE_MODES:
         raise VisionError('VIS-CONFIG-1542', f'gathers with active={active!r}, reduce={reduce!r}',

@@ -17,7 +17,7 @@ def make_table(name: str, num_ranks: int, num_chunks: int, num_microbatches: int
     Args:
         num_ranks: P; num_chunks: V, stages of a rank; num_microbatches: M, of one step.
     Raises:
-        VisionError: VIS-CONFIG-1504, an unknown name or a combination the schedule has not.
+        VisionError: VIS-CONFIG-1504, an unknown name; 1538 to 1540, a combination it has not.
     """
     if name not in SCHEDULES:
         raise VisionError('VIS-CONFIG-1504', f'there is no schedule {name!r}',
@@ -29,7 +29,7 @@ def make_table(name: str, num_ranks: int, num_chunks: int, num_microbatches: int
 
 
 def refuse_sizes(name: str, num_ranks: int, num_chunks: int, num_microbatches: int) -> None:
-    """Raises VIS-CONFIG-1504 for a number below 1."""
+    """Raises VIS-CONFIG-1540 for a number below 1."""
     sizes = dict(ranks=num_ranks, chunks=num_chunks, microbatches=num_microbatches)
     for word, size in sizes.items():
         if size < 1:

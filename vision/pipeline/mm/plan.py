@@ -70,7 +70,7 @@ class Planner:
         Args:
             costs_of: costs where these ranks have the stages.
         Raises:
-            VisionError: VIS-CONFIG-1503, nothing fits the budget; 1504, 1510: sizes that the
+            VisionError: VIS-CONFIG-1503, 1529, nothing fits the budget; 1504, 1510: sizes that the
                 schedule cannot have.
         """
         names = [self.schedule]

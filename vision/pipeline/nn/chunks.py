@@ -87,7 +87,7 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
         names: of submodules, called one after the other; None asks ``model.pipeline_stages()``,
             which gives names or (name, run) pairs.
     Raises:
-        VisionError: VIS-CONFIG-1520 nothing says what the pieces are, 1521 no such module or
+        VisionError: VIS-CONFIG-1520, 1547 nothing says what the pieces are, 1521 no such module or
             named twice, 1522 one inside another, 1523 a parameter outside of all pieces, 1525
             one that two pieces share.
     """

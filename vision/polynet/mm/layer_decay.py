@@ -20,7 +20,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     group, so that the optimizer steps in few calls.
 
     Raises:
-        VisionError: VIS-CONFIG-060, no rate in (0, 1], or no module with ``get_layer_depth``.
+        VisionError: VIS-CONFIG-060, no rate in (0, 1]; 067, no module with ``get_layer_depth``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:

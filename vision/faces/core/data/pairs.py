@@ -62,8 +62,8 @@ def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
     Args:
         num_folds: where the form does not say its folds, as LFW's own does.
     Raises:
-        VisionError: VIS-DATA-1061 with the line that cannot be read, VIS-DATA-1062 when the counts
-            of the header, or the two kinds of pairs, do not add up.
+        VisionError: VIS-DATA-1108, it cannot be read; 1061 with the line that cannot; 1062, the
+            counts of the header do not add up; 1110, too few pairs of a kind.
     """
     path = Path(path)
     rows = _rows(path)
@@ -97,7 +97,7 @@ def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
     """(N,) folds: each kind cut into ``num_folds`` neighbouring parts whose sizes differ by <= 1.
 
     Raises:
-        VisionError: VIS-DATA-1062 when a kind has fewer pairs than there are folds.
+        VisionError: VIS-DATA-1110 when a kind has fewer pairs than there are folds.
     """
     same = np.asarray(same, dtype=bool)
     folds = np.empty(len(same), dtype=np.int16)
@@ -119,7 +119,7 @@ def random_pairs(labels: np.ndarray, num_pairs: int, *, seed: int = 0,
     two (other). Pairs may repeat.
 
     Raises:
-        VisionError: VIS-DATA-1062 when no identity has two pictures, or there is only one.
+        VisionError: VIS-DATA-1109 when no identity has two pictures, or there is only one.
     """
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     order = np.argsort(labels, kind='stable')

@@ -67,7 +67,7 @@ class RecordReader:
     pickled or forked opens the file anew.
 
     Raises:
-        VisionError: VIS-DATA-1069 for an index that is broken or belongs to another file,
+        VisionError: VIS-DATA-1069, 1119 for an index that is broken or belongs to another file,
             VIS-DATA-1068 (on reading) for a damaged record.
     """
 
@@ -275,7 +275,7 @@ class FaceRecords:
         """(N,) int64 labels of all images, without reading the images.
 
         Raises:
-            VisionError: VIS-DATA-1072, a label that is no class, or an identity without image.
+            VisionError: VIS-DATA-1122, a label that is no class; 1121, an identity without image.
         """
         labels = np.array([self._label(self.reader.read_labels(int(key)), position)
                            for position, key in enumerate(self.keys)], dtype=np.int64)

@@ -139,7 +139,7 @@ def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors:
 
 
 def refuse_sizes(num_mates: int, num_distractors: int, sizes: Sequence[int]) -> None:
-    """VIS-DATA-1067 for sizes outside of 1..num_distractors, or without pairs of one person."""
+    """VIS-DATA-1114 for sizes outside of 1..num_distractors, or without pairs of one person."""
     if not num_mates or not sizes or not 1 <= min(sizes) <= max(sizes) <= num_distractors:
         raise VisionError('VIS-DATA-1114', f'{num_mates} pairs of one person among '
                           f'{", ".join(map(str, sizes))} of {num_distractors} distractors',

@@ -101,7 +101,7 @@ class IndexSpec:
 
 
 def require_kind(kind: str) -> None:
-    """VIS-CONFIG-1042 for a kind that does not exist; of earlier ones, with what to write now."""
+    """VIS-CONFIG-1042 for a kind that is none; 1055 for one of before, with what to write now."""
     if kind in GONE:
         raise VisionError('VIS-CONFIG-1055', f'there is no index kind {kind!r} any more',
                           where='selector', why='FAISS makes it of a string, as any other index',
@@ -116,7 +116,7 @@ def make_spec(kind: str, dim: int, *, seed: int = 0, is_cosine: bool = True,
     """An ``IndexSpec`` from options as they stand in a config.
 
     Raises:
-        VisionError: VIS-CONFIG-1042, an option that this kind does not look at, or a bad value.
+        VisionError: VIS-CONFIG-1058, an option that this kind does not look at; 1059, a bad value.
     """
     require_kind(kind)
     known = {field.name for field in fields(IndexSpec)}
@@ -146,7 +146,7 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
         rows: (C, d) float16 or float32 on any device; not kept.
         seed: instead of the spec's, for another draw.
     Raises:
-        VisionError: VIS-CONFIG-1044 fewer rows than lists, VIS-INPUT-1045 other dimension,
+        VisionError: VIS-CONFIG-1044, 1091 fewer rows than lists, VIS-INPUT-1045 other dimension,
             VIS-RUN-1047 rows that are not finite.
     """
     seed = spec.seed if seed is None else seed
@@ -277,7 +277,7 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassInd
         rows: (C, d), or None with lists.
 
     Raises:
-        VisionError: VIS-INPUT-1045, the checkpoint's index has another dimension;
+        VisionError: VIS-INPUT-1092, the checkpoint's index has another dimension;
             VIS-CKPT-1054, its centroids are none.
     """
     centroids, lists = state.get('centroids'), state.get('lists')

@@ -57,8 +57,8 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
             ``num_searched``, ``random_frac``; for 'device' ``num_lists``, ``nprobe``,
             ``overfetch``, ``random_frac``.
     Raises:
-        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have;
-            VIS-CONFIG-1042, a name of an earlier version, or a bad option of the index.
+        VisionError: VIS-CONFIG-1050, an unknown name; 1096 to 1100, an option that is missing,
+            unknown or out of range; 1042, 1055 and 1058 to 1060 of the index.
     """
     if name in GONE:
         require_kind(name)  # says what to write now

@@ -93,8 +93,8 @@ class ClassStore:
         not changed. When ``rows`` is the tensor of the last pull, nothing is read again.
 
         Raises:
-            VisionError: VIS-INPUT-1022, other ids than ``pull`` takes, or gradients (M, d) of
-                another shape; VIS-RUN-1026, gradients or a learning rate that are not finite.
+            VisionError: VIS-INPUT-1022, other ids than ``pull`` takes; 1030, gradients (M, d)
+                of another shape; VIS-RUN-1026, gradients or a learning rate that are not finite.
                 Nothing has changed then, on any rank, and all ranks raise it.
         """
         lr = float(lr)

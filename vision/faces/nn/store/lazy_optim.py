@@ -230,7 +230,7 @@ def build_optimizer(type: str = 'sgd', **options) -> LazySGD | LazyAdamW | RowAd
     """Optimizer of class rows by name: sgd, adamw or row_adagrad, with its options.
 
     Raises:
-        VisionError: VIS-CONFIG-1021, an unknown name or option, or a value out of range.
+        VisionError: VIS-CONFIG-1027 an unknown name, 1028 option, 1029 a value out of range.
     """
     if type not in OPTIMIZERS:
         raise VisionError('VIS-CONFIG-1027', f'no optimizer {type!r} for class rows',
