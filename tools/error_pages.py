@@ -2,8 +2,8 @@
 
 Codes and messages are read from the source, which is not imported. ``docs/errors/notes.yml`` adds
 a title where a message is made of parts alone, and a note where there is more to say than it does.
-The pages have each code's message and note; reasons and advice stand in the JSON file, which
-``vision explain`` prints.
+The pages have each code's message and note. Reasons and remedies stand in the JSON file alone,
+which ``vision explain`` prints, and from which they are added when the site is built.
 
 Examples:
   python tools/error_pages.py
@@ -119,6 +119,28 @@ def section(code: str, entry: dict) -> str:
     """The heading is the code alone, so that its anchor is too: ``zoo.md#vis-input-602``."""
     note = f'\n\n{entry["note"]}' if 'note' in entry else ''
     return f'\n## {code}\n`{entry.get("title") or entry["what"]}`{note}\n'
+
+
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """A hook of mkdocs: on the site each code has its cases, reason and remedy too."""
+    if not page.file.src_uri.startswith('errors/'):
+        return markdown
+    parts = re.split(r'^## (VIS-[A-Z]+-\d+)\n', markdown, flags=re.M)
+    entries = json.loads(DATA.read_text())
+    return parts[0] + ''.join(
+        f'## {code}\n{text.rstrip()}\n\n{more_of(entries[code])}\n'
+        for code, text in zip(parts[1::2], parts[2::2], strict=True))
+
+
+def more_of(entry: dict) -> str:
+    cases = ''.join(f'- `{case}`\n' for case in entry.get('cases', ()))
+    return cases + ''.join(f'\n{label}: {escaped(entry[name])}\n' for label, name in
+                           (('Why', 'why'), ('Do', 'do')) if name in entry)
+
+
+def escaped(text: str) -> str:
+    """Braces, stars and the like as they are, not as Markdown."""
+    return re.sub(r'([\\`*_{}\[\]#])', r'\\\1', text).replace('<', '&lt;')
 
 
 def read_sites(root: Path = ROOT) -> list[Site]:

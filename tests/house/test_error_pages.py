@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -166,3 +167,17 @@ def test_pages_and_data_of_entries(tool, found):
     page = files[tool.PAGES / 'attic.md']
     assert '\n## VIS-CONFIG-903\n`a size`\n\nMore.\n' in page and 'VIS-INPUT-904' not in page
     assert json.loads(files[tool.DATA]) == entries
+
+
+def test_the_site_adds_reason_and_remedy(tool):
+    entries = read_codes()
+    page = (ROOT / 'docs/errors/stream.md').read_text()
+    src = SimpleNamespace(file=SimpleNamespace(src_uri='errors/stream.md'))
+    full = tool.on_page_markdown(page, src, None, None)
+    own = [code for code, entry in entries.items() if entry['page'] == 'stream']
+    assert re.findall('^## (.*)$', full, re.M) == own and len(own) > 10
+    assert all(f'\nDo: {tool.escaped(entries[code]["do"])}\n' in full for code in own
+               if 'do' in entries[code])
+    assert tool.escaped('a_b of {c} < *') == r'a\_b of \{c\} &lt; \*'
+    src.file.src_uri = 'stream.md'
+    assert tool.on_page_markdown(page, src, None, None) == page
