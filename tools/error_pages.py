@@ -134,8 +134,9 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 def more_of(entry: dict) -> str:
     cases = ''.join(f'- `{case}`\n' for case in entry.get('cases', ()))
-    return cases + ''.join(f'\n{label}: {escaped(entry[name])}\n' for label, name in
-                           (('Why', 'why'), ('Do', 'do')) if name in entry)
+    rest = [f'{label}: {escaped(entry[name])}\n' for label, name in
+            (('Why', 'why'), ('Do', 'do')) if name in entry]
+    return '\n'.join([*([cases] if cases else []), *rest])
 
 
 def escaped(text: str) -> str:
