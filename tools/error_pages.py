@@ -2,8 +2,8 @@
 
 Codes and messages are read from the source, which is not imported. ``docs/errors/notes.yml`` adds
 a title where a message is made of parts alone, and a note where there is more to say than it does.
-The pages have each code's message and note. Reasons and remedies stand in the JSON file alone,
-which ``vision explain`` prints, and from which they are added when the site is built.
+The pages have each code's message alone, so that it is found and linked to. Reason, remedy and
+note stand in the JSON file, which ``vision explain`` prints and the site fills its pages from.
 
 Examples:
   python tools/error_pages.py
@@ -12,15 +12,13 @@ Examples:
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from vision.common.core.error_sites import BESIDE, PARTS, Site, sites_of
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import atomic_write
 
@@ -29,39 +27,10 @@ PAGES, DATA = ROOT / 'docs' / 'errors', ROOT / 'vision' / 'common' / 'errors.jso
 NOTES = PAGES / 'notes.yml'
 FOLDERS = ('vision', 'datasets', 'tools', 'benchmarks')
 BARE = re.compile(r'\{\w+\}')
-CODE = re.compile(r'VIS-[A-Z]+-\d{3,4}')
-PARTS = ('what', 'why', 'do')
-MOST_OF_A_FRAME = 6  # own words of a message that its callers fill
-MOST_LISTED = 10
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 HEAD = """# Errors: {page}
 
 Made by `python tools/error_pages.py`. Braces hold what differs; `vision explain CODE` says more.
 """
-
-
-@dataclass
-class Site:
-    """A place that raises a code, and what its message says there, as templates.
-
-    Args:
-        cases: where a function is told what is wrong, what its callers tell it.
-    """
-
-    code: str
-    path: str
-    line: int
-    what: str = ''
-    why: str = ''
-    do: str = ''
-    cases: list[str] = field(default_factory=list)
-
-    @property
-    def page(self) -> str:
-        """Name of its page: a room, or what stands beside the rooms."""
-        first, second = self.path.split('/')[:2]
-        is_room = first == 'vision' and second != 'cli' and not second.endswith('.py')
-        return second if is_room else 'commands' if first in ('vision', 'tools') else first
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,22 +42,21 @@ def main(argv: list[str] | None = None) -> int:
     old = [path for path in {*PAGES.glob('*.md'), DATA, *made}
            if path not in made or not path.is_file() or path.read_text() != made[path]]
     for path in sorted(old):
-        print(f'{path.relative_to(ROOT)} {"is not current" if args.check else "is made anew"}')
-        if args.check:
-            continue
-        if path not in made:
-            path.unlink()
-            continue
-        with atomic_write(path) as file:
-            file.write(made[path].encode())
+        print(f'{path.relative_to(ROOT)} is {"not current" if args.check else "made anew"}'
+              + ('' if path in made else ', which is not to be there'))
+        if not args.check:
+            path.unlink(missing_ok=True)
+            if path in made:
+                with atomic_write(path) as file:
+                    file.write(made[path].encode())
     return 1 if args.check and old else 0
 
 
 def entries_of(sites: list[Site], notes: dict[str, dict]) -> dict[str, dict]:
     """What is known of each code, by number. Where several sites raise one, the first in a room
-    speaks for it; ``repeats`` says which do."""
+    speaks for it."""
     entries: dict[str, dict] = {}
-    for site in sorted(sites, key=lambda site: site.page in ('commands', 'benchmarks')):
+    for site in sorted(sites, key=lambda site: site.page in BESIDE):
         if site.code not in entries:
             own = dict(page=site.page, module=site.path) | notes.get(site.code, {}) | {
                 name: getattr(site, name) for name in (*PARTS, 'cases')}
@@ -97,32 +65,23 @@ def entries_of(sites: list[Site], notes: dict[str, dict]) -> dict[str, dict]:
     return dict(sorted(entries.items(), key=lambda pair: (int(pair[0].split('-')[2]), pair[0])))
 
 
-def repeats(sites: list[Site]) -> dict[str, list[str]]:
-    """Codes that are raised at several places, with those places."""
-    places: dict[str, list[str]] = {}
-    for site in sites:
-        places.setdefault(site.code, []).append(f'{site.path}:{site.line}')
-    return {code: found for code, found in places.items() if len(found) > 1}
-
-
 def files_of(entries: dict[str, dict]) -> dict[Path, str]:
     """The text of each file that is made."""
     made = {DATA: json.dumps(entries, indent=1, ensure_ascii=False) + '\n'}
-    for page in sorted({entry['page'] for entry in entries.values()}):
+    for page in sorted({entry['page'] for entry in entries.values() if 'page' in entry}):
         sections = [section(code, entry) for code, entry in entries.items()
-                    if entry['page'] == page]
+                    if entry.get('page') == page]
         made[PAGES / f'{page}.md'] = HEAD.format(page=page) + ''.join(sections)
     return made
 
 
 def section(code: str, entry: dict) -> str:
     """The heading is the code alone, so that its anchor is too: ``zoo.md#vis-input-602``."""
-    note = f'\n\n{entry["note"]}' if 'note' in entry else ''
-    return f'\n## {code}\n`{entry.get("title") or entry["what"]}`{note}\n'
+    return f'\n## {code}\n`{entry.get("title") or entry["what"]}`\n'
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    """A hook of mkdocs: on the site each code has its cases, reason and remedy too."""
+    """A hook of mkdocs: on the site each code has cases, reason, remedy and note too."""
     if not page.file.src_uri.startswith('errors/'):
         return markdown
     parts = re.split(r'^## (VIS-[A-Z]+-\d+)\n', markdown, flags=re.M)
@@ -134,8 +93,8 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 def more_of(entry: dict) -> str:
     cases = ''.join(f'- `{case}`\n' for case in entry.get('cases', ()))
-    rest = [f'{label}: {escaped(entry[name])}\n' for label, name in
-            (('Why', 'why'), ('Do', 'do')) if name in entry]
+    rest = [f'{label}{escaped(entry[name])}\n' for label, name in
+            (('Why: ', 'why'), ('Do: ', 'do'), ('', 'note')) if name in entry]
     return '\n'.join([*([cases] if cases else []), *rest])
 
 
@@ -149,155 +108,6 @@ def read_sites(root: Path = ROOT) -> list[Site]:
     return sites_of({str(path.relative_to(root)): path.read_text() for folder in FOLDERS
                      for path in sorted((root / folder).rglob('*.py'))
                      if 'configs' not in path.parts})
-
-
-def sites_of(sources: dict[str, str]) -> list[Site]:
-    """The same of sources by their paths."""
-    modules = {path: Module(ast.parse(source)) for path, source in sources.items()}
-    takers = {name: function for module in modules.values()
-              for name, function in module.functions.items() if message_of(function)}
-    return [module.site(call, code, path, takers) for path, module in modules.items()
-            for call in module.calls if (code := module.code_of(call))]
-
-
-def message_of(function: ast.FunctionDef) -> ast.Call | None:
-    """The ``VisionError`` of a function that is given its code."""
-    names = parameters_of(function)
-    return next((node for node in ast.walk(function) if isinstance(node, ast.Call)
-                 and getattr(node.func, 'id', '') == 'VisionError'
-                 and getattr(node.args[0], 'id', '') in names), None)
-
-
-def parameters_of(function: ast.FunctionDef) -> list[str]:
-    return [each.arg for each in function.args.args + function.args.kwonlyargs
-            if each.arg != 'self']
-
-
-def told_by(call: ast.Call, function: ast.FunctionDef) -> dict[str, ast.expr]:
-    """Parameter -> what a call of the function gives for it."""
-    return dict(zip(parameters_of(function), call.args, strict=False)) | {
-        each.arg: each.value for each in call.keywords}
-
-
-def parts_of(call: ast.Call) -> dict[str, ast.expr]:
-    """What, why and do of a ``VisionError``, or of what takes them under the same names."""
-    given = {each.arg: each.value for each in call.keywords}
-    return given | (dict(what=call.args[1]) if len(call.args) > 1 else {})
-
-
-class Module:
-    """A file: its calls, its constants, and the function that each call stands in."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        self.constants = {target.id: constant(node.value) for node in tree.body
-                          if isinstance(node, ast.Assign) for target in node.targets
-                          if isinstance(target, ast.Name) and constant(node.value) is not None}
-        self.functions = {node.name: node for node in ast.walk(tree)
-                          if isinstance(node, Function)}
-        self.inside: dict[ast.AST, ast.AST] = {}
-        self.calls = [node for node in self._walk(tree, tree) if isinstance(node, ast.Call)]
-
-    def _walk(self, node: ast.AST, function: ast.AST) -> Iterator[ast.AST]:
-        for child in ast.iter_child_nodes(node):
-            self.inside[child] = function
-            yield child
-            yield from self._walk(child, child if isinstance(child, Function) else function)
-
-    def code_of(self, call: ast.Call) -> str:
-        """The code that a call hands over: first, or by the name ``code``."""
-        given = [*call.args[:1], *(each.value for each in call.keywords if each.arg == 'code')]
-        for value in given:
-            if isinstance(value, ast.Name):
-                value = ast.Constant(self.constants.get(value.id, ''))
-            if isinstance(value, ast.Constant) and CODE.fullmatch(str(value.value)):
-                return value.value
-        return ''
-
-    def site(self, call: ast.Call, code: str, path: str,
-             takers: dict[str, ast.FunctionDef]) -> Site:
-        given, told = parts_of(call), {}
-        if taker := takers.get(getattr(call.func, 'id', '')):
-            # The message of that function, with the arguments of this call.
-            given, told = parts_of(message_of(taker)), told_by(call, taker)
-        texts = {part: self.text(given[part], told) if part in given else '' for part in PARTS}
-        function = self.inside[call]
-        cases = self._cases(function, given) if isinstance(function, Function) else []
-        return Site(code, path, call.lineno, **texts, cases=cases)
-
-    def _cases(self, function: ast.FunctionDef, given: dict[str, ast.expr]) -> list[str]:
-        """What the callers of a function say, where it is told nearly the whole of ``what``."""
-        names = parameters_of(function)
-        told = [node.id for node in ast.walk(given.get('what', function)) if isinstance(
-            node, ast.Name) and node.id in names]
-        if not told or len(literal_words(self.text(given['what']))) > MOST_OF_A_FRAME:
-            return []
-        remedy, cases = getattr(given.get('do'), 'id', ''), []
-        for call in self.calls:
-            if getattr(call.func, 'id', getattr(call.func, 'attr', '')) == function.name:
-                values = {name: self.text(value)
-                          for name, value in told_by(call, function).items()}
-                if literal_words(values.get(told[0], '')):
-                    cases.append(values[told[0]] + (f' ({values[remedy]})' if remedy in values
-                                                    else ''))
-        return list(dict.fromkeys(cases))
-
-    def text(self, node: ast.expr, told: dict[str, ast.expr] | None = None) -> str:
-        """An expression as a template: texts as they are, anything else as {name}.
-
-        Args:
-            told: names in the expression that stand for other ones.
-        """
-        if isinstance(node, ast.Constant):
-            return str(node.value)
-        if isinstance(node, ast.JoinedStr):
-            return ''.join(self.text(each, told) for each in node.values)
-        if isinstance(node, ast.FormattedValue):
-            return self.text(node.value, told)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return self.text(node.left, told) + self.text(node.right, told)
-        if isinstance(node, ast.IfExp):
-            both = [text for each in (node.body, node.orelse) if (text := self.text(each, told))]
-            return ' / '.join(both) if len(both) == 1 or all(map(literal_words, both)) else '{...}'
-        if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'join' and node.args:
-            return self.text(node.args[0], told)
-        if isinstance(node, ast.Name) and told and node.id in told:
-            return self.text(told[node.id])
-        if isinstance(node, ast.Name) and node.id in self.constants:
-            return self.constants[node.id]
-        return '{' + short(node) + '}'
-
-
-def constant(node: ast.expr) -> str | None:
-    """A text, a number, or the texts of a short list or table, as a message shows them."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
-        return str(node.value)
-    items = node.elts if isinstance(node, ast.Tuple | ast.List) else \
-        node.keys if isinstance(node, ast.Dict) else []
-    texts = [item.value for item in items if isinstance(item, ast.Constant)]
-    is_list = 0 < len(texts) == len(items) <= MOST_LISTED
-    return ', '.join(map(str, texts)) if is_list else None
-
-
-def short(node: ast.expr) -> str:
-    """A name for what an expression puts into a message."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        return 'type' if node.attr == '__name__' else node.attr
-    if isinstance(node, ast.Subscript | ast.Starred):
-        return short(node.value)
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'len':
-        return f'number_of_{short(node.args[0])}'
-    if isinstance(node, ast.Call) and node.args:
-        return short(node.args[-1])
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        return short(node.func.value)
-    return '...'
-
-
-def literal_words(template: str) -> list[str]:
-    return re.findall(r'[A-Za-z]{2,}', re.sub(r'\{[^}]*\}', ' ', template))
-
 
 if __name__ == '__main__':
     run_cli(main)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from vision.common.core.error_codes import read_codes
+from vision.common.core.error_sites import BESIDE, Site, repeats
 
 ROOT = Path(__file__).resolve().parents[2]
 # Codes that commands and measurements still raise beside a room, or twice. It only gets shorter.
@@ -21,7 +22,6 @@ REPEATED = {'VIS-CONFIG-054', 'VIS-INPUT-055', 'VIS-INPUT-058', 'VIS-CKPT-059', 
             'VIS-CONFIG-811', 'VIS-RUN-1007', 'VIS-DATA-1082', 'VIS-CONFIG-1085', 'VIS-DATA-1087',
             'VIS-CONFIG-1104', 'VIS-RUN-1240', 'VIS-CONFIG-1504', 'VIS-CONFIG-1511',
             'VIS-CONFIG-1647'}
-BESIDE = ('commands', 'benchmarks')
 
 
 @pytest.fixture(scope='module')
@@ -37,11 +37,11 @@ def sites(tool):
     return tool.read_sites()
 
 
-def test_every_code_is_raised_at_one_place(tool, sites):
+def test_every_code_is_raised_at_one_place(sites):
     assert len(sites) > 400  # fewer found would mean that finding them is broken
-    repeats = tool.repeats(sites)
-    assert set(repeats) <= REPEATED, {code: repeats[code] for code in set(repeats) - REPEATED}
-    assert not tool.repeats([site for site in sites if site.page not in BESIDE])
+    found = repeats(sites)
+    assert set(found) <= REPEATED, {code: found[code] for code in set(found) - REPEATED}
+    assert not repeats([site for site in sites if site.page not in BESIDE])
 
 
 def test_no_code_is_overlooked(sites):
@@ -95,89 +95,36 @@ def test_an_unknown_kind_is_our_own_mistake():
         VisionError('VIS-NONSENSE-001', 'x')
 
 
-# How messages are read
-
-ROOM = '''
-WAYS = ('flow', 'linear')
-LOST = 'VIS-DATA-902'
-
-def direct(way, rows):
-    raise VisionError('VIS-CONFIG-901', f'way={way!r} of {len(rows)} rows', why='either ' +
-                      f'{", ".join(WAYS)}', do='use one' if rows else '')
-
-def constant(path):
-    raise VisionError(LOST, f'{path.name if path else ""} is lost', do='find it')
-
-def told(size):
-    if size < 1:
-        raise _wrong(f'a size of {size}', 'give 1')
-    raise _wrong('no size', do='give one')
-
-def _wrong(what, do):
-    return VisionError('VIS-CONFIG-903', what, do=do)
-'''
-READERS = '''
-def read(path, *, code, maker):
-    raise VisionError(code, f'{path} is damaged', do=f'make it with {maker}')
-'''
-TOOL = '''
-def main(args):
-    if error.code == 'VIS-CONFIG-901':
-        return read(args.results, code='VIS-INPUT-904', maker='plot.py')
-    raise VisionError('VIS-CONFIG-903', 'twice', do='once')
-'''
+ATTIC = [Site('VIS-CONFIG-903', 'vision/attic/core/room.py', 18, '{what}', do='{do}',
+              cases=['no size (give one)']),
+         Site('VIS-DATA-902', 'vision/attic/core/room.py', 9, '{name} is lost', do='find it'),
+         Site('VIS-INPUT-904', 'benchmarks/plot.py', 4, 'no rows', do='make some'),
+         Site('VIS-DATA-902', 'tools/plot.py', 5, 'twice', do='once')]
 
 
-@pytest.fixture(scope='module')
-def found(tool):
-    return tool.sites_of({'vision/attic/core/room.py': ROOM, 'vision/common/core/read.py': READERS,
-                          'tools/plot.py': TOOL})
-
-
-def test_a_message_is_read_as_a_template(found):
-    direct, constant = found[:2]
-    assert (direct.code, direct.line, direct.page) == ('VIS-CONFIG-901', 6, 'attic')
-    assert direct.what == 'way={way} of {number_of_rows} rows'
-    assert direct.why == 'either flow, linear' and direct.do == 'use one'
-    assert (constant.code, constant.what) == ('VIS-DATA-902', '{name} is lost')
-
-
-def test_a_function_that_is_told_has_the_cases_of_its_callers(found):
-    assert found[2].code == 'VIS-CONFIG-903' and found[2].what == '{what}'
-    assert found[2].cases == ['a size of {size} (give 1)', 'no size (give one)']
-
-
-def test_a_code_that_is_handed_over_has_the_message_of_the_other_file(found):
-    assert [site.code for site in found[3:]] == ['VIS-INPUT-904', 'VIS-CONFIG-903']
-    assert found[3].what == '{results} is damaged' and found[3].do == 'make it with plot.py'
-    assert found[3].page == 'commands'
-
-
-def test_a_comparison_raises_nothing_and_a_second_site_is_told(tool, found):
-    assert tool.repeats(found) == {'VIS-CONFIG-903': ['vision/attic/core/room.py:18',
-                                                      'tools/plot.py:5']}
-
-
-def test_pages_and_data_of_entries(tool, found):
-    entries = tool.entries_of(found, {'VIS-CONFIG-903': dict(title='a size', note='More.')})
-    assert list(entries) == ['VIS-CONFIG-901', 'VIS-DATA-902', 'VIS-CONFIG-903', 'VIS-INPUT-904']
-    assert entries['VIS-CONFIG-903']['module'] == 'vision/attic/core/room.py'
+def test_pages_and_data_of_entries(tool):
+    entries = tool.entries_of(ATTIC[::-1], {'VIS-CONFIG-903': dict(title='a size', note='More.')})
+    assert list(entries) == ['VIS-DATA-902', 'VIS-CONFIG-903', 'VIS-INPUT-904']
+    assert entries['VIS-DATA-902']['module'] == 'vision/attic/core/room.py'  # before a command
+    assert 'page' not in entries['VIS-INPUT-904']  # a measurement
     assert 'do' not in entries['VIS-CONFIG-903']  # its callers' remedies stand in the cases
     files = tool.files_of(entries)
     page = files[tool.PAGES / 'attic.md']
-    assert '\n## VIS-CONFIG-903\n`a size`\n\nMore.\n' in page and 'VIS-INPUT-904' not in page
+    assert '\n## VIS-CONFIG-903\n`a size`\n' in page
+    assert 'More.' not in page and 'VIS-INPUT-904' not in page
     assert json.loads(files[tool.DATA]) == entries
 
 
-def test_the_site_adds_reason_and_remedy(tool):
+def test_the_site_adds_reason_remedy_and_note(tool):
     entries = read_codes()
     page = (ROOT / 'docs/errors/stream.md').read_text()
     src = SimpleNamespace(file=SimpleNamespace(src_uri='errors/stream.md'))
     full = tool.on_page_markdown(page, src, None, None)
-    own = [code for code, entry in entries.items() if entry['page'] == 'stream']
+    own = [code for code, entry in entries.items() if entry.get('page') == 'stream']
     assert re.findall('^## (.*)$', full, re.M) == own and len(own) > 10
     assert all(f'\nDo: {tool.escaped(entries[code]["do"])}\n' in full for code in own
                if 'do' in entries[code])
+    assert tool.escaped(entries['VIS-VIDEO-503']['note']) in full
     assert tool.escaped('a_b of {c} < *') == r'a\_b of \{c\} &lt; \*'
     src.file.src_uri = 'stream.md'
     assert tool.on_page_markdown(page, src, None, None) == page

@@ -15,7 +15,7 @@ CODES = Path(__file__).resolve().parents[1] / 'errors.json'
 def read_codes(path: Path = CODES) -> dict[str, dict]:
     """Code -> ``what``, ``why`` and ``do`` as templates, where they are given; ``cases``, what is
     told where the message is made of parts; ``title``, ``note``; ``module``, which raises it, and
-    ``page`` of docs/errors."""
+    ``page`` of docs/errors, which those of measurements have not."""
     return json.loads(path.read_text())
 
 
@@ -44,6 +44,6 @@ def explanation(code: str, entry: dict) -> str:
              *(f'  - {case}' for case in entry.get('cases', ()))]
     lines += [f'{label}: {entry[name]}' for label, name in
               (('Why', 'why'), ('Do', 'do'), ('Note', 'note')) if name in entry]
-    lines += [f'Exit code {EXIT_CODES[code.split("-")[1]]}; raised in {entry["module"]}; '
-              f'docs/errors/{entry["page"]}.md#{code.lower()}']
+    page = f'; docs/errors/{entry["page"]}.md#{code.lower()}' if 'page' in entry else ''
+    lines += [f'Exit code {EXIT_CODES[code.split("-")[1]]}; raised in {entry["module"]}{page}']
     return '\n'.join(lines)
