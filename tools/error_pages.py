@@ -44,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     for path in sorted(old):
         print(f'{path.relative_to(ROOT)} is {"not current" if args.check else "made anew"}'
               + ('' if path in made else ', which is not to be there'))
-        if not args.check:
-            path.unlink(missing_ok=True)
-            if path in made:
-                with atomic_write(path) as file:
-                    file.write(made[path].encode())
+        if not args.check and path not in made:
+            path.unlink()
+        elif not args.check:
+            with atomic_write(path) as file:
+                file.write(made[path].encode())
     return 1 if args.check and old else 0
 
 
@@ -108,6 +108,7 @@ def read_sites(root: Path = ROOT) -> list[Site]:
     return sites_of({str(path.relative_to(root)): path.read_text() for folder in FOLDERS
                      for path in sorted((root / folder).rglob('*.py'))
                      if 'configs' not in path.parts})
+
 
 if __name__ == '__main__':
     run_cli(main)
