@@ -131,7 +131,7 @@ def test_tar_at_far_by_hand():
 def test_a_rate_below_one_pair_is_refused():
     with pytest.raises(VisionError, match='VIS-DATA-1064'):
         tar_at_far(np.ones(3), np.zeros(99), 1e-2)
-    with pytest.raises(VisionError, match='no genuine'):
+    with pytest.raises(VisionError, match='VIS-DATA-1112'):
         tar_at_far(np.ones(0), np.zeros(100), 1e-2)
 
 

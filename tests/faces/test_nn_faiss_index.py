@@ -177,7 +177,7 @@ def test_specs_that_are_refused(spec, code):
 
 @pytest.mark.parametrize('kind', GONE)
 def test_kinds_of_old_configs_say_what_to_write_and_that_can_be_built(kind, rows):
-    with pytest.raises(VisionError, match=f'1042.*{kind}') as error:
+    with pytest.raises(VisionError, match=f'1055.*{kind}') as error:
         make_spec(kind, DIM, num_bits=8)
     written = ast.parse(f'dict({error.value.do.partition("metric), ")[2]})', mode='eval').body
     options = {each.arg: each.value.value for each in written.keywords}
@@ -266,7 +266,7 @@ def test_a_gpu_that_is_asked_for_and_absent_or_full_is_an_error(rows, monkeypatc
     faiss = load_faiss()
     monkeypatch.delattr(faiss, 'StandardGpuResources', raising=False)
     spec = IndexSpec('ivf', DIM, search_on='gpu')
-    with pytest.raises(VisionError, match='1043.*cannot use a GPU'):
+    with pytest.raises(VisionError, match='1089.*cannot use a GPU'):
         build_index(spec, rows)
     request.getfixturevalue('gpu')
 
