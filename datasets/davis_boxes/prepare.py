@@ -68,7 +68,7 @@ def add_sequence(writer: CocoVidWriter, source: Path, name: str, kind: str, out:
         mask_path = source / 'Annotations' / '480p' / name / f'{path.stem}.png'
         mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
         if mask is None:
-            raise VisionError('VIS-DATA-216', f'mask {mask_path} is not there or broken',
+            raise VisionError('VIS-DATA-230', f'mask {mask_path} is not there or broken',
                               why='each frame has one', do='unpack the archive again')
         if number == 0:
             writer.add_video(name, width=mask.shape[1], height=mask.shape[0], fps=FPS)
@@ -98,7 +98,7 @@ def prepare(source: Path, out: Path) -> dict[str, dict[str, int]]:
             writer.write(target / 'annotations' / f'{split}.json')
             counts[split] = writer.counts() | dict(missing_sequences=len(kinds) - len(there))
         if not counts:
-            raise VisionError('VIS-DATA-219', f'no sequence of DAVIS 2016 in {frames}',
+            raise VisionError('VIS-DATA-236', f'no sequence of DAVIS 2016 in {frames}',
                               why='looked for the folders of its 50 names',
                               do='datasets/davis_boxes/README.md shows the tree')
     return counts

@@ -100,12 +100,12 @@ def plan_glyphs(families: Sequence[FontFamily], held_out: Sequence[FontFamily], 
         min_families: training families that must have a character.
         ranges: code points that count, [first, end).
     Raises:
-        VisionError: VIS-ENV-1074 for a missing family, VIS-CONFIG-1077 when there are too few
-            characters or a family is on both sides.
+        VisionError: VIS-ENV-1074 for a missing family, VIS-CONFIG-1128 when one is on both sides,
+            1129 when there are too few characters.
     """
     names = [family.name for family in (*families, *held_out)]
     if len(set(names)) < len(names) or not families or not held_out:
-        raise VisionError('VIS-CONFIG-1077', f'font families {", ".join(names) or "none"}',
+        raise VisionError('VIS-CONFIG-1128', f'font families {", ".join(names) or "none"}',
                           why='training and verification need families of their own',
                           do='name each family once, at least one on each side')
     styles = [Style(family.name, path, family.face) for family in (*families, *held_out)
@@ -117,7 +117,7 @@ def plan_glyphs(families: Sequence[FontFamily], held_out: Sequence[FontFamily], 
     rows = _qualified(covered, [style.family for style in styles], len(families), min_families)
     wanted = num_classes + num_unseen
     if len(rows) < wanted or num_classes < 2:
-        raise VisionError('VIS-CONFIG-1077', f'{wanted} characters wanted, {len(rows)} are in at '
+        raise VisionError('VIS-CONFIG-1129', f'{wanted} characters wanted, {len(rows)} are in at '
                           f'least {min_families} of the {len(families)} training families and in '
                           f'all of {", ".join(family.name for family in held_out)}',
                           do='lower --num-classes or --min-families, or add families')

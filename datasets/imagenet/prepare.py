@@ -36,7 +36,7 @@ def devkit_labels(devkit: Path, wnids: tuple[str, ...]) -> list[int]:
         synsets = loadmat(devkit / SYNSETS, squeeze_me=True, struct_as_record=False)['synsets']
         numbers = [int(line) for line in (devkit / GROUND_TRUTH).read_text().split()]
     except (OSError, KeyError, ValueError) as error:
-        raise VisionError('VIS-DATA-1216', f'{devkit} is not the devkit of ILSVRC 2012',
+        raise VisionError('VIS-DATA-1208', f'{devkit} is not the devkit of ILSVRC 2012',
                           where=str(devkit), why=f'{type(error).__name__}: {error}',
                           do=f'unpack ILSVRC2012_devkit_t12.tar.gz: it has {SYNSETS} and '
                           f'{GROUND_TRUTH}') from error

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     target = args.root / 'annotations'
     if not args.root.is_dir():
-        raise VisionError('VIS-DATA-219', f'{args.root} is not there', why='the archives are '
+        raise VisionError('VIS-DATA-233', f'{args.root} is not there', why='the archives are '
                           'unpacked there first', do='datasets/imagenet_vid/README.md')
     options = dict(lists=args.root / 'Lists', nproc=args.nproc)
     with new_folder(target) as folder:

@@ -28,12 +28,12 @@ def unpack(source: Path, target: Path) -> None:
         else:
             unpack_archive(source, target)
     except OSError as error:
-        raise VisionError('VIS-DATA-217', f'{source} cannot be unpacked: {error}', why='a zip '
+        raise VisionError('VIS-DATA-232', f'{source} cannot be unpacked: {error}', why='a zip '
                           'file or a folder is wanted; was the download cut short?',
                           do='get it again') from error
     sequences = sorted(target.rglob('seqinfo.ini'))
     if not sequences:
-        raise VisionError('VIS-DATA-219', f'no sequence in {source}', why='a sequence is a folder '
+        raise VisionError('VIS-DATA-234', f'no sequence in {source}', why='a sequence is a folder '
                           'with seqinfo.ini', do='datasets/mot/README.md shows the tree')
     parent = sequences[0].parent.parent
     root = parent.parent if parent.name in ('train', 'test') else parent

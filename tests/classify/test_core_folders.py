@@ -64,11 +64,13 @@ def test_image_list(tmp_path):
     assert names == ['ILSVRC2012_val_1.JPEG', 'with space.JPEG'] and labels.tolist() == [65, 0]
 
 
-@pytest.mark.parametrize('text', ['', 'a.jpg\n', 'a.jpg 1\nb.jpg 7\n', 'a.jpg -1\n', '\n'])
-def test_broken_image_list_is_refused(tmp_path, text):
+@pytest.mark.parametrize('text, code', [
+    ('', 'VIS-DATA-1206'), ('\n', 'VIS-DATA-1207'), ('a.jpg\n', 'VIS-DATA-1207'),
+    ('a.jpg 1\nb.jpg 7\n', 'VIS-DATA-1207'), ('a.jpg -1\n', 'VIS-DATA-1207')])
+def test_broken_image_list_is_refused(tmp_path, text, code):
     path = tmp_path / 'val.txt'
     path.write_text(text)
-    with pytest.raises(VisionError, match='VIS-DATA-1205'):
+    with pytest.raises(VisionError, match=code):
         read_image_list(path, num_classes=7)
 
 

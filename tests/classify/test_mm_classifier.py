@@ -151,10 +151,10 @@ def test_constant_and_broken_scores_hit_nothing():
 def test_metric_refuses():
     with pytest.raises(VisionError, match='VIS-CONFIG-1226'):
         TopKAccuracy(topk=(0, 1))
-    with pytest.raises(VisionError, match='VIS-CONFIG-1223'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1209'):
         judged([[0.5, 0.5]], [0], topk=(1, 5))
     metric = TopKAccuracy(topk=(1, 5))
-    with pytest.raises(VisionError, match='(?s)VIS-CONFIG-1223.*val_evaluator'):
+    with pytest.raises(VisionError, match='(?s)VIS-CONFIG-1209.*val_evaluator'):
         metric.dataset_meta = dict(classes=('a', 'b'))  # as the loop does, before any step
     metric.dataset_meta = dict(classes=tuple('abcde'))
     assert metric.dataset_meta['classes'][4] == 'e'

@@ -36,7 +36,7 @@ def damage(colour_folder, name='green/1.png'):
 def test_a_cut_image_stops_and_is_named(colour_folder):
     path = damage(colour_folder)
     dataset = build(colour_folder)
-    with pytest.raises(VisionError, match='VIS-DATA-1212') as caught:
+    with pytest.raises(VisionError, match='VIS-DATA-210') as caught:
         dataset[9]
     assert str(path) in str(caught.value) and dataset[8]['data_samples'].gt_label == 1
 
@@ -48,7 +48,7 @@ def test_a_cut_image_is_named_out_of_a_loader_process_too(colour_folder, capsys)
     with pytest.raises(SystemExit) as caught:
         run_cli(lambda: len(list(loader)))
     block = capsys.readouterr().err
-    assert caught.value.code == 4 and block.startswith('ERROR VIS-DATA-1212')
+    assert caught.value.code == 4 and block.startswith('ERROR VIS-DATA-210')
     assert str(path) in block and 'Do: get this file again' in block
     assert 'Traceback' not in block
     with pytest.raises(RuntimeError, match='something else'):

@@ -68,7 +68,7 @@ def test_an_option_that_cannot_be_read_is_a_usage_error(option, capsys):
 def test_a_file_that_is_no_config_is_one_error(tmp_path):
     (tmp_path / 'w.pth').touch()
     args = argparse.Namespace(config=tmp_path / 'w.pth', local_rank=0)
-    with pytest.raises(VisionError, match='VIS-CONFIG-314[^$]*a config ends in .py'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-338[^$]*a config ends in .py'):
         launch.read_config(args)
 
 

@@ -327,7 +327,7 @@ EDITS = [
     ('train_dataloader.dataset.indices', 20, 'VIS-CONFIG-321'),
     ('randomness', dict(seed=1), 'VIS-CONFIG-309'),
     ('optim_wrapper.optimizer', dict(type='SGD', lr=0.01), 'VIS-CONFIG-329'),
-    ('optim_wrapper.paramwise_cfg', dict(bias_lr_mult=2.), 'VIS-CONFIG-329'),
+    ('optim_wrapper.paramwise_cfg', dict(bias_lr_mult=2.), 'VIS-CONFIG-348'),
     ('param_scheduler', [dict(type='MultiStepLR', milestones=[9])], 'VIS-CONFIG-329'),
     ('optim_wrapper.optimizer.lr', 0.1, 'optimizer.lr: 0.01 -> 0.1 (no effect'),
     ('param_scheduler', [dict(type='CosineAnnealingLR', T_max=30, by_epoch=False)],

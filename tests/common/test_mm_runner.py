@@ -160,7 +160,7 @@ def test_a_save_that_never_succeeds_again_costs_no_finished_checkpoint(tmp_path,
 
     straight = train(tmp_path / 'straight')
     monkeypatch.setattr(module.io, 'save_checkpoint', full_after_9)
-    with pytest.raises(VisionError, match='VIS-CKPT-301: the run has ended'):
+    with pytest.raises(VisionError, match='VIS-CKPT-335: the run has ended'):
         train(tmp_path / 'a')
     names = sorted(path.name for path in (tmp_path / 'a').glob('*.pth'))
     assert names == ['iter_7.pth', 'iter_8.pth', 'iter_9.pth']

@@ -83,7 +83,7 @@ def test_pictures_of_another_size_or_cut_are_refused_before_the_embedder_is_ther
     with pytest.raises(VisionError, match='112 x 90 px'):
         verify([*model, *pairs])
     last.write_bytes(whole[:-100])
-    with pytest.raises(VisionError, match='VIS-DATA-1075.*p9/b.png'):
+    with pytest.raises(VisionError, match='VIS-DATA-210.*p9/b.png'):
         verify([*model, *pairs])
     other = cv2.imencode('.png', np.zeros((90, 112, 3), np.uint8))[1].tobytes()
     (tmp_path / 'x.bin').write_bytes(pickle.dumps(([whole] * 39 + [other], [True, False] * 10)))
@@ -105,7 +105,7 @@ def test_verification_refuses(tool, model, pairs, tmp_path):
         verify.main([str(tmp_path / 'hostile.yaml'), model[1], *pairs])
     assert not marker.exists()
     (tmp_path / 'empty.py').write_text('x = 1')
-    with pytest.raises(VisionError, match='VIS-CONFIG-1083'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1130'):
         verify.main([str(tmp_path / 'empty.py'), model[1], *pairs])
 
 

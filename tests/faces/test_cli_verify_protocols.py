@@ -125,7 +125,7 @@ def test_ijb_without_its_1n_lists_says_so(ask, ijb, tool, capsys):
     assert 'no identification: ijbc_1N_gallery_G1.csv' in said
     assert 'no TAR at FAR 1e-06' in said and 'there are 3 impostor pairs' in said
     for option in ('--fpir', 0.5), ('--ranks', 1):
-        with pytest.raises(VisionError, match='VIS-DATA-1073.*gallery_G1'):
+        with pytest.raises(VisionError, match='VIS-DATA-1123.*gallery_G1'):
             ask('ijbc', ijb[1], '--lists', ijb[0], *option)
 
 
@@ -187,7 +187,7 @@ def test_what_ijb_cannot_tell_is_refused_before_the_embedder_is_there(tool, ijb,
     with pytest.raises(VisionError, match=code):
         tool.main(['c.py', 'w.pth', '--protocol', 'ijbc', '--lists', str(ijb[0]), '--images',
                    str(ijb[0]), *options])
-    with pytest.raises(VisionError, match='VIS-DATA-1075: 8 of 8 pictures'):
+    with pytest.raises(VisionError, match='VIS-DATA-1127: 8 of 8 pictures'):
         tool.main(['c.py', 'w.pth', '--protocol', 'ijbc', '--lists', str(ijb[0]), '--images',
                    str(ijb[0])])
     (ijb[0] / 'ijbc_1N_probe_mixed.csv').write_text('TEMPLATE_ID,SUBJECT_ID\n99,65\n')

@@ -48,7 +48,7 @@ def test_more_samples_and_dearer_calls_need_more_classes():
 
 
 def test_refusals():
-    with pytest.raises(VisionError, match='1050'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1095'):
         Machine(0, 1, 1, 1)
-    with pytest.raises(VisionError, match='1050'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1094'):
         break_even(CPU, HeadPlan(256, 128), against='oracle')

@@ -65,7 +65,7 @@ def test_shallow_search_leaves_out_what_it_did_not_return():
 
 def test_open_set_without_strangers_is_refused():
     found = rank_exactly(GALLERY, NAMES, GALLERY, NAMES)
-    with pytest.raises(VisionError, match='VIS-DATA-1067'):
+    with pytest.raises(VisionError, match='VIS-DATA-1113'):
         tpir_at_fpir(found, [0.1])
     with pytest.raises(VisionError, match='VIS-DATA-1067'):
         rank_exactly(GALLERY[:0], NAMES[:0], GALLERY, NAMES)
@@ -99,9 +99,9 @@ def test_distractors_in_blocks_equal_the_whole_matrix(monkeypatch, at_once):
                                  for j in range(24) if i != j and labels[i] == labels[j]]))
     assert rank1_among_distractors(probes, labels, distractors, [1, 10, 90]) == expected
     assert expected[0] > expected[2] > 0
-    with pytest.raises(VisionError, match='VIS-DATA-1067'):
+    with pytest.raises(VisionError, match='VIS-DATA-1114'):
         rank1_among_distractors(probes, labels, distractors, [91])
-    with pytest.raises(VisionError, match='VIS-DATA-1067'):
+    with pytest.raises(VisionError, match='VIS-DATA-1114'):
         rank1_among_distractors(probes, np.arange(24), distractors, [9])
     distractors[70] = 0
     with pytest.raises(VisionError, match='first: row 70'):

@@ -139,7 +139,7 @@ def test_a_label_that_is_no_class(tmp_path, label):
             writer.write(Record(np.float32([label]), 2, b'x'))
             for key in (3, 4):
                 writer.write(Record(np.float32([0]), key, b'x'))
-        with pytest.raises(VisionError, match='VIS-DATA-1072: label .* of record 2'):
+        with pytest.raises(VisionError, match='VIS-DATA-1122: label .* of record 2'):
             FaceRecords(tmp_path / f'{name}.rec').labels()
 
 
@@ -168,7 +168,7 @@ def test_identity_without_image_in_a_file_of_others(tmp_path):
                 writer.write(Record(np.float32([label]), key, b'x'))
             for key in (4, 5, 6) if name == 'a' else ():
                 writer.write(Record(np.float32([1, 2]), key, b''))
-        with pytest.raises(VisionError, match='VIS-DATA-1072: 1 of 3 .* first: 1'):
+        with pytest.raises(VisionError, match='VIS-DATA-1121: 1 of 3 .* first: 1'):
             FaceRecords(tmp_path / f'{name}.rec').labels()
 
 

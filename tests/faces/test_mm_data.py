@@ -76,7 +76,7 @@ def test_identity_without_picture_label_gap_and_bad_picture(folder, tmp_path):
     with pytest.raises(VisionError, match='label 1 has no picture'):
         build(type='FaceList', ann_file=str(tmp_path / 'list.txt'), data_root=str(folder))
     (folder / 'person0' / '0.png').write_bytes(b'no picture')
-    with pytest.raises(VisionError, match=r'VIS-DATA-1075(.|\n)*person0/0.png'):
+    with pytest.raises(VisionError, match=r'VIS-DATA-210(.|\n)*person0/0.png'):
         build(type='FaceFolder', data_root=str(folder))[0]
     (folder / 'nobody').mkdir()
     with pytest.raises(VisionError, match="VIS-DATA-1203.*'nobody'"):
@@ -157,5 +157,5 @@ def test_strangers_of_a_folder_that_enrols_everybody(folder, index):
         right = (passed & (names == labels))[~np.isin(labels, strangers)]
         assert found[f'identification/tpir@{fpir:g}'] == pytest.approx(right.mean())
     assert 0 < found['identification/tpir@0.2'] <= found['identification/tpir@0.5']
-    with pytest.raises(VisionError, match='VIS-DATA-1067'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1116'):
         IdentificationMetric(stranger_share=1.0)

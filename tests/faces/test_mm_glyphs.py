@@ -92,7 +92,7 @@ def test_classes_are_in_enough_families_and_in_all_held_out(tool, families):
 def test_what_cannot_be_chosen_is_refused(tool, families, tmp_path):
     with pytest.raises(VisionError, match='7 characters wanted, 6 are'):
         plan(tool, families, num_classes=5)
-    with pytest.raises(VisionError, match='VIS-CONFIG-1077'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1128'):
         plan(tool, [*families[:3], families[0]])
     (tmp_path / 'two.ttf').unlink()
     with pytest.raises(VisionError, match=r'VIS-ENV-1074(.|\n)*apt install fonts-two'):

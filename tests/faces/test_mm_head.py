@@ -403,7 +403,7 @@ def test_a_resume_with_another_selector_is_refused(tmp_path, selector):
 @pytest.mark.parametrize('code, options', [
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=-1))),
-    ('VIS-DATA-1014.*25 identities', dict(dataset=dict(num_classes=25))),
+    ('VIS-DATA-1015.*25 identities', dict(dataset=dict(num_classes=25))),
     ('VIS-CONFIG-1806.*24 classes, the data 23', dict(dataset=dict(num_classes=23))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24), head=toy_faces.head_config(
         store=dict(backend='host', optimizer=dict(type='sgd'))))),

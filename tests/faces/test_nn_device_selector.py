@@ -145,8 +145,8 @@ def test_a_step_works_on_tensors_that_have_no_values():
 
 
 @pytest.mark.parametrize(('code', 'options'), [
-    ('1057', dict(is_cosine=False)), ('1057', dict(store='host')), ('1050', dict(overfetch=0.5)),
-    ('1050', dict(adaptive={})), ('1050', dict(num_searched=3))])
+    ('1057', dict(is_cosine=False)), ('1057', dict(store='host')), ('1098', dict(overfetch=0.5)),
+    ('1097', dict(adaptive={})), ('1097', dict(num_searched=3))])
 def test_what_it_cannot_work_with_is_refused(weights, code, options):
     if 'store' in options:
         options = dict(store=build_store(50, 8, backend='host'))

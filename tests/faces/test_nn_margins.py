@@ -174,7 +174,7 @@ def test_unknown_names_and_options_are_refused():
     assert isinstance(build_margin('ArcFace', scale=32), ArcFace)
     with pytest.raises(VisionError, match='VIS-CONFIG-1002.*\n.*\n.*CurricularFace'):
         build_margin('ArcFase')
-    with pytest.raises(VisionError, match='VIS-CONFIG-1002'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1008'):
         build_margin('ArcFace', angle=0.5)
 
 

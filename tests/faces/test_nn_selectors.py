@@ -267,13 +267,15 @@ def test_a_label_out_of_range_is_refused(bad, weights):
         made('random', weights).select(features, labels, 0)
 
 
-@pytest.mark.parametrize('options', [
-    dict(name='nearest'), dict(num_active=None), dict(num_active=0), dict(random_frac=1.5),
-    dict(overfetch=0.5), dict(num_searched=0), dict(num_trees=3), dict(name='forest', nprobe=3),
-    dict(name='random', nprobe=3), dict(upkeep=dict(every=3)), dict(name='random', upkeep={})])
-def test_settings_that_are_refused(options, weights):
+@pytest.mark.parametrize('options, code', [
+    (dict(name='nearest'), 1050), (dict(num_active=None), 1096), (dict(num_active=0), 1099),
+    (dict(random_frac=1.5), 1099), (dict(overfetch=0.5), 1100), (dict(num_searched=0), 1100),
+    (dict(num_trees=3), 1097), (dict(name='forest', nprobe=3), 1097),
+    (dict(name='random', nprobe=3), 1097), (dict(upkeep=dict(every=3)), 1097),
+    (dict(name='random', upkeep={}), 1097)])
+def test_settings_that_are_refused(options, code, weights):
     options = dict(name='ivf', num_active=50) | options
-    with pytest.raises(VisionError, match='1050'):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):
         build_selector(options.pop('name'), TensorStore(weights), **options)
 
 

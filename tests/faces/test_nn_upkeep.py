@@ -213,7 +213,7 @@ def test_touched_rows_of_an_index_that_cannot_take_them_are_refused(options):
     store = TensorStore(clustered_rows())
     selector = build_selector(store=store, num_active=100, upkeep=dict(touched_per_step=5),
                               **options)
-    with pytest.raises(VisionError, match='1046'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1093'):
         selector.select(*batch_near(store.weights), 0)
 
 

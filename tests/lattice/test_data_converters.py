@@ -404,7 +404,7 @@ def test_readers_name_files_that_are_not_there(tmp_path):
     for read in (read_voc_xml, read_mot_text, read_cvat_xml):
         with pytest.raises(VisionError, match='is not there') as caught:
             read(tmp_path / 'none')
-        assert caught.value.code == 'VIS-DATA-216'
+        assert caught.value.code == 'VIS-DATA-229'
 
 
 @pytest.mark.parametrize('path', [VID, DET, MOT, OWN])

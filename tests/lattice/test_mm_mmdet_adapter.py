@@ -164,7 +164,7 @@ def test_an_unknown_config_is_refused(name):
 def test_a_config_without_model_or_pipeline_is_refused(config):
     assert 'no model' in refusal('VIS-CONFIG-803', Config(dict(a=1)), allow_random=True)
     bare = Config(dict(model=config.model))
-    assert 'LoadImageFromFile' in refusal('VIS-CONFIG-803', bare, allow_random=True)
+    assert 'LoadImageFromFile' in refusal('VIS-CONFIG-815', bare, allow_random=True)
 
 
 def test_another_architecture_is_refused_with_names(config, detector, tmp_path):
@@ -183,7 +183,7 @@ def test_a_checkpoint_cut_short_is_refused(config, checkpoint, tmp_path):
     (tmp_path / 'short.pth').write_bytes(content[:len(content) // 2])
     refusal('VIS-CKPT-303', config, tmp_path / 'short.pth')
     torch.save([torch.zeros(1)], tmp_path / 'list.pth')
-    assert 'holds a list' in refusal('VIS-CKPT-303', config, tmp_path / 'list.pth')
+    assert 'holds a list' in refusal('VIS-CKPT-337', config, tmp_path / 'list.pth')
 
 
 class _Hostile:

@@ -203,11 +203,11 @@ def test_class_names_by_argument_file_or_coco(tmp_path):
         dict(enumerate(NAMES)))})
     assert OnnxDetector(named).classes == NAMES
     assert OnnxDetector(named, classes=('a', 'b', 'c')).classes == ('a', 'b', 'c')
-    assert '3 classes' in refusal('VIS-CONFIG-804', OnnxDetector, plain)
-    refusal('VIS-CONFIG-804', OnnxDetector, named, classes=('a', 'b'))
+    assert '3 classes' in refusal('VIS-CONFIG-816', OnnxDetector, plain)
+    refusal('VIS-CONFIG-816', OnnxDetector, named, classes=('a', 'b'))
     for text in ("{0: 'a', 2: 'b', 3: 'c'}", '__import__("os")', '7'):
         bad = write(tmp_path / 'c.onnx', table('yolov8'), metadata={'names': text})
-        refusal('VIS-CONFIG-804', OnnxDetector, bad)
+        refusal('VIS-CONFIG-816', OnnxDetector, bad)
     wide = np.zeros((84, NUM_CELLS), np.float32)
     assert OnnxDetector(write(tmp_path / 'd.onnx', wide)).classes == COCO_CLASSES
 
@@ -216,7 +216,7 @@ def test_class_names_by_argument_file_or_coco(tmp_path):
                                     dict(threads=0), dict(colour='grey')])
 def test_limits_that_mean_nothing(tmp_path, change):
     path = write(tmp_path / 'a.onnx', table('yolox'))
-    refusal('VIS-CONFIG-801', OnnxDetector, path, classes=NAMES, **change)
+    refusal('VIS-CONFIG-814', OnnxDetector, path, classes=NAMES, **change)
 
 
 @pytest.mark.fault('S33')
@@ -254,15 +254,15 @@ def test_nan_is_an_error_not_an_empty_frame(tmp_path):
     output = table('yolox')
     output[3, 4] = np.nan
     detector = OnnxDetector(write(tmp_path / 'a.onnx', output), classes=NAMES)
-    refusal('VIS-RUN-106', detector.detect, frame())
+    refusal('VIS-RUN-813', detector.detect, frame())
 
 
 @pytest.mark.parametrize('image', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32),
                                    np.zeros((0, 4, 3), np.uint8), None])
 def test_only_pictures_are_taken(tmp_path, image):
     detector = OnnxDetector(write(tmp_path / 'a.onnx', table('yolox')), classes=NAMES)
-    refusal('VIS-INPUT-103', detector.detect, image)
-    refusal('VIS-INPUT-103', CallableDetector(lambda image: None, NAMES).detect, image)
+    refusal('VIS-INPUT-812', detector.detect, image)
+    refusal('VIS-INPUT-812', CallableDetector(lambda image: None, NAMES).detect, image)
 
 
 GOOD = ([[0, 0, 4, 4], [1, 1, 3, 9.5]], [0.2, 0.9], [2, 0])
@@ -299,7 +299,7 @@ def test_as_detector_takes_what_the_user_has(tmp_path):
                             (len, {}), (len, dict(classes=NAMES, score_thr=0.5)), (7, {})):
         refusal('VIS-CONFIG-811', as_detector, source, **options)
     (tmp_path / 'a.pth').write_bytes(b'1')
-    refusal('VIS-CONFIG-811', as_detector, tmp_path / 'a.pth')
+    refusal('VIS-CONFIG-817', as_detector, tmp_path / 'a.pth')
     refusal('VIS-INPUT-611', as_detector, 'no-such-model')
     refusal('VIS-INPUT-602', as_detector, 'zoo:no-such-model')
 

@@ -271,8 +271,9 @@ def test_methods_by_name():
     assert build_policy(policy) is policy and build_policy(7).gap_frames == 7
     assert build_engine(scene).policy.gap_frames == 8
     assert build_policy(dict(type='UniformKeyframes', gap_frames=5)).gap_frames == 5
-    for bad in (dict(type='Uniform'), dict(gap_frames=5), dict(type='UniformKeyframes', gap=8)):
-        with pytest.raises(VisionError, match='VIS-CONFIG-704'):
+    for bad, code in ((dict(type='Uniform'), 704), (dict(gap_frames=5), 704),
+                      (dict(type='UniformKeyframes', gap=8), 709)):
+        with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):
             build_policy(bad)
     with pytest.raises(VisionError, match='VIS-CONFIG-105'):
         build_policy(0)

@@ -165,6 +165,6 @@ def test_dense_flow_has_no_measure_of_easiness(clip):
     from vision.lattice.core.keyframes import AdaptiveKeyframes
     from vision.lattice.runtime.rivals import DenseFlowFiller
     engine = LatticeEngine(Table(*clip), DenseFlowFiller(), AdaptiveKeyframes(4, 0.5))
-    with pytest.raises(VisionError, match='VIS-CONFIG-105'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-110'):
         for t, image in enumerate(clip[0]):
             engine.push(image, t)

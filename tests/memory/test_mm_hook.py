@@ -185,10 +185,10 @@ def test_a_step_with_two_backward_passes_and_optimizers(tmp_path):
 # Refusals: before the first step, with a code.
 @pytest.mark.parametrize(('memory', 'code'), [
     (dict(), 'VIS-CONFIG-1436'),
-    (dict(budget=0.5, report_interval=0), 'VIS-CONFIG-1436'),
+    (dict(budget=0.5, report_interval=0), 'VIS-CONFIG-1440'),
     (dict(budget='12 GBB'), 'VIS-CONFIG-1401'),
     (dict(budget=1.5), 'VIS-CONFIG-1402'),
-    (dict(budget=0.5, actions='recompute', host_budget='1GB'), 'VIS-CONFIG-1435'),
+    (dict(budget=0.5, actions='recompute', host_budget='1GB'), 'VIS-CONFIG-1439'),
     (dict(budget=0.5, host_budget=0.5), 'VIS-CONFIG-1435')])
 def test_arguments_that_are_not_possible_are_refused(memory, code):
     with pytest.raises(VisionError, match=code):

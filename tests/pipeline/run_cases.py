@@ -268,7 +268,7 @@ WRONG = dict(
     skip=(dict(model=dict(is_skipping=True), strategy=zeropp(pp=2)), 'VIS-CONFIG-1524'),
     names=(dict(strategy=zeropp(pp=2, stages=['stem', 'blocks', 'neck', 'head'])),
            'VIS-CONFIG-1521'),
-    accumulation=(dict(accumulation=2, strategy=zeropp(pp=2)), 'VIS-CONFIG-1536'))
+    accumulation=(dict(accumulation=2, strategy=zeropp(pp=2)), 'VIS-CONFIG-1549'))
 
 
 def wrong(folder):

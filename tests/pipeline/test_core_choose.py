@@ -91,5 +91,5 @@ def test_units_that_are_tried(ranks, mbs):
 
 
 def test_a_step_needs_a_micro_batch():
-    with pytest.raises(VisionError, match='VIS-CONFIG-1504'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1540'):
         choose(2, 2, 0, Costs.uniform(4))

@@ -105,5 +105,5 @@ def test_reductions_by_unit_and_by_step():
 
 @pytest.mark.parametrize('options', [dict(active=0), dict(reduce='never')])
 def test_other_values_are_refused(options):
-    with pytest.raises(VisionError, match='VIS-CONFIG-1509'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1542'):
         with_gathers(make_table('gpipe', 2, 1, 2), **options)

@@ -172,7 +172,7 @@ def test_the_state_of_a_part_is_numbered_as_in_the_whole():
     own = numbering.to_own(expected, 'x.pth')
     wrapper.optimizer.load_state_dict(own)
     assert numbering.to_global(wrapper.state_dict())['state'].keys() == {1, 3}
-    with pytest.raises(VisionError, match='VIS-CONFIG-329'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-348'):
         numbering.to_own(torch.optim.AdamW(whole.parameters()).state_dict(), 'x.pth')
 
 

@@ -182,8 +182,8 @@ def with_shared(model):
 
 @pytest.mark.parametrize(('change', 'names', 'code', 'message'), [
     (None, None, 1520, 'how to cut Row'),
-    (None, [], 1520, 'no list'),
-    (None, 'abc', 1520, 'no list'),
+    (None, [], 1547, 'no list'),
+    (None, 'abc', 1547, 'no list'),
     (None, ['a', 'b', 'd'], 1521, "no module 'd'.*a, b, c"),
     (None, ['a', 'b.7', 'c'], 1521, "no module 'b.7'.*b has 0, 1"),
     (None, ['a', 'b', 'a', 'c'], 1521, "'a' is named twice"),
@@ -219,7 +219,7 @@ def test_an_input_changed_in_place_is_refused():
 
 def test_a_piece_gives_tensors_only():
     pieces = [Piece('a', lambda module, x: dict(x=module(x))), Piece('b'), Piece('c')]
-    with pytest.raises(VisionError, match="1526: piece 'a' gives dict"):
+    with pytest.raises(VisionError, match="1548: piece 'a' gives dict"):
         count_pieces(Row(), pieces, IMAGES)
 
 

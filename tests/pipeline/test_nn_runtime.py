@@ -107,8 +107,8 @@ def test_collectives_are_those_of_the_table_one_to_one(found):
 @pytest.mark.parametrize('fault, code', [
     ('reshards', 'VIS-CONFIG-1512'), ('no gathers', 'VIS-CONFIG-1516'),
     ('compute only', 'VIS-CONFIG-1516'), ('ranks', 'VIS-CONFIG-1516'),
-    ('compiled', 'VIS-CONFIG-1514'), ('ddp', 'VIS-CONFIG-1515'), ('batch', 'VIS-CONFIG-1511'),
-    ('late', 'VIS-RUN-1513'), ('unused', 'VIS-RUN-1513'), ('outputs', 'VIS-CONFIG-1518'),
+    ('compiled', 'VIS-CONFIG-1546'), ('ddp', 'VIS-CONFIG-1515'), ('batch', 'VIS-CONFIG-1543'),
+    ('late', 'VIS-RUN-1544'), ('unused', 'VIS-RUN-1513'), ('outputs', 'VIS-CONFIG-1518'),
     ('outputs of evaluation', 'VIS-CONFIG-1518'), ('many outputs', 'VIS-CONFIG-1519')])
 def test_a_fault_is_refused_on_every_rank(found, fault, code):
     assert [rank[fault] for rank in found['refusals']] == [code] * 4

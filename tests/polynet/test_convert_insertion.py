@@ -84,7 +84,7 @@ def test_faults_are_named(tool, trained):
     with pytest.raises(VisionError, match='VIS-INPUT-055'):
         insertion.backbone_options('nowhere.py')
     (trained / 'small.py').write_text('model = dict(backbone=')
-    with pytest.raises(VisionError, match='VIS-CONFIG-314'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-339'):
         run(tool, trained)
     (trained / 'small.py').write_text("model = dict(type='X', backbone=dict(type='ResNet'))")
     with pytest.raises(VisionError, match='no PolyNet'):

@@ -46,7 +46,7 @@ def test_units_become_seconds_and_bytes():
     (dict(links__intra=None), 1640, "no link 'intra'.*8 devices"),
     (dict(nodes=4, links__inter=None), 1640, "no link 'inter'.*4 nodes"),
     (dict(links__inter__bandwidth_gb_per_s=200), 1641, 'as 25 would be'),
-    (dict(links__inter__bandwidth_gb_per_s=100, links__host__bandwidth_gb_per_s=32), 1641,
+    (dict(links__inter__bandwidth_gb_per_s=100, links__host__bandwidth_gb_per_s=32), 1648,
      'which is 12.5 GB/s'),
     (dict(links__intra__bandwidth_gb_per_s=2400), 1641, 'as 300 would be'),
     (dict(device__tflops=dict(bf16=312_000)), 1641, 'GFLOP/s'),

@@ -202,7 +202,7 @@ def test_parameters_come_back(tmp_path):
     assert fitted.constants == TRUTH and fitted.interval == pytest.approx(0.1)
     assert '10.0 %' in fitted.source
     path.write_text(path.read_text().replace('half_size: 80', 'half_size: 8000'))
-    with pytest.raises(VisionError, match='VIS-CONFIG-1651'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1655'):
         read_parameters(path)
     path.write_text('constants: 3')
     with pytest.raises(VisionError, match='VIS-CONFIG-1651'):

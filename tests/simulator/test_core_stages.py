@@ -427,7 +427,7 @@ def test_gathers_of_stages_are_priced_in_their_own_dtype():
 
 
 def test_stages_without_a_table_of_as_many_are_refused():
-    with pytest.raises(VisionError, match='VIS-CONFIG-1621(.|\n)*compile_stages'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1626(.|\n)*compile_stages'):
         compile_strategy(mlp_layers(4), mapped(), Asked())
     with pytest.raises(VisionError, match='2 stages for a table of 4'):
         compile_stages(mlp_layers(4), mapped(), make_table('1f1b', 4, 1, 4), Asked(), SETTINGS)

@@ -239,10 +239,10 @@ def test_children_inherit_and_later_rules_win():
 
 @pytest.mark.parametrize('make, code, text', [
     (lambda: StrategyTree(8).split('', 'batch', 3), 1620, 'need 3 ranks, there are 8'),
-    (lambda: StrategyTree().split('layers.0.up', 'out', 3), 1620, '3 parts of 32 features'),
+    (lambda: StrategyTree().split('layers.0.up', 'out', 3), 1623, '3 parts of 32 features'),
     (lambda: StrategyTree().split('layers.0.norm', 'out', 2), 1621, 'LayerNorm'),
     (lambda: StrategyTree().split('layers.0', 'depth', 2), 1621, 'no such dimension'),
-    (lambda: StrategyTree().split('', 'batch', 2).split('layers.0', 'batch', 3), 1620,
+    (lambda: StrategyTree().split('', 'batch', 2).split('layers.0', 'batch', 3), 1624,
      'modules in 2 parts and others in 3'),
     (lambda: StrategyTree().split('', 'batch', 4).split('layers.0', 'batch', 2).shard('', zero=1),
      1621, 'differ in their parts'),

@@ -104,14 +104,14 @@ def test_graph_has_each_weight_once():
     assert graph.flops(INPUT_GRAD, WEIGHT_GRAD) >= 2 * graph.flops('forward')
 
 
-@pytest.mark.parametrize('sizes', [(0, 64, 4, 16, 100), (1, 65, 4, 16, 100)])
-def test_impossible_sizes_are_refused(sizes):
-    with pytest.raises(VisionError, match='VIS-CONFIG-1643'):
+@pytest.mark.parametrize('sizes, code', [((0, 64, 4, 16, 100), 1643), ((1, 65, 4, 16, 100), 1649)])
+def test_impossible_sizes_are_refused(sizes, code):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):
         Decoder(*sizes)
 
 
 def test_heads_of_keys_divide_the_heads():
-    with pytest.raises(VisionError, match='VIS-CONFIG-1643'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1649'):
         Decoder(1, 64, 4, 16, 100, kv_heads=3)
 
 

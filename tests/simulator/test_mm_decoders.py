@@ -37,8 +37,9 @@ def test_decoders_that_nobody_knows_are_refused(text, told):
 
 
 def test_sizes_that_make_no_decoder_are_refused():
-    for text, sequence in ((SIZES.replace('heads=32', 'heads=33'), None), (SIZES, 0)):
-        with pytest.raises(VisionError, match='VIS-CONFIG-1643'):
+    for text, sequence, code in ((SIZES.replace('heads=32', 'heads=33'), None, 1649),
+                                 (SIZES, 0, 1643)):
+        with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):
             read_decoder(text, sequence)
 
 
@@ -56,9 +57,10 @@ def test_strategies_that_do_not_divide_are_refused(text):
         read_strategy(text, 8, 8)
 
 
-@pytest.mark.parametrize('num_gpus, batch', [(12, 12), (0, 8), (8, 0), (8, 12)])
-def test_devices_and_batches_that_do_not_divide_are_refused(num_gpus, batch):
-    with pytest.raises(VisionError, match='VIS-CONFIG-1653'):
+@pytest.mark.parametrize('num_gpus, batch, code', [(12, 12, 1656), (0, 8, 1656), (8, 0, 1656),
+                                                   (8, 12, 1653)])
+def test_devices_and_batches_that_do_not_divide_are_refused(num_gpus, batch, code):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):
         plan(read_decoder(SMALL), read_cluster(H100), num_gpus=num_gpus, global_batch=batch)
 
 

@@ -91,7 +91,7 @@ def test_a_run_on_a_full_disk_goes_on_and_saves_when_there_is_room_again(disk):
 def test_a_run_that_ends_unsaved_says_so_and_can_be_resumed(disk):
     full = train(disk, 20, 999, '--work-dir $DISK/w')
     assert full.returncode == 5, full.stdout[-3000:]
-    assert 'ERROR VIS-CKPT-301' in full.stdout.splitlines()[-4:][0]
+    assert 'ERROR VIS-CKPT-335' in full.stdout.splitlines()[-4:][0]
     assert 'Traceback' not in full.stdout
     assert [path.name for path in (disk / 'disk.out' / 'w').glob('*.pth')] == ['iter_15.pth']
     (disk / 'disk.in').rmdir()

@@ -65,7 +65,7 @@ def test_refusals(root, devkit, tmp_path):
         prepare.main(arguments[:2] + ['--devkit', str(devkit)])
     with pytest.raises(VisionError, match='VIS-INPUT-1218'):
         prepare.main(arguments)
-    with pytest.raises(VisionError, match='VIS-DATA-1216'):
+    with pytest.raises(VisionError, match='VIS-DATA-1208'):
         prepare.main([*arguments, '--devkit', str(tmp_path)])
 
 

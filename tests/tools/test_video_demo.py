@@ -137,11 +137,12 @@ def test_bad_options_are_refused_before_work(job, tmp_path, extra, code):
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('text', ['Uniform:gap_frames=4', 'UniformKeyframes:4',
-                                  'UniformKeyframes:gap_frames=os', 'UniformKeyframes:gap=4'])
-def test_a_policy_that_is_none_is_refused(job, text):
+@pytest.mark.parametrize('text, code', [
+    ('Uniform:gap_frames=4', 704), ('UniformKeyframes:4', 704),
+    ('UniformKeyframes:gap_frames=os', 704), ('UniformKeyframes:gap=4', 709)])
+def test_a_policy_that_is_none_is_refused(job, text, code):
     main, (frames, *_), _ = job
-    with pytest.raises(VisionError, match='VIS-CONFIG-704'):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):
         main([frames, '--keyframes', text])
 
 

@@ -235,11 +235,11 @@ def test_a_copy_out_of_the_cache_has_the_published_name(server, settings, entry_
 
 
 @pytest.mark.parametrize('environ, what', [
-    (dict(VISION_OFFLINE='maybe'), 'VISION_OFFLINE'),
-    (dict(VISION_ZOO_MIRROR='/no/such/folder'), 'VISION_ZOO_MIRROR'),
+    (dict(VISION_OFFLINE='maybe'), '605.*VISION_OFFLINE'),
+    (dict(VISION_ZOO_MIRROR='/no/such/folder'), '620.*VISION_ZOO_MIRROR'),
 ])
 def test_settings_that_mean_nothing_are_refused(environ, what):
-    with pytest.raises(VisionError, match=f'VIS-CONFIG-605.*{what}'):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-{what}'):
         Settings.from_environment(environ)
 
 

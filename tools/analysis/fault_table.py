@@ -29,7 +29,7 @@ HEAD = """# What can go wrong, and what happens then
 
 R rows are accidents, S rows attacks; the last column counts tests, which are listed below.
 Made by `python tools/analysis/fault_table.py` from `docs/faults.yml` and the marks in `tests/`;
-`make test` fails when it is not current. Codes are explained in `docs/errors/`.
+`make test` fails when it is not current. `vision explain CODE` explains codes.
 
 | row | fault | what happens | code | tests |
 |---|---|---|---|---|

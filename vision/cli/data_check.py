@@ -1,7 +1,7 @@
 """Check a CocoVID file: names the file, the record's id and the rule of every problem.
 
 Errors end with exit code 4; notes (what the reader repairs and counts, e.g. boxes over the edge
-of the image) do not, unless --strict. docs/errors/data.md explains the rules.
+of the image) do not, unless --strict. datasets/README.md explains the rules.
 
 Examples:
   vision data check data/moving_sprites/annotations/val.json \\

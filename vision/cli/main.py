@@ -37,6 +37,7 @@ COMMANDS = {
     'benchmark': ('vision.cli.benchmark', 'how fast a config runs: network, data loading'),
     'flops': ('vision.cli.flops', 'parameters and multiply-adds of a config, part by part'),
     'publish': ('vision.cli.publish', 'a checkpoint without what only training needs'),
+    'explain': ('vision.cli.explain', 'say what an error code means and what to do'),
     'config': ('vision.cli.config', 'print a config with everything that it inherits'),
     'doctor': ('vision.cli.doctor', 'look at this installation'),
     'data check': ('vision.cli.data_check', 'check a CocoVID file'),

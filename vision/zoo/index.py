@@ -71,9 +71,8 @@ class Entry:
         odd = [key for key, value in texts.items() if not isinstance(value, str)]
         if odd or not isinstance(self.metrics, dict) or type(self.verified) is not bool \
                 or not all(isinstance(address, str) for address in self.addresses):
-            raise VisionError('VIS-CONFIG-601', f'zoo entry {self.name!r:.60}: a field of another '
-                              f'type than Entry says ({", ".join(odd) or "addresses, metrics"}).',
-                              where='vision/zoo/index.yml', do='correct the entry')
+            raise _wrong(self.name, 'a field of another type than Entry says '
+                         f'({", ".join(odd) or "addresses, metrics"})')
         problems = [text for is_bad, text in (
             (not _NAME.fullmatch(self.name), 'name is not lower-case letters, digits, . _ -'),
             (not self.addresses, 'no address'),
@@ -93,8 +92,7 @@ class Entry:
             (not stays_inside(self.config), 'config leads out of the repository'),
         ) if is_bad]
         if problems:
-            raise VisionError('VIS-CONFIG-601', f'zoo entry {self.name!r}: {"; ".join(problems)}.',
-                              where='vision/zoo/index.yml', do='correct the entry')
+            raise _wrong(self.name, '; '.join(problems))
 
     @property
     def file_name(self) -> str:
@@ -165,8 +163,7 @@ def load_index(path: Path = INDEX) -> dict[str, Entry]:
         if not isinstance(row, dict) or not isinstance(row.get('name'), str) \
                 or not all(isinstance(key, str) for key in row) \
                 or not isinstance(row.get('addresses', []), list):
-            raise VisionError('VIS-CONFIG-601', f'zoo entry {row!r:.60}: entries are a list of '
-                              'fields, addresses a list.', where=str(path), do='correct the entry')
+            raise _wrong(row, 'entries are a list of fields, addresses a list', path)
         name = row['name']
         fault = f'does not know {sorted(set(row) - known)}' if set(row) - known else ''
         fault = 'comes twice' if name in entries else fault
@@ -176,8 +173,7 @@ def load_index(path: Path = INDEX) -> dict[str, Entry]:
                 continue
             except TypeError as error:  # a required field is missing
                 fault = str(error)
-        raise VisionError('VIS-CONFIG-601', f'zoo entry {name!r}: {fault}.', where=str(path),
-                          do='correct the entry; vision/zoo/index.py says what each field means')
+        raise _wrong(name, fault, path)
     return entries
 
 
@@ -209,6 +205,11 @@ def find_model(name: str, path: Path = INDEX) -> ModelEntry | None:
     return load_models(path).get(name)
 
 
+def _wrong(entry: object, fault: str, path: Path | str = 'vision/zoo/index.yml') -> VisionError:
+    return VisionError('VIS-CONFIG-601', f'zoo entry {entry!r:.60}: {fault}.', where=str(path),
+                       do='correct the entry; vision/zoo/index.py says what each field means')
+
+
 def find(name: str, path: Path = INDEX) -> Entry:
     """The entry of that name.
 
@@ -233,7 +234,7 @@ def _lists_of(path: Path) -> dict:
         content['entries'], content.get('models')
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError,
             AttributeError) as error:
-        raise VisionError('VIS-CONFIG-601', 'the zoo index cannot be read.', where=str(path),
+        raise VisionError('VIS-CONFIG-619', 'the zoo index cannot be read.', where=str(path),
                           why=f'{type(error).__name__}: {str(error)[:200]}',
                           do='install the package again') from error
     return content

@@ -53,7 +53,7 @@ class Settings:
             raise VisionError('VIS-CONFIG-605', f'VISION_OFFLINE={offline!r} is not 0 or 1.',
                               do='export VISION_OFFLINE=1, or unset it')
         if mirror and not Path(mirror).expanduser().is_dir():
-            raise VisionError('VIS-CONFIG-605', f'VISION_ZOO_MIRROR={mirror!r} is not a folder.',
+            raise VisionError('VIS-CONFIG-620', f'VISION_ZOO_MIRROR={mirror!r} is not a folder.',
                               do='set it to the folder that holds the files, or unset it')
         return cls(Path(cache).expanduser(), Path(mirror).expanduser() if mirror else None,
                    offline in ('1', 'true'))

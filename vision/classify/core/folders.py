@@ -94,7 +94,7 @@ def read_image_list(path: str | Path, *, num_classes: int) -> tuple[list[str], n
     """A text file with ``NAME LABEL`` on each line, label from 0: (names, (N,) int64 labels).
 
     Raises:
-        VisionError: VIS-DATA-1205, the file is not there or a line is not of this form.
+        VisionError: VIS-DATA-1205, the file is not there; 1206, it is empty; 1207, a line.
     """
     path = Path(path)
     try:
@@ -108,13 +108,13 @@ def read_image_list(path: str | Path, *, num_classes: int) -> tuple[list[str], n
         name, _, text = line.strip().rpartition(' ')
         label = whole_number(text, most=num_classes - 1)
         if label is None or not stays_inside(name):
-            raise VisionError('VIS-DATA-1205', f'line {number} is not NAME LABEL: {line[:80]!r}',
+            raise VisionError('VIS-DATA-1207', f'line {number} is not NAME LABEL: {line[:80]!r}',
                               where=f'{path}:{number}',
                               why=f'a label is a number from 0 to {num_classes - 1}',
                               do='make it with datasets/imagenet/prepare.py')
         names.append(name)
         labels.append(label)
     if not names:
-        raise VisionError('VIS-DATA-1205', f'the image list {path} is empty', where=str(path),
+        raise VisionError('VIS-DATA-1206', f'the image list {path} is empty', where=str(path),
                           do='make it with datasets/imagenet/prepare.py')
     return names, np.asarray(labels, dtype=np.int64)

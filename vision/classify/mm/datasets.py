@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 
 from vision.classify.core.folders import class_folders, list_image_folder, read_image_list
 from vision.common.core.errors import VisionError
+from vision.common.nn.images import BAD_IMAGE
 from vision.registry import DATASETS
 
 MAX_BROKEN = 20  # file names kept for the message; a set with more needs repair, not a list
@@ -30,7 +31,7 @@ class ImageFolder(BaseDataset):
             image in its place, counts and prints it (``num_broken``).
     Raises:
         VisionError: VIS-CONFIG-1211 an unknown ``broken``, or 'skip' in ``test_mode``;
-            VIS-CONFIG-1811 an option that would do nothing, VIS-DATA-1212 a broken image, and what
+            VIS-CONFIG-1811 an option that would do nothing, VIS-DATA-210 a broken image, and what
             ``core.folders`` raises.
     """
 
@@ -91,7 +92,7 @@ class ImageFolder(BaseDataset):
             try:
                 return self.prepare_data(index)
             except VisionError as error:
-                if error.code != 'VIS-DATA-1212' or self.broken == 'error':
+                if error.code != BAD_IMAGE or self.broken == 'error':
                     raise
                 self._count(error)
         raise VisionError('VIS-DATA-1213', f'no image of {len(self)} could be read',

@@ -42,7 +42,7 @@ class TopKAccuracy(BaseMetric):
         self._dataset_meta = metainfo
 
     def _too_few(self, num_classes: int) -> VisionError:
-        return VisionError('VIS-CONFIG-1223', f'top-{max(self.topk)} of {num_classes} classes',
+        return VisionError('VIS-CONFIG-1209', f'top-{max(self.topk)} of {num_classes} classes',
                            where='TopKAccuracy.topk', do='leave out a k above num_classes: '
                            'val_evaluator=dict(topk=(1,)), and test_evaluator likewise')
 

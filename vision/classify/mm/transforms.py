@@ -24,13 +24,13 @@ class ReadImage(BaseTransform):
     """``img_path`` -> ``img`` (H, W, 3) uint8 BGR, with the orientation of its EXIF data.
 
     Raises:
-        VisionError: VIS-DATA-1212, the file is missing, cut short or cannot be decoded.
+        VisionError: VIS-DATA-210, the file is missing, cut short or cannot be decoded.
     """
 
     def transform(self, results: dict) -> dict:
         image = read_image(
-            results['img_path'], code='VIS-DATA-1212', do='get this file again; '
-            "broken='skip' of the data set takes another image in its place and counts")
+            results['img_path'], do="get this file again; broken='skip' of the data set takes "
+            'another image in its place and counts')
         return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
 
 

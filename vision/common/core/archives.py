@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path, *, max_files: int = MAX_FILES,
 
     Raises:
         VisionError: VIS-DATA-227, a member that is not allowed, or more than there may be;
-            VIS-DATA-217, no archive, or a damaged one.
+            VIS-DATA-231, no archive, or a damaged one; 235, a file that is there already.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,12 +54,12 @@ def unpack(archive: Path, folder: Path, *, max_files: int = MAX_FILES,
                 NotImplementedError, RuntimeError, ValueError) as error:
             if isinstance(error, VisionError):
                 raise
-            raise VisionError('VIS-DATA-217', f'{archive} cannot be unpacked: {error}',
+            raise VisionError('VIS-DATA-231', f'{archive} cannot be unpacked: {error}',
                               where=str(archive), why='a zip or tar file is wanted; was the '
                               'download cut short?', do='get it again') from error
         for part in sorted(Path(scratch).iterdir()):
             if (folder / part.name).exists():
-                raise VisionError('VIS-DATA-227', f'{folder / part.name} exists already',
+                raise VisionError('VIS-DATA-235', f'{folder / part.name} exists already',
                                   where=str(archive), do='unpack into an empty folder')
             part.rename(folder / part.name)
     return number

@@ -1,8 +1,8 @@
 """One shape for every error that a user can cause, and one exit code per kind.
 
 A command prints the block of ``VisionError.render`` on stderr and exits with ``exit_code``; the
-traceback is shown only with ``-v``. ``docs/errors.md`` has a section for each code, and a test
-compares both lists.
+traceback is shown only with ``-v``. Each code is raised at one place; ``tools/error_pages.py``
+reads what it says there for ``vision explain`` and ``docs/errors/``.
 """
 
 from __future__ import annotations

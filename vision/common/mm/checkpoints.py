@@ -384,26 +384,30 @@ def restore_buffers(model: torch.nn.Module, ranks: list[dict[str, torch.Tensor]]
 
 
 def load_optimizer(wrapper, state: dict, filename: str) -> None:
-    """Raises VIS-CONFIG-329 when the state is of other parameters."""
+    """Raises VIS-CONFIG-348 when the state is of other parameters."""
     try:
         wrapper.load_state_dict(state)
     except (ValueError, KeyError) as error:
-        raise VisionError('VIS-CONFIG-329', 'the optimizer of the checkpoint steps other '
-                          'parameters', where=filename, why=str(error), do='give the parameter '
-                          f'groups of that run, or begin a new one: load_from={filename}'
-                          ) from error
+        raise other_parameters(filename, str(error)) from error
+
+
+def other_parameters(filename: str, why: str) -> VisionError:
+    """VIS-CONFIG-348: the state of an optimizer that is of other parameters."""
+    return VisionError('VIS-CONFIG-348', 'the optimizer of the checkpoint steps other parameters',
+                       where=filename, why=why, do='give the parameter groups of that run, or '
+                       f'begin a new one: load_from={filename}')
 
 
 def restore_gradients(wrapper, ranks: list[list[torch.Tensor | None]]) -> None:
     """What ``gathered_gradients`` gave, to the parameters of this rank.
 
     Raises:
-        VisionError: VIS-CONFIG-321, other ranks accumulated them.
+        VisionError: VIS-CONFIG-347, other ranks accumulated them.
     """
     if not ranks:
         return
     if len(ranks) != get_world_size():
-        raise VisionError('VIS-CONFIG-321', f'gradients of {len(ranks)} processes wait for their '
+        raise VisionError('VIS-CONFIG-347', f'gradients of {len(ranks)} processes wait for their '
                           f'step, there are {get_world_size()}', where='accumulative_counts',
                           why='each process goes on with the sum that it had',
                           do=f'resume with {len(ranks)} processes, or from a checkpoint at a '

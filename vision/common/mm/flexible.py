@@ -24,6 +24,7 @@ from vision.common.mm.hooks import of_ours
 from vision.common.mm.runner import ExactRuns
 from vision.common.mm.strategies import shard_of, sharded_like
 from vision.common.nn import checkpoint as io
+from vision.common.nn.checkpoint_faults import damaged
 from vision.common.nn.checkpoint_folder import (
     ELSEWHERE,
     folder_damage,
@@ -121,8 +122,7 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         if path.is_dir():
             with one_for_all():
                 if fault := folder_damage(path, (get_rank(), get_world_size())):
-                    raise VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged',
-                                      where=str(path), why=fault, do='use an earlier checkpoint')
+                    raise damaged(path, fault)
             content = load_folder(path, place=self._shard_for, map_location=map_location)
         else:
             content = super().read_checkpoint(path, map_location)

@@ -92,7 +92,7 @@ def read_config(args: argparse.Namespace) -> Config:
                           where=str(path.absolute()), why=nearest_names(path),
                           do='configs/README.md lists ours')
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
-        raise VisionError('VIS-CONFIG-314', f'{path} is no config', where=str(path),
+        raise VisionError('VIS-CONFIG-338', f'{path} is no config', where=str(path),
                           why='a config ends in .py, .json, .yaml or .yml',
                           do='configs/README.md lists ours; a checkpoint comes after it')
     read_plain_files_everywhere()
@@ -101,7 +101,7 @@ def read_config(args: argparse.Namespace) -> Config:
         config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
     except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
             ImportError) as error:
-        raise VisionError('VIS-CONFIG-314', f'the config {path} cannot be read', where=str(path),
+        raise VisionError('VIS-CONFIG-339', f'the config {path} cannot be read', where=str(path),
                           why=f'{type(error).__name__}: {error}',
                           do='mend the file; python tools/print_config.py prints what it says'
                           ) from error

@@ -138,7 +138,7 @@ class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
             no other.
         loss_scale: as MMEngine's, for float16.
     Raises:
-        VisionError: VIS-CONFIG-332, float16 on a CPU, or a scale for bfloat16.
+        VisionError: VIS-CONFIG-332, float16 on a CPU; 349, a scale for bfloat16.
     """
 
     def __init__(self, loss_scale: str | float | dict = 'dynamic',
@@ -153,7 +153,7 @@ class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
                               'float32', do="dtype='bfloat16', or leave it out")
         self.is_scaled = dtype == torch.float16
         if not self.is_scaled and loss_scale != 'dynamic':
-            raise VisionError('VIS-CONFIG-332', f'loss_scale={loss_scale} with {dtype}',
+            raise VisionError('VIS-CONFIG-349', f'loss_scale={loss_scale} with {dtype}',
                               where='optim_wrapper.loss_scale', why='only losses in float16 are '
                               'scaled', do='remove loss_scale')
         if self.is_scaled:

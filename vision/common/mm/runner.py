@@ -158,7 +158,7 @@ class ExactRuns:
         """As MMEngine's.
 
         Raises:
-            VisionError: VIS-CKPT-301 at the end, when the last checkpoint found no room;
+            VisionError: VIS-CKPT-335 at the end, when the last checkpoint found no room;
                 VIS-DATA-330, a process of the data loader was killed.
         """
         with ExitStack() as stack:
@@ -174,7 +174,7 @@ class ExactRuns:
             model = super().train()
         if self._unsaved is not None:
             raise VisionError(
-                'VIS-CKPT-301', f'the run has ended, but {self._unsaved.what}',
+                'VIS-CKPT-335', f'the run has ended, but {self._unsaved.what}',
                 where=self._unsaved.where, why=self._unsaved.why,
                 do='make room, then run the same command with --resume: it goes on from the '
                 'last checkpoint that is there')

@@ -40,7 +40,7 @@ def read_safely(path: Path) -> Config:
     a registry would otherwise import, and call, any function of that name (``os.system``).
 
     Raises:
-        VisionError: VIS-CONFIG-314, VIS-CONFIG-351.
+        VisionError: VIS-CONFIG-314, 351, 355.
     """
     *bases, own = read_data_config(path)
     config = Config(bases[0] if bases else own, filename=str(path))
@@ -49,7 +49,7 @@ def read_safely(path: Path) -> Config:
     for place, name, scope in _names(config.to_dict(), '', None):
         if not _is_registered(name, scope):
             raise VisionError(
-                'VIS-CONFIG-351', f'the config {path} asks for code: {place} is {name!r:.60}',
+                'VIS-CONFIG-355', f'the config {path} asks for code: {place} is {name!r:.60}',
                 where=str(path), why='in a YAML or JSON config a type is the name of a registered '
                 'class, with or without its scope (mmdet.Resize), and no way to a function',
                 do='look for a slip in the name; or write a .py config, which you must trust as '
@@ -146,7 +146,7 @@ class _PlainYaml(BaseFileHandler):
             return yaml.safe_load(file)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             where = str(getattr(file, 'name', 'a YAML file'))
-            raise VisionError('VIS-DATA-352', f'the file {where} is not read: '
+            raise VisionError('VIS-DATA-356', f'the file {where} is not read: '
                               f'{str(error).splitlines()[0]}', where=where,
                               why='only plain values are, since YAML can run anything',
                               do='leave out what begins with !!python') from error

@@ -50,7 +50,7 @@ class FSDP2Strategy(DDPStrategy):
             stay float32, and gradients are reduced in float32. None: no change.
         **options: of MMEngine's ``DDPStrategy``, without ``model_wrapper``.
     Raises:
-        VisionError: VIS-CONFIG-343, a name in ``wrap`` that no module has; VIS-DIST-344, there
+        VisionError: VIS-CONFIG-354, a name in ``wrap`` that no module has; VIS-DIST-344, there
             is no group of ranks.
     """
 
@@ -65,7 +65,7 @@ class FSDP2Strategy(DDPStrategy):
         require_ranks(type(self).__name__)
         known = {type(module).__name__ for module in model.modules()}
         if unknown := sorted(set(self.wrap) - known):
-            raise VisionError('VIS-CONFIG-343', f'no module of the model is a {unknown[0]}',
+            raise VisionError('VIS-CONFIG-354', f'no module of the model is a {unknown[0]}',
                               where='strategy.wrap', do='name classes of its modules: '
                               + ', '.join(sorted(known)[:20]))
         pristine = copy.deepcopy(model).to('meta')

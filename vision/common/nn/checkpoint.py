@@ -25,6 +25,7 @@ from vision.common.core.files import (
 )
 from vision.common.core.plain_pickle import BrokenPickle, NotPlain
 from vision.common.nn import checkpoint_folder as folders
+from vision.common.nn.checkpoint_faults import damaged, disk_full
 from vision.common.nn.torch_files import MapLocation, read_torch_file
 
 # Beside the tensors: the archive's own entries, the manifest, and logs written meanwhile.
@@ -51,7 +52,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: Any) -> 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < _num_bytes(content) + SPARE_BYTES:
-        raise _disk_full(content, path, 'looked at before writing')
+        raise disk_full(path, 'looked at before writing', _num_bytes(content) + SPARE_BYTES)
 
     replaced = None
 
@@ -73,7 +74,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, **manifest: Any) -> 
         # torch's writer reports a full disk as RuntimeError, caused by or beside an OSError.
         if not (is_disk_full(error) or shutil.disk_usage(path.parent).free < SPARE_BYTES):
             raise
-        raise _disk_full(content, path, str(error)) from error
+        raise disk_full(path, str(error), _num_bytes(content) + SPARE_BYTES) from error
 
 
 def load_checkpoint(path: Path, map_location: MapLocation = 'cpu') -> dict[str, Any]:
@@ -92,7 +93,7 @@ def load_checkpoint(path: Path, map_location: MapLocation = 'cpu') -> dict[str, 
         raise VisionError('VIS-CKPT-302', f'there is no checkpoint {path}',
                           where=str(path.absolute()), do='give an existing file, or zoo:NAME')
     if fault := damage(path):
-        raise _damaged(path, fault)
+        raise damaged(path, fault)
     if path.is_dir():
         return folders.load_folder(path, map_location=map_location)
     if path.suffix == '.safetensors':
@@ -111,7 +112,7 @@ def read_plain(path: Path, map_location: MapLocation = 'cpu', *,
     Args:
         is_mapped: read from the file only what is used, while the file is there.
     Raises:
-        VisionError: VIS-CKPT-303, VIS-CKPT-304.
+        VisionError: VIS-CKPT-303, 304 and 337.
     """
     try:
         content = read_torch_file(path, map_location, is_mapped=is_mapped)
@@ -122,7 +123,7 @@ def read_plain(path: Path, map_location: MapLocation = 'cpu', *,
             do='do not use it if you do not know its author; if you do, write its state_dict '
             'alone into a new file on a machine that holds nothing of value') from error
     except (BrokenPickle, OSError) as error:
-        raise _damaged(path, f'it is no file that torch.save wrote, or no whole one ({error})'
+        raise damaged(path, f'it is no file that torch.save wrote, or no whole one ({error})'
                        ) from error
     if not isinstance(content, dict):
         raise _no_state(path, f'it holds a {type(content).__name__}, not a dict of tensors')
@@ -140,13 +141,8 @@ def _require_state(state: Any, path: Path) -> None:
                             f'{name!r:.60}')
 
 
-def _damaged(path: Path, why: str) -> VisionError:
-    return VisionError('VIS-CKPT-303', f'checkpoint {path.name} is damaged', where=str(path),
-                       why=why, do='use an earlier checkpoint, or fetch the file again')
-
-
 def _no_state(path: Path, why: str) -> VisionError:
-    return VisionError('VIS-CKPT-303', f'{path.name} is no checkpoint', where=str(path), why=why,
+    return VisionError('VIS-CKPT-337', f'{path.name} is no checkpoint', where=str(path), why=why,
                        do='save model.state_dict()')
 
 
@@ -181,7 +177,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
                                                              for name in names or ()):
                 raise ValueError('its class names are no list of names')
     except (SafetensorError, ValueError, RuntimeError, OSError, RecursionError) as error:
-        raise _damaged(path, _first_line(error)) from error
+        raise damaged(path, _first_line(error)) from error
     if names is not None:
         content['meta'] = dict(dataset_meta=dict(classes=tuple(names)))
     return content
@@ -343,14 +339,6 @@ def _names(names: list[str]) -> str:
     more = '; most under ' + ', '.join(f'{top} ({count})' for top, count in tops) \
         if len(names) > NUM_NAMES else ''
     return ', '.join(names[:NUM_NAMES]) + more
-
-
-def _disk_full(content: Mapping[str, Any], path: Path, why: str) -> VisionError:
-    free = shutil.disk_usage(path.parent).free
-    return VisionError('VIS-CKPT-301', f'{path.name} could not be written: the disk is full',
-                       where=f'{path.parent} ({free} bytes free, about '
-                       f'{_num_bytes(content) + SPARE_BYTES} needed)', why=why,
-                       do='make room; checkpoints written before are untouched')
 
 
 def _num_bytes(content: Any) -> int:

@@ -36,6 +36,7 @@ from vision.common.core.files import (
     sealed,
     sha256_of,
 )
+from vision.common.nn.checkpoint_faults import damaged, disk_full
 
 MANIFEST = 'manifest.json'
 REPLACED = '.replaced-'  # prefix of a folder whose name is being written again
@@ -273,9 +274,7 @@ def _raise_together(fault: str, path: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     first, text = next(iter(faults.items()))
     if any(text.startswith('full:') for text in faults.values()):
-        raise VisionError('VIS-CKPT-301', f'{path.name} could not be written: the disk is full',
-                          where=f'{path.parent}, rank {first} of {world}', why=text,
-                          do='make room; checkpoints written before are untouched')
+        raise disk_full(path, f'rank {first} of {world}: {text}')
     raise VisionError('VIS-DIST-342', f'rank {first} of {world} could not write its part of '
                       f'{path.name}', where=str(path.parent), why=text,
                       do='give a work_dir on a disk that all machines share and may write to')
@@ -322,7 +321,7 @@ def _joined(content: Any, filled: Mapping[str, Tensor]) -> Any:
     if isinstance(content, Mapping):
         if SHARD_OF in content:
             if content[SHARD_OF] not in filled:
-                raise _damaged(f'tensor {content[SHARD_OF]!r} is in none of its files')
+                raise damaged(None, f'tensor {content[SHARD_OF]!r} is in none of its files')
             return filled[content[SHARD_OF]]
         joined = {name: _joined(value, filled) for name, value in content.items()}
         return {name: value for name, value in joined.items() if value is not ELSEWHERE
@@ -340,7 +339,7 @@ def _read_shards(path: Path, place: Callable[[tuple, Tensor], Tensor] | None
         reader = dcp.HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata().state_dict_metadata
     except Exception as error:
-        raise _damaged(f'{type(error).__name__}: {error}', path) from error
+        raise damaged(path, f'{type(error).__name__}: {error}') from error
     targets: dict[str, Any] = {}
     for key, entry in stored.items():
         like = torch.empty(entry.size, dtype=entry.properties.dtype, device='meta')
@@ -367,9 +366,9 @@ def folder_manifest(path: Path) -> dict[str, Any]:
         if RUN not in manifest['files'] or int(manifest['ranks']) < 1:
             raise ValueError('it is that of no checkpoint')
     except FileNotFoundError as error:
-        raise _damaged(f'there is no {MANIFEST}: it was not written to its end', path) from error
+        raise damaged(path, f'there is no {MANIFEST}: it was not written to its end') from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(f'its {MANIFEST} cannot be read ({error})', path) from error
+        raise damaged(path, f'its {MANIFEST} cannot be read ({error})') from error
     return manifest
 
 
@@ -382,15 +381,9 @@ def _parts(manifest: dict[str, Any]) -> dict[str, list[str]]:
             found.setdefault(name, {})[int(rest)] = file
     for name, files in found.items():
         if sorted(files) != list(range(manifest['ranks'])):
-            raise _damaged(f'{name} is there of ranks {sorted(files)}, of {manifest["ranks"]}')
+            raise damaged(None, f'{name} is there of ranks {sorted(files)}, of '
+                          f'{manifest["ranks"]}')
     return {name: [files[rank] for rank in sorted(files)] for name, files in found.items()}
-
-
-def _damaged(why: str, path: Path | None = None) -> VisionError:
-    return VisionError('VIS-CKPT-303', f'checkpoint {path.name if path else ""} is damaged',
-                       where=str(path or ''), why=why,
-                       do='use an earlier checkpoint: --resume without a path finds the newest '
-                       'whole one')
 
 
 def _rank_and_world() -> tuple[int, int]:

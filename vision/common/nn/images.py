@@ -14,25 +14,22 @@ from vision.common.core.image_bytes import image_size, what_is_wrong
 BAD_IMAGE = 'VIS-DATA-210'
 
 
-def read_image(path: str | Path, *, code: str = BAD_IMAGE,
-               do: str = 'get this file again') -> np.ndarray:
+def read_image(path: str | Path, *, do: str = 'get this file again') -> np.ndarray:
     """An image file as (H, W, 3) uint8 BGR, with the orientation of its EXIF data.
 
     Args:
-        code, do: of the error.
+        do: of the error.
     Raises:
-        VisionError: it is not there, cut short, or cannot be decoded.
+        VisionError: VIS-DATA-210, it is not there, cut short, or cannot be decoded.
     """
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _bad_image(str(path), str(getattr(error, 'strerror', '') or error), code, do
-                         ) from error
-    return decode_image(data, str(path), code=code, do=do)
+        raise _bad_image(str(path), str(getattr(error, 'strerror', '') or error), do) from error
+    return decode_image(data, str(path), do=do)
 
 
-def decode_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
-                 do: str = 'get this file again') -> np.ndarray:
+def decode_image(data: bytes, where: str, *, do: str = 'get this file again') -> np.ndarray:
     """``read_image`` of bytes; ``where`` names them in the error."""
     reason = what_is_wrong(data)
     try:
@@ -41,20 +38,20 @@ def decode_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
         image, reason = None, str(error).split('error: ')[-1].strip()
     if image is None:
         reason = reason or f'{len(data)} bytes that cannot be decoded'
-        raise _bad_image(where, reason, code, do)
+        raise _bad_image(where, reason, do)
     return image
 
 
-def size_of_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
-                  do: str = 'get this file again') -> tuple[int, int]:
+def size_of_image(data: bytes, where: str, *, do: str = 'get this file again'
+                  ) -> tuple[int, int]:
     """(width, height) as the header says, without decoding; refuses what is cut short."""
     if reason := what_is_wrong(data):
-        raise _bad_image(where, reason, code, do)
+        raise _bad_image(where, reason, do)
     return image_size(data)
 
 
-def _bad_image(where: str, reason: str, code: str, do: str) -> VisionError:
-    return VisionError(code, f'the image {where} cannot be read: {reason}', where=where,
+def _bad_image(where: str, reason: str, do: str) -> VisionError:
+    return VisionError(BAD_IMAGE, f'the image {where} cannot be read: {reason}', where=where,
                        why='its pixels would be made up', do=do)
 
 

@@ -292,14 +292,13 @@ class Watchdog:
 
     def _gone(self, rank: int, reports: dict[int, dict]) -> VisionError:
         process, host = self._others.get(rank, ('unknown', 'unknown'))
-        return VisionError(
-            'VIS-DIST-341', f'rank {rank} of {self.world} is gone', where=f'process {process} on '
-            f'host {host}; the others are at ' + '; '.join(
-                f'{report["place"]} (rank {other})' for other, report in sorted(reports.items())),
-            why='it left early while the others wait for it' if self._is_there(f'done/{rank}') else
-            'it was killed, ran out of memory, was stopped, or its machine is unreachable',
-            do='look at its last lines and at dmesg of that host; --resume goes on from the '
-            'newest checkpoint (tools/dist_train.sh --max-restarts N does so by itself)')
+        places = '; '.join(f'{report["place"]} (rank {other})'
+                           for other, report in sorted(reports.items()))
+        return _lost(
+            f'rank {rank} of {self.world} is gone',
+            f'process {process} on host {host}; the others are at {places}',
+            'it left early while the others wait for it' if self._is_there(f'done/{rank}') else
+            'it was killed, ran out of memory, was stopped, or its machine is unreachable')
 
     def _report(self) -> dict[str, Any]:
         last = last_collective()
@@ -325,11 +324,9 @@ class Watchdog:
         holder = f'rank 0 of {self.world}'
         if is_store_of_torchrun():
             holder, process, host = 'torchrun', 'of torchrun', os.environ['MASTER_ADDR']
-        _print(VisionError(
-            'VIS-DIST-341', f'{holder} {what}', where=f'process {process} on host {host}; rank '
-            f'{self.rank} is at {self._report()["place"]}', why=f'its process {why}',
-            do='look at its last lines and at dmesg of that host; --resume goes on from the '
-            'newest checkpoint').render())
+        place = f'rank {self.rank} is at {self._report()["place"]}'
+        _print(_lost(f'{holder} {what}', f'process {process} on host {host}; {place}',
+                     f'its process {why}').render())
         _leave()
 
     def _is_there(self, key: str) -> bool:
@@ -411,6 +408,13 @@ def is_alive(process: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _lost(what: str, where: str, why: str) -> VisionError:
+    return VisionError(
+        'VIS-DIST-341', what, where=where, why=why, do='look at its last lines and at dmesg of '
+        'that host; --resume goes on from the newest checkpoint (tools/dist_train.sh '
+        '--max-restarts N does so by itself)')
 
 
 def _print(text: str) -> None:

@@ -29,7 +29,7 @@ from vision.faces.runtime.face_finder import align_faces
 from vision.registry import DATASETS, TRANSFORMS
 
 # A picture that is left out, or half grey, would change the result.
-_REFUSAL = dict(code='VIS-DATA-1075', do='get the file again or take it off the list')
+_REFUSAL = dict(do='get the file again or take it off the list')
 read_image = partial(images.read_image, **_REFUSAL)
 decode_image = partial(images.decode_image, **_REFUSAL)
 size_of_image = partial(images.size_of_image, **_REFUSAL)
@@ -89,7 +89,7 @@ class FaceFiles(LabelledImages):
         missing = [path for path in found.paths if not (self.root / path).is_file()] \
             if must_exist else []
         if missing:
-            raise VisionError('VIS-DATA-1075', f'{len(missing)} of {len(found.paths)} pictures of '
+            raise VisionError('VIS-DATA-1127', f'{len(missing)} of {len(found.paths)} pictures of '
                               f'the list are not there, first: {missing[0]}',
                               where=str(self.root), why='a result on a part of a list is not the '
                               'result of the list', do='check the folder; LFW names are '

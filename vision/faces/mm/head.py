@@ -12,7 +12,7 @@ from torch import Tensor
 from vision.common.core.errors import VisionError
 from vision.faces.nn.head.gather import batch_sizes, gather_batch, gather_labels
 from vision.faces.nn.head.margins import build_margin
-from vision.faces.nn.head.selective import selective_loss
+from vision.faces.nn.head.selective import selective_loss, wrong_head
 from vision.faces.nn.store.ranks import check_ranks
 from vision.registry import MODELS
 
@@ -97,14 +97,14 @@ class ActiveClassHead(BaseModule):
         Args:
             num_identities: of the data set; None: it does not say.
         Raises:
-            VisionError: VIS-DATA-1014, more identities than classes; VIS-DIST-1024, on every
+            VisionError: VIS-DATA-1015, more identities than classes; VIS-DIST-1024, on every
                 rank, when ranks read different data.
         """
         if self.group is not None:
             check_ranks(self.group, self.store.device, num_identities=num_identities or 0,
                         num_samples=num_samples)
         if num_identities is not None and num_identities > self.num_classes:
-            raise VisionError('VIS-DATA-1014', f'the data set has {num_identities} identities',
+            raise VisionError('VIS-DATA-1015', f'the data set has {num_identities} identities',
                               where='train_dataloader.dataset', why=f'the head has '
                               f'{self.num_classes} classes', do='set model.head.num_classes='
                               f'{num_identities}')
@@ -285,5 +285,4 @@ def _check(num_classes: int, num_subcentres: int, correction: str, selector: dic
                                       or selector.get('random_frac') == 0):
         fault = "correction='sampled' where no row is drawn at random"
     if fault:
-        raise VisionError('VIS-CONFIG-1003', fault, where='model.head',
-                          do='see vision/faces/README.md, the head')
+        raise wrong_head(fault, where='model.head')

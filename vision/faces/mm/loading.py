@@ -26,7 +26,7 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
         checkpoint: .pth, .safetensors or zoo:NAME; or the published MobileFaceNet's state.
         with_flip: flip fusion; None: as the config says.
     Raises:
-        VisionError: VIS-CONFIG-1083 for a config without a recogniser, VIS-ENV-1084 when the
+        VisionError: VIS-CONFIG-1083, 1130 for a config without a recogniser, VIS-ENV-1084 when the
             device is not there, and what reading weights raises.
     """
     if not Path(config).is_file():
@@ -36,7 +36,7 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     settings = (read_safely(path) if is_data_config(path) else Config.fromfile(path)
                 ).get('model') or {}
     if settings.get('type') not in ('FaceRecognizer', 'vision.FaceRecognizer'):
-        raise VisionError('VIS-CONFIG-1083', f'{config} describes no FaceRecognizer',
+        raise VisionError('VIS-CONFIG-1130', f'{config} describes no FaceRecognizer',
                           where='model.type', do='give one of configs/faces')
     settings = dict(settings, head=None)
     if with_flip is not None:

@@ -107,7 +107,7 @@ class IdentificationMetric(_EmbeddingMetric):
                  prefix: str | None = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         if not 0 <= stranger_share < 1:
-            raise VisionError('VIS-DATA-1067', f'stranger_share={stranger_share}',
+            raise VisionError('VIS-CONFIG-1116', f'stranger_share={stranger_share}',
                               where='IdentificationMetric', why='somebody must be in the gallery',
                               do='give a share from 0 below 1')
         self.ranks, self.fpirs = tuple(ranks), tuple(fpirs)

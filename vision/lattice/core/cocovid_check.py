@@ -29,7 +29,7 @@ class Problem:
     """One broken rule.
 
     Args:
-        rule: its short name, as in docs/errors/data.md.
+        rule: its short name, as in datasets/README.md.
         table: categories, videos, images, annotations or file.
         record: the record's id, or ``#i`` for its place when it has no usable id.
         text: what came and what is wanted.

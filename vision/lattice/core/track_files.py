@@ -51,7 +51,7 @@ def _named(read: Callable) -> Callable:
         try:
             return read(Path(path), *args)
         except FileNotFoundError as error:
-            raise VisionError('VIS-DATA-216', f'{path} is not there', why='it is named by a list '
+            raise VisionError('VIS-DATA-229', f'{path} is not there', why='it is named by a list '
                               'or on the command line', do='look at the path') from error
         except (ElementTree.ParseError, UnicodeDecodeError, ValueError, AttributeError,
                 LookupError, TypeError, OverflowError, OSError) as error:

@@ -52,6 +52,13 @@ RECALLS = np.linspace(0, 1, 101)
 _DRAW_ELEMENTS = 2_000_000
 
 
+def require_protocol(protocol: str) -> None:
+    """Refuse (VIS-CONFIG-405) what is none of ``PROTOCOLS``."""
+    if protocol not in PROTOCOLS:
+        raise VisionError('VIS-CONFIG-405', f'protocol={protocol!r} is not known',
+                          where='protocol', do=f'use one of {", ".join(PROTOCOLS)}')
+
+
 def evaluate_video(truths: Sequence[TruthFrame], detections: Sequence[FrameBoxes], *,
                    num_classes: int, protocol: str = 'ilsvrc',
                    speed: bool = True) -> dict[str, float]:
@@ -83,9 +90,7 @@ class VideoEvaluation:
 
     def __init__(self, truths: Sequence[TruthFrame], detections: Sequence[FrameBoxes], *,
                  num_classes: int, protocol: str = 'ilsvrc') -> None:
-        if protocol not in PROTOCOLS:
-            raise VisionError('VIS-CONFIG-405', f'protocol={protocol!r} is not known',
-                              do=f'use one of {", ".join(PROTOCOLS)}')
+        require_protocol(protocol)
         self.is_coco = protocol == 'coco'
         self.is_mega = protocol == 'mega'
         self.extra = 0.0 if self.is_coco else 1.0

@@ -142,16 +142,19 @@ def _check(what: str, frame: np.ndarray, numbers: np.ndarray, label: np.ndarray,
            num_classes: int, truths: Sequence[TruthFrame]) -> None:
     is_number = np.isfinite(numbers).all(1)
     is_class = (label >= 0) & (label < num_classes)
-    for good, code, why in ((is_number, 'VIS-DATA-403', 'a box or score is not finite'),
-                            (is_class, 'VIS-DATA-404',
-                             f'labels go from 0 to num_classes - 1 = {num_classes - 1}')):
-        if not good.all():
-            bad = np.flatnonzero(~good)
-            first = truths[frame[bad[0]]]
-            raise VisionError(code, f'{len(bad)} {what} rows cannot be judged; the first has '
-                              f'label {label[bad[0]]}, numbers {numbers[bad[0]].tolist()}',
-                              where=f'video {first.video_id}, frame {first.frame_id}', why=why,
-                              do='mend the annotation, or the model that made the boxes')
+
+    def refused(code: str, bad: np.ndarray, why: str) -> VisionError:
+        first = truths[frame[bad[0]]]
+        return VisionError(code, f'{len(bad)} {what} rows cannot be judged; the first has label '
+                           f'{label[bad[0]]}, numbers {numbers[bad[0]].tolist()}',
+                           where=f'video {first.video_id}, frame {first.frame_id}', why=why,
+                           do='mend the annotation, or the model that made the boxes')
+
+    if not is_number.all():
+        raise refused('VIS-DATA-403', np.flatnonzero(~is_number), 'a box or score is not finite')
+    if not is_class.all():
+        raise refused('VIS-DATA-404', np.flatnonzero(~is_class),
+                      f'labels go from 0 to num_classes - 1 = {num_classes - 1}')
 
 
 def _join(parts: list, empty: tuple[int, ...], dtype) -> np.ndarray:

@@ -245,7 +245,7 @@ class MixedVideoImageDataset(Dataset):
                               f'{self.metainfo["classes"]}', why='label i must mean one class',
                               do='give every part the same metainfo=dict(classes=(...))')
         if not num_samples:
-            raise VisionError('VIS-DATA-207', f'no sample can be taken from {part.ann_file}',
+            raise VisionError('VIS-DATA-228', f'no sample can be taken from {part.ann_file}',
                               why='no frame is marked is_vid_train_frame, or none has a box',
                               do="make the file again with the train split's list, or set "
                                  "frames='all'")

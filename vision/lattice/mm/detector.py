@@ -27,7 +27,7 @@ from vision.lattice.nn.losses import MovementSample, lattice_losses
 from vision.lattice.nn.propagation import PropagationNet
 from vision.lattice.nn.refinement import RefinementNet
 from vision.lattice.runtime.detectors import OnnxDetector
-from vision.lattice.runtime.methods import build_filler, build_policy
+from vision.lattice.runtime.methods import build_filler, build_policy, require_method
 from vision.registry import MODELS
 
 METHODS = ('paper', 'flow', 'linear')
@@ -87,7 +87,8 @@ class LatticeDetector(BaseModel):
             raise VisionError('VIS-CONFIG-701', f'rescoring={rescoring!r} is not known',
                               where='LatticeDetector', why=f'it is one of {RESCORINGS}',
                               do="use None or 'average'")
-        self.detector_config, self.method = detector, _known_method(method)
+        self.detector_config = detector
+        self.method = require_method(method, METHODS, where='LatticeDetector')
         self.propagation = self.refinement = None
         if method == 'paper':
             for name, cls, options in (('propagation', PropagationNet, propagation),
@@ -96,7 +97,7 @@ class LatticeDetector(BaseModel):
             self.propagation = PropagationNet(**(propagation or {}))
             self.refinement = RefinementNet(**(refinement or {}))
         elif propagation is not None or refinement is not None:
-            raise VisionError('VIS-CONFIG-707', f'networks for method={method!r}',
+            raise VisionError('VIS-CONFIG-711', f'networks for method={method!r}',
                               where='LatticeDetector', why='this method has none',
                               do="leave propagation and refinement out, or use method='paper'")
         self.checkpoint_unused_prefixes = \
@@ -182,7 +183,7 @@ class LatticeDetector(BaseModel):
         are kept: predictions get its labels, by name, whatever the detector's order is.
 
         Raises:
-            VisionError: VIS-CONFIG-705, refinement is to learn another number of classes;
+            VisionError: VIS-CONFIG-710, refinement is to learn another number of classes;
                 VIS-CONFIG-707, a method without networks.
         """
         if not where.startswith('train'):
@@ -193,7 +194,7 @@ class LatticeDetector(BaseModel):
         self._training_classes = classes or None
         if known and len(classes) != known:
             raise VisionError(
-                'VIS-CONFIG-705', f'refinement knows {known} classes, the data set '
+                'VIS-CONFIG-710', f'refinement knows {known} classes, the data set '
                 f'{len(classes)}', where=where, why='refinement learns to tell them apart',
                 do=f'refinement=dict(num_classes={len(classes)}), or 0 to leave the classes to '
                 'the detector')
@@ -207,7 +208,8 @@ class LatticeDetector(BaseModel):
                 and any option of ``LatticeEngine`` (mode, cut_detector, executor).
         """
         policy = build_policy(overrides.pop('policy', self.keyframes))
-        method = _known_method(overrides.pop('method', self.method))
+        method = require_method(overrides.pop('method', self.method), METHODS,
+                                where='LatticeDetector')
         self.eval()
         if method != 'paper':
             return LatticeEngine(self.detector, build_filler(method), policy, **overrides)
@@ -298,7 +300,7 @@ class _Session:
 
     def push(self, frame: np.ndarray, sample) -> list:
         if sample.video_id != self.video_id:
-            raise VisionError('VIS-CONFIG-703', f'frame {sample.frame_id} of video '
+            raise VisionError('VIS-CONFIG-708', f'frame {sample.frame_id} of video '
                               f'{sample.video_id} came while video {self.video_id} is open',
                               where='LatticeDetector', why='videos come one after another',
                               do="test_dataloader: sampler=dict(type='VideoFrameSampler')")
@@ -355,14 +357,6 @@ def _labels_by_name(detector: Sequence[str], data: Sequence[str]) -> np.ndarray 
         print_log(f'the detector has no class {", ".join(never[:NUM_NAMES])}: boxes of it count '
                   'as never found', logger='current', level=logging.WARNING)
     return labels
-
-
-def _known_method(method: str) -> str:
-    if method not in METHODS:
-        raise VisionError('VIS-CONFIG-107', f'method={method!r} is not known',
-                          where='LatticeDetector', why=f'the methods are {", ".join(METHODS)}',
-                          do='use one of these')
-    return method
 
 
 def _direction(row: dict[str, Tensor], end: int) -> MovementSample:

@@ -16,10 +16,10 @@ from vision.common.core.errors import VisionError
 from vision.lattice.core.structures import FrameBoxes
 from vision.lattice.core.vid_eval import (
     IOU_THRESHOLDS,
-    PROTOCOLS,
     SPEEDS,
     TruthFrame,
     VideoEvaluation,
+    require_protocol,
 )
 from vision.registry import METRICS
 
@@ -42,9 +42,7 @@ class VIDMetric(BaseMetric):
     def __init__(self, protocol: str = 'ilsvrc', *, speed: bool = True, classwise: bool = True,
                  collect_device: str = 'cpu', prefix: str | None = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        if protocol not in PROTOCOLS:
-            raise VisionError('VIS-CONFIG-405', f'protocol={protocol!r} is not known',
-                              where='VIDMetric', do=f'use one of {", ".join(PROTOCOLS)}')
+        require_protocol(protocol)
         self.protocol, self.speed, self.classwise = protocol, speed, classwise
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:

@@ -48,8 +48,8 @@ class MMDetDetector(nn.Module):
     Attributes:
         classes: class names in label order.
     Raises:
-        VisionError: VIS-CONFIG-801..804 about the config, VIS-CKPT-805..806 about the checkpoint,
-            and what loading it raises (``vision.common.nn.checkpoint``).
+        VisionError: VIS-CONFIG-801..804, 815 about the config, VIS-CKPT-805..806 about the
+            checkpoint, and what loading it raises (``vision.common.nn.checkpoint``).
     """
 
     def __init__(self, config: str | PathLike | Config, checkpoint: str | PathLike | None = None,
@@ -58,7 +58,8 @@ class MMDetDetector(nn.Module):
         super().__init__()
         if not 0 <= score_thr < 1 or max_per_frame < 1:
             raise VisionError('VIS-CONFIG-801', f'score_thr={score_thr} must be in [0, 1) and '
-                              f'max_per_frame={max_per_frame} at least 1', where='MMDetDetector')
+                              f'max_per_frame={max_per_frame} at least 1', where='MMDetDetector',
+                              do='change what is out of its range, or leave it out')
         if checkpoint is None and not allow_random:
             raise VisionError('VIS-CKPT-805', 'the detector has no checkpoint',
                               where='MMDetDetector', why='random weights detect nothing',
@@ -150,7 +151,7 @@ def _build_pipeline(config: Config):
     steps = [step for step in _find(config, 'pipeline') or []
              if not step['type'].endswith('Annotations')]
     if not steps or not steps[0]['type'].endswith('LoadImageFromFile'):
-        raise VisionError('VIS-CONFIG-803', 'the test pipeline of the detector config does not '
+        raise VisionError('VIS-CONFIG-815', 'the test pipeline of the detector config does not '
                           'begin with LoadImageFromFile', where=str(config.filename),
                           why='frames take the place of the file that it would read',
                           do='give a config with test_dataloader.dataset.pipeline')

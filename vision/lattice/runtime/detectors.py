@@ -47,7 +47,7 @@ class CallableDetector:
         """Boxes of one frame, best first.
 
         Raises:
-            VisionError: VIS-INPUT-103 not a picture, VIS-INPUT-810 what the function returned.
+            VisionError: VIS-INPUT-812 not a picture, VIS-INPUT-810 what the function returned.
         """
         require_picture(image_bgr)
         found = self.function(image_bgr)
@@ -83,7 +83,7 @@ def as_detector(source: Any, *, classes: Sequence[str] | None = None, **options:
             needs ``classes``; an .onnx path, ``zoo:NAME`` or the name of a zoo entry.
         classes, options: see ``CallableDetector`` and ``OnnxDetector``.
     Raises:
-        VisionError: VIS-CONFIG-811 none of these, or options that it cannot take; and what
+        VisionError: VIS-CONFIG-811, 817 none of these, or options that it cannot take; and what
             opening the file raises.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -91,7 +91,7 @@ def as_detector(source: Any, *, classes: Sequence[str] | None = None, **options:
         is_entry = not text.startswith('zoo:') and not Path(text).exists() and text in load_index()
         path = resolve(f'zoo:{text}' if is_entry else text)
         if path.suffix.lower() != '.onnx':
-            raise VisionError('VIS-CONFIG-811', f'{text} is no .onnx file', where=str(path),
+            raise VisionError('VIS-CONFIG-817', f'{text} is no .onnx file', where=str(path),
                               why='checkpoints and configs of mmdet need the training extra: '
                               'MMDetDetector', do='export it, or give an object with detect()')
         return OnnxDetector(path, classes=classes, **options)

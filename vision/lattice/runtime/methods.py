@@ -46,12 +46,18 @@ def build_engine(detector: Detector, *, method: str = 'flow',
 
 
 def build_filler(method: str, flow: FlowOptions | None = None) -> Filler:
-    if method not in METHODS:
-        raise VisionError('VIS-CONFIG-107', f'method={method!r} is not known', where='method',
-                          why=f'the methods are {", ".join(METHODS)}', do='use one of these')
+    require_method(method, METHODS, where='method')
     if method == 'flow':
         return FlowFiller(flow)
     return NodeFiller(GreyFrames(), num_stages=0, merge='median', min_score=0.0)
+
+
+def require_method(method: str, methods: tuple[str, ...], *, where: str) -> str:
+    """``method``; VIS-CONFIG-107 when it is none of ``methods``."""
+    if method not in methods:
+        raise VisionError('VIS-CONFIG-107', f'method={method!r} is not known', where=where,
+                          why=f'the methods are {", ".join(methods)}', do='use one of these')
+    return method
 
 
 def build_policy(keyframes: dict | KeyframePolicy | int) -> KeyframePolicy:
@@ -70,6 +76,6 @@ def build_policy(keyframes: dict | KeyframePolicy | int) -> KeyframePolicy:
     try:
         return getattr(keyframe_policies, name)(**options)
     except TypeError as error:
-        raise VisionError('VIS-CONFIG-704', f'keyframes of type {name}: {error}',
+        raise VisionError('VIS-CONFIG-709', f'keyframes of type {name}: {error}',
                           where='keyframes', why='its arguments are others',
                           do=f'see vision.lattice.core.keyframes.{name}') from error

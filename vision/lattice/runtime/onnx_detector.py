@@ -92,7 +92,7 @@ class OnnxDetector:
         decoding: the key of ``DECODINGS`` in use.
     Raises:
         VisionError: VIS-INPUT-611 no such file, VIS-CKPT-807 a file that cannot be run,
-            VIS-CONFIG-801 limits, 804 class names, 808 decoding, 809 input size.
+            VIS-CONFIG-814 limits, 816 class names, 808 decoding, 809 input size.
     """
 
     def __init__(self, path: str | os.PathLike, *, classes: Sequence[str] | None = None,
@@ -103,9 +103,10 @@ class OnnxDetector:
         if (not 0 <= score_thr < 1 or not 0 < nms_iou <= 1 or max_per_frame < 1 or threads < 1
                 or colour not in (None, 'bgr', 'rgb')):
             raise VisionError(
-                'VIS-CONFIG-801', f'score_thr={score_thr} must be in [0, 1), nms_iou={nms_iou} in '
+                'VIS-CONFIG-814', f'score_thr={score_thr} must be in [0, 1), nms_iou={nms_iou} in '
                 f'(0, 1], max_per_frame={max_per_frame} and threads={threads} at least 1, '
-                f'colour={colour!r} bgr or rgb', where='OnnxDetector')
+                f'colour={colour!r} bgr or rgb', where='OnnxDetector',
+                do='change what is out of its range, or leave it out')
         if decoding not in ('auto', *DECODINGS):
             raise _decoding_error(f'decoding={decoding!r} is unknown', path)
         path = resolve(path)
@@ -134,7 +135,7 @@ class OnnxDetector:
 
         Shapes: image_bgr (H, W, 3) uint8.
         Raises:
-            VisionError: VIS-INPUT-103 not such an array, VIS-RUN-106 outputs that are not finite.
+            VisionError: VIS-INPUT-812 not such an array, VIS-RUN-813 outputs that are not finite.
         """
         require_picture(image_bgr)
         if self._fits_frame:
@@ -187,7 +188,7 @@ class OnnxDetector:
             sides = np.exp(np.minimum(sides, MAX_LOG_SIDE)) * strides
         boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
         if not (np.isfinite(best).all() and np.isfinite(boxes).all()):
-            raise VisionError('VIS-RUN-106', 'the detector gave scores or boxes that are not '
+            raise VisionError('VIS-RUN-813', 'the detector gave scores or boxes that are not '
                               'finite', where='OnnxDetector', why='the file is damaged or its '
                               'training diverged', do='export the weights again')
         return boxes, scores, labels
@@ -290,10 +291,10 @@ def scaled_size(frame: tuple[int, int], room: tuple[int, int]) -> tuple[int, int
 
 
 def require_picture(image_bgr: np.ndarray) -> None:
-    """Refuse anything but (H, W, 3) uint8 (VIS-INPUT-103)."""
+    """Refuse anything but (H, W, 3) uint8 (VIS-INPUT-812)."""
     shape, kind = getattr(image_bgr, 'shape', ()), getattr(image_bgr, 'dtype', None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != np.uint8:
-        raise VisionError('VIS-INPUT-103', f'a frame is {shape} {kind}', where='detect()',
+        raise VisionError('VIS-INPUT-812', f'a frame is {shape} {kind}', where='detect()',
                           why='a frame is (height, width, 3) uint8 in BGR order',
                           do='convert it: cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)')
 
@@ -370,7 +371,7 @@ def _class_names(given: Sequence[str] | None, session: onnxruntime.InferenceSess
         except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
             names = ()
     if len(names) != number:
-        raise VisionError('VIS-CONFIG-804', f'the detector knows {number} classes but '
+        raise VisionError('VIS-CONFIG-816', f'the detector knows {number} classes but '
                           f'{len(names)} names are given', where=str(path),
                           why='names come from classes=, else from the file, else are COCO\'s '
                           'for 80 classes', do='give classes=(...) in label order')

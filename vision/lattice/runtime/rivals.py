@@ -194,7 +194,7 @@ class BlendBridge:
 
     def easiness(self, size_cap: float) -> float:
         """This rival is measured on uniform grids alone."""
-        raise VisionError('VIS-CONFIG-105', 'adaptive keyframes over dense flow',
+        raise VisionError('VIS-CONFIG-110', 'adaptive keyframes over dense flow',
                           where='keyframes', why='this rival has no measure of easiness',
                           do="use dict(type='UniformKeyframes', gap_frames=...)")
 

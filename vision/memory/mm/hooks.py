@@ -66,7 +66,7 @@ class ActivationMemoryHook(Hook):
             raise VisionError('VIS-CONFIG-1436', 'no budget is given', where='activation_memory',
                               do="activation_memory=dict(budget='12GB'), or a ratio: budget=0.4")
         if not isinstance(report_interval, int) or report_interval < 1:
-            raise VisionError('VIS-CONFIG-1436', f'report_interval is {report_interval!r}',
+            raise VisionError('VIS-CONFIG-1440', f'report_interval is {report_interval!r}',
                               where='activation_memory', do='a number of steps, from 1 on')
         self.budget = parse_budget(budget)
         self.host_bytes = _host_bytes(host_budget, actions)
@@ -226,7 +226,7 @@ def _host_bytes(host_budget: str | int | None, actions: str) -> int | None:
                           where='activation_memory.host_budget',
                           do="an amount, such as '32GB', or None for no cap")
     if actions == 'recompute':
-        raise VisionError('VIS-CONFIG-1435', f'host_budget={host_budget!r} with '
+        raise VisionError('VIS-CONFIG-1439', f'host_budget={host_budget!r} with '
                           "actions='recompute'", where='activation_memory.host_budget',
                           why='nothing goes to the host', do="remove it, or actions='both'")
     return num_bytes

@@ -19,7 +19,7 @@ def cut(costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
         costs: of each piece of the model, in order, at least 0 in any unit.
         num_stages: S, number of ranges.
     Raises:
-        VisionError: VIS-CONFIG-1501, fewer pieces than stages, or a cost that is none.
+        VisionError: VIS-CONFIG-1501, fewer pieces than stages; 1528, a cost that is none.
     """
     if num_stages < 1 or len(costs) < num_stages:
         raise VisionError('VIS-CONFIG-1501', f'{len(costs)} pieces for {num_stages} stages',
@@ -28,7 +28,7 @@ def cut(costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
                           'fewer ranks or chunks')
     wrong = next((index for index, cost in enumerate(costs) if not 0 <= cost < float('inf')), None)
     if wrong is not None:
-        raise VisionError('VIS-CONFIG-1501', f'piece {wrong} costs {costs[wrong]}',
+        raise VisionError('VIS-CONFIG-1528', f'piece {wrong} costs {costs[wrong]}',
                           why='a cost is a finite number from 0 on', do='measure the pieces again')
     sums = [0, *accumulate(costs)]
     most = _least_maximum(sums, num_stages)

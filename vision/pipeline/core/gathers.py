@@ -40,10 +40,10 @@ def with_gathers(table: Table, *, active: int = 2, reduce: str = 'per_unit') -> 
             whole gradients of up to V chunks are kept until then. The same for a table without
             units.
     Raises:
-        VisionError: VIS-CONFIG-1509, a value that is not allowed.
+        VisionError: VIS-CONFIG-1542, a value that is not allowed.
     """
     if active < 1 or reduce not in REDUCE_MODES:
-        raise VisionError('VIS-CONFIG-1509', f'gathers with active={active!r}, reduce={reduce!r}',
+        raise VisionError('VIS-CONFIG-1542', f'gathers with active={active!r}, reduce={reduce!r}',
                           why='active is a number of chunks from 1 on, reduce one of '
                           f'{", ".join(REDUCE_MODES)}', do='give such a value')
     assert all(action.kind in COMPUTE for row in table.rows for action in row), \

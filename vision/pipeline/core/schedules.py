@@ -17,7 +17,7 @@ def make_table(name: str, num_ranks: int, num_chunks: int, num_microbatches: int
     Args:
         num_ranks: P; num_chunks: V, stages of a rank; num_microbatches: M, of one step.
     Raises:
-        VisionError: VIS-CONFIG-1504, an unknown name or a combination the schedule has not.
+        VisionError: VIS-CONFIG-1504, an unknown name; 1538 to 1540, a combination it has not.
     """
     if name not in SCHEDULES:
         raise VisionError('VIS-CONFIG-1504', f'there is no schedule {name!r}',
@@ -29,11 +29,11 @@ def make_table(name: str, num_ranks: int, num_chunks: int, num_microbatches: int
 
 
 def refuse_sizes(name: str, num_ranks: int, num_chunks: int, num_microbatches: int) -> None:
-    """Raises VIS-CONFIG-1504 for a number below 1."""
+    """Raises VIS-CONFIG-1540 for a number below 1."""
     sizes = dict(ranks=num_ranks, chunks=num_chunks, microbatches=num_microbatches)
     for word, size in sizes.items():
         if size < 1:
-            raise VisionError('VIS-CONFIG-1504', f'{name} with {size} {word}',
+            raise VisionError('VIS-CONFIG-1540', f'{name} with {size} {word}',
                               why='a pipeline has at least one rank, one chunk on each and one '
                               'micro-batch', do=f'give at least 1 of {word}')
 
@@ -65,7 +65,7 @@ def interleaved_1f1b(num_ranks: int, num_chunks: int, num_microbatches: int) -> 
     """
     num_rounds = max(1, num_microbatches // num_ranks)
     if num_microbatches % num_rounds:
-        raise VisionError('VIS-CONFIG-1504', f'interleaved-1f1b with {num_microbatches} '
+        raise VisionError('VIS-CONFIG-1538', f'interleaved-1f1b with {num_microbatches} '
                           f'micro-batches on {num_ranks} ranks',
                           why=f'they go in {num_rounds} equal rounds of at least {num_ranks}',
                           do=f'give a multiple of {num_ranks}, such as '
@@ -105,7 +105,7 @@ SCHEDULES: dict[str, Callable[[int, int, int], Table]] = {
 
 def _refuse_chunks(name: str, num_chunks: int, instead: str) -> None:
     if num_chunks != 1:
-        raise VisionError('VIS-CONFIG-1504', f'{name} with {num_chunks} chunks on each rank',
+        raise VisionError('VIS-CONFIG-1539', f'{name} with {num_chunks} chunks on each rank',
                           why='it has one chunk on each rank',
                           do=f'give 1 chunk, or use {instead}')
 

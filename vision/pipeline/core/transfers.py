@@ -165,25 +165,23 @@ def _check_tasks(table: Table) -> None:
         for action in row:
             stage, kind, mb = action
             if kind not in KINDS:
-                raise _fault('VIS-CONFIG-1505', f'rank {rank} has {action}',
-                             f'kinds are {", ".join(KINDS)}')
+                raise _wrong_task(f'rank {rank} has {action}', f'kinds are {", ".join(KINDS)}')
             if not 0 <= stage < num_stages or table.rank_of[stage] != rank:
-                raise _fault('VIS-CONFIG-1505', f'rank {rank} has {action}',
-                             'it is of a stage that the rank does '
-                             f'not hold; it holds {table.stages_of(rank)}')
+                raise _wrong_task(f'rank {rank} has {action}', 'it is of a stage that the rank '
+                                  f'does not hold; it holds {table.stages_of(rank)}')
             if kind in COMPUTE:
                 if mb is None or not 0 <= mb < num_mbs:
-                    raise _fault('VIS-CONFIG-1505', f'rank {rank} has {action}',
-                                 f'micro-batches are 0 to {num_mbs - 1}')
+                    raise _wrong_task(f'rank {rank} has {action}',
+                                      f'micro-batches are 0 to {num_mbs - 1}')
                 found[action] += 1
     for stage in range(num_stages):
         for mb in range(num_mbs):
             counts = [found[Action(stage, kind, mb)] for kind in (F, I, W, B)]
             if counts not in ([1, 1, 1, 0], [1, 0, 0, 1]):
                 said = ', '.join(f'{n} {kind}' for n, kind in zip(counts, 'FIWB', strict=True))
-                raise _fault('VIS-CONFIG-1505', f'stage {stage} does micro-batch {mb} with {said}',
-                             'each micro-batch goes through each stage once, forward and back, '
-                             'as F I W or F B')
+                raise _wrong_task(f'stage {stage} does micro-batch {mb} with {said}',
+                                  'each micro-batch goes through each stage once, forward and '
+                                  'back, as F I W or F B')
 
 
 def _check_last_stage(table: Table) -> None:
@@ -255,14 +253,14 @@ def _check_gathers(rank: int, row: tuple[Action, ...]) -> None:
     for action in row:
         stage, kind = action.stage, action.kind
         if kind == UNSHARD and stage in whole:
-            raise _fault('VIS-CONFIG-1509', f'rank {rank} does {action} while the chunk is whole',
-                         'a chunk is gathered after it was freed')
+            raise _wrong_gather(f'rank {rank} does {action} while the chunk is whole',
+                                'a chunk is gathered after it was freed')
         if kind in (*COMPUTE, RESHARD, REDUCE_GRAD) and stage not in whole:
-            raise _fault('VIS-CONFIG-1509', f'rank {rank} does {action} while the chunk is not '
-                         'whole', 'an UNSHARD of the stage comes first')
+            raise _wrong_gather(f'rank {rank} does {action} while the chunk is not whole',
+                                'an UNSHARD of the stage comes first')
         if kind == REDUCE_GRAD and stage not in unreduced:
-            raise _fault('VIS-CONFIG-1509', f'rank {rank} does {action} with no gradient made '
-                         'since the last', 'gradients are reduced after a W or B of the stage')
+            raise _wrong_gather(f'rank {rank} does {action} with no gradient made since the last',
+                                'gradients are reduced after a W or B of the stage')
         if kind == UNSHARD:
             whole.add(stage)
         elif kind == RESHARD:
@@ -272,9 +270,10 @@ def _check_gathers(rank: int, row: tuple[Action, ...]) -> None:
         elif kind == REDUCE_GRAD:
             unreduced.remove(stage)
     if whole or unreduced:
-        raise _fault('VIS-CONFIG-1509', f'rank {rank} ends with stages {sorted(whole)} whole and '
-                     f'{sorted(unreduced)} with gradients not reduced',
-                     'every chunk is freed and every gradient reduced at the end of a step')
+        raise _wrong_gather(
+            f'rank {rank} ends with stages {sorted(whole)} whole and {sorted(unreduced)} with '
+            'gradients not reduced',
+            'every chunk is freed and every gradient reduced at the end of a step')
 
 
 def _rendezvous(table: Table) -> None:
@@ -310,6 +309,14 @@ def _rendezvous(table: Table) -> None:
             waits[rank] = str(action), rank_of[partner(action).stage]
     if waits:
         raise stuck_error(waits)
+
+
+def _wrong_task(what: str, why: str) -> VisionError:
+    return _fault('VIS-CONFIG-1505', what, why)
+
+
+def _wrong_gather(what: str, why: str) -> VisionError:
+    return _fault('VIS-CONFIG-1509', what, why)
 
 
 def _fault(code: str, what: str, why: str) -> VisionError:

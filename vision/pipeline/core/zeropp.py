@@ -59,7 +59,7 @@ def zeropp_rows(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
         tie: 'backward', the order above; 'forward', F before I; 'patient', no W is begun that an
             I or F on its way would have to wait for, if the rank waits less than half of the W.
     Raises:
-        VisionError: VIS-CONFIG-1504, sizes that are not possible.
+        VisionError: VIS-CONFIG-1540, 1541, sizes that are not possible.
     """
     refuse_unit(num_ranks, num_chunks, num_microbatches, unit)
     units = unit_ranges(num_microbatches, unit)
@@ -74,10 +74,10 @@ def zeropp_rows(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
 
 
 def refuse_unit(num_ranks: int, num_chunks: int, num_microbatches: int, unit: int) -> None:
-    """Raises VIS-CONFIG-1504 for sizes that are not possible."""
+    """Raises VIS-CONFIG-1540 or 1541 for sizes that are not possible."""
     refuse_sizes('zeropp', num_ranks, num_chunks, num_microbatches)
     if not 1 <= unit <= num_microbatches:
-        raise VisionError('VIS-CONFIG-1504', f'zeropp with a unit of {unit} micro-batches',
+        raise VisionError('VIS-CONFIG-1541', f'zeropp with a unit of {unit} micro-batches',
                           why=f'a step has {num_microbatches} micro-batches, a unit 1 of them to '
                           'all', do=f'give a unit from 1 to {num_microbatches}')
 

@@ -12,6 +12,7 @@ from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from torch import nn
 
 from vision.common.core.errors import VisionError
+from vision.common.mm.checkpoints import other_parameters
 
 
 class Numbering:
@@ -23,7 +24,7 @@ class Numbering:
                               where='optim_wrapper', why='one step of the pipeline makes all '
                               'gradients', do='use one optimizer, with paramwise_cfg for groups')
         if getattr(wrapper, '_accumulative_counts', 1) > 1:
-            raise VisionError('VIS-CONFIG-1536', 'accumulative_counts in a pipeline',
+            raise VisionError('VIS-CONFIG-1549', 'accumulative_counts in a pipeline',
                               where='optim_wrapper.accumulative_counts', why='the micro-batches '
                               'of a step are accumulated already',
                               do='remove it and raise num_microbatches and batch_size')
@@ -55,16 +56,12 @@ class Numbering:
         """The reverse; what other ranks hold is left out.
 
         Raises:
-            VisionError: VIS-CONFIG-329, the state is of other parameters.
+            VisionError: VIS-CONFIG-348, the state is of other parameters.
         """
         sizes = [len(group['params']) for group in state['param_groups']]
         if sizes != [len(names) for names in self.groups]:
-            raise VisionError('VIS-CONFIG-329', 'the optimizer of the checkpoint steps other '
-                              'parameters', where=filename, why=f'parameters by group: '
-                              f'{sizes[:5]} instead of '
-                              f'{[len(names) for names in self.groups][:5]}',
-                              do='give the parameter groups of that run, or begin a new one: '
-                              f'load_from={filename}')
+            raise other_parameters(filename, f'parameters by group: {sizes[:5]} instead of '
+                                   f'{[len(names) for names in self.groups][:5]}')
         place = {self.number[name]: i for i, name in enumerate(self.own)}
         own, groups = set(self.own), []
         for group, names in zip(state['param_groups'], self.groups, strict=True):

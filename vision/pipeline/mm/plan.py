@@ -58,14 +58,14 @@ class Planner:
 
     def __post_init__(self) -> None:
         if self.schedule not in NAMES:
-            raise _refused(f'no schedule is called {self.schedule!r}', 'strategy.schedule',
+            raise wrong_option(f'no schedule is called {self.schedule!r}', 'schedule',
                            f'one of {", ".join(NAMES)}')
         is_number = isinstance(self.unit, int) and not isinstance(self.unit, bool)
         if not (self.unit == 'auto' or is_number and 1 <= self.unit <= self.num_microbatches):
-            raise _refused(f'a unit of {self.unit!r} micro-batches', 'strategy.unit',
+            raise wrong_option(f'a unit of {self.unit!r} micro-batches', 'unit',
                            f"'auto', or from 1 to num_microbatches={self.num_microbatches}")
         if is_number and self.schedule != 'zeropp':
-            raise _refused(f'unit={self.unit} with schedule={self.schedule!r}', 'strategy.unit',
+            raise wrong_option(f'unit={self.unit} with schedule={self.schedule!r}', 'unit',
                            "remove it, or take schedule='zeropp', which alone has units")
 
     def make(self, costs_of: Callable[[tuple[int, ...]], Costs]) -> tuple[Table, str]:
@@ -74,7 +74,7 @@ class Planner:
         Args:
             costs_of: costs where these ranks have the stages.
         Raises:
-            VisionError: VIS-CONFIG-1503, nothing fits the budget; 1504, 1510: sizes that the
+            VisionError: VIS-CONFIG-1503, 1529, nothing fits the budget; 1504, 1510: sizes that the
                 schedule cannot have.
         """
         names = [self.schedule]
@@ -128,7 +128,7 @@ class Planner:
         if self.budget_bytes is not None and needed > self.budget_bytes:
             unit = '' if table.unit is None else f' with a unit of {table.unit}'
             raise VisionError(
-                'VIS-CONFIG-1503', f'{table.name}{unit} takes {format_bytes(needed)} on a rank, '
+                'VIS-CONFIG-1529', f'{table.name}{unit} takes {format_bytes(needed)} on a rank, '
                 f'the budget is {format_bytes(self.budget_bytes)}', where='strategy.memory',
                 do="schedule='zeropp' with unit='auto', which looks for one that fits, or a "
                 'larger memory')
@@ -202,5 +202,6 @@ def measured_costs(model: nn.Module, inputs: Tensor, given: Any, *, num_ranks: i
         f'takes {sum(cost.seconds for cost in costs):.3g} s in all of them')
 
 
-def _refused(what: str, where: str, do: str) -> VisionError:
-    return VisionError('VIS-CONFIG-1535', what, where=where, do=do)
+def wrong_option(what: str, option: str, do: str) -> VisionError:
+    """VIS-CONFIG-1535: an option of the strategy that is not possible."""
+    return VisionError('VIS-CONFIG-1535', what, where=f'strategy.{option}', do=do)

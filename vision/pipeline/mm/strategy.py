@@ -29,7 +29,7 @@ from vision.pipeline.core.tasks import Table, row_as_text, row_from_text
 from vision.pipeline.core.transfers import validate
 from vision.pipeline.mm.model import PipelinedModel
 from vision.pipeline.mm.numbering import Numbering
-from vision.pipeline.mm.plan import ONE_CHUNK, V_SHAPED, Planner, stage_costs
+from vision.pipeline.mm.plan import ONE_CHUNK, V_SHAPED, Planner, stage_costs, wrong_option
 from vision.pipeline.nn.chunks import (
     Chunk,
     Piece,
@@ -101,24 +101,24 @@ class ZeroPPStrategy(SingleDeviceStrategy):
                                    ('num_microbatches', num_microbatches, 1),
                                    ('profile_steps', profile_steps, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise _refused(f'{name}={value!r}', name, f'a whole number from {least} on')
+                raise wrong_option(f'{name}={value!r}', name, f'a whole number from {least} on')
         for name, value, allowed in (('checkpoint', checkpoint, ('folder', 'full')),
                                      ('param_dtype', param_dtype, DTYPES)):
             if value not in allowed:
-                raise _refused(f'{name}={value!r}', name, f'one of {allowed}')
+                raise wrong_option(f'{name}={value!r}', name, f'one of {allowed}')
         if reshard_after_forward:
-            raise _refused('reshard_after_forward=True', 'reshard_after_forward', 'leave it out: '
-                           'the schedule says when a chunk is gathered and given back; a module '
-                           'that does it by itself loses gradients without a word')
+            raise wrong_option('reshard_after_forward=True', 'reshard_after_forward', 'leave it '
+                               'out: the schedule says when a chunk is gathered and given back; a '
+                               'module that does it by itself loses gradients without a word')
         if param_dtype and dp == 1:
-            raise _refused(f'param_dtype={param_dtype!r} with dp=1', 'param_dtype',
+            raise wrong_option(f'param_dtype={param_dtype!r} with dp=1', 'param_dtype',
                            "dp > 1, or optim_wrapper=dict(type='AmpOptimWrapper')")
         self.pp, self.dp, self.cut, self.stages = pp, dp, cut, stages
         self.profile_steps = profile_steps
         self.param_dtype, self.checkpoint = param_dtype, checkpoint
         amount = None if memory is None else parse_budget(memory)
         if amount is not None and amount.bytes is None:
-            raise _refused(f'memory={memory!r}', 'memory', "bytes with a unit, such as '60GB'")
+            raise wrong_option(f'memory={memory!r}', 'memory', "bytes with a unit, such as '60GB'")
         if schedule == 'auto' and unit != 'auto':
             schedule = 'zeropp'
         if chunks is None:
@@ -216,8 +216,9 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         if self.cut not in ('counted', 'measured'):
             costs, counts = count_pieces(model, pieces, inputs), list(self.cut)
             if len(counts) != num_stages or sum(counts) != len(pieces) or min(counts) < 1:
-                raise _refused(f'cut={counts} for {len(pieces)} pieces and {num_stages} stages',
-                               'cut', f'{num_stages} numbers from 1 on, {len(pieces)} in all')
+                raise wrong_option(
+                    f'cut={counts} for {len(pieces)} pieces and {num_stages} stages', 'cut',
+                    f'{num_stages} numbers from 1 on, {len(pieces)} in all')
             ends = [sum(counts[:i + 1]) for i in range(num_stages)]
             return costs, list(zip([0, *ends], ends, strict=False))
         if self.cut == 'measured':
@@ -359,7 +360,3 @@ def _shared(config: Any) -> Any:
                                                            'vision.AmpOptimWrapper'):
         return dict(config, use_fsdp=True)
     return config
-
-
-def _refused(what: str, option: str, do: str) -> VisionError:
-    return VisionError('VIS-CONFIG-1535', what, where=f'strategy.{option}', do=do)

@@ -44,7 +44,7 @@ class Piece(NamedTuple):
         result = (outputs,) if isinstance(outputs, Tensor) else outputs
         if not (isinstance(result, tuple | list) and result
                 and all(isinstance(each, Tensor) for each in result)):
-            raise VisionError('VIS-CONFIG-1526', f'piece {self.name!r} gives '
+            raise VisionError('VIS-CONFIG-1548', f'piece {self.name!r} gives '
                               f'{type(outputs).__name__}', where='pipeline pieces',
                               why='only tensors travel between ranks', do='let its run in '
                               'pipeline_stages() give a tensor or a tuple of tensors')
@@ -87,7 +87,7 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
         names: of submodules, called one after the other; None asks ``model.pipeline_stages()``,
             which gives names or (name, run) pairs.
     Raises:
-        VisionError: VIS-CONFIG-1520 nothing says what the pieces are, 1521 no such module or
+        VisionError: VIS-CONFIG-1520, 1547 nothing says what the pieces are, 1521 no such module or
             named twice, 1522 one inside another, 1523 a parameter outside of all pieces, 1525
             one that two pieces share.
     """
@@ -100,7 +100,7 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
                               'pipeline_stages()')
         names = ask()
     if isinstance(names, str) or not names:
-        raise VisionError('VIS-CONFIG-1520', f'stages={names!r} is no list of names',
+        raise VisionError('VIS-CONFIG-1547', f'stages={names!r} is no list of names',
                           where='pipeline pieces', do="write e.g. stages=['stem', 'body.0', "
                           "'body.1', 'head']")
     pieces = [Piece(entry) if isinstance(entry, str) else Piece(*entry) for entry in names]

@@ -65,9 +65,9 @@ class PipelineRuntime:
     Raises:
         VisionError: VIS-CONFIG-1512 for FSDP modules that shard again after the forward pass,
             1514 for compiled ones, 1515 for DDP, 1516 where chunks and table do not fit. From
-            ``step`` VIS-CONFIG-1511 for a batch that cannot be split, 1518 for outputs that are
-            not tensors, VIS-RUN-1513 for gradients that are missing, 1517 where ranks run
-            different tables.
+            ``step`` VIS-CONFIG-1543 for a batch that cannot be split, 1518 for outputs that are
+            not tensors, VIS-RUN-1513, 1544, 1545 for gradients that are missing, 1517
+            where ranks run different tables.
     """
 
     def __init__(self, chunks: Mapping[int, nn.Module], table: Table, *,
@@ -144,7 +144,7 @@ class PipelineRuntime:
         sizes = sorted({tensor.shape[0] for tensor in inputs})
         if len(sizes) != 1 or sizes[0] % num or not sizes[0]:
             raise VisionError(
-                'VIS-CONFIG-1511', f'a batch of {", ".join(map(str, sizes)) or "no"} samples for '
+                'VIS-CONFIG-1543', f'a batch of {", ".join(map(str, sizes)) or "no"} samples for '
                 f'{num} micro-batches', why='all micro-batches have one size',
                 do=f'make the batch a multiple of {num}, or change the number of micro-batches')
         return list(zip(*(tensor.chunk(num) for tensor in inputs), strict=True))
@@ -230,7 +230,7 @@ def _refuse_wrappers(stage: int, chunk: nn.Module) -> None:
             'after the step, or wrap it with fully_shard(..., reshard_after_forward=False)')
     if is_compiled(chunk):
         raise VisionError(
-            'VIS-CONFIG-1514', f'stage {stage} holds a module made by torch.compile',
+            'VIS-CONFIG-1546', f'stage {stage} holds a module made by torch.compile',
             why='its backward pass cannot be split into those of inputs and weights',
             do='leave torch.compile out')
     resharded = reshards_after_forward(chunk)

@@ -270,7 +270,7 @@ class Stage(PipelineStage):
         if is_sharded(self.submod) and any(isinstance(parameter, DTensor)
                                            for parameter in self.submod.parameters()):
             raise VisionError(
-                'VIS-RUN-1513', f'the parameters of stage {self.stage_index} are sharded while '
+                'VIS-RUN-1544', f'the parameters of stage {self.stage_index} are sharded while '
                 'its input gradient runs', why='the weight gradients would be lost without a word',
                 do='wrap it with fully_shard(..., reshard_after_forward=False), and let only the '
                 'table gather and shard it')
@@ -279,7 +279,7 @@ class Stage(PipelineStage):
         groups = self.backward_state[mb][1]
         if not groups and any(parameter.requires_grad for parameter in self.submod.parameters()):
             raise VisionError(
-                'VIS-RUN-1513', f'no weight of stage {self.stage_index} was found behind the '
+                'VIS-RUN-1545', f'no weight of stage {self.stage_index} was found behind the '
                 f'input gradient of micro-batch {mb}', why='its weight gradients would be lost '
                 'without a word', do='freeze the parameters of the stage if its output does not '
                 'depend on them; otherwise something replaced them after the forward pass')

@@ -76,10 +76,8 @@ class Arch:
         stages = tuple(_names(stage) for stage in self.stages)
         object.__setattr__(self, 'stages', stages)
         if len(stages) != len(STAGES) or not all(stages):
-            raise VisionError(
-                'VIS-CONFIG-011', f'a PolyNet has three stages (A, B, C) with at least one '
-                f'module each, got {len(stages)} with {[len(stage) for stage in stages]} modules',
-                where='arch', do=HOW_TO_WRITE)
+            raise _no_arch('a PolyNet has three stages (A, B, C) with at least one module each, '
+                           f'got {len(stages)} with {[len(stage) for stage in stages]} modules')
         for letter, stage in zip(STAGES, stages, strict=True):
             for index, name in enumerate(stage):
                 if name not in MODULE_FORMS:
@@ -102,8 +100,11 @@ def _names(stage: object) -> tuple[str, ...]:
     depths alone or the dict of another backbone would give."""
     if isinstance(stage, list | tuple) and all(isinstance(name, str) for name in stage):
         return tuple(stage)
-    raise VisionError('VIS-CONFIG-011', f'a stage of a PolyNet is a list of module names, got '
-                      f'{stage!r}', where='arch', do=HOW_TO_WRITE)
+    raise _no_arch(f'a stage of a PolyNet is a list of module names, got {stage!r}')
+
+
+def _no_arch(what: str) -> VisionError:
+    return VisionError('VIS-CONFIG-011', what, where='arch', do=HOW_TO_WRITE)
 
 
 def uniform(*depths: int, **modules: str) -> Arch:
@@ -143,8 +144,7 @@ def find_arch(arch: str | Sequence[Sequence[str]] | Arch) -> Arch:
         return arch
     if not isinstance(arch, str):
         if not isinstance(arch, list | tuple):
-            raise VisionError('VIS-CONFIG-011', f'arch={arch!r} is no architecture', where='arch',
-                              do=HOW_TO_WRITE)
+            raise _no_arch(f'arch={arch!r} is no architecture')
         return Arch(tuple(arch))
     if arch not in PRESETS:
         near = difflib.get_close_matches(arch, PRESETS, n=3)

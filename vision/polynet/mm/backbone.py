@@ -202,7 +202,7 @@ def _levels(out_indices: Sequence[int]) -> tuple[int, ...]:
                           do=f'write out_indices=({out_indices},) for one level')
     if not out_indices or any(level not in range(-NUM_LEVELS, NUM_LEVELS)
                               for level in out_indices):
-        raise VisionError('VIS-CONFIG-016', f'out_indices={tuple(out_indices)} names a level that '
+        raise VisionError('VIS-CONFIG-020', f'out_indices={tuple(out_indices)} names a level that '
                           'PolyNet does not have', do=f'levels are 0..{NUM_LEVELS - 1}, or '
                           'negative to count from the end')
     return tuple(level % NUM_LEVELS for level in out_indices)
@@ -218,7 +218,7 @@ def _scales(path_scales: Sequence[float] | str | None, residual_scale: float,
             num_modules: int) -> tuple[float, ...]:
     if isinstance(path_scales, str):
         if path_scales != 'released':
-            raise VisionError('VIS-CONFIG-018', f'path_scales={path_scales!r} means nothing',
+            raise VisionError('VIS-CONFIG-021', f'path_scales={path_scales!r} means nothing',
                               do="give one factor per module, or 'released'")
         path_scales = released_path_scales(num_modules)
     scales = (1.0,) * num_modules if path_scales is None else tuple(path_scales)

@@ -23,7 +23,7 @@ class PathDropHook(Hook):
         begin: first epoch (or iteration) with dropped paths, counted from 0.
         by_epoch: whether ``begin`` is an epoch.
     Raises:
-        VisionError: VIS-CONFIG-061, ``begin`` below 0, or a model without paths to drop.
+        VisionError: VIS-CONFIG-061, ``begin`` below 0; 068, a model without paths to drop.
     """
 
     priority = 'NORMAL'
@@ -39,7 +39,7 @@ class PathDropHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.backbones = [part for part in model.modules() if isinstance(part, PolyNet)]
         if not any(any(backbone.path_drops) for backbone in self.backbones):
-            raise VisionError('VIS-CONFIG-061', 'there is no path to drop', where='PathDropHook',
+            raise VisionError('VIS-CONFIG-068', 'there is no path to drop', where='PathDropHook',
                               why=f'the model has {len(self.backbones)} PolyNets, none with '
                               'path_drop_rate > 0', do='set path_drop_rate of the backbone, or '
                               'remove the hook')

@@ -20,7 +20,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     group, so that the optimizer steps in few calls.
 
     Raises:
-        VisionError: VIS-CONFIG-060, no rate in (0, 1], or no module with ``get_layer_depth``.
+        VisionError: VIS-CONFIG-060, no rate in (0, 1]; 067, no module with ``get_layer_depth``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -42,7 +42,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         name, backbone = next(((name, part) for name, part in model.named_modules()
                                if hasattr(part, 'get_layer_depth')), (None, None))
         if backbone is None:
-            raise VisionError('VIS-CONFIG-060', f'{type(model).__name__} has no backbone with '
+            raise VisionError('VIS-CONFIG-067', f'{type(model).__name__} has no backbone with '
                               'depths', why='no module has get_layer_depth',
                               do='use a PolyNet, or leave the constructor out')
         depths = {id(param): backbone.get_layer_depth(full, f'{name}.' if name else '')

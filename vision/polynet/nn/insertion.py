@@ -50,7 +50,7 @@ def grow(source: PolyNetTrunk, target: PolyNetTrunk, insertion: Insertion, *,
             speak from the start.)
     Raises:
         VisionError: VIS-CKPT-053, tensors without a partner or of another shape;
-            VIS-CONFIG-054, an identity start that is not possible.
+            VIS-CONFIG-054 and 065, an identity start that is not possible.
     """
     old, new = source.state_dict(), target.state_dict()
     origins = {name: insertion.origin(name) for name in new}
@@ -116,7 +116,7 @@ def _factors(source: PolyNetTrunk, target: PolyNetTrunk,
             before = evaluation_factor(source.get_submodule(f'stage_{letter}.{origin}'))
             after = evaluation_factor(target.get_submodule(name))
             if after <= 0 or before <= 0:
-                raise VisionError('VIS-CONFIG-054', f'the terms of {name} have factor {after} in '
+                raise VisionError('VIS-CONFIG-065', f'the terms of {name} have factor {after} in '
                                   f'the target and {before} in the source', where='path_scales, '
                                   'residual_scale', do='choose factors above 0')
             if before != after:

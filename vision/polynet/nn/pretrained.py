@@ -27,8 +27,8 @@ def load_pretrained(trunk: PolyNetTrunk, state: Mapping[str, Tensor], *,
     channels, the first convolution is adapted (``adapt_first_conv``). Counters that old files
     lack (``num_batches_tracked``) stay as they are.
     Raises:
-        VisionError: VIS-CKPT-056 no (single) PolyNet under the prefix, VIS-CKPT-305 the tensors
-            of another architecture, VIS-CKPT-015 leftovers in the state of the port.
+        VisionError: VIS-CKPT-056, 066 no (single) PolyNet under the prefix, 305 the tensors of
+            another architecture, VIS-CKPT-015 leftovers in the state of the port.
     """
     if is_port_state(state):
         state, prefix = convert(state), 'backbone.'
@@ -58,7 +58,7 @@ def trunk_prefix(state: Mapping[str, Tensor], where: str = '', prefix: str | Non
     if prefix is not None:
         wanted = f'{prefix.rstrip(".")}.trunk.'.lstrip('.')
         if wanted not in prefixes:
-            raise VisionError('VIS-CKPT-056', f'the checkpoint has no PolyNet under {prefix!r}',
+            raise VisionError('VIS-CKPT-066', f'the checkpoint has no PolyNet under {prefix!r}',
                               where=where, why='PolyNets found under: '
                               + (', '.join(map(repr, prefixes)) or 'none'),
                               do='correct or leave out the prefix')

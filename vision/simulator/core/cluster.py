@@ -146,16 +146,15 @@ def read_cluster(path: str | Path) -> Cluster:
 
     Raises:
         VisionError: VIS-CONFIG-1640, no link between devices or nodes that there are; 1641, a
-            figure that no machine has, so it is in another unit; 1642, not YAML, a key that is
-            unknown or missing, or a value of another type.
+            figure that no machine has, so it is in another unit (1648 of a link); 1642, not YAML,
+            a key that is unknown or missing, or a value of another type.
     """
     where = str(path)
     try:
         raw = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise VisionError('VIS-CONFIG-1642', 'the cluster file cannot be read', where=where,
-                          why=str(error).splitlines()[0],
-                          do='give a YAML file like those in configs/clusters/') from error
+        raise _wrong('it cannot be read', where, why=str(error).splitlines()[0],
+                     do='give a YAML file like those in configs/clusters/') from error
     return cluster_from(raw, where=where)
 
 
@@ -197,16 +196,15 @@ class _Keys:
 
     def __init__(self, raw: Any, name: str, where: str) -> None:
         if not isinstance(raw, Mapping):
-            raise VisionError('VIS-CONFIG-1642', f'{name} is {type(raw).__name__}, not a mapping '
-                              'of keys to values', where=where,
-                              do='write it like the files in configs/clusters/')
+            raise _wrong(f'{name} is {type(raw).__name__}, not a mapping of keys to values', where,
+                         do='write it like the files in configs/clusters/')
         self.raw, self.name, self.where = dict(raw), name, where
 
     def take(self, key: str, default: Any = None) -> Any:
         value = self.raw.pop(key, default)
         if value is None:
-            raise VisionError('VIS-CONFIG-1642', f'{self.name} has no {key}', where=self.where,
-                              do=f'give {key}; configs/clusters/ has examples')
+            raise _wrong(f'{self.name} has no {key}', self.where,
+                         do=f'give {key}; configs/clusters/ has examples')
         return value
 
     def number(self, key: str, default: float | None = None, *, plausible: str = '') -> float:
@@ -216,9 +214,9 @@ class _Keys:
     def checked(self, value: Any, key: str, plausible: str = '') -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 \
                 or value != value:
-            raise VisionError('VIS-CONFIG-1642', f'{self.name}.{key} is {value!r}',
-                              where=self.where, why='it is a number, 0 or more', do='give one; '
-                              'write 1.0e+9, not 1e9, which YAML reads as text')
+            raise _wrong(f'{self.name}.{key} is {value!r}', self.where,
+                         why='it is a number, 0 or more',
+                         do='give one; write 1.0e+9, not 1e9, which YAML reads as text')
         if plausible and value:
             _refuse_implausible(float(value), f'{self.name}.{key}', plausible, self.where)
         return float(value)
@@ -226,17 +224,15 @@ class _Keys:
     def count(self, key: str) -> int:
         value = self.take(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise VisionError('VIS-CONFIG-1642', f'{self.name}.{key} is {value!r}',
-                              where=self.where, why='it is a whole number from 1 on',
-                              do='give one')
+            raise _wrong(f'{self.name}.{key} is {value!r}', self.where,
+                         why='it is a whole number from 1 on', do='give one')
         return value
 
     def refuse_rest(self) -> None:
         if self.raw:
-            raise VisionError('VIS-CONFIG-1642', f'{self.name} has unknown keys: '
-                              f'{", ".join(map(str, self.raw))}', where=self.where,
-                              why='a key that is not read would be a figure that changes nothing',
-                              do='correct or remove them')
+            raise _wrong(f'{self.name} has unknown keys: {", ".join(map(str, self.raw))}',
+                         self.where, do='correct or remove them',
+                         why='a key that is not read would be a figure that changes nothing')
 
 
 def _device(keys: _Keys) -> Device:
@@ -244,9 +240,8 @@ def _device(keys: _Keys) -> Device:
     flops = {}
     for dtype, value in _Keys(keys.take('tflops'), 'device.tflops', keys.where).raw.items():
         if dtype not in DTYPES:
-            raise VisionError('VIS-CONFIG-1642', f'device.tflops has the dtype {dtype!r}',
-                              where=keys.where, why=f'known are {", ".join(DTYPES)}',
-                              do='use one of them')
+            raise _wrong(f'device.tflops has the dtype {dtype!r}', keys.where,
+                         why=f'known are {", ".join(DTYPES)}', do='use one of them')
         flops[dtype] = keys.checked(value, f'tflops.{dtype}', 'tflops') * TERA
     share = _Keys(keys.take('efficiency', {}), 'device.efficiency', keys.where)
     gemm, conv = (_by_dtype(share, name, default) for name, default in (('gemm', 0.75),
@@ -274,8 +269,8 @@ def _by_dtype(keys: _Keys, name: str, default: float) -> dict[str, float]:
 
 def _link(keys: _Keys, name: str) -> Link:
     if name not in ('intra', 'inter', 'host'):
-        raise VisionError('VIS-CONFIG-1642', f'there is no link {name!r}', where=keys.where,
-                          why='links are intra, inter and host', do='use one of these names')
+        raise _wrong(f'there is no link {name!r}', keys.where,
+                     why='links are intra, inter and host', do='use one of these names')
     link = Link(keys.number('latency_us', plausible='latency_us') * MICRO,
                 keys.number('bandwidth_gb_per_s', plausible=f'{name}.bandwidth_gb_per_s') * GIGA,
                 shared_by=keys.count('shared_by') if 'shared_by' in keys.raw else 1,
@@ -308,18 +303,23 @@ def _tables(raw: Any, names: Sequence[str] | None, key: str, where: str
     tables = {}
     for name, points in _Keys(raw, key, where).raw.items():
         if names is not None and name not in names:
-            raise VisionError('VIS-CONFIG-1642', f'{key} has the unknown key {name!r}',
-                              where=where, why=f'known are {", ".join(names)}', do='remove it')
+            raise _wrong(f'{key} has the unknown key {name!r}', where,
+                         why=f'known are {", ".join(names)}', do='remove it')
         try:
             table = tuple(sorted((float(size), float(value)) for size, value in points))
         except (TypeError, ValueError) as error:
-            raise VisionError('VIS-CONFIG-1642', f'{key}.{name} is not a list of [size, value]',
-                              where=where, do='write it like vision calibrate does') from error
+            raise _wrong(f'{key}.{name} is not a list of [size, value]', where,
+                         do='write it like vision calibrate does') from error
         if not table or table[0][0] <= 0 or any(value <= 0 for _, value in table):
-            raise VisionError('VIS-CONFIG-1642', f'{key}.{name} is empty or has figures that are '
-                              'not above 0', where=where, do='measure again')
+            raise _wrong(f'{key}.{name} is empty or has figures that are not above 0', where,
+                         do='measure again')
         tables[str(name)] = table
     return tables
+
+
+def _wrong(what: str, where: str, *, do: str, why: str = '') -> VisionError:
+    return VisionError('VIS-CONFIG-1642', f'the cluster file cannot be used: {what}', where=where,
+                       why=why, do=do)
 
 
 def _missing_link(name: str, where: str, links: Mapping, why: str) -> VisionError:
@@ -345,7 +345,7 @@ def _refuse_gigabits(links: Mapping[str, Link], where: str) -> None:
     inter, host = links['inter'].rate / GIGA, links['host'].rate / GIGA
     if inter > 1.5 * host and any(abs(inter - rate) < 0.02 * rate for rate in _LINE_RATES_GBIT):
         raise VisionError(
-            'VIS-CONFIG-1641', f'links.inter.bandwidth_gb_per_s is {inter:g}', where=where,
+            'VIS-CONFIG-1648', f'links.inter.bandwidth_gb_per_s is {inter:g}', where=where,
             why=f'an adapter is not faster than the bus it sits in (links.host, {host:g} GB/s), '
             f'and {inter:g} Gb/s, which is {inter / 8:g} GB/s, is a line rate of adapters',
             do=f'give gigabytes of one adapter: {inter / 8:g}')

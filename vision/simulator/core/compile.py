@@ -111,11 +111,11 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
     Args:
         graph: of what one share of the batch does for one micro-batch, with whole features.
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1622, see ``StrategyTree.spread``; 1621, several stages.
+        VisionError: VIS-CONFIG-1620 to 1625, see ``StrategyTree.spread``; 1626, several stages.
     """
     spread = tree.spread(graph)
     if len(spread.stages) > 1:
-        raise VisionError('VIS-CONFIG-1621', f'the model is mapped to {len(spread.stages)} stages',
+        raise VisionError('VIS-CONFIG-1626', f'the model is mapped to {len(spread.stages)} stages',
                           where='strategy', why='stages need an action table that says their '
                           'order', do='compile_stages() with a table of vision.pipeline')
     return Step(local_graph(graph, spread, pricing), spread, pricing, settings).program()

@@ -41,8 +41,8 @@ def write_parameters(path: Path, constants: Mapping[str, float], pairs: Sequence
 
 
 def read_parameters(path: str | Path) -> Fitted:
-    """Raises VIS-CONFIG-1651 if the file is not one of ``write_parameters`` or has a constant
-    outside of its range."""
+    """Raises VIS-CONFIG-1651 if the file is not one of ``write_parameters``, 1654 if it has an
+    unknown constant, 1655 one outside of its range."""
     try:
         raw = yaml.safe_load(Path(path).read_text())
         constants = {str(name): float(value) for name, value in raw['constants'].items()}
@@ -55,10 +55,10 @@ def read_parameters(path: str | Path) -> Fitted:
                           ) from error
     for name, value in constants.items():
         if name not in CONSTANTS:
-            raise VisionError('VIS-CONFIG-1651', f'there is no constant {name!r}', where=str(path),
+            raise VisionError('VIS-CONFIG-1654', f'there is no constant {name!r}', where=str(path),
                               why=f'known are {", ".join(CONSTANTS)}', do='remove it')
         _, low, high = CONSTANTS[name]
         if not low <= value <= high + 1e-3:
-            raise VisionError('VIS-CONFIG-1651', f'{name} is {value:g}', where=str(path),
+            raise VisionError('VIS-CONFIG-1655', f'{name} is {value:g}', where=str(path),
                               why=f'it is between {low:g} and {high:g}', do='fit again')
     return fitted

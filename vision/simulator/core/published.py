@@ -153,14 +153,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         with Path(path).open(newline='') as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VisionError('VIS-DATA-1650', 'the rows cannot be read', where=str(path),
-                          why=str(error), do='give a CSV file with a header') from error
+        raise _wrong('they cannot be read', where=str(path), why=str(error),
+                     do='give a CSV file with a header') from error
     missing = [name for name in _COLUMNS if not rows or name not in rows[0]]
     if missing:
-        raise VisionError('VIS-DATA-1650', f'{len(rows)} rows without the columns '
-                          f'{", ".join(missing)}', where=str(path),
-                          why='each says what was measured, on what and how',
-                          do='add the columns; empty fields are allowed')
+        raise _wrong(f'{len(rows)} rows without the columns {", ".join(missing)}',
+                     where=str(path), why='each says what was measured, on what and how',
+                     do='add the columns; empty fields are allowed')
     return sorted(rows, key=lambda row: row['id'])
 
 
@@ -186,10 +185,9 @@ def read_vtrain(folder: Path) -> list[dict[str, str]]:
                                 recompute='full', metric='iteration_time', hw_note=network)
                          for line, row in enumerate(csv.DictReader(file), start=2)]
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
-            raise VisionError('VIS-DATA-1650', 'the rows of vTrain cannot be read',
-                              where=str(path), why=f'{type(error).__name__}: {error}',
-                              do='give the folder data of a clone of VIA-Research/vTrain'
-                              ) from error
+            raise _wrong('those of vTrain cannot be read', where=str(path),
+                         why=f'{type(error).__name__}: {error}',
+                         do='give the folder data of a clone of VIA-Research/vTrain') from error
     return rows
 
 
@@ -198,11 +196,10 @@ def case_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:
     source = next((name for name in (*STACKS, 'NVIDIA', 'mmdetection') if name in row['source']),
                   None)
     if source is None or row['metric'] not in METRICS:
-        raise VisionError('VIS-DATA-1650', f'row {row["id"]}: source {row["source"]!r}, metric '
-                          f'{row["metric"]!r}', why=f'known are {", ".join(STACKS)}, NVIDIA and '
-                          f'mmdetection, and {", ".join(METRICS)}',
-                          do='describe the software in STACKS of '
-                          'vision/simulator/core/published.py')
+        raise _wrong(f'row {row["id"]}: source {row["source"]!r}, metric {row["metric"]!r}',
+                     why=f'known are {", ".join(STACKS)}, NVIDIA and mmdetection, and '
+                     f'{", ".join(METRICS)}',
+                     do='describe the software in STACKS of vision/simulator/core/published.py')
     cluster = cluster_of(row, presets)
     if row['family'] != 'transformer':
         return Case(row, source, cluster, None, None)
@@ -223,9 +220,9 @@ def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Clu
                                              ('A800', 'a100-dgx'), ('V100', 'v100-dgx1'))
                  if word in gpu), None)
     if name is None:
-        raise VisionError('VIS-DATA-1650', f'row {row["id"]}: the device {gpu!r}',
-                          why='there are presets of V100, A100, A800 and H100',
-                          do='add a cluster file to configs/clusters/')
+        raise _wrong(f'row {row["id"]}: the device {gpu!r}',
+                     why='there are presets of V100, A100, A800 and H100',
+                     do='add a cluster file to configs/clusters/')
     cluster = presets(name)
     device, links = cluster.device, dict(cluster.links)
     size = re.search(r'(\d+)\s*GB', gpu)
@@ -254,10 +251,15 @@ def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Clu
     cluster = replace(cluster, device=device, links=links)
     world = int(row['n_gpus'])
     if world > 8 and world % 8:
-        raise VisionError('VIS-DATA-1650', f'row {row["id"]}: {world} devices',
-                          why='nodes have eight', do='correct the row')
+        raise _wrong(f'row {row["id"]}: {world} devices', why='nodes have eight',
+                     do='correct the row')
     # A run on fewer devices still has the links of a node, which are not shared by others.
     return replace(cluster, num_nodes=max(1, world // 8))
+
+
+def _wrong(what: str, *, why: str, do: str, where: str = '') -> VisionError:
+    return VisionError('VIS-DATA-1650', f'published rows that cannot be used: {what}',
+                       where=where, why=why, do=do)
 
 
 def _decoder(row: Mapping[str, str], stack: Stack) -> Decoder:

@@ -153,11 +153,11 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
         table: over as many stages as the strategy has; complete, with UNSHARD where zero=3.
             Otherwise several shares of the batch reduce a stage's gradients once.
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1622 of the strategy, 1621 another number of stages.
+        VisionError: VIS-CONFIG-1620 to 1625 of the strategy, 1627 another number of stages.
     """
     spread = tree.spread(graph)
     if len(spread.stages) != table.num_stages:
-        raise VisionError('VIS-CONFIG-1621', f'{len(spread.stages)} stages for a table of '
+        raise VisionError('VIS-CONFIG-1627', f'{len(spread.stages)} stages for a table of '
                           f'{table.num_stages}', where='strategy', why='each stage of the table '
                           'has ranks of its own', do='map() modules to as many groups of ranks')
     owners, ranges = _pieces(graph, spread)

@@ -110,11 +110,11 @@ class StrategyTree:
         other parts; 'out' or 'in' features of a linear layer; 'heads' of a module as a whole, such
         as attention or an MLP; 'sequence' of what lies between those."""
         if dim not in DIMS:
-            raise VisionError('VIS-CONFIG-1621', f'split({name!r}, {dim!r}): no such dimension',
-                              where='strategy', do=f'one of {", ".join(DIMS)}')
+            raise _senseless(f'split({name!r}, {dim!r}): no such dimension',
+                             do=f'one of {", ".join(DIMS)}')
         if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
-            raise VisionError('VIS-CONFIG-1621', f'split({name!r}, {dim!r}, {parts!r})',
-                              where='strategy', do='give a whole number of parts from 1 on')
+            raise _senseless(f'split({name!r}, {dim!r}, {parts!r})',
+                             do='give a whole number of parts from 1 on')
         if dim in (BATCH, SEQUENCE):
             return self._add(name, {dim: parts})
         return self._add(name, dict(dim=dim, parts=parts, region=...))
@@ -127,8 +127,7 @@ class StrategyTree:
         """Over the parts of the batch: 1 states of the optimizer, 2 and gradients, 3 and
         parameters, which are gathered module by module as the verb names them."""
         if zero not in (1, 2, 3):
-            raise VisionError('VIS-CONFIG-1621', f'shard({name!r}, zero={zero!r})',
-                              where='strategy', do='zero is 1, 2 or 3')
+            raise _senseless(f'shard({name!r}, zero={zero!r})', do='zero is 1, 2 or 3')
         return self._add(name, dict(zero=zero, unit=...))
 
     def recompute(self, name: str) -> StrategyTree:
@@ -147,8 +146,8 @@ class StrategyTree:
         """The layout of every module.
 
         Raises:
-            VisionError: VIS-CONFIG-1620 something does not divide, 1621 verbs that do not go
-                together, 1622 a name that is no module's.
+            VisionError: VIS-CONFIG-1620, 1623, 1624, 1625 something does not divide, 1621 verbs
+                that do not go together, 1622 a name that is no module's.
         """
         for pattern, _ in self.rules:
             if not any(_matches(each.name, pattern) for each in graph.modules):
@@ -184,10 +183,9 @@ def _parent(name: str, layouts: dict[str, Layout]) -> Layout:
 def _checked(graph: ModuleGraph, layouts: dict[str, Layout], num_ranks: int | None) -> Spread:
     def one(what: str, values: set) -> int:
         if len(values) > 1:
-            raise VisionError('VIS-CONFIG-1621', f'{what} differs between modules: '
-                              f'{sorted(values)}', where='strategy', why='ranks form one grid of '
-                              'stages, shares of the batch and parts of the features',
-                              do=f'give one {what}')
+            raise _senseless(f'{what} differs between modules: {sorted(values)}',
+                             why='ranks form one grid of stages, shares of the batch and parts of '
+                             'the features', do=f'give one {what}')
         return next(iter(values), 1)
 
     used = [layouts[each.name] for each in graph.modules]
@@ -212,9 +210,9 @@ def _checked(graph: ModuleGraph, layouts: dict[str, Layout], num_ranks: int | No
                           f'{len(stages)} stages need {needed} ranks, there are {num_ranks}',
                           where='strategy', do='choose parts whose product is the number of ranks')
     if zero and dp == 1:
-        raise VisionError('VIS-CONFIG-1621', f'zero={zero} with one part of the batch',
-                          where='strategy', why='there is nobody to share with',
-                          do="add split('', 'batch', N), or leave shard() out")
+        raise _senseless(f'zero={zero} with one part of the batch',
+                         why='there is nobody to share with',
+                         do="add split('', 'batch', N), or leave shard() out")
     names = {layouts[each.name].unit for each in graph.modules}
     units = [each.name for each in graph.modules if each.name in names and each.name]
     return Spread(layouts, dp, tp, stages, zero, (*units, '') if zero == 3 else (), is_mixed)
@@ -224,15 +222,14 @@ def _mixed_degrees(layouts: Sequence[Layout], zero: int) -> tuple[int, int]:
     """(most parts of the batch, ranks for each of them) where modules differ."""
     if zero or any(each.sequence > 1 for each in layouts):
         verb = f'shard(zero={zero})' if zero else "split('sequence')"
-        raise VisionError('VIS-CONFIG-1621', f'{verb}, and modules that differ in their parts of '
-                          'the batch or of the features', where='strategy',
-                          why='ranks that share would differ from module to module',
-                          do='give all modules as many parts, or leave it out')
+        raise _senseless(f'{verb}, and modules that differ in their parts of the batch or of the '
+                         'features', why='ranks that share would differ from module to module',
+                         do='give all modules as many parts, or leave it out')
     degrees = sorted({each.batch * each.parts for each in layouts})
     size, dp = degrees[-1], max(each.batch for each in layouts)
     for degree in (*degrees, dp):
         if size % degree:
-            raise VisionError('VIS-CONFIG-1620', f'modules in {degree} parts and others in {size}',
+            raise VisionError('VIS-CONFIG-1624', f'modules in {degree} parts and others in {size}',
                               where='strategy', why=f'{size} / {degree} leaves {size % degree}; '
                               'a module has an equal number of ranks for each of its parts',
                               do='let the parts of all modules divide those of the most')
@@ -243,10 +240,9 @@ def _refuse_uneven(module: Module, layout: Layout) -> None:
     if layout.parts == 1 or not module.parameters:
         return
     if layout.dim in (OUT, IN) and not any(len(each.shape) == 2 for each in module.parameters):
-        raise VisionError('VIS-CONFIG-1621', f'{module.type} {module.name!r} is split by '
-                          f'{layout.dim!r} features', where='strategy', why='linear layers and '
-                          'embeddings are, which have one matrix',
-                          do="name linear layers, or split a module that holds them by 'heads'")
+        raise _senseless(f'{module.type} {module.name!r} is split by {layout.dim!r} features',
+                         why='linear layers and embeddings are, which have one matrix',
+                         do="name linear layers, or split a module that holds them by 'heads'")
     for each in module.parameters:
         if len(each.shape) == 2:
             # A linear layer's matrix is (out, in), an embedding's (in, out).
@@ -275,17 +271,16 @@ def _refuse_uneven_ties(module: Module, graph: ModuleGraph, layouts: dict[str, L
         for name in each.shared_with:
             other = graph.by_name.get(name)
             if other is not None and cut_axis(other, layouts[name], each.shape) != own:
-                raise VisionError('VIS-CONFIG-1621', f'{each.name} is cut in one way for '
-                                  f'{module.name!r} and in another for {name!r}',
-                                  where='strategy', why='both use the same tensor',
-                                  do="split an embedding by 'in' where its head is split by "
-                                  "'out', or none of both")
+                raise _senseless(f'{each.name} is cut in one way for {module.name!r} and in '
+                                 f'another for {name!r}', why='both use the same tensor',
+                                 do="split an embedding by 'in' where its head is split by "
+                                 "'out', or none of both")
 
 
 def _refuse_size(size: int, layout: Layout, name: str) -> None:
     if size % layout.parts:
         divisors = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
-        raise VisionError('VIS-CONFIG-1620', f'{layout.parts} parts of {size} features of {name}',
+        raise VisionError('VIS-CONFIG-1623', f'{layout.parts} parts of {size} features of {name}',
                           where='strategy', why=f'{size} / {layout.parts} leaves '
                           f'{size % layout.parts}', do=f'take one of {divisors}')
 
@@ -300,7 +295,7 @@ def _stages(graph: ModuleGraph, layouts: dict[str, Layout], size: int
         if ranks is None or ranks in stages:
             continue
         if len(ranks) != size:
-            raise VisionError('VIS-CONFIG-1620', f'map({module.name!r}) names {len(ranks)} ranks',
+            raise VisionError('VIS-CONFIG-1625', f'map({module.name!r}) names {len(ranks)} ranks',
                               where='strategy', why=f'each stage has {size}: parts of the batch '
                               'times parts of the features', do=f'name {size} ranks')
         stages.append(ranks)
@@ -308,14 +303,19 @@ def _stages(graph: ModuleGraph, layouts: dict[str, Layout], size: int
         return (tuple(range(size)),)
     everywhere = [rank for ranks in stages for rank in ranks]
     if len(set(everywhere)) != len(everywhere):
-        raise VisionError('VIS-CONFIG-1621', 'a rank is in two stages', where='strategy',
-                          why='several stages of a rank come from an action table',
-                          do='map to ranks that do not overlap, and give a table')
+        raise _senseless('a rank is in two stages',
+                         why='several stages of a rank come from an action table',
+                         do='map to ranks that do not overlap, and give a table')
     for module in users:
         if layouts[module.name].ranks is None:
-            raise VisionError('VIS-CONFIG-1621', f'{module.name!r} is mapped to no rank',
-                              where='strategy', do='map every module that has parameters')
+            raise _senseless(f'{module.name!r} is mapped to no rank',
+                             do='map every module that has parameters')
     return tuple(stages)
+
+
+def _senseless(what: str, *, do: str, why: str = '') -> VisionError:
+    """VIS-CONFIG-1621: verbs whose arguments mean nothing, or that do not go together."""
+    return VisionError('VIS-CONFIG-1621', what, where='strategy', why=why, do=do)
 
 
 def stage_of(name: str, spread: Spread) -> int:

@@ -67,7 +67,7 @@ class Decoder:
                 raise VisionError('VIS-CONFIG-1643', f'a decoder with {name}={size}',
                                   why='sizes are whole numbers from 1 on', do=f'give {name}')
         if self.hidden % self.heads or self.heads % self.num_kv_heads:
-            raise VisionError('VIS-CONFIG-1643', f'hidden={self.hidden}, heads={self.heads}, '
+            raise VisionError('VIS-CONFIG-1649', f'hidden={self.hidden}, heads={self.heads}, '
                               f'kv_heads={self.num_kv_heads}', why='heads divide the hidden size, '
                               'and heads of keys and values the heads', do='correct the sizes')
 

@@ -142,7 +142,7 @@ def _memory(options: Mapping | None, notes: list[str], *, is_pipeline: bool
     host, ratio = options.get('host_budget'), parse_budget(options['budget'])
     actions = options.get('actions', 'both')
     if actions not in KINDS or host is not None and parse_budget(host).bytes is None:
-        raise VisionError('VIS-CONFIG-1677', f'activation_memory with actions={actions!r}, '
+        raise VisionError('VIS-CONFIG-1678', f'activation_memory with actions={actions!r}, '
                           f'host_budget={host!r}', where='activation_memory',
                           why=f'actions are {", ".join(KINDS)}, and a host budget is a size',
                           do="activation_memory=dict(budget=0.4, actions='both', "
@@ -154,7 +154,7 @@ def _memory(options: Mapping | None, notes: list[str], *, is_pipeline: bool
 
 def _divided(batch: int, num_microbatches: int) -> int:
     if batch % num_microbatches:
-        raise VisionError('VIS-CONFIG-1632', f'a batch of {batch} in {num_microbatches} '
+        raise VisionError('VIS-CONFIG-1639', f'a batch of {batch} in {num_microbatches} '
                           'micro-batches', where='strategy.num_microbatches',
                           do='choose a number that divides train_dataloader.batch_size')
     return batch // num_microbatches

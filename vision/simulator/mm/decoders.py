@@ -5,7 +5,7 @@ Nothing of torch is built: operators are counted from sizes (``vision.simulator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ OPTIONAL = ('kv_heads', 'ffn')
 # Fields of a strategy that a text may set; ``data`` and the number of micro-batches follow.
 CHOICES = ('tensor', 'pipeline', 'context', 'micro_batch', 'chunks', 'zero', 'recompute')
 DEFAULT_STRATEGY = 'zero=3'
+Refusal = Callable[[str, str, str], VisionError]  # of what, why and do
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,11 @@ def read_decoder(text: str, sequence: int | None = None) -> Decoder:
     needed = [name for name in SIZES if name not in OPTIONAL]
     allowed = f'one of {", ".join(PRESETS)}, or sizes: {", ".join(needed)}, and if they are ' \
         f'others than usual {" and ".join(OPTIONAL)}'
-    given = _pairs(text, '--decoder', SIZES, allowed)
+    given = _pairs(text, _no_decoder, SIZES, allowed)
     if missing := [name for name in needed if name not in given]:
-        raise VisionError('VIS-CONFIG-1652', f'a decoder without {" and ".join(missing)}',
-                          where='--decoder', why=f'{text!r} is not all of it',
-                          do=f'give {allowed}')
-    sizes = {SIZES[name]: _whole(name, value, '--decoder', 1) for name, value in given.items()}
+        raise _no_decoder(f'a decoder without {" and ".join(missing)}',
+                          f'{text!r} is not all of it', f'give {allowed}')
+    sizes = {SIZES[name]: _whole(name, value, _no_decoder, 1) for name, value in given.items()}
     return Decoder(sequence=sequence, **sizes, **LLAMA)
 
 
@@ -139,20 +139,20 @@ def read_strategy(text: str, num_gpus: int, global_batch: int) -> Strategy:
         VisionError: VIS-CONFIG-1653, no such text, or it divides not devices and batch.
     """
     allowed = f'some of {", ".join(CHOICES)}'
-    given = _pairs(text, '--strategy', CHOICES, allowed)
+    given = _pairs(text, _no_strategy, CHOICES, allowed)
     known = {each.name: each.default for each in fields(Strategy)}
     values = {name: value if name == 'recompute' else _whole(
-        name, value, '--strategy', 0 if name == 'zero' else 1) for name, value in given.items()}
+        name, value, _no_strategy, 0 if name == 'zero' else 1) for name, value in given.items()}
     chosen = {name: values.get(name, known[name]) for name in CHOICES}
     model = chosen['tensor'] * chosen['pipeline'] * chosen['context']
     data, rest = divmod(num_gpus, model)
     micro, odd = divmod(global_batch, max(data, 1) * chosen['micro_batch'])
     if not data or rest or not micro or odd:
-        raise VisionError(
-            'VIS-CONFIG-1653', f'{text!r} does not divide {num_gpus} devices and a global batch '
-            f'of {global_batch}', where='--strategy', why='tensor x pipeline x context divide '
-            'the devices; what is left of them, times micro_batch, divides the global batch',
-            do='choose other degrees or another batch, or let --search choose')
+        raise _no_strategy(
+            f'{text!r} does not divide {num_gpus} devices and a global batch of {global_batch}',
+            'tensor x pipeline x context divide the devices; what is left of them, times '
+            'micro_batch, divides the global batch',
+            'choose other degrees or another batch, or let --search choose')
     return Strategy(data=data, num_microbatches=micro,
                     is_sequence_parallel=chosen['tensor'] > 1, **chosen)
 
@@ -166,8 +166,8 @@ def plan(decoder: Decoder, cluster: Cluster, *, num_gpus: int, global_batch: int
         strategy: text of ``read_strategy``, None for ``DEFAULT_STRATEGY``; a search chooses.
         parameters: fitted constants in the place of the cluster's own.
     Raises:
-        VisionError: VIS-CONFIG-1653, devices and batch; 1644, a strategy that does not divide the
-            decoder; 1645 and 1646, a search that finds none; 1651, the constants.
+        VisionError: VIS-CONFIG-1653 and 1656, devices and batch; 1644, a strategy that does not
+            divide the decoder; 1645 and 1646, a search that finds none; 1651, the constants.
     """
     assert not (strategy and is_searched), strategy
     cluster, assumed = _grown(cluster, num_gpus, global_batch)
@@ -202,7 +202,7 @@ def _grown(cluster: Cluster, num_gpus: int, global_batch: int
     node = cluster.gpus_per_node
     if num_gpus < 1 or global_batch < 1 or num_gpus > node and num_gpus % node:
         raise VisionError(
-            'VIS-CONFIG-1653', f'{num_gpus} devices for a global batch of {global_batch}',
+            'VIS-CONFIG-1656', f'{num_gpus} devices for a global batch of {global_batch}',
             where='--gpus, --global-batch', why=f'both are at least 1, and beyond one node '
             f'devices are whole nodes of {node}', do=f'give a multiple of {node}, or fewer')
     nodes = -(-num_gpus // node)
@@ -213,26 +213,31 @@ def _grown(cluster: Cluster, num_gpus: int, global_batch: int
         'that all reach at full rate',)
 
 
-def _pairs(text: str, where: str, names: Mapping[str, Any] | tuple[str, ...], allowed: str
+def _no_decoder(what: str, why: str, do: str) -> VisionError:
+    return VisionError('VIS-CONFIG-1652', what, where='--decoder', why=why, do=do)
+
+
+def _no_strategy(what: str, why: str, do: str) -> VisionError:
+    return VisionError('VIS-CONFIG-1653', what, where='--strategy', why=why, do=do)
+
+
+def _pairs(text: str, refused: Refusal, names: Mapping[str, Any] | tuple[str, ...], allowed: str
            ) -> dict[str, str]:
-    code = 'VIS-CONFIG-1652' if where == '--decoder' else 'VIS-CONFIG-1653'
     given: dict[str, str] = {}
     for part in filter(None, (each.strip() for each in text.split(','))):
         name, equals, value = part.partition('=')
         if not equals or name not in names or name in given:
             reason = 'it is there twice' if name in given else 'there is no such name'
-            raise VisionError(code, f'{part!r} in {text!r}', where=where,
-                              why=reason if equals else 'parts are NAME=VALUE',
-                              do=f'give {allowed}')
+            raise refused(f'{part!r} in {text!r}', reason if equals else 'parts are NAME=VALUE',
+                          f'give {allowed}')
         given[name] = value
     return given
 
 
-def _whole(name: str, value: str, where: str, least: int) -> int:
+def _whole(name: str, value: str, refused: Refusal, least: int) -> int:
     if not value.isascii() or not value.isdigit() or int(value) < least:
-        raise VisionError('VIS-CONFIG-1652' if where == '--decoder' else 'VIS-CONFIG-1653',
-                          f'{name}={value}', where=where, why='it is no whole number from '
-                          f'{least} on', do=f'give {name}={max(least, 1)} or more')
+        raise refused(f'{name}={value}', f'it is no whole number from {least} on',
+                      f'give {name}={max(least, 1)} or more')
     return int(value)
 
 

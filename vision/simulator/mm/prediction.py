@@ -108,8 +108,8 @@ def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False,
             is not planned again.
 
     Raises:
-        VisionError: of the strategy (1620 to 1622), of the cluster (1633: it has too few devices),
-            of a ZeroPPStrategy (1636 its memory, 1637 its cut; VIS-CONFIG-1503 nothing fits).
+        VisionError: of the strategy (1620 to 1625), of the cluster (1633: it has too few devices),
+            of a ZeroPPStrategy (1636 its memory, 1637 its cut; 1503, 1529 nothing fits).
     """
     pricing = ClusterPricing(Prices(cluster, tf32=tf32))
     if configured.pipeline:

@@ -45,7 +45,7 @@ def trace(module: nn.Module, inputs: Any, *, loss: Callable[[Any], Tensor] | Non
         autocast: 'bfloat16' or 'float16' as under ``torch.autocast``.
         how: 'fake' without data, 'real' with numbers, 'auto' the first and if it fails the second.
     Raises:
-        VisionError: VIS-CONFIG-1610 no parameter is trained, VIS-RUN-1611 it runs neither way.
+        VisionError: VIS-CONFIG-1610, 1612 nothing is trained, VIS-RUN-1611, 1613 it does not run.
     """
     assert how in ('auto', 'fake', 'real'), how
     if train and not any(each.requires_grad for each in module.parameters()):
@@ -70,7 +70,7 @@ def trace(module: nn.Module, inputs: Any, *, loss: Callable[[Any], Tensor] | Non
     try:
         return _trace_real(module, inputs, loss, train, autocast, failure)
     except Exception as error:
-        raise VisionError('VIS-RUN-1611', f'{type(module).__name__} does not run: '
+        raise VisionError('VIS-RUN-1613', f'{type(module).__name__} does not run: '
                           f'{type(error).__name__}', where='trace', why=str(error)[:300],
                           do='call it once by hand with the same inputs') from error
 
@@ -161,7 +161,7 @@ def _sum_of(outputs: Any) -> Tensor:
     parts = [each.sum() for each in tensors_in(outputs)
              if each.is_floating_point() and each.requires_grad]
     if not parts:
-        raise VisionError('VIS-CONFIG-1610', 'no output depends on a parameter that is trained',
+        raise VisionError('VIS-CONFIG-1612', 'no output depends on a parameter that is trained',
                           where='trace', do='give trace() a loss of the outputs, or train=False')
     return sum(parts[1:], parts[0])
 

@@ -51,14 +51,14 @@ def read_label_list(path: Path, root: Path) -> LabelledPaths:
     """Lines ``path label``, labels from 0 without gaps; tabs where paths hold spaces.
 
     Raises:
-        VisionError: VIS-DATA-1075 for a line that cannot be read, VIS-DATA-1072 for the first
-            label that no line has.
+        VisionError: VIS-DATA-1124, it cannot be read; 1125, a line cannot; 1072, the first label
+            that no line has.
     """
     path = Path(path)
     try:
         lines = path.read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise VisionError('VIS-DATA-1075', f'cannot read the list {path}: {error}',
+        raise VisionError('VIS-DATA-1124', f'cannot read the list {path}: {error}',
                           do='give a text file with lines: path label') from error
     paths, labels = [], []
     for number, line in enumerate(lines, 1):
@@ -67,7 +67,7 @@ def read_label_list(path: Path, root: Path) -> LabelledPaths:
         fields = line.split('\t') if '\t' in line else line.split()
         label = whole_number(fields[1]) if len(fields) == 2 else None
         if label is None or not stays_inside(fields[0]):
-            raise VisionError('VIS-DATA-1075', f'{line[:80]!r} is not: path label',
+            raise VisionError('VIS-DATA-1125', f'{line[:80]!r} is not: path label',
                               where=f'{path}, line {number}', why='a label is a whole number '
                               'from 0, a path stays inside of the image folder',
                               do='correct the line; use a tab when paths hold spaces')

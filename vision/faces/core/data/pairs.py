@@ -62,8 +62,8 @@ def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
     Args:
         num_folds: where the form does not say its folds, as LFW's own does.
     Raises:
-        VisionError: VIS-DATA-1061 with the line that cannot be read, VIS-DATA-1062 when the counts
-            of the header, or the two kinds of pairs, do not add up.
+        VisionError: VIS-DATA-1108, it cannot be read; 1061 with the line that cannot; 1062, the
+            counts of the header do not add up; 1110, too few pairs of a kind.
     """
     path = Path(path)
     rows = _rows(path)
@@ -97,14 +97,14 @@ def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
     """(N,) folds: each kind cut into ``num_folds`` neighbouring parts whose sizes differ by <= 1.
 
     Raises:
-        VisionError: VIS-DATA-1062 when a kind has fewer pairs than there are folds.
+        VisionError: VIS-DATA-1110 when a kind has fewer pairs than there are folds.
     """
     same = np.asarray(same, dtype=bool)
     folds = np.empty(len(same), dtype=np.int16)
     for kind, name in ((True, 'of one person'), (False, 'of two people')):
         rows = np.flatnonzero(same == kind)
         if len(rows) < num_folds:
-            raise VisionError('VIS-DATA-1062', f'{len(rows)} pairs {name} cannot fill {num_folds} '
+            raise VisionError('VIS-DATA-1110', f'{len(rows)} pairs {name} cannot fill {num_folds} '
                               'folds', where=where, why='each fold needs pairs of both kinds',
                               do='use a longer list or fewer folds')
         folds[rows] = np.arange(len(rows)) * num_folds // len(rows)
@@ -119,14 +119,14 @@ def random_pairs(labels: np.ndarray, num_pairs: int, *, seed: int = 0,
     two (other). Pairs may repeat.
 
     Raises:
-        VisionError: VIS-DATA-1062 when no identity has two pictures, or there is only one.
+        VisionError: VIS-DATA-1109 when no identity has two pictures, or there is only one.
     """
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     order = np.argsort(labels, kind='stable')
     names, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     several = np.flatnonzero(counts >= 2)
     if not len(several) or len(names) < 2:
-        raise VisionError('VIS-DATA-1062', f'{len(names)} identities, {len(several)} of them with '
+        raise VisionError('VIS-DATA-1109', f'{len(names)} identities, {len(several)} of them with '
                           'two pictures', why='pairs of both kinds are needed',
                           do='bring a second picture of somebody, and somebody else')
     who = rng.choice(several, num_pairs)
@@ -157,8 +157,9 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if line.strip():
                     yield number, _fields(line.rstrip('\n'))
     except (OSError, UnicodeDecodeError) as error:
-        raise VisionError('VIS-DATA-1061', f'cannot read the pairs file {path}: {error}',
-                          do='give a text file of pairs; docs/errors has its forms') from error
+        raise VisionError('VIS-DATA-1108', f'cannot read the pairs file {path}: {error}',
+                          do='give a text file of pairs, in one of the forms of read_pairs'
+                          ) from error
 
 
 def _listed_pairs(path: Path, rows: Iterable[tuple[int, list[str]]]

@@ -67,7 +67,7 @@ class RecordReader:
     pickled or forked opens the file anew.
 
     Raises:
-        VisionError: VIS-DATA-1069 for an index that is broken or belongs to another file,
+        VisionError: VIS-DATA-1069, 1119 for an index that is broken or belongs to another file,
             VIS-DATA-1068 (on reading) for a damaged record.
     """
 
@@ -76,7 +76,7 @@ class RecordReader:
         self.index_path = Path(index) if index else self.path.with_suffix('.idx')
         for file in (self.path, self.index_path):
             if not file.is_file():
-                raise VisionError('VIS-DATA-1069', f'{file} is not there', why='a record file is '
+                raise VisionError('VIS-DATA-1119', f'{file} is not there', why='a record file is '
                                   'read through its index', do='name both files, or make the '
                                   'index again with rebuild_index')
         self.num_bytes = self.path.stat().st_size
@@ -97,7 +97,7 @@ class RecordReader:
     def read(self, key: int) -> Record:
         """The record of a key of the index."""
         if key not in self.offsets:
-            raise VisionError('VIS-DATA-1069', f'record {key} is not in the index',
+            raise VisionError('VIS-DATA-1118', f'record {key} is not in the index',
                               where=str(self.index_path), do='make the index again with '
                               'rebuild_index')
         where = f'{self.path}, record {key}, byte {self.offsets[key]}'
@@ -197,7 +197,7 @@ class RecordWriter:
 def framed_parts(payload: bytes) -> Iterator[bytes]:
     """The bytes of a payload as they stand in the file: cut at aligned magic words."""
     if len(payload) > MAX_PART:
-        raise VisionError('VIS-DATA-1068', f'a record of {len(payload)} bytes',
+        raise VisionError('VIS-DATA-1117', f'a record of {len(payload)} bytes',
                           why=f'a record has at most {MAX_PART} bytes', do='make it smaller')
     cuts, place = [], payload.find(MAGIC_BYTES)
     while place >= 0:
@@ -275,13 +275,13 @@ class FaceRecords:
         """(N,) int64 labels of all images, without reading the images.
 
         Raises:
-            VisionError: VIS-DATA-1072, a label that is no class, or an identity without image.
+            VisionError: VIS-DATA-1122, a label that is no class; 1121, an identity without image.
         """
         labels = np.array([self._label(self.reader.read_labels(int(key)), position)
                            for position, key in enumerate(self.keys)], dtype=np.int64)
         counts = np.bincount(labels, minlength=self.num_classes or 0)
         if not counts.all():
-            raise VisionError('VIS-DATA-1072', f'{(counts == 0).sum()} of {len(counts)} '
+            raise VisionError('VIS-DATA-1121', f'{(counts == 0).sum()} of {len(counts)} '
                               f'identities have no image, first: {counts.argmin()}',
                               where=str(self.reader.path), why='an identity without an image '
                               'would stay an untrained class', do='write the record file again '
@@ -291,7 +291,7 @@ class FaceRecords:
     def _label(self, labels: np.ndarray, position: int) -> int:
         label, limit = float(labels[0]), self.num_classes or MAX_LABEL
         if not (0 <= label < limit and label.is_integer()):
-            raise VisionError('VIS-DATA-1072', f'label {label:g} of record '
+            raise VisionError('VIS-DATA-1122', f'label {label:g} of record '
                               f'{self.keys[position]}', where=str(self.reader.path),
                               why=f'labels are whole numbers from 0 below {limit}',
                               do='write the record file again')
@@ -302,7 +302,7 @@ def write_face_records(path: Path, images: Sequence[Sequence[bytes]]) -> None:
     """Write a face record file: ``images[label]`` are the image files of that identity."""
     empty = [label for label, files in enumerate(images) if not files]
     if empty or not images:
-        raise VisionError('VIS-DATA-1072', f'{len(empty) if images else "all"} identities without '
+        raise VisionError('VIS-DATA-1120', f'{len(empty) if images else "all"} identities without '
                           f'an image, first: {empty[:1] or 0}', do='leave them out and number the '
                           'others from 0')
     num_images = sum(len(files) for files in images)

@@ -99,7 +99,7 @@ def tpir_at_fpir(ranking: Ranking, fpirs: Sequence[float]) -> list[float]:
     """True positive identification rate at each false positive one; unmated probes are needed."""
     mated = ranking.is_mated
     if mated.all() or not mated.any():
-        raise VisionError('VIS-DATA-1067', f'{mated.sum()} probes with and {(~mated).sum()} '
+        raise VisionError('VIS-DATA-1113', f'{mated.sum()} probes with and {(~mated).sum()} '
                           'without identity in the gallery',
                           why='open-set identification needs both',
                           do='leave some identities of the probes out of the gallery')
@@ -139,9 +139,9 @@ def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors:
 
 
 def refuse_sizes(num_mates: int, num_distractors: int, sizes: Sequence[int]) -> None:
-    """VIS-DATA-1067 for sizes outside of 1..num_distractors, or without pairs of one person."""
+    """VIS-DATA-1114 for sizes outside of 1..num_distractors, or without pairs of one person."""
     if not num_mates or not sizes or not 1 <= min(sizes) <= max(sizes) <= num_distractors:
-        raise VisionError('VIS-DATA-1067', f'{num_mates} pairs of one person among '
+        raise VisionError('VIS-DATA-1114', f'{num_mates} pairs of one person among '
                           f'{", ".join(map(str, sizes))} of {num_distractors} distractors',
                           why='a person needs two pictures, a set at least one distractor',
                           do='bring more pictures, or ask for smaller sets')

@@ -35,6 +35,7 @@ from vision.faces.core.evaluate.verification import (
     all_pairs_tar,
     allowed_accepts,
     measurable,
+    no_genuine,
     pair_cosines,
     pair_distances,
     tar_at_far,
@@ -122,8 +123,7 @@ class TemplateQuestion:
         for far in self.fars:
             allowed_accepts(far, self.num_impostors)
         if self.templates.same.sum() == 0:
-            raise VisionError('VIS-DATA-1062', 'no pair of one person', where=str(meta),
-                              why='a true accept rate needs some', do='get the lists again')
+            raise no_genuine(str(meta))
         self.galleries, self.probes, self.probe_subjects = [], None, None
         lists = [Path(meta) / f'{name}_1N_{part}.csv' for part in (
             *(f'gallery_{side}' for side in GALLERIES[name]), 'probe_mixed')]
@@ -132,7 +132,7 @@ class TemplateQuestion:
         if not self.missing_1n:
             self._read_1n(lists, fpirs)
         elif fpirs or ranks or len(self.missing_1n) < len(lists):
-            raise VisionError('VIS-DATA-1073', f'lists of 1:N are missing: '
+            raise VisionError('VIS-DATA-1123', f'lists of 1:N are missing: '
                               f'{", ".join(self.missing_1n)}', where=str(meta),
                               why='identification needs two galleries and the probes',
                               do='put them beside the other lists')
@@ -145,7 +145,7 @@ class TemplateQuestion:
         for path, (ids, subjects) in zip(lists[:-1], galleries, strict=True):
             is_mated = np.isin(self.probe_subjects, subjects)
             if is_mated.all() or not is_mated.any():
-                raise VisionError('VIS-DATA-1067', f'{is_mated.sum()} of {len(is_mated)} probes '
+                raise VisionError('VIS-DATA-1115', f'{is_mated.sum()} of {len(is_mated)} probes '
                                   'have their subject in the gallery', where=str(path),
                                   why='open-set identification needs both kinds',
                                   do='get the lists again from their publisher')
@@ -228,8 +228,7 @@ class AllPairsQuestion:
         for far in self.fars:
             allowed_accepts(far, self.num_impostors)
         if not self.num_genuine:
-            raise VisionError('VIS-DATA-1062', 'no pair of one person', why='a true accept rate '
-                              'needs some', do='bring a second picture of somebody')
+            raise no_genuine()
 
     def answer(self, embeddings: np.ndarray) -> dict:
         rates = all_pairs_tar(unit_rows(embeddings), self.labels, self.fars)

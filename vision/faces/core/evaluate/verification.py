@@ -100,7 +100,7 @@ def ten_fold(distances: np.ndarray, same: np.ndarray, folds: np.ndarray, *,
     distances, same = np.asarray(distances), np.asarray(same, dtype=bool)
     names = np.unique(folds)
     if len(names) < 2:
-        raise VisionError('VIS-DATA-1062', f'{len(names)} fold', why='the threshold of a fold is '
+        raise VisionError('VIS-DATA-1111', f'{len(names)} fold', why='the threshold of a fold is '
                           'chosen on other folds', do='use a pair list with several folds')
     correct = np.stack([_correct_counts(distances[folds == name], same[folds == name], thresholds)
                         for name in names])
@@ -141,12 +141,12 @@ def tar_at_far(genuine: np.ndarray, impostor: np.ndarray, far: float) -> TarAtFa
     """Exact rate from all scores (greater is more alike), each (N,).
 
     Raises:
-        VisionError: see ``allowed_accepts``; VIS-DATA-1062 when there is no genuine pair.
+        VisionError: see ``allowed_accepts``; VIS-DATA-1112 when there is no genuine pair.
     """
     genuine, impostor = np.asarray(genuine), np.asarray(impostor)
     allowed = allowed_accepts(far, len(impostor))
     if not len(genuine):
-        raise _no_genuine()
+        raise no_genuine()
     threshold = -math.inf if allowed >= len(impostor) else float(
         np.partition(impostor, len(impostor) - 1 - allowed)[len(impostor) - 1 - allowed])
     return TarAtFar(float((genuine > threshold).mean()), float((impostor > threshold).mean()),
@@ -189,7 +189,7 @@ class ScoreHistogram:
     def tar_at_far(self, far: float) -> TarAtFar:
         """Exact rate; the scores of the critical bin must have been kept."""
         if not self.counts[1].sum():
-            raise _no_genuine()
+            raise no_genuine()
         place = self.critical_bin(far)
         if place < 0:
             return TarAtFar(1.0, 1.0, -math.inf)
@@ -236,6 +236,9 @@ def _score_blocks(embeddings: np.ndarray, labels: np.ndarray,
                 yield scores.ravel(), same.ravel()
 
 
-def _no_genuine() -> VisionError:
-    return VisionError('VIS-DATA-1062', 'no genuine pair', why='a true accept rate needs some',
-                       do='use a list that has pairs of one person')
+def no_genuine(where: str = '') -> VisionError:
+    """VIS-DATA-1112: no two pictures of one person."""
+    return VisionError('VIS-DATA-1112', 'no pair of one person', where=where,
+                       why='a true accept rate needs some',
+                       do='use a list that has pairs of one person, or bring a second picture of '
+                       'somebody')

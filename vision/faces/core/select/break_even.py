@@ -59,7 +59,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if min(self.flops_per_s, self.scan_per_s, self.bytes_per_s) <= 0 or self.call_s < 0:
-            raise VisionError('VIS-CONFIG-1050', f'a machine with {self}', where='break_even',
+            raise VisionError('VIS-CONFIG-1095', f'a machine with {self}', where='break_even',
                               do='give rates above 0')
 
 
@@ -141,7 +141,7 @@ def break_even(machine: Machine, plan: HeadPlan, *, against: str = 'full') -> in
         holds above it for these equations; None: not up to ``MOST_CLASSES``.
     """
     if against not in ('full', 'random'):
-        raise VisionError('VIS-CONFIG-1050', f'against={against!r}', where='break_even',
+        raise VisionError('VIS-CONFIG-1094', f'against={against!r}', where='break_even',
                           do="compare with 'full' or 'random'")
 
     def is_faster(num_classes: int) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.faces.core.select.faults import rows_not_finite
 
 MAX_ATTEMPTS = 8  # draws of a pair before a cell is halved at random; our choice
 MAX_DEPTH = 64  # a deeper cell holds (nearly) equal rows: it stays one leaf
@@ -91,8 +92,7 @@ def build_forest(rows: np.ndarray, *, num_trees: int = 50, leaf_size: int = 64,
         raise VisionError('VIS-CONFIG-1041', f'forest with num_trees={num_trees}, '
                           f'leaf_size={leaf_size}', where='selector', do='give whole numbers >= 1')
     if not np.isfinite(rows).all():
-        raise VisionError('VIS-RUN-1047', 'class rows hold NaN or infinity: no hierarchy is built',
-                          do='lower the learning rate, or resume from an earlier checkpoint')
+        raise rows_not_finite()
     trees = [_Tree(rows, leaf_size, hash_words(seed, number)) for number in range(num_trees)]
     for tree in trees:
         while tree.grow():

@@ -255,7 +255,7 @@ def build_margin(name: str, **options) -> Margin:
     """A margin by its class name.
 
     Raises:
-        VisionError: VIS-CONFIG-1002, no margin of this name or no such option.
+        VisionError: VIS-CONFIG-1002, no margin of this name; 1008, no such option.
     """
     if name not in MARGINS:
         raise VisionError('VIS-CONFIG-1002', f'no margin is called {name!r}', where='margin.type',
@@ -263,7 +263,7 @@ def build_margin(name: str, **options) -> Margin:
     try:
         return MARGINS[name](**options)
     except TypeError as error:
-        raise VisionError('VIS-CONFIG-1002', f'{name} does not take {", ".join(options)}',
+        raise VisionError('VIS-CONFIG-1008', f'{name} does not take {", ".join(options)}',
                           where='margin', why=str(error), do='see vision/faces/nn/head/margins.py'
                           ) from error
 

@@ -248,5 +248,10 @@ def _check(margin: Margin, is_cosine: bool, correction: str, counts: Tensor | No
         fault = f'correction={correction!r} {"with" if counts is not None else "without"} ' \
                 'expected_counts: they belong to "sampled"'
     if fault:
-        raise VisionError('VIS-CONFIG-1003', fault, where='head',
-                          do='see vision/faces/README.md, the head')
+        raise wrong_head(fault, where='head')
+
+
+def wrong_head(fault: str, *, where: str) -> VisionError:
+    """VIS-CONFIG-1003: options of the face head that do not go together."""
+    return VisionError('VIS-CONFIG-1003', fault, where=where,
+                       do='see vision/faces/README.md, the head')

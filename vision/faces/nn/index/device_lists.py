@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vision.common.core.errors import VisionError
+from vision.faces.core.select.faults import damaged_index, rows_not_finite, too_few_rows
 from vision.faces.nn.index.kmeans import (
     assign,
     assign_near,
@@ -75,9 +75,7 @@ class DeviceLists:
         """
         num_lists = num_lists or lists_for(len(rows))
         if len(rows) < num_lists:
-            raise VisionError('VIS-CONFIG-1044', f'{len(rows)} class rows cannot fill '
-                              f'{num_lists} lists', where='selector',
-                              do='lower num_lists, or leave it at 0')
+            raise too_few_rows(len(rows), num_lists)
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(len(rows), generator=generator)[:_SAMPLE_PER_LIST * num_lists]
         sample = prepared(_checked(rows)[drawn.to(rows.device)], True)
@@ -162,9 +160,7 @@ def restore_lists(state: dict, rows: Tensor | None, device: torch.device | str) 
             0 <= int(assignment.min()) <= int(assignment.max()) < len(centroids)):
         fault = f'its lists do not fit {len(centroids)} centroids'
     if fault:
-        raise VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
-                          where='selector', why=fault, do='use an earlier checkpoint; or remove '
-                          'the index from it, then it is built anew')
+        raise damaged_index(fault)
     centroids = centroids.to(device)
     if assignment is None:
         assignment = assign(_checked(rows).to(device), centroids, is_cosine=True)
@@ -183,7 +179,5 @@ def _renewed(centroids: Tensor, rows: Tensor, previous: Tensor, num_iterations: 
 
 def _checked(rows: Tensor) -> Tensor:
     if not bool(rows.sum(dtype=torch.float64).isfinite()):
-        raise VisionError('VIS-RUN-1047', 'class rows hold NaN or infinity: no index is built',
-                          where='selector', do='lower the learning rate, or resume from an '
-                          'earlier checkpoint')
+        raise rows_not_finite()
     return rows

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
+from vision.faces.core.select.faults import damaged_index, rows_not_finite, too_few_rows
 from vision.faces.core.select.sampling import draw_outside
 from vision.faces.nn.index.kmeans import assign_near, lists_for, update_centroids
 from vision.faces.nn.index.list_state import fault_of_lists, fill_lists, read_lists
@@ -88,7 +89,7 @@ class IndexSpec:
             fault = f'index kind {self.kind!r} with factory={self.factory!r}'
             do = "a factory string such as 'HNSW32' belongs to the kind faiss"
         if fault:
-            raise VisionError('VIS-CONFIG-1042', fault, where='selector', do=do)
+            raise VisionError('VIS-CONFIG-1059', fault, where='selector', do=do)
 
     @property
     def has_lists(self) -> bool:
@@ -100,9 +101,9 @@ class IndexSpec:
 
 
 def require_kind(kind: str) -> None:
-    """VIS-CONFIG-1042 for a kind that does not exist; of earlier ones, with what to write now."""
+    """VIS-CONFIG-1042 for a kind that is none; 1055 for one of before, with what to write now."""
     if kind in GONE:
-        raise VisionError('VIS-CONFIG-1042', f'there is no index kind {kind!r} any more',
+        raise VisionError('VIS-CONFIG-1055', f'there is no index kind {kind!r} any more',
                           where='selector', why='FAISS makes it of a string, as any other index',
                           do=f"write type='faiss' (kind='faiss' of a metric), {GONE[kind]}")
     if kind not in KINDS:
@@ -115,14 +116,14 @@ def make_spec(kind: str, dim: int, *, seed: int = 0, is_cosine: bool = True,
     """An ``IndexSpec`` from options as they stand in a config.
 
     Raises:
-        VisionError: VIS-CONFIG-1042, an option that this kind does not look at, or a bad value.
+        VisionError: VIS-CONFIG-1058, an option that this kind does not look at; 1059, a bad value.
     """
     require_kind(kind)
     known = {field.name for field in fields(IndexSpec)}
     unused = sorted(known & set(options) - {*USES[kind], 'num_threads'})
     if unused:
         IndexSpec(kind, dim, factory=options.get('factory', ''))  # the kind is looked at first
-        raise VisionError('VIS-CONFIG-1042', f'index kind {kind!r} has no use for '
+        raise VisionError('VIS-CONFIG-1058', f'index kind {kind!r} has no use for '
                           f'{", ".join(unused)}', where='selector',
                           do=f'it takes {", ".join(USES[kind])}, num_threads')
     return IndexSpec(kind, dim, seed=seed, is_cosine=is_cosine, **options)
@@ -145,7 +146,7 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
         rows: (C, d) float16 or float32 on any device; not kept.
         seed: instead of the spec's, for another draw.
     Raises:
-        VisionError: VIS-CONFIG-1044 fewer rows than lists, VIS-INPUT-1045 other dimension,
+        VisionError: VIS-CONFIG-1044, 1091 fewer rows than lists, VIS-INPUT-1045 other dimension,
             VIS-RUN-1047 rows that are not finite.
     """
     seed = spec.seed if seed is None else seed
@@ -154,9 +155,7 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
         return ClassIndex(spec, _from_factory(spec, rows, seed), len(rows))
     num_lists = spec.lists_for(len(rows))
     if len(rows) < num_lists:
-        raise VisionError('VIS-CONFIG-1044', f'{len(rows)} class rows cannot fill '
-                          f'{num_lists} lists', where='selector',
-                          do='lower num_lists, or leave it at 0')
+        raise too_few_rows(len(rows), num_lists)
     centroids = _train_centroids(spec, rows, num_lists, seed)
     return _inverted(spec, rows, centroids)
 
@@ -278,7 +277,7 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassInd
         rows: (C, d), or None with lists.
 
     Raises:
-        VisionError: VIS-INPUT-1045, the checkpoint's index has another dimension;
+        VisionError: VIS-INPUT-1092, the checkpoint's index has another dimension;
             VIS-CKPT-1054, its centroids are none.
     """
     centroids, lists = state.get('centroids'), state.get('lists')
@@ -287,10 +286,10 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassInd
             not isinstance(centroids, Tensor) or centroids.dtype != torch.float32
             or centroids.ndim != 2 or centroids.shape[1] != state['dim']
             or not 1 <= len(centroids) <= max(1, num_rows) or not centroids.isfinite().all()):
-        raise _damaged('its centroids are not at most as many finite float32 rows as there are '
-                       'class rows')
+        raise damaged_index('its centroids are not at most as many finite float32 rows as there '
+                            'are class rows')
     if state['dim'] != spec.dim:
-        raise VisionError('VIS-INPUT-1045', f'the checkpoint\'s index has dimension '
+        raise VisionError('VIS-INPUT-1092', f'the checkpoint\'s index has dimension '
                           f'{state["dim"]}, this head {spec.dim}', where='selector',
                           do='resume with the config that wrote the checkpoint')
     if lists is not None:
@@ -302,25 +301,19 @@ def restore_index(spec: IndexSpec, state: dict, rows: Tensor | None) -> ClassInd
 
 def _of_lists(spec: IndexSpec, centroids: Tensor | None, lists: dict) -> ClassIndex:
     if centroids is None or not spec.has_lists:
-        raise _damaged('it has lists, but no centroids')
+        raise damaged_index('it has lists, but no centroids')
     # One row makes an index of the right kind; what is in it comes from the checkpoint.
     made = _inverted(spec, torch.zeros(1, spec.dim), centroids, torch.zeros(1, dtype=torch.int64))
     faiss, index = load_faiss(), made._index
     num_ranges = index.sq.trained.size() if hasattr(index, 'sq') else 0
     fault = fault_of_lists(lists, len(centroids), index.code_size, num_ranges)
     if fault:
-        raise _damaged(fault)
+        raise damaged_index(fault)
     index.set_direct_map_type(faiss.DirectMap.NoMap)
     index.reset()
     fill_lists(faiss, index, lists)
     made.num_rows, made._is_changed = index.ntotal, bool(lists.get('is_changed'))
     return made
-
-
-def _damaged(why: str) -> VisionError:
-    return VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
-                       where='selector', why=why, do='use an earlier checkpoint; or remove the '
-                       'index from it, then it is built anew')
 
 
 def _check_dim(spec: IndexSpec, rows: Tensor) -> None:
@@ -332,16 +325,14 @@ def _check_dim(spec: IndexSpec, rows: Tensor) -> None:
 
 def _checked(spec: IndexSpec, rows: Tensor) -> Tensor:
     if spec.search_on == 'gpu' and not _has_gpu(load_faiss()):
-        raise VisionError('VIS-ENV-1043', 'this FAISS cannot use a GPU',
+        raise VisionError('VIS-ENV-1089', 'this FAISS cannot use a GPU',
                           where='selector.search_on', why='the package faiss-cpu is installed, '
                           'or no GPU is visible', do="install faiss-gpu, or search_on='cpu'")
     _check_dim(spec, rows)
     rows = rows.detach().cpu()
     for part in rows.split(_CHUNK):
         if not part.isfinite().all():
-            raise VisionError('VIS-RUN-1047', 'class rows hold NaN or infinity: no index is '
-                              'built', where='selector',
-                              do='lower the learning rate, or resume from an earlier checkpoint')
+            raise rows_not_finite()
     return rows
 
 
@@ -425,7 +416,7 @@ def _from_factory(spec: IndexSpec, rows: Tensor, seed: int):
             index = faiss.index_factory(spec.dim, spec.factory, faiss.METRIC_L2)
         faiss.ParameterSpace().set_index_parameters(index, spec.parameters)
     except RuntimeError as error:
-        raise VisionError('VIS-CONFIG-1042', f'FAISS makes no index of dimension {spec.dim} of '
+        raise VisionError('VIS-CONFIG-1060', f'FAISS makes no index of dimension {spec.dim} of '
                           f'factory={spec.factory!r}, parameters={spec.parameters!r}',
                           where='selector', why=_reason(error),
                           do="write a string of FAISS' index factory, such as HNSW32") from error
@@ -434,7 +425,7 @@ def _from_factory(spec: IndexSpec, rows: Tensor, seed: int):
         for part in rows.split(_CHUNK):
             index.add(_as_numpy(spec, part))
     except RuntimeError as error:
-        raise VisionError('VIS-CONFIG-1044', f'FAISS cannot fill {spec.factory!r} with '
+        raise VisionError('VIS-CONFIG-1091', f'FAISS cannot fill {spec.factory!r} with '
                           f'{len(rows)} class rows', where='selector', why=_reason(error),
                           do="take fewer cells, or selector type='ivf', which fits them to the "
                           'number of classes') from error
@@ -463,7 +454,7 @@ class _GpuCopy:
         try:
             self._index = faiss.index_cpu_to_gpu(self._resources, device, index)
         except RuntimeError as error:  # FAISS' class for all faults, also of memory
-            raise VisionError('VIS-ENV-1043', f'the index does not go to GPU {device}',
+            raise VisionError('VIS-ENV-1090', f'the index does not go to GPU {device}',
                               where='selector.search_on', why=_reason(error),
                               do="search_on='cpu'") from error
 

@@ -57,8 +57,8 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
             ``num_searched``, ``random_frac``; for 'device' ``num_lists``, ``nprobe``,
             ``overfetch``, ``random_frac``.
     Raises:
-        VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have;
-            VIS-CONFIG-1042, a name of an earlier version, or a bad option of the index.
+        VisionError: VIS-CONFIG-1050, an unknown name; 1096 to 1100, an option that is missing,
+            unknown or out of range; 1042, 1055 and 1058 to 1060 of the index.
     """
     if name in GONE:
         require_kind(name)  # says what to write now
@@ -66,7 +66,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         raise VisionError('VIS-CONFIG-1050', f'selector {name!r} is none of {", ".join(NAMES)}',
                           where='selector', do='see vision/faces/README.md, the selectors')
     if name != 'full' and num_active is None:
-        raise VisionError('VIS-CONFIG-1050', f'selector {name!r} without num_active',
+        raise VisionError('VIS-CONFIG-1096', f'selector {name!r} without num_active',
                           where='selector', do='give the number of active rows')
     common = dict(num_active=1 if name == 'full' else num_active, seed=seed, is_cosine=is_cosine,
                   scale=scale, target=target, num_centres=num_centres)
@@ -93,7 +93,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         every = rules.pop('monitor_every', 200)
         return AdaptiveSelector(selector, Rules(**rules), monitor_every=every)
     except TypeError as error:
-        raise VisionError('VIS-CONFIG-1050', f'selector {name!r}: {error}', where='selector',
+        raise VisionError('VIS-CONFIG-1097', f'selector {name!r}: {error}', where='selector',
                           do='see vision/faces/README.md, the selectors') from error
 
 

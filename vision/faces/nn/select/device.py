@@ -56,7 +56,7 @@ class DeviceSelector(CandidateSelector):
                  **options) -> None:
         super().__init__(store, **options)
         if overfetch < 1:
-            raise VisionError('VIS-CONFIG-1050', f'selector with overfetch={overfetch}',
+            raise VisionError('VIS-CONFIG-1098', f'selector with overfetch={overfetch}',
                               where='selector', do='give a number >= 1')
         if getattr(store, 'fetches_ahead', False) or not self.is_cosine:
             raise VisionError('VIS-CONFIG-1057', 'a selector on the device with '

@@ -79,7 +79,7 @@ class Selector:
                  target: Callable[[Tensor, Tensor], Tensor] | None = None,
                  num_centres: int = 1) -> None:
         if num_active < 1 or not 0 <= random_frac <= 1:
-            raise VisionError('VIS-CONFIG-1050', f'selector with num_active={num_active}, '
+            raise VisionError('VIS-CONFIG-1099', f'selector with num_active={num_active}, '
                               f'random_frac={random_frac}', where='selector',
                               do='give at least 1 active row and a share in 0..1')
         self.store, self.seed = store, seed
@@ -275,7 +275,7 @@ class IndexSelector(CandidateSelector):
                  num_searched: int = 1, nprobe: int | None = None, **options) -> None:
         super().__init__(store, **options)
         if overfetch < 1 or num_searched < 1:
-            raise VisionError('VIS-CONFIG-1050', f'selector with overfetch={overfetch}, '
+            raise VisionError('VIS-CONFIG-1100', f'selector with overfetch={overfetch}, '
                               f'num_searched={num_searched}', where='selector',
                               do='give numbers >= 1')
         self.upkeep, self.overfetch, self.num_searched = upkeep, overfetch, num_searched

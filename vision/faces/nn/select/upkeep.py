@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
+from vision.faces.core.select.faults import damaged_index
 from vision.faces.nn.store.ranks import raise_together
 
 _DRIFT_ROWS = 1024  # sampled for the drift: its standard error is then about 3 % of itself
@@ -238,7 +239,7 @@ class IndexUpkeep:
               probe: tuple[Tensor, Tensor] | None = None) -> None:
         """Use this index, made of the rows of ``step``, from now on."""
         if self.schedule.touched_per_step and not index.can_update:
-            raise VisionError('VIS-CONFIG-1046', 'touched_per_step with an index that cannot '
+            raise VisionError('VIS-CONFIG-1093', 'touched_per_step with an index that cannot '
                               'change single rows', where='selector.upkeep',
                               do='set it to 0, or take an ivf selector')
         self._index, self._built_step = index, step
@@ -359,5 +360,4 @@ class IndexUpkeep:
                         and is_ids(previous.long())):
                 fault = f'the one under way is not of ({num_rows}, {dim}) rows'
         if fault:
-            raise VisionError('VIS-CKPT-1054', 'the index of the checkpoint is damaged',
-                              where='selector', why=fault, do='use an earlier checkpoint')
+            raise damaged_index(fault)

@@ -93,8 +93,8 @@ class ClassStore:
         not changed. When ``rows`` is the tensor of the last pull, nothing is read again.
 
         Raises:
-            VisionError: VIS-INPUT-1022, other ids than ``pull`` takes, or gradients (M, d) of
-                another shape; VIS-RUN-1026, gradients or a learning rate that are not finite.
+            VisionError: VIS-INPUT-1022, other ids than ``pull`` takes; 1030, gradients (M, d)
+                of another shape; VIS-RUN-1026, gradients or a learning rate that are not finite.
                 Nothing has changed then, on any rank, and all ranks raise it.
         """
         lr = float(lr)
@@ -203,7 +203,7 @@ class ClassStore:
 
     def _fault_of_step(self, rows: Tensor, grad: Tensor, lr: float) -> VisionError | None:
         if grad.shape != (len(rows), self.dim):
-            return VisionError('VIS-INPUT-1022', f'gradients of shape {tuple(grad.shape)} for '
+            return VisionError('VIS-INPUT-1030', f'gradients of shape {tuple(grad.shape)} for '
                                f'{len(rows)} rows of length {self.dim}', do='push what pull gave')
         # The sum is finite only if all are, at a tenth of the time of a test of each.
         if 0 <= lr < math.inf and math.isfinite(grad.sum()):

@@ -230,16 +230,16 @@ def build_optimizer(type: str = 'sgd', **options) -> LazySGD | LazyAdamW | RowAd
     """Optimizer of class rows by name: sgd, adamw or row_adagrad, with its options.
 
     Raises:
-        VisionError: VIS-CONFIG-1021, an unknown name or option, or a value out of range.
+        VisionError: VIS-CONFIG-1027 an unknown name, 1028 option, 1029 a value out of range.
     """
     if type not in OPTIMIZERS:
-        raise VisionError('VIS-CONFIG-1021', f'no optimizer {type!r} for class rows',
+        raise VisionError('VIS-CONFIG-1027', f'no optimizer {type!r} for class rows',
                           where='store.optimizer.type', do=f'take one of {", ".join(OPTIMIZERS)}')
     kind = OPTIMIZERS[type]
     known = set(kind.__init__.__kwdefaults__)
     if unknown := set(options) - known:
         raise VisionError(
-            'VIS-CONFIG-1021', f'{type} has no option {sorted(unknown)[0]!r}',
+            'VIS-CONFIG-1028', f'{type} has no option {sorted(unknown)[0]!r}',
             where='store.optimizer', why='the learning rate comes with each step and follows the '
             "model's: head.lr_mult scales it" if 'lr' in unknown else '',
             do=f'its options are {", ".join(sorted(known))}')
@@ -265,6 +265,6 @@ def _check(name: str, **values: tuple[float, float, float]) -> None:
     """Refuse values that are not in [low, high)."""
     for option, (value, low, high) in values.items():
         if not low <= value < high:
-            raise VisionError('VIS-CONFIG-1021', f'{option}={value} of {name}',
+            raise VisionError('VIS-CONFIG-1029', f'{option}={value} of {name}',
                               where='store.optimizer', why=f'it must be in [{low}, {high})',
                               do='change it')
