@@ -78,6 +78,7 @@ class ActivationMemoryHook(Hook):
         self._restore: list[Callable[[], Any]] = []
 
     def before_train(self, runner) -> None:
+        """Put the model's ``train_step`` under the budget, or hand the ratio to the compiler."""
         self._refuse_others(runner)
         if compile_options := _compile_options(runner):
             self._hand_to_compiler(runner, compile_options)
@@ -99,6 +100,7 @@ class ActivationMemoryHook(Hook):
         self._restore.append(replace_train_step(runner.model, self.manager))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Write the step's scalars, and every ``report_interval`` steps a line to the log."""
         if self.manager is None:
             return
         report = self.manager.report()
@@ -108,6 +110,7 @@ class ActivationMemoryHook(Hook):
             runner.logger.info(f'memory: step {runner.iter + 1}: {describe(report)}')
 
     def after_train(self, runner) -> None:
+        """Give the model its own ``train_step`` back and free the host pool."""
         self.close_run(runner)
 
     def close_run(self, runner) -> None:

@@ -13,7 +13,8 @@ WRITTEN = -1
 
 
 class Leaf:
-    """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference.
+    """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference, as a
+    tensor of any shape.
 
     Attributes:
         dependents: nodes that were dropped when a call that reads it was to make them again.
@@ -137,8 +138,9 @@ class Node:
 
 
 class Saved:
-    """A tensor that autograd saved. Its alias shares the version counter, also as the empty shell
-    that it becomes when the memory leaves; ``geometry`` is then what it was."""
+    """A tensor that autograd saved, of any shape. Its alias shares the version counter, also as
+    the
+    empty shell that it becomes when the memory leaves; ``geometry`` is then what it was."""
 
     __slots__ = ('alias', 'geometry', 'version')
 

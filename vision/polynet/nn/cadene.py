@@ -55,6 +55,7 @@ def poly_names(ours: str, theirs: str, stage: str) -> Iterator[tuple[str, str]]:
 
 
 def unit_names(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """(our name, theirs) of each tensor of one convolution unit, given the unit's name in both."""
     yield f'{ours}.conv.weight', f'{theirs}.conv.weight'
     for leaf in LEAVES:
         yield f'{ours}.norm.{leaf}', f'{theirs}.bn.{leaf}'
@@ -130,4 +131,6 @@ def missing_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_port_state(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are names of the published port, of its blocks or first 1x1 paths, and not
+    ours."""
     return any(re.match(r'stage_[abc]\.\d+\.(blocks|path0_1x1)', name) for name in state)

@@ -53,7 +53,13 @@ def is_published(content: Mapping) -> bool:
 
 
 def trunk_prefix(state: Mapping[str, Tensor], where: str = '', prefix: str | None = None) -> str:
-    """What stands before the trunk's names in a checkpoint: 'backbone.trunk.', say."""
+    """What stands before the trunk's names in a checkpoint: 'backbone.trunk.', say.
+
+    Raises:
+        VisionError: VIS-CKPT-056, no PolyNet under the given prefix, or without one not exactly
+            one
+            in the checkpoint.
+    """
     prefixes = [name.removesuffix(FIRST_CONV) for name in state if name.endswith(FIRST_CONV)]
     if prefix is not None:
         wanted = f'{prefix.rstrip(".")}.trunk.'.lstrip('.')
