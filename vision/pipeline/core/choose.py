@@ -61,6 +61,7 @@ class Choice:
 
     @property
     def unit(self) -> int:
+        """Micro-batches of a scheduling unit in the chosen table."""
         return self.table.unit
 
 

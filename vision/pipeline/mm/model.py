@@ -33,6 +33,9 @@ class PipelinedModel(nn.Module):
 
     Attributes:
         after_step: called with the number of steps so far, on all ranks at the same places.
+
+    Raises:
+        VisionError: VIS-CONFIG-1532, the model has no method ``finish``.
     """
 
     def __init__(self, module: nn.Module, chunks: Mapping[int, nn.Module], table: Table, *,
@@ -58,6 +61,7 @@ class PipelinedModel(nn.Module):
 
     @property
     def table(self) -> Table:
+        """What the next step runs."""
         return self._table
 
     def use(self, table: Table) -> None:
@@ -144,6 +148,11 @@ class PipelinedModel(nn.Module):
     test_step = val_step
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: no rank has all layers.
+
+        Raises:
+            VisionError: VIS-RUN-1534, always.
+        """
         raise VisionError('VIS-RUN-1534', 'a pipelined model has no forward of its own',
                           why='each rank has some of its layers', do='use train_step, val_step '
                           'and test_step, on all ranks together')

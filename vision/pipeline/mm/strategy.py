@@ -331,9 +331,15 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         return own.get(name, ELSEWHERE)
 
     def optimizer_state(self, state: dict) -> dict:
+        """This rank's state, with parameters numbered as in the optimizer of the whole model."""
         return self.numbering.to_global(state)
 
     def own_optimizer_state(self, state: dict, filename: str) -> dict:
+        """What this rank needs of a state of the whole model; ``filename`` is for the error.
+
+        Raises:
+            VisionError: the state is of other parameters.
+        """
         return self.numbering.to_own(state, filename)
 
     def _scale_lr(self) -> None:

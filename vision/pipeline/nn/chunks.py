@@ -166,7 +166,12 @@ def count_pieces(model: nn.Module, pieces: Sequence[Piece],
 def measure_pieces(model: nn.Module, pieces: Sequence[Piece], inputs: Tensor | Tensors, *,
                    repeats: int = 3) -> list[PieceCost]:
     """``count_pieces`` on real tensors, with seconds: medians of ``repeats`` after one more to
-    warm up. Buffers, gradients and random numbers are afterwards as before."""
+    warm up.
+
+    Args:
+        inputs: of the model, (B, ...) each, as large as a micro-batch; on the device to measure.
+    Buffers, gradients and random numbers are afterwards as before.
+    """
     inputs = _as_tuple(inputs)
     with unchanged(model, inputs[0].device):
         costs = _count(model, pieces, inputs)
@@ -192,6 +197,9 @@ class Chunk(nn.Module):
         self.parts = nn.ModuleList(model.get_submodule(piece.name) for piece in pieces)
 
     def forward(self, *inputs: Tensor) -> Tensor | Tensors:
+        """What the piece before this stage gave, (B, ...) each -> what the last piece gives: a
+        tensor, or
+        a tuple of several."""
         for piece, module in zip(self.pieces, self.parts, strict=True):
             inputs = piece(module, inputs)
         return inputs if len(inputs) > 1 else inputs[0]
@@ -205,6 +213,9 @@ class Absent(nn.Module):
         self.name = name
 
     def forward(self, *inputs: Any, **options: Any) -> None:
+        """Raises:
+            AssertionError: always; a rank runs its own pieces alone.
+        """
         raise AssertionError(f'{self.name} is on another rank of the pipeline')
 
 

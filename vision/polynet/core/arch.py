@@ -95,7 +95,7 @@ class Arch:
 
     @property
     def num_modules(self) -> int:
-        """Of all three stages; one path scale and one drop probability is due for each."""
+        """Modules of all three stages; path scales and drop probabilities come one for each."""
         return sum(self.depths)
 
 

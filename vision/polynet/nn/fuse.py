@@ -205,13 +205,12 @@ def projection_of(module: PolyInception, order: int) -> tuple[nn.Module, nn.Modu
 
 
 def fold_unit(unit: ConvUnit) -> Folded:
-    """Its activation is left to who runs the convolution."""
+    """The unit's convolution with its norm inside; the activation is left to who runs it."""
     return fold(unit.conv, unit.norm)
 
 
 def fuse_parallel(parallel: Parallel) -> FusedPaths:
-    """Branches of convolutions are folded; those without parameters, such as pools, stay as they
-    are."""
+    """``Parallel`` for inference: branches are folded, those without parameters (pools) stay."""
     return FusedPaths([[fold_unit(unit) for unit in branch] if list(branch.parameters())
                        else branch for branch in parallel.branches])
 

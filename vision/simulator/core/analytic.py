@@ -87,6 +87,7 @@ class Strategy:
 
     @property
     def world_size(self) -> int:
+        """Devices of the run."""
         return self.data * self.tensor * self.pipeline * self.context
 
     @property
@@ -97,6 +98,7 @@ class Strategy:
 
     @property
     def global_batch(self) -> int:
+        """Sequences of a step, of all ranks and micro-batches."""
         return self.data * self.micro_batch * self.num_microbatches
 
 
@@ -122,6 +124,7 @@ class Prediction:
 
     @property
     def fits(self) -> bool:
+        """Whether the device that needs most has room for it."""
         return self.peak_bytes <= self.capacity_bytes
 
 

@@ -40,6 +40,7 @@ class ClassRows:
     grown: float = 1.0
 
     def store_bytes(self, num_ranks: int) -> int:
+        """Of one of ``num_ranks`` ranks, rounded up: its rows and their optimizer states."""
         return -(-ELEMENT_BYTES * self.num_rows * self.numbers_per_row // num_ranks)
 
 

@@ -132,6 +132,7 @@ class Cluster:
 
     @property
     def world_size(self) -> int:
+        """Devices of all nodes."""
         return self.num_nodes * self.gpus_per_node
 
     def link(self, name: str) -> Link:

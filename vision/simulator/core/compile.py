@@ -173,10 +173,13 @@ class Step:
         return name
 
     def wait(self, node: int | None) -> None:
+        """Let the next compute node begin after this one has ended; None is nothing to wait for.
+        """
         if node is not None:
             self._waits.append(node)
 
     def last(self, stream: str = COMPUTE) -> tuple[int, ...]:
+        """The newest node of a stream, as the ``after`` of another; () before the first."""
         return (self._last[stream],) if stream in self._last else ()
 
     def collective(self, name: str, kind: str, num_bytes: float, *, ranks: Sequence[int] = (),
@@ -193,6 +196,7 @@ class Step:
     # The step.
 
     def program(self) -> Program:
+        """The whole step: states held, micro-batches forward and backward, the optimizer."""
         self._hold_states()
         for mb in range(self.settings.num_microbatches):
             self.mb = mb

@@ -89,10 +89,12 @@ class Parameter:
 
     @property
     def num_elements(self) -> int:
+        """Numbers in it, whole."""
         return prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
+        """Whole, without gradient and optimizer state."""
         return self.num_elements * self.element_bytes
 
 
@@ -121,6 +123,7 @@ class Module:
 
     @property
     def parameters_bytes(self) -> int:
+        """Of its own parameters, without its children's."""
         return sum(each.num_bytes for each in self.parameters)
 
 
@@ -156,10 +159,12 @@ class ModuleGraph:
     notes: tuple[str, ...] = ()
 
     def module(self, name: str) -> Module:
+        """The module of a dotted name, '' for the model; KeyError if there is none."""
         return self.by_name[name]
 
     @property
     def by_name(self) -> dict[str, Module]:
+        """Modules by dotted name; made anew at each access."""
         return {each.name: each for each in self.modules}
 
     def inside(self, name: str) -> Iterator[Module]:
@@ -173,13 +178,16 @@ class ModuleGraph:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
+        """Of all modules, shared ones once, in order of their modules."""
         return tuple(each for module in self.modules for each in module.parameters)
 
     @property
     def parameters_bytes(self) -> int:
+        """Of all parameters, shared ones once."""
         return sum(module.parameters_bytes for module in self.modules)
 
     def flops(self, *phases: str) -> float:
+        """Of the operators in these phases (``FORWARD``, ``BACKWARD``), of all without any."""
         return sum(op.flops for op in self.ops if not phases or op.phase in phases)
 
     def unpriced(self) -> dict[str, int]:

@@ -31,6 +31,7 @@ class Outcome:
 
     @cached_property
     def makespan(self) -> float:
+        """Seconds of the whole step, until its last node ends."""
         return max(self.ends, default=0.0)
 
     @cached_property

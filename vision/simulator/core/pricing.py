@@ -42,6 +42,7 @@ class Group:
 
     @property
     def num_nodes(self) -> int:
+        """Nodes that the ranks are spread over."""
         return ceil(self.size / self.per_node)
 
     @classmethod
@@ -59,9 +60,13 @@ class Notes:
     unpriced: Counter = field(default_factory=Counter)
 
     def say(self, kind: str, text: str) -> None:
+        """Add a text of a kind: 'measured', 'fitted', 'datasheet' or 'assumed'; equal texts stand
+        once."""
         self.sources.setdefault(kind, set()).add(text)
 
     def to_dict(self) -> dict:
+        """For JSON: sorted texts by kind, and under 'unpriced' how often each operator occurred.
+        """
         return {**{kind: sorted(texts) for kind, texts in sorted(self.sources.items())},
                 'unpriced': dict(self.unpriced)}
 
@@ -148,6 +153,9 @@ class Prices:
     # Communication; each in seconds, of ``num_bytes`` of the whole tensor.
 
     def all_reduce(self, num_bytes: float, group: Group) -> float:
+        """Seconds; ``num_bytes`` of the whole tensor. Measured where the cluster file has it, else
+        a ring
+        inside a node and a tree between nodes."""
         if group.size == 1 or not num_bytes:
             return 0.0
         measured = self._measured('all_reduce', num_bytes, group)
@@ -230,6 +238,7 @@ class Prices:
     gather = scatter
 
     def p2p(self, num_bytes: float, *, is_crossing: bool) -> float:
+        """Seconds of one message, with ``is_crossing`` to another node."""
         if is_crossing:
             link = self.cluster.link('inter')
             return link.latency + num_bytes / link.rate_per_device

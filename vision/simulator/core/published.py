@@ -104,14 +104,17 @@ class Case:
 
     @property
     def num_devices(self) -> int:
+        """Devices of the run, as the row says."""
         return int(self.row['n_gpus'])
 
     @property
     def is_multi_node(self) -> bool:
+        """Whether the run went over more than one node."""
         return self.cluster.num_nodes > 1
 
     @property
     def metric(self) -> str:
+        """What the row measured, by the name that its column has."""
         return self.row['metric']
 
     @property
@@ -214,7 +217,14 @@ def case_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:
 
 
 def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Cluster:
-    """The preset of the row's device with its memory and, where it says them, its adapters."""
+    """The preset of the row's device with its memory and, where it says them, its adapters.
+
+    Args:
+        presets: gives the cluster of a preset's name, such as 'h100'.
+    Raises:
+        VisionError: VIS-DATA-1650, a device without preset, or more than eight devices that are no
+            whole nodes.
+    """
     gpu, note = row['gpu'], row['hw_note']
     named = re.search(r'(\w+) table states', note)
     if named and named[1] not in gpu:

@@ -122,6 +122,7 @@ class Tour(Generic[Choice, Played]):
 
     @property
     def is_complete(self) -> bool:
+        """Whether the time sufficed for all choices."""
         return not self.left
 
 

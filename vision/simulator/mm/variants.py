@@ -45,10 +45,12 @@ class Found:
 
     @property
     def best(self) -> Predicted:
+        """The prediction of the chosen strategy."""
         return self.tried[self.name]
 
     @property
     def front(self) -> set[str]:
+        """Names of strategies that no other beats in both seconds of a step and bytes needed."""
         return {name for name, _ in pareto(
             list(self.tried.items()),
             lambda each: (each.step_seconds, each.verdict.needed_bytes))}
