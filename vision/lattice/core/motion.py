@@ -60,5 +60,5 @@ def motion_history(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD,
 
 
 def activity(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD) -> float:
-    """Share of the pixels that moved in any step, in [0, 1]."""
+    """Share of the pixels of greys (n + 1, h, w) in [0, 1] that moved in any step, in [0, 1]."""
     return float(active_steps(greys, threshold=threshold).any(axis=0).mean())

@@ -48,10 +48,12 @@ class FrameBoxes:
 
     @classmethod
     def empty(cls) -> FrameBoxes:
+        """No boxes: every array has length 0."""
         return cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0))
 
     @classmethod
     def concatenate(cls, parts: Iterable[FrameBoxes]) -> FrameBoxes:
+        """Boxes of all parts in order; ids stay as they are."""
         parts = list(parts) or [cls.empty()]
         return cls(*(np.concatenate([getattr(part, name) for part in parts])
                      for name in ('boxes_xyxy', 'scores', 'labels', 'track_ids')))
@@ -62,6 +64,9 @@ class FrameBoxes:
                           self.track_ids[index])
 
     def replace(self, **arrays: np.ndarray) -> FrameBoxes:
+        """A copy with other arrays in place of those named, such as ``labels=`` (N,); N may change
+        only if
+        all of them do."""
         old = dict(boxes_xyxy=self.boxes_xyxy, scores=self.scores, labels=self.labels,
                    track_ids=self.track_ids)
         return FrameBoxes(**(old | arrays))

@@ -187,7 +187,8 @@ class ModuleGraph:
         return sum(module.parameters_bytes for module in self.modules)
 
     def flops(self, *phases: str) -> float:
-        """Of the operators in these phases (``FORWARD``, ``BACKWARD``), of all without any."""
+        """Of the operators in these phases ('forward', 'input_grad', 'weight_grad'), of all
+        without any."""
         return sum(op.flops for op in self.ops if not phases or op.phase in phases)
 
     def unpriced(self) -> dict[str, int]:

@@ -53,6 +53,7 @@ class PairList:
 
     @property
     def num_folds(self) -> int:
+        """Folds that the pairs are in; 1 for a list without folds of its own."""
         return int(self.folds.max()) + 1
 
 

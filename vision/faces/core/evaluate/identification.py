@@ -96,7 +96,12 @@ def rank_k(ranking: Ranking, k: int) -> float:
 
 
 def tpir_at_fpir(ranking: Ranking, fpirs: Sequence[float]) -> list[float]:
-    """True positive identification rate at each false positive one; unmated probes are needed."""
+    """True positive identification rate at each false positive one; unmated probes are needed.
+
+    Raises:
+        VisionError: VIS-DATA-1067, all probes or none have their identity in the gallery;
+            VIS-DATA-1064, a rate that so few unmated probes cannot tell.
+    """
     mated = ranking.is_mated
     if mated.all() or not mated.any():
         raise VisionError('VIS-DATA-1067', f'{mated.sum()} probes with and {(~mated).sum()} '
@@ -139,7 +144,11 @@ def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors:
 
 
 def refuse_sizes(num_mates: int, num_distractors: int, sizes: Sequence[int]) -> None:
-    """VIS-DATA-1067 for sizes outside of 1..num_distractors, or without pairs of one person."""
+    """Check that a person has two pictures and every size lies in 1..num_distractors.
+
+    Raises:
+        VisionError: VIS-DATA-1067, it is not so.
+    """
     if not num_mates or not sizes or not 1 <= min(sizes) <= max(sizes) <= num_distractors:
         raise VisionError('VIS-DATA-1067', f'{num_mates} pairs of one person among '
                           f'{", ".join(map(str, sizes))} of {num_distractors} distractors',
@@ -163,7 +172,13 @@ def mates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def exact_search(gallery: np.ndarray, probes: np.ndarray,
                  depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``depth`` best entries of each probe, best first: the judge of approximate indexes."""
+    """The best entries of a gallery (N, d) for each probe (M, d): the judge of approximate
+    indexes.
+
+    Returns:
+        scores (M, K), inner products, best first, and their positions in the gallery (M, K); K is
+        ``depth``, or N where that is less.
+    """
     depth = min(depth, len(gallery))
     scores, entries = [], []
     for top in range(0, len(probes), BLOCK):

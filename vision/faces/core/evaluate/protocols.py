@@ -156,7 +156,13 @@ def _triples(block: bytes, path: Path, first_line: int) -> np.ndarray:
 
 
 def read_ijb_subjects(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """1:N list (gallery G1, G2 or probes) -> its distinct template ids and their subjects."""
+    """1:N list (gallery G1, G2 or probes) -> its distinct template ids (T,) and their subjects
+    (T,),
+    int64.
+
+    Raises:
+        VisionError: VIS-DATA-1073, no such table, or a template of two subjects.
+    """
     try:
         with Path(path).open(newline='', encoding='utf-8') as file:
             rows = [(int(row['TEMPLATE_ID']), int(row['SUBJECT_ID']))

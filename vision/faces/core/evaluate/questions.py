@@ -62,6 +62,8 @@ class PairQuestion:
         self.measure(np.zeros(len(pairs)))
 
     def answer(self, embeddings: np.ndarray) -> dict:
+        """Embeddings (N, d) of ``paths`` in order, rows of any length -> plain numbers for a
+        report."""
         return self.measure(pair_distances(unit_rows(embeddings), self.pairs.first,
                                            self.pairs.second))
 
@@ -79,7 +81,9 @@ class PairQuestion:
 
 @dataclass(frozen=True)
 class Gallery1N:
-    """One search of all probes: ids of templates, and whose they are."""
+    """One search of all probes: ``gallery`` (E,) positions of the enrolled templates, ``subjects``
+    (E,)
+    whose they are."""
 
     name: str
     gallery: np.ndarray
@@ -97,6 +101,11 @@ class TemplateQuestion:
         name: 'ijbb' or 'ijbc'.
         fars, fpirs, ranks: None: the usual ones, as far as the lists can tell.
         with_scores: each picture counts by the score of its detection.
+    Raises:
+        VisionError: VIS-DATA-1062, no pair of one person; VIS-DATA-1064, rates that the lists
+            cannot
+            tell; VIS-DATA-1067, a gallery with all probes or none; VIS-DATA-1073, lists of 1:N are
+            missing.
     """
 
     def __init__(self, meta: Path, name: str, *, fars: Sequence[float] | None = None,
@@ -145,6 +154,8 @@ class TemplateQuestion:
             allowed_accepts(fpir, min(num_strangers))
 
     def answer(self, embeddings: np.ndarray) -> dict:
+        """Embeddings (N, d) of ``paths`` in order, rows of any length -> plain numbers for a
+        report."""
         lists = self.templates
         weights = lists.detection_scores if self.with_scores else None
         _, pooled = pool_templates(embeddings, lists.templates, lists.media, weights=weights)
@@ -205,6 +216,10 @@ class AllPairsQuestion:
 
     Args:
         fars: None: those of ``LARGE_FARS`` that so many impostor pairs can tell.
+    Raises:
+        VisionError: VIS-DATA-1062, nobody has two pictures; VIS-DATA-1064, rates that the set
+            cannot
+            tell.
     """
 
     def __init__(self, found: LabelledPaths, fars: Sequence[float] | None = None) -> None:
@@ -220,6 +235,8 @@ class AllPairsQuestion:
                               'needs some', do='bring a second picture of somebody')
 
     def answer(self, embeddings: np.ndarray) -> dict:
+        """Embeddings (N, d) of ``paths`` in order, rows of any length -> plain numbers for a
+        report."""
         rates = all_pairs_tar(unit_rows(embeddings), self.labels, self.fars)
         return dict(num_pairs=self.num_genuine + self.num_impostors, tar_at_far=[
             dict(far=far, tar=rate.tar, threshold=rate.threshold)

@@ -27,17 +27,22 @@ NUM_BINS = 1 << 16  # of a streamed pass over all scores; the second pass is exa
 
 @dataclass(frozen=True)
 class TenFold:
-    """Accuracy of each fold at the threshold of the others."""
+    """Accuracy of each fold at the threshold of the others.
+
+    Shapes: accuracies (F,) in [0, 1]; thresholds (F,) squared L2 distances in [0, 4].
+    """
 
     accuracies: np.ndarray
     thresholds: np.ndarray
 
     @property
     def mean(self) -> float:
+        """Of the folds' accuracies, in [0, 1]."""
         return float(self.accuracies.mean())
 
     @property
     def std(self) -> float:
+        """Standard deviation of the folds' accuracies, over F."""
         return float(self.accuracies.std())
 
 
@@ -96,6 +101,9 @@ def ten_fold(distances: np.ndarray, same: np.ndarray, folds: np.ndarray, *,
 
     Args:
         distances, same, folds: (N,) of each pair; any number of folds from two.
+        thresholds: (T,) to choose from.
+    Raises:
+        VisionError: VIS-DATA-1062, fewer than two folds.
     """
     distances, same = np.asarray(distances), np.asarray(same, dtype=bool)
     names = np.unique(folds)

@@ -20,10 +20,13 @@ TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.73
 
 
 def template(size: int) -> np.ndarray:
-    """The five points (5, 2) for a square crop of ``size`` px.
+    """The five points (5, 2), x y in px, for a square crop of ``size`` px.
 
     Sizes are multiples of 112, or of 128: there the crop is wider by 8 px on the left and right of
     a 112 px face and taller below.
+
+    Raises:
+        VisionError: VIS-CONFIG-1066, another size.
     """
     if size < 1 or (size % 112 and size % 128):
         raise VisionError('VIS-CONFIG-1066', f'a face crop of {size} px',

@@ -162,7 +162,9 @@ class AllocationController:
         return int(min(max(nprobe * factor, least), most))
 
     def state_dict(self) -> dict:
+        """The allocation in force and the log, as plain values."""
         return dict(allocation=asdict(self.allocation), log=list(self.log))
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave."""
         self.allocation, self.log = Allocation(**state['allocation']), list(state['log'])

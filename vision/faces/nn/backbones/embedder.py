@@ -42,6 +42,7 @@ class Embedder(nn.Module):
         self.register_buffer('std', torch.tensor(std or [1.0]).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) float32, 0 to 255, BGR -> unit rows (B, d)."""
         if self.swaps_channels:
             images = images[:, [2, 1, 0]]
         return embed(self.network, (images - self.mean) / self.std, with_flip=self.with_flip)

@@ -61,6 +61,7 @@ class IResNetTrunk(nn.Module):
         self._initialise()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, image_size, image_size) -> (B, dim), not normalised."""
         check_size(x, self.image_size)
         x = self.prelu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -94,6 +95,7 @@ class Block(nn.Module):
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, channels, h, w), h and w smaller by the stride."""
         out = self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x)))))
         return self.bn3(out) + (x if self.downsample is None else self.downsample(x))
 

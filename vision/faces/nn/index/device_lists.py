@@ -132,19 +132,26 @@ class DeviceLists:
 
     @property
     def num_bytes(self) -> int:
+        """Of lists, assignment and centroids, on the device."""
         return sum(tensor.nbytes for tensor in (self._lists, self._assignment, self._of_piece,
                                                 self.centroids))
 
     def state_dict(self) -> dict:
+        """Centroids (n, d) on the host, for lists that are filled again from the rows."""
         return dict(kind='device', dim=self.centroids.shape[1], centroids=self.centroids.cpu())
 
     def lists_state(self) -> dict:
+        """List of each row, (C,) int32 on the host, for ``restore_lists`` as ``lists`` of its
+        state."""
         return dict(assignment=self._assignment.cpu())
 
 
 def restore_lists(state: dict, rows: Tensor | None, device: torch.device | str) -> DeviceLists:
     """The lists of a checkpoint, or over these rows where it has only centroids.
 
+    Args:
+        state: what ``state_dict`` gave, perhaps with ``lists`` from ``lists_state``.
+        rows: (C, d) class rows; None where ``lists`` are there.
     Raises:
         VisionError: VIS-CKPT-1054, they are damaged.
     """

@@ -96,11 +96,16 @@ class IndexSpec:
         return self.kind == 'ivf'
 
     def lists_for(self, num_rows: int) -> int:
+        """Cells of an ivf over so many rows: ``num_lists``, or what the default makes of them."""
         return self.num_lists or lists_for(num_rows)
 
 
 def require_kind(kind: str) -> None:
-    """VIS-CONFIG-1042 for a kind that does not exist; of earlier ones, with what to write now."""
+    """Refuse a kind of index that does not exist.
+
+    Raises:
+        VisionError: VIS-CONFIG-1042; of kinds of an earlier version, with what to write now.
+    """
     if kind in GONE:
         raise VisionError('VIS-CONFIG-1042', f'there is no index kind {kind!r} any more',
                           where='selector', why='FAISS makes it of a string, as any other index',
@@ -129,6 +134,11 @@ def make_spec(kind: str, dim: int, *, seed: int = 0, is_cosine: bool = True,
 
 
 def load_faiss() -> ModuleType:
+    """The package, imported where it is first used.
+
+    Raises:
+        VisionError: VIS-ENV-1043, it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:
@@ -162,7 +172,10 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
 
 
 class ClassIndex:
-    """A filled index; make one with ``build_index`` or ``restore_index``."""
+    """A filled index; make one with ``build_index`` or ``restore_index``.
+
+    ``centroids`` are (n, d) float32 of an ivf's cells; None for other kinds.
+    """
 
     def __init__(self, spec: IndexSpec, index: object, num_rows: int,
                  centroids: Tensor | None = None) -> None:
@@ -174,6 +187,7 @@ class ClassIndex:
 
     @property
     def has_centroids(self) -> bool:
+        """Whether rows lie in cells of ours, which follow them from renewal to renewal."""
         return self.centroids is not None
 
     @property
@@ -183,6 +197,7 @@ class ClassIndex:
 
     @property
     def can_update(self) -> bool:
+        """Whether single rows can be put elsewhere between renewals."""
         return self.spec.has_lists
 
     def set_nprobe(self, nprobe: int) -> None:
@@ -207,7 +222,11 @@ class ClassIndex:
             not self._is_changed and max(num, self.nprobe) <= _GPU_MOST
 
     def update(self, ids: Tensor, rows: Tensor) -> None:
-        """Put rows (N, d) in the place of those with unique ids (N,), in their nearest lists."""
+        """Put rows (N, d) in the place of those with unique ids (N,), in their nearest lists.
+
+        Raises:
+            VisionError: VIS-CONFIG-1046, an index of this kind cannot change single rows.
+        """
         if not self.can_update:
             raise VisionError('VIS-CONFIG-1046', f'index kind {self.spec.kind} cannot change '
                               'single rows', where='selector',

@@ -39,6 +39,7 @@ class ForestIndex:
 
     @property
     def num_bytes(self) -> int:
+        """Of planes, children and leaves."""
         return self.forest.num_bytes
 
     def search(self, queries: Tensor, num: int) -> Tensor:
@@ -53,9 +54,11 @@ class ForestIndex:
         return partial(ForestIndex, rows, **self.options | dict(seed=self.options['seed'] + 1))
 
     def imbalance(self) -> float:
+        """1: leaves have no more than ``leaf_size`` rows, so no search is dearer than another."""
         return 1.0
 
     def state_dict(self) -> dict:
+        """Kind and seed: trees are grown again from the rows."""
         return dict(kind='forest', seed=self.options['seed'])
 
     def _array(self, rows: Tensor) -> np.ndarray:

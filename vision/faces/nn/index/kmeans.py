@@ -57,6 +57,7 @@ def update_centroids(rows: Tensor, assignment: Tensor, centroids: Tensor, *,
 
 
 def prepared(rows: Tensor, is_cosine: bool) -> Tensor:
+    """Rows (C, d) in float32, of unit length with ``is_cosine``."""
     rows = rows.float()
     return functional.normalize(rows) if is_cosine else rows
 

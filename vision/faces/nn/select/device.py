@@ -82,12 +82,16 @@ class DeviceSelector(CandidateSelector):
         return Selection(rows, columns, chance[order], stats=dict(num_active=float(total)))
 
     def after_update(self, rows: Tensor, step: int) -> None:
+        """The optimizer has changed these local rows (M,) at this step; the index is renewed when
+        it is due."""
         self.upkeep.after_update(rows, step)
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
+        """That of the index and its counters."""
         return dict(upkeep=self.upkeep.state_dict(is_exact=is_exact))
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave."""
         self.upkeep.load_state_dict(state['upkeep'])
 
     def _worth(self, index, features: Tensor, local: Tensor, num: int) -> Tensor:

@@ -72,6 +72,8 @@ class Selector:
             mass to others, and the wrong rows win. None: no margin.
         num_centres: rows of a class, one after the other, of which the nearest counts for it; a
             label is the first of them.
+    Raises:
+        VisionError: VIS-CONFIG-1050, ``num_active`` below 1 or ``random_frac`` outside [0, 1].
     """
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
@@ -89,6 +91,7 @@ class Selector:
 
     @property
     def num_local(self) -> int:
+        """Class rows of this rank."""
         return self.store.row_end - self.store.row_start
 
     @property
@@ -144,7 +147,11 @@ class Selector:
         return np.arange(self.num_local), np.arange(0), 1.0
 
     def local_ids(self, labels: Tensor) -> Tensor:
-        """(B,) int64 on the host: local id, -1 on another rank."""
+        """(B,) int64 on the host: local id of each label's row, -1 on another rank.
+
+        Raises:
+            VisionError: VIS-INPUT-1051, a label is no class of the store.
+        """
         labels = labels.cpu()
         is_bad = (labels < 0) | (labels >= self.store.num_classes)
         if is_bad.any():
@@ -160,7 +167,7 @@ class RandomSelector(Selector):
     """Own classes and random others (Partial FC). The same draw for any number of ranks."""
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
-        """All of them."""
+        """(N,) all active rows: the features do not decide here."""
         chosen, drawn, _ = self._active(None, labels, self.local_ids(labels), step)
         return torch.from_numpy(np.union1d(chosen, drawn))
 
@@ -225,7 +232,7 @@ class CandidateSelector(Selector):
         return (logits * self.scale).masked_fill((local < 0).to(rows.device), -torch.inf)
 
     def class_of(self, ids: Tensor) -> Tensor:
-        """First row of the class that each row belongs to, what a label would say."""
+        """(N,) first row of the class that each row (N,) belongs to, what a label would say."""
         return ids - ids % self.num_centres
 
     def log_mass(self, logits: Tensor, others: Tensor) -> Tensor:
@@ -269,6 +276,8 @@ class IndexSelector(CandidateSelector):
             the batch decides.
         num_searched: candidates that the index is asked for per kept one.
         nprobe: lists that the index searches per query; None: as it was built.
+    Raises:
+        VisionError: VIS-CONFIG-1050, ``overfetch`` or ``num_searched`` below 1.
     """
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
@@ -299,12 +308,17 @@ class IndexSelector(CandidateSelector):
         return found[found >= 0].unique()
 
     def after_update(self, rows: Tensor, step: int) -> None:
+        """The optimizer has changed these local rows (M,) at this step: the index follows, the
+        batch's own
+        classes first."""
         self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
+        """That of the index and its counters."""
         return dict(upkeep=self.upkeep.state_dict(is_exact=is_exact))
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave."""
         self.upkeep.load_state_dict(state['upkeep'])
 
     def _nearest(self, queries: Tensor, found: Tensor, num: int) -> Tensor:

@@ -138,6 +138,11 @@ class ClassStore:
                     optimizer=dict(self.optimizer.options, type=self.optimizer.name))
 
     def load_state_dict(self, state: dict) -> None:
+        """Take what ``state_dict`` of a store of the same range gave.
+
+        Raises:
+            VisionError: see ``load_ranges``.
+        """
         self.load_ranges([state])
 
     def load_ranges(self, states: list[dict], *, takes_tensors: bool = False) -> None:
