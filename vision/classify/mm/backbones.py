@@ -52,6 +52,7 @@ class VisionTransformer(BaseModule):
                               final_norm=final_norm, out_type=out_type)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (B, in_channels, img_size, img_size) -> a tuple of one (B, C)."""
         return (self.trunk(x),)
 
     def pipeline_stages(self) -> list[tuple[str, Callable[..., Tensor] | None]]:

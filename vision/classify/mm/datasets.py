@@ -46,14 +46,18 @@ class ImageFolder(BaseDataset):
 
     @property
     def folder(self) -> Path:
+        """The folder above the classes."""
         return Path(self.data_prefix['img_path'])
 
     def load_data_list(self) -> list[dict]:
+        """A dict(img_path, gt_label) for each image; classes that the config does not fix are the
+        folders."""
         images = list_image_folder(self.folder, classes=self._metainfo.get('classes'))
         self._metainfo['classes'] = images.classes
         return self.samples(images.paths, images.labels)
 
     def samples(self, paths: Sequence[str], labels: np.ndarray) -> list[dict]:
+        """dict(img_path, gt_label) for paths relative to ``folder`` and labels (N,)."""
         return [dict(img_path=str(self.folder / path), gt_label=int(label))
                 for path, label in zip(paths, labels, strict=True)]
 
@@ -99,6 +103,8 @@ class ImageNet1k(ImageFolder):
         split: 'train' or 'val', the folder below ``data_root``.
         ann_file: for a flat folder: lines ``NAME LABEL`` (labels from 0 in the sorted order of the
             wnids), as datasets/imagenet/prepare.py writes it: 'val.txt'.
+    Raises:
+        VisionError: VIS-CONFIG-1214, another split; and what ``ImageFolder`` raises.
     """
 
     def __init__(self, data_root: str, split: str = 'train', *, ann_file: str = '',
@@ -109,6 +115,8 @@ class ImageNet1k(ImageFolder):
         super().__init__(data_root, data_prefix or split, ann_file=ann_file, **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        """As ``ImageFolder``, or from the lines of ``ann_file``; labels are positions of the
+        training folders."""
         if not self.ann_file:
             return super().load_data_list()
         classes = self._metainfo.get('classes')

@@ -68,6 +68,11 @@ class Unfinished:
         self.places: list[int] = []
 
     def finish(self, state: Any) -> Any:
+        """The object that takes the place of this one, made of the state that the file gives it.
+
+        Raises:
+            NotImplementedError: a class of ours does not say how.
+        """
         raise NotImplementedError
 
 

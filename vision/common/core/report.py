@@ -96,6 +96,8 @@ def device() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on, without those that are
+    not there."""
     found = {}
     for package in PACKAGES:
         try:

@@ -165,12 +165,14 @@ class PlacedSampler:
         return getattr(self.inner, name)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next, from 0."""
         self.epoch = epoch
         if hasattr(self.inner, 'set_epoch'):
             self.inner.set_epoch(epoch)
 
     @property
     def is_endless(self) -> bool:
+        """Whether the sampler never ends by itself, as those of iteration-based training."""
         return isinstance(self.inner, InfiniteSampler) or type(self.inner).__name__ in ENDLESS
 
 
@@ -211,6 +213,7 @@ class SkippableBatches:
         return getattr(self.inner, name)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next, from 0."""
         self.epoch = epoch
         for part in (getattr(self.inner, 'sampler', None), self.inner):
             if hasattr(part, 'set_epoch'):
@@ -218,6 +221,7 @@ class SkippableBatches:
 
     @property
     def is_endless(self) -> bool:
+        """Whether the sampler inside never ends by itself."""
         return getattr(getattr(self.inner, 'sampler', None), 'is_endless', False)
 
 

@@ -76,7 +76,15 @@ class _ConfigOptions(DictAction):
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config with the command line's options, checked for keys that nobody reads."""
+    """The config with the command line's options, checked for keys that nobody reads.
+
+    Args:
+        args: with config, cfg_options, launcher, local_rank and work_dir, as ``train`` parses
+            them.
+    Raises:
+        VisionError: VIS-CONFIG-313, no such file; VIS-CONFIG-314, it cannot be read; and what the
+            checks of keys, options and arguments refuse.
+    """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config)
     if not path.is_file():

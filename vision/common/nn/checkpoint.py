@@ -35,6 +35,7 @@ NUM_NAMES = 5  # names printed of what does not fit
 
 
 def manifest_path(path: Path) -> Path:
+    """Where the sizes and hashes of a checkpoint stand: beside a file, inside a folder."""
     return path / folders.MANIFEST if path.is_dir() else path.with_name(f'{path.name}.json')
 
 
@@ -154,8 +155,9 @@ def save_weights(state: Mapping[str, torch.Tensor], path: Path, *,
                  classes: Iterable[str] | None = None) -> None:
     """Write tensors, and the names of the classes they were trained on, as ``.safetensors``.
 
-    The names are the JSON list ``classes`` of the file's metadata; its ``seal`` is the sha256 of
-    all other bytes. The same content gives the same bytes.
+    Tensors keep name, dtype and shape. The names of the classes are the JSON list ``classes`` of
+    the file's metadata; its ``seal`` is the sha256 of all other bytes. The same content gives the
+    same bytes.
     """
     from safetensors.torch import save
     content = save({name: tensor.contiguous() for name, tensor in state.items()})
@@ -313,7 +315,11 @@ def load_model(model: nn.Module, content: Mapping[str, Any], *, where: str = '')
 
 
 def require_no_weights(model: nn.Module) -> None:
-    """Refuse (VIS-CONFIG-324) a model that has parameters, for which no checkpoint was given."""
+    """Refuse a model that has parameters, for which no checkpoint was given.
+
+    Raises:
+        VisionError: VIS-CONFIG-324.
+    """
     if next(model.parameters(), None) is not None:
         raise VisionError('VIS-CONFIG-324', 'no checkpoint was given',
                           where=type(model).__name__, why='the model has parameters, and random '

@@ -114,10 +114,10 @@ def load_folder(path: Path, *, place: Callable[[tuple, Tensor], Tensor | None] |
     compared with nothing here: ask ``folder_damage`` before.
 
     Args:
-        place: called with the key path and a tensor without memory (device meta) for each that
-            was sharded; gives the tensor to be filled, a DTensor of this run, say, or None for
-            a whole one, or ELSEWHERE to leave it out. With it, every rank must come here. Without
-            it all tensors are whole, and other ranks are not needed.
+        place: called with the key path and a tensor of the whole shape without memory (device
+            meta) for each that was sharded; gives the tensor to be filled, a DTensor of this run,
+            say, or None for a whole one, or ELSEWHERE to leave it out. With it, every rank must
+            come here. Without it all tensors are whole, and other ranks are not needed.
     Returns:
         The content, and the joined parts by name; their tensors are memory-mapped: only what is
         used is read, while the file is there.
@@ -240,6 +240,8 @@ def set_aside(path: Path) -> Path | None:
 
 
 def remove_set_aside(replaced: Path | None) -> None:
+    """Delete what ``set_aside`` gave, now that its name has been taken again; None: there was
+    nothing."""
     if replaced is not None:
         _remove(replaced)
 

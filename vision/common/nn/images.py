@@ -32,7 +32,14 @@ def read_image(path: str | Path, *, code: str = BAD_IMAGE,
 
 def decode_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
                  do: str = 'get this file again') -> np.ndarray:
-    """``read_image`` of bytes; ``where`` names them in the error."""
+    """``read_image`` of bytes: (H, W, 3) uint8 BGR, turned as its EXIF data say.
+
+    Args:
+        where: names the bytes in the error.
+        code, do: of the error, where the caller knows better.
+    Raises:
+        VisionError: ``code``, for bytes that are no whole picture.
+    """
     reason = what_is_wrong(data)
     try:
         image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

@@ -24,6 +24,7 @@ class MobileFaceNet(BaseModule):
                                         stem_stride=stem_stride, variant=variant)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, S, S) -> embeddings (B, dim), not normalised."""
         return self.trunk(x)
 
 
@@ -41,6 +42,7 @@ class IResNet(BaseModule):
                                   stem_stride=stem_stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, S, S) -> embeddings (B, dim), not normalised."""
         return self.trunk(x)
 
 
@@ -63,5 +65,6 @@ class EmbeddingNeck(BaseModule):
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, maps: Sequence[Tensor] | Tensor) -> Tensor:
+        """Maps, of which the last (B, in_channels, h, w) is used -> (B, dim), not normalised."""
         last = maps if isinstance(maps, Tensor) else maps[-1]
         return self.norm(self.linear(self.dropout(last.mean((2, 3)))))

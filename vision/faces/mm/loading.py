@@ -81,6 +81,11 @@ def _checked(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def refuse_other_size(position: int, width: int, height: int, size: int) -> None:
+    """Refuse a picture of width x height px unless it is size x size; ``position`` names it.
+
+    Raises:
+        VisionError: VIS-DATA-1082.
+    """
     if (width, height) != (size, size):
         raise VisionError('VIS-DATA-1082', f'picture {position} is {width} x {height} px',
                           why=f'the embedder takes aligned faces of {size} x {size} px; '

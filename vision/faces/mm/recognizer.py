@@ -41,6 +41,7 @@ class FaceRecognizer(BaseModel):
 
     def forward(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None,
                 mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
+        """inputs (B, C, H, W), as the preprocessor gives them -> by ``mode``, see above."""
         if mode == 'loss':
             return self._loss(inputs, data_samples)
         assert mode in ('tensor', 'predict'), mode

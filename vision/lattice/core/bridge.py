@@ -146,8 +146,8 @@ class PathBridge:
 
     def fill(self, linker: TrackLinker) -> FilledInterval:
         """Boxes of the inner frames, none without ``is_filled``; the right boxes get their ids
-        from the
-        linker here. ``drift`` is how the objects' points moved, for the next carrier."""
+        from the linker here, and ``drift`` (N, 2), their mean movement from the left keyframe,
+        px a frame."""
         rows, right = linker.link(self.left.boxes, self.right.boxes, self.pairs)
         if not self.is_filled:
             return FilledInterval([], [], right, self._drift())

@@ -55,8 +55,7 @@ def convert_splits(args: argparse.Namespace, convert: Callable[[str], Path]) -> 
 
 def prepare_parser(doc: str, source: str, out: str) -> argparse.ArgumentParser:
     """A command's parser with ``--source`` and ``--out``; ``source`` is the help of the first,
-    ``out``
-    the default of the second."""
+    ``out`` the default of the second."""
     parser = command_parser(doc)
     parser.add_argument('--source', type=Path, required=True, help=source)
     parser.add_argument('--out', type=Path, default=Path(out),

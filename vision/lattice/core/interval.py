@@ -226,8 +226,7 @@ class NodeCarrier:
 
     def latest(self) -> FrameBoxes:
         """The keyframe's boxes, moved to the newest frame by one propagation where there are
-        stages and
-        their score is high enough."""
+        stages and their score is high enough."""
         is_wanted = self.left.scores >= self._filler.min_score
         if not self._filler.num_stages or not is_wanted.any() or len(self._greys) < 2:
             return self.left
@@ -250,8 +249,8 @@ class NodeBridge:
     span: Span
 
     def easiness(self, size_cap: float) -> float:
-        """``interval_easiness`` of both keyframes' boxes and the frames between them, in [0, 1].
-        """
+        """``interval_easiness`` of both keyframes' boxes and the frames between them, in
+        [0, 1]."""
         greys = np.stack([prepared.grey for prepared in self.span.prepared])
         if greys.dtype == np.uint8:
             greys = greys / np.float32(255)

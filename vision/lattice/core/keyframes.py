@@ -117,8 +117,8 @@ class AdaptiveKeyframes:
         """Nothing to remember."""
 
     def split(self, interval: Interval) -> bool:
-        """Whether the easiness is below the threshold; an interval of gap 1 has no middle frame.
-        """
+        """Whether the easiness is below the threshold; an interval of gap 1 has no middle
+        frame."""
         return interval.gap_frames >= 2 and interval.easiness(self.beta) < self.threshold
 
 
@@ -201,8 +201,8 @@ class CostController:
         self._detections_ms += ms
 
     def observe_frame(self, ms: float) -> None:
-        """A frame took so long, with what was detected for it; ``rate`` is set for the next ones.
-        """
+        """A frame took so long, with what was detected for it; ``rate`` is set for the
+        next ones."""
         keep = 1 - 1 / self.HORIZON
         self._weight = keep * self._weight + 1
         self._frame_ms = keep * self._frame_ms + ms
@@ -292,8 +292,7 @@ class BudgetKeyframes:
 
     def split(self, interval: Interval) -> bool:
         """Whether this interval is among the hardest that the budget pays for; its frames count as
-        spent
-        either way."""
+        spent either way."""
         if self._cost is not None:
             self._rates.aim(interval.gap_frames, self._cost.rate)
         self._spend(interval.gap_frames)

@@ -65,8 +65,7 @@ class FrameBoxes:
 
     def replace(self, **arrays: np.ndarray) -> FrameBoxes:
         """A copy with other arrays in place of those named, such as ``labels=`` (N,); N may change
-        only if
-        all of them do."""
+        only if all of them do."""
         old = dict(boxes_xyxy=self.boxes_xyxy, scores=self.scores, labels=self.labels,
                    track_ids=self.track_ids)
         return FrameBoxes(**(old | arrays))

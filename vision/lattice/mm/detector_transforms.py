@@ -30,6 +30,8 @@ class RandomObjectCrop(BaseTransform):
         self.crop_size, self.min_visible = crop_size, min_visible
 
     def transform(self, results: dict) -> dict:
+        """``results`` with image, boxes and flags cut to the window; boxes outside of it
+        are gone."""
         height, width = results['img'].shape[:2]
         boxes = results['gt_bboxes']
         corners = boxes.numpy()

@@ -99,7 +99,11 @@ class MMDetDetector(nn.Module):
 
 
 def read_config(config: str | PathLike | Config) -> Config:
-    """A detector's config from a path, an ``mmdet::`` name or a ``Config`` (which is copied)."""
+    """A detector's config from a path, an ``mmdet::`` name or a ``Config`` (which is copied).
+
+    Raises:
+        VisionError: VIS-CONFIG-802, it cannot be read.
+    """
     if isinstance(config, Config):
         return copy.deepcopy(config)
     try:

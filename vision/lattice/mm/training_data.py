@@ -56,6 +56,7 @@ class LatticeTrainingSample(BaseTransform):
         self.photometric = photometric
 
     def transform(self, results: dict) -> dict | None:
+        """A whole video -> one sample of a random span, or None; shapes in the class."""
         # MMEngine seeds numpy's global state per worker; the generator follows it.
         rng = np.random.default_rng(np.random.randint(2**31))
         images = results['images']

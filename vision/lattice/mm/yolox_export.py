@@ -25,6 +25,7 @@ class RawYOLOX(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (1, 3, H, W) -> (1, N, 5 + C), level after level."""
         levels = self.detector.bbox_head(self.detector.extract_feat(images))
         rows = [torch.cat([boxes, objectness.sigmoid(), classes.sigmoid()], dim=1).flatten(2)
                 for classes, boxes, objectness in zip(*levels, strict=True)]

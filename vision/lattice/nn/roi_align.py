@@ -72,7 +72,8 @@ def image_pyramid(image: Tensor) -> list[Tensor]:
 def sample_pyramid(pyramid: list[Tensor], windows: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """``sample_windows`` from the level that fits each window, so that no pixel is skipped.
 
-    Windows are in pixels of level 0.
+    Shapes: pyramid of maps (C, h, w), each half as large as the one before; windows (K, 4) in
+        pixels of level 0 -> crops (K, C, S, S) and is_inside (K, 1, S, S), S being ``size``.
     """
     pixels = (windows[:, 2:] - windows[:, :2]).amax(1).clamp(min=1e-3) / size
     level = torch.ceil(torch.log2(pixels / MAX_PIXELS_PER_SAMPLE)).clamp(0, len(pyramid) - 1)

@@ -27,7 +27,8 @@ class Detector(Protocol):
 
     classes: tuple[str, ...]
 
-    def detect(self, image_bgr: np.ndarray) -> FrameBoxes: ...
+    def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """Boxes of one frame (H, W, 3) uint8 BGR, in its pixels."""
 
 
 class CallableDetector:

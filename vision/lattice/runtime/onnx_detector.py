@@ -290,7 +290,11 @@ def scaled_size(frame: tuple[int, int], room: tuple[int, int]) -> tuple[int, int
 
 
 def require_picture(image_bgr: np.ndarray) -> None:
-    """Refuse anything but (H, W, 3) uint8 (VIS-INPUT-103)."""
+    """Refuse anything but (H, W, 3) uint8.
+
+    Raises:
+        VisionError: VIS-INPUT-103.
+    """
     shape, kind = getattr(image_bgr, 'shape', ()), getattr(image_bgr, 'dtype', None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != np.uint8:
         raise VisionError('VIS-INPUT-103', f'a frame is {shape} {kind}', where='detect()',

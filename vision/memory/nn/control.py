@@ -184,8 +184,7 @@ class Control:
 
     def read(self, node: Node) -> None:
         """Backward asks for this value: it is there afterwards. Without a script, room for it and
-        for
-        what has to run again is made first."""
+        for what has to run again is made first."""
         self.order = node.order
         if node.away is not None:
             if self.script is None:  # a plan has counted what its replays take
@@ -204,8 +203,7 @@ class Control:
 
     def draws(self, args: tuple) -> tuple[torch.device, Tensor]:
         """(device, state) of the generator that an operator with these arguments is about to draw
-        from;
-        the state is bytes, uint8 of shape (N,)."""
+        from; the state is bytes, uint8 of shape (N,)."""
         device = next((value.device for value in args if isinstance(value, Tensor)),
                       torch.device('cpu'))
         return generator_state(device)

@@ -139,8 +139,7 @@ class Node:
 
 class Saved:
     """A tensor that autograd saved, of any shape. Its alias shares the version counter, also as
-    the
-    empty shell that it becomes when the memory leaves; ``geometry`` is then what it was."""
+    the empty shell that it becomes when the memory leaves; ``geometry`` is then what it was."""
 
     __slots__ = ('alias', 'geometry', 'version')
 

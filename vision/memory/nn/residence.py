@@ -88,8 +88,7 @@ class Residence:
 
     def may_replay(self, call: Call) -> bool:
         """A call whose operator can run twice, was never found to give another result, and made
-        nothing
-        that must be kept as it was made."""
+        nothing that must be kept as it was made."""
         return call.is_plain and call.operator.name not in self.refused \
             and not any(node.is_root for _, node in call.outputs)
 

@@ -54,8 +54,7 @@ class LiveBytes:
 
     def add_results(self, result: Any, written: Iterable[Tensor] = ()) -> bool:
         """Count what an operator returned (tensors of any shape, nested); not what it was given to
-        write
-        into, which may be memory from outside, such as a parameter. Was there new memory?"""
+        write into, which may be memory from outside, such as a parameter. Was there new memory?"""
         known = {storage._cdata for tensor in written if (storage := storage_of(tensor))}
         is_new = False
         for tensor in flat_tensors(result):
@@ -140,8 +139,7 @@ class LiveMemory(TorchDispatchMode):
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
     """The storage behind a tensor (any shape); None of one that has none, or several: sparse ones
-    and
-    wrappers."""
+    and wrappers."""
     try:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):

@@ -198,8 +198,7 @@ class Chunk(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | Tensors:
         """What the piece before this stage gave, (B, ...) each -> what the last piece gives: a
-        tensor, or
-        a tuple of several."""
+        tensor, or a tuple of several."""
         for piece, module in zip(self.pieces, self.parts, strict=True):
             inputs = piece(module, inputs)
         return inputs if len(inputs) > 1 else inputs[0]

@@ -144,8 +144,7 @@ class Stage(PipelineStage):
     def forward_one_chunk(self, fwd_chunk_id: int, args: tuple, kwargs: dict | None = None,
                           save_forward_output: bool = True) -> Any:
         """F of one micro-batch: its output, and in the last stage its loss. The buffers that it
-        was
-        received in are free afterwards."""
+        was received in are free afterwards."""
         mb = fwd_chunk_id
         with self.span(Action(self.stage_index, F, mb)):
             output = super().forward_one_chunk(mb, args, kwargs, save_forward_output)
@@ -160,15 +159,13 @@ class Stage(PipelineStage):
 
     def take_loss(self, mb: int) -> Tensor | None:
         """The loss of a micro-batch with its graph, once, from which the last stage goes backward;
-        None
-        in the others."""
+        None in the others."""
         return self._graph_losses.pop(mb) if self.is_last else None
 
     def backward_one_chunk(self, bwd_chunk_id: int, loss: Tensor | None = None,
                            full_backward: bool = True, last_backward: bool = False) -> None:
         """B of one micro-batch, or I without ``full_backward``; the gradient for the stage before
-        is
-        contiguous.
+        is contiguous.
 
         Raises:
             VisionError: I of chunks that torch would leave without gradients.
@@ -230,8 +227,8 @@ class Stage(PipelineStage):
         return []
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        """Send the gradient of a micro-batch's input at once; nothing is left for torch to send.
-        """
+        """Send the gradient of a micro-batch's input at once; nothing is left for torch
+        to send."""
         self._send(B, bwd_chunk_id, super().get_bwd_send_ops(bwd_chunk_id))
         return []
 

@@ -95,8 +95,7 @@ class PolyNet(BaseModule):
         ``out_indices``.
 
         h and w are H and W over ``strides[i]``, rounded up with ``padding_mode='same'`` and less a
-        border
-        without padding.
+        border without padding.
 
         Raises:
             VisionError: an image below 75 px without padding.

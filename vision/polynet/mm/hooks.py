@@ -51,8 +51,8 @@ class PathDropHook(Hook):
         self._switch(runner)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Let paths drop from ``begin`` on; read from the step, so that a resume needs no state.
-        """
+        """Let paths drop from ``begin`` on; read from the step, so that a resume needs no
+        state."""
         self._switch(runner)
 
     def _switch(self, runner) -> None:

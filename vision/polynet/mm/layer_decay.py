@@ -35,8 +35,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    is_dcn_module: int | float | None = None) -> None:
         """Append the groups of ``module`` to ``params``; once those of the whole model are there,
-        scale
-        their learning rates by depth and merge groups with equal settings."""
+        scale their learning rates by depth and merge groups with equal settings."""
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix == '':  # the whole model; MMEngine calls this again for each part of it
             params[:] = merged(self.scaled(params, module))

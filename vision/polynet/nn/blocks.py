@@ -71,9 +71,8 @@ class Layers:
 
     def make_conv(self, in_channels: int, spec: ConvSpec, dilation: int = 1) -> nn.Module:
         """A convolution without bias from ``in_channels`` to ``spec.channels``. It pads where the
-        spec or
-        ``is_same`` says so, and then by ``dilation`` times half its window; 1x1 is never dilated.
-        """
+        spec or ``is_same`` says so, and then by ``dilation`` times half its window; 1x1 is
+        never dilated."""
         pads = spec.pad or self.is_same
         padding = tuple(dilation * (size // 2) if pads else 0 for size in spec.kernel)
         is_pointwise = spec.kernel == (1, 1)
@@ -158,8 +157,8 @@ class TiedInceptionBlock(nn.Module):
         self.share = share
 
     def forward(self, x: Tensor, order: int) -> Tensor:
-        """x (B, C, H, W) -> F(x) of the same shape, with the norms of ``order``, counted from 0.
-        """
+        """x (B, C, H, W) -> F(x) of the same shape, with the norms of ``order``, counted
+        from 0."""
         results = []
         for path in self.paths:
             y = x
@@ -221,8 +220,8 @@ class PolyInception(nn.Module):
         return self.chain if self.is_chained else self._modules['blocks']
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> the same shape, activated; C is 384, 1152 or 2048 in stage A, B or C.
-        """
+        """x (B, C, H, W) -> the same shape, activated; C is 384, 1152 or 2048 in stage A,
+        B or C."""
         total, source = x, x
         for order in range(self.order):
             term = self.block(source, order) if self.is_tied else self.blocks[order](source)
@@ -235,8 +234,7 @@ class PolyInception(nn.Module):
         """What the term (B, C, H, W) adds to the sum, of the same shape.
 
         While training, whole samples of it are dropped; in evaluation it is multiplied by one
-        number,
-        so a scalar does too.
+        number, so a scalar does too.
         """
         if not self.training or self.drop == 0:
             keep = 1.0 if self.training or self.is_inverted else 1 - self.drop

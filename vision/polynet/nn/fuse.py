@@ -118,8 +118,8 @@ class FusedPaths(nn.Module):
             for path, is_merged in zip(paths, self.is_merged, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> the paths' maps (B, sum of their channels, h, w), in the order given.
-        """
+        """x (B, C, H, W) -> the paths' maps (B, sum of their channels, h, w), in the
+        order given."""
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) \
             else torch.contiguous_format
         pieces = iter(self.entry(x).split(self.widths, 1)) if self.entry else iter(())

@@ -26,8 +26,7 @@ def has_onednn() -> bool:
 def pack_weight(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
                 input_size: torch.Size) -> Tensor | None:
     """The weight (O, I, kh, kw) in oneDNN's layout for inputs (B, I, H, W) of ``input_size``;
-    other
-    sizes work too. None where oneDNN does not apply."""
+    other sizes work too. None where oneDNN does not apply."""
     if not has_onednn() or weight.device.type != 'cpu' or weight.dtype not in DTYPES:
         return None
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -231,8 +231,7 @@ def run_stem_alone(stem: Stem, x: Tensor, *, is_padded: bool) -> Tensor:
 
 def run_module(module: nn.Module, x: Tensor, *, is_recomputed: bool = False) -> Tensor:
     """x (B, C, H, W) -> what the module gives. With ``is_recomputed`` its activations are made
-    again
-    in the backward pass, and its norms count the batch once."""
+    again in the backward pass, and its norms count the batch once."""
     if not (is_recomputed and x.requires_grad):
         return module(x)
     return checkpoint(module, x, use_reentrant=False,

@@ -173,8 +173,8 @@ class Step:
         return name
 
     def wait(self, node: int | None) -> None:
-        """Let the next compute node begin after this one has ended; None is nothing to wait for.
-        """
+        """Let the next compute node begin after this one has ended; None is nothing to
+        wait for."""
         if node is not None:
             self._waits.append(node)
 

@@ -68,8 +68,7 @@ class ConvWriter:
 
     def small(self, name: str, elements: int, moved: float, *, is_saved: bool = False) -> None:
         """An element-wise operator without FLOPs that reads and writes ``moved`` times
-        ``elements``
-        numbers; one number each stays for the backward with ``is_saved``."""
+        ``elements`` numbers; one number each stays for the backward with ``is_saved``."""
         size = self.element_bytes
         saved = size * elements if is_saved else 0
         self.ops.append(Op(name, name, 'elementwise', 0.0, size * moved * elements, self.dtype,

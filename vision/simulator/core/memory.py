@@ -40,8 +40,8 @@ class Allocator:
         return -(-num_bytes // self.block_bytes) * self.block_bytes
 
     def reserved(self, in_use: int) -> int:
-        """What the device must have for this much in use: fragmentation and the fixed part on top.
-        """
+        """What the device must have for this much in use: fragmentation and the fixed
+        part on top."""
         return round(self.fixed_bytes + (1 + self.fragmentation) * in_use)
 
 
@@ -152,8 +152,8 @@ def curve(lives: Sequence[Lifetime], allocator: Allocator = TENSORS) -> Curve:
 
 
 def peak(rank: int, lives: Sequence[Lifetime], allocator: Allocator = BLOCKS) -> Peak:
-    """The highest moment of a rank, the first of several, with the largest buffers of that moment.
-    """
+    """The highest moment of a rank, the first of several, with the largest buffers of
+    that moment."""
     over = curve(lives, allocator)
     num_bytes = max(over.total)
     at = over.total.index(num_bytes)

@@ -19,8 +19,7 @@ class ClusterPricing:
 
     def compute(self, ops: Sequence[Op]) -> float:
         """Seconds of operators, issued one after the other by a host that runs ahead; each is
-        noted in
-        ``costs`` with its seconds on the device."""
+        noted in ``costs`` with its seconds on the device."""
         for op in ops:
             self.costs[op.module, op.name] += self.prices.device_seconds(op)
         return self.prices.seconds(ops)

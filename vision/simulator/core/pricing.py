@@ -65,8 +65,8 @@ class Notes:
         self.sources.setdefault(kind, set()).add(text)
 
     def to_dict(self) -> dict:
-        """For JSON: sorted texts by kind, and under 'unpriced' how often each operator occurred.
-        """
+        """For JSON: sorted texts by kind, and under 'unpriced' how often each operator
+        occurred."""
         return {**{kind: sorted(texts) for kind, texts in sorted(self.sources.items())},
                 'unpriced': dict(self.unpriced)}
 
@@ -154,8 +154,7 @@ class Prices:
 
     def all_reduce(self, num_bytes: float, group: Group) -> float:
         """Seconds; ``num_bytes`` of the whole tensor. Measured where the cluster file has it, else
-        a ring
-        inside a node and a tree between nodes."""
+        a ring inside a node and a tree between nodes."""
         if group.size == 1 or not num_bytes:
             return 0.0
         measured = self._measured('all_reduce', num_bytes, group)

@@ -52,8 +52,7 @@ class Unit:
 
     def shard_bytes(self, element_bytes: int | None) -> int:
         """Of one rank's share of the parameters, padding included; ``element_bytes`` of a number,
-        None for
-        that of each parameter."""
+        None for that of each parameter."""
         return sum(self._padded(each) // self.shares * (element_bytes or each.element_bytes)
                    for each in self.parameters)
 
@@ -63,8 +62,8 @@ class Unit:
                 for each in self.parameters if each.is_trained]
 
     def gathered_bytes(self, element_bytes: int | None) -> int:
-        """Of all parameters gathered, padding included; ``element_bytes`` as in ``shard_bytes``.
-        """
+        """Of all parameters gathered, padding included; ``element_bytes`` as in
+        ``shard_bytes``."""
         return sum(self._padded(each) * (element_bytes or each.element_bytes)
                    for each in self.parameters)
 

@@ -124,8 +124,7 @@ def bytes_of(tensors: Sequence[Tensor]) -> int:
 
 def dtype_of(tensors: Sequence[Tensor]) -> str:
     """Name of a dtype, such as 'float16': of the first floating point tensor, or else of the
-    first;
-    'float32' without tensors. Shapes do not matter."""
+    first; 'float32' without tensors. Shapes do not matter."""
     floating = [each for each in tensors if each.is_floating_point()] or list(tensors)
     return str(floating[0].dtype).removeprefix('torch.') if floating else 'float32'
 

@@ -40,6 +40,7 @@ class StreamStats:
 
     @property
     def keyframe_rate(self) -> float:
+        """Keyframes per finished frame, 0 before the first."""
         return self.num_keyframes / max(self.num_finished, 1)
 
 
@@ -115,6 +116,7 @@ class StreamSession:
         return self._timed(self._engine.flush())
 
     def stats(self) -> StreamStats:
+        """Of everything so far; takes no time worth counting."""
         duration = 0.0 if self._start is None else max(self._end - self._start, 0.0)
         latency = self._latency
         return StreamStats(self._next_id, self._num_finished, self._num_keyframes,

@@ -158,7 +158,8 @@ class _Tally:
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
-    """The picture as players show it: phones store a rotation beside the frames."""
+    """The picture (H, W, 3) uint8 BGR as players show it: phones store a rotation beside the
+    frames."""
     image = frame.to_ndarray(format='bgr24')
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
     return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
@@ -170,6 +171,11 @@ class FrameFolder:
     Args:
         fps: frames per second that the folder stands for.
         keep_going: accept gaps in the numbering and pictures that cannot be read.
+    Attributes:
+        problem: the first fault that was met: VIS-DATA-506, gaps in the numbering; VIS-DATA-507, a
+            frame that cannot be decoded, where the iteration ends unless ``keep_going``.
+    Raises:
+        VisionError: VIS-DATA-505, no image in the folder; VIS-DATA-506, unless ``keep_going``.
     """
 
     is_live = False

@@ -53,7 +53,7 @@ class PairList:
 
     @property
     def num_folds(self) -> int:
-        """Folds that the pairs are in; 1 for a list without folds of its own."""
+        """Folds that the pairs are in; 1 of LFW's development lists."""
         return int(self.folds.max()) + 1
 
 

@@ -172,8 +172,7 @@ def mates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def exact_search(gallery: np.ndarray, probes: np.ndarray,
                  depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best entries of a gallery (N, d) for each probe (M, d): the judge of approximate
-    indexes.
+    """The best of a gallery (N, d) for each probe (M, d): the judge of approximate indexes.
 
     Returns:
         scores (M, K), inner products, best first, and their positions in the gallery (M, K); K is

@@ -157,8 +157,7 @@ def _triples(block: bytes, path: Path, first_line: int) -> np.ndarray:
 
 def read_ijb_subjects(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """1:N list (gallery G1, G2 or probes) -> its distinct template ids (T,) and their subjects
-    (T,),
-    int64.
+    (T,), int64.
 
     Raises:
         VisionError: VIS-DATA-1073, no such table, or a template of two subjects.

@@ -82,8 +82,7 @@ class PairQuestion:
 @dataclass(frozen=True)
 class Gallery1N:
     """One search of all probes: ``gallery`` (E,) positions of the enrolled templates, ``subjects``
-    (E,)
-    whose they are."""
+    (E,) whose they are."""
 
     name: str
     gallery: np.ndarray
@@ -103,9 +102,8 @@ class TemplateQuestion:
         with_scores: each picture counts by the score of its detection.
     Raises:
         VisionError: VIS-DATA-1062, no pair of one person; VIS-DATA-1064, rates that the lists
-            cannot
-            tell; VIS-DATA-1067, a gallery with all probes or none; VIS-DATA-1073, lists of 1:N are
-            missing.
+            cannot tell; VIS-DATA-1067, a gallery with all probes or none; VIS-DATA-1073, lists of
+            1:N are missing.
     """
 
     def __init__(self, meta: Path, name: str, *, fars: Sequence[float] | None = None,
@@ -218,8 +216,7 @@ class AllPairsQuestion:
         fars: None: those of ``LARGE_FARS`` that so many impostor pairs can tell.
     Raises:
         VisionError: VIS-DATA-1062, nobody has two pictures; VIS-DATA-1064, rates that the set
-            cannot
-            tell.
+            cannot tell.
     """
 
     def __init__(self, found: LabelledPaths, fars: Sequence[float] | None = None) -> None:

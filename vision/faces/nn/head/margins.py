@@ -192,11 +192,10 @@ class AdaFace(Margin):
     @torch.no_grad()
     def observe(self, target_cosine: Tensor, norms: Tensor | None) -> None:
         """Move mean and deviation towards those of the lengths (B, 1); a single sample has no
-        deviation
-        and changes nothing.
+        deviation and changes nothing.
 
         Raises:
-            VisionError: the lengths are not given.
+            ValueError: the lengths are not given.
         """
         norms = self._checked(norms)
         if len(norms) < 2:
@@ -263,8 +262,7 @@ class CurricularFace(ArcFace):
 
 def angle_of(cosine: Tensor) -> Tensor:
     """Angle in [0, pi] of each cosine, of the same shape; finite value and slope also at +-1 and
-    one
-    rounding beyond."""
+    one rounding beyond."""
     squared_sine = (1 - cosine) * (1 + cosine)  # more exact near 1 than 1 - cosine ** 2
     return torch.atan2(squared_sine.clamp(min=torch.finfo(cosine.dtype).eps).sqrt(), cosine)
 

@@ -58,8 +58,7 @@ def fill_lists(faiss: ModuleType, index, state: dict[str, Tensor]) -> None:
 
     Args:
         state: lengths (n,), ids (C,) in the order of the lists, codes (C, bytes of a code), ranges
-            of
-            the codes.
+            of the codes.
     """
     ids = state['ids'].numpy().astype(np.int64)
     codes = np.ascontiguousarray(state['codes'].numpy())

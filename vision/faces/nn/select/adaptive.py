@@ -64,8 +64,7 @@ def recall_at_10(selector: IndexSelector, features: Tensor, local: Tensor,
     """Share of some samples' ten best rows, own class apart, that are in their rank's ``found``.
 
     Looks at all rows: the cost of ``_RECALL_SAMPLES`` samples of the full softmax. Every rank
-    comes
-    here, and all get the same number.
+    comes here, and all get the same number.
 
     Args:
         features: (B, d) of all ranks.
@@ -149,8 +148,7 @@ class AdaptiveSelector:
 
     def after_update(self, rows: Tensor, step: int) -> None:
         """The optimizer has changed these local rows (M,): in the warm-up the next measurement's
-        index is
-        begun when it is time, later the index follows."""
+        index is begun when it is time, later the index follows."""
         if self.is_warming_up:  # rows without structure are worth no renewal between
             self.upkeep.build_for(step, step - step % self.monitor_every + self.monitor_every)
         else:

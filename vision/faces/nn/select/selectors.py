@@ -309,8 +309,7 @@ class IndexSelector(CandidateSelector):
 
     def after_update(self, rows: Tensor, step: int) -> None:
         """The optimizer has changed these local rows (M,) at this step: the index follows, the
-        batch's own
-        classes first."""
+        batch's own classes first."""
         self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
 
     def state_dict(self, *, is_exact: bool = True) -> dict:

@@ -83,8 +83,8 @@ class MissedSteps:
         self.num_steps, self.is_identity = 0, True
 
     def state_dict(self) -> dict:
-        """Steps so far and their products, ``to_now`` (k, k, num_steps + 1) float64 on the host.
-        """
+        """Steps so far and their products, ``to_now`` (k, k, num_steps + 1) float64 on
+        the host."""
         used = self._to_now[:, :, :self.num_steps + 1].cpu()
         return dict(num_steps=self.num_steps, to_now=used.clone())
 
