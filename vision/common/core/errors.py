@@ -59,7 +59,7 @@ class VisionError(ValueError):
         return '\n'.join(lines)
 
     def to_dict(self) -> dict[str, str | int]:
-        """For JSON: the six parts as they were given, and the exit code."""
+        """For JSON: the five parts as they were given, and the exit code."""
         return dict(code=self.code, what=self.what, where=self.where, why=self.why, do=self.do,
                     exit_code=self.exit_code)
 

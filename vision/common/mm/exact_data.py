@@ -165,7 +165,7 @@ class PlacedSampler:
         return getattr(self.inner, name)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of this epoch next, from 0."""
+        """Draw the order of this epoch next; epochs count from 0."""
         self.epoch = epoch
         if hasattr(self.inner, 'set_epoch'):
             self.inner.set_epoch(epoch)
@@ -213,7 +213,7 @@ class SkippableBatches:
         return getattr(self.inner, name)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of this epoch next, from 0."""
+        """Draw the order of this epoch next; epochs count from 0."""
         self.epoch = epoch
         for part in (getattr(self.inner, 'sampler', None), self.inner):
             if hasattr(part, 'set_epoch'):

@@ -104,7 +104,8 @@ class ExactRuns:
         return build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop):
-        """As MMEngine's, over data that the model has looked at; it can begin inside an epoch."""
+        """As MMEngine's, and it can begin inside an epoch. The model sees the data set first and
+        may refuse it (``check_dataset``)."""
         if isinstance(self._train_dataloader, DataLoader):  # a loop takes it as it is
             self._train_dataloader = build_dataloader(
                 self._train_dataloader, self.seed, self._randomness_cfg.get('diff_rank_seed',
@@ -116,11 +117,13 @@ class ExactRuns:
         return loop
 
     def build_val_loop(self, loop):
-        """As MMEngine's, over data that the model has looked at."""
+        """As MMEngine's. The model sees the data set first and may refuse it
+        (``check_dataset``)."""
         return self._with_data_checked(super().build_val_loop(loop), 'val_dataloader')
 
     def build_test_loop(self, loop):
-        """As MMEngine's, over data that the model has looked at."""
+        """As MMEngine's. The model sees the data set first and may refuse it
+        (``check_dataset``)."""
         return self._with_data_checked(super().build_test_loop(loop), 'test_dataloader')
 
     def _with_data_checked(self, loop, name: str):

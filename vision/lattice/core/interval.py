@@ -70,7 +70,8 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class GreyFrame:
-    """Args: grey (h, w) float32 in [0, 1], or uint8 where no network looks at it."""
+    """A frame as this filler needs it: ``grey`` (h, w) float32 in [0, 1], or uint8 where no
+    network looks at it."""
 
     grey: np.ndarray
 

@@ -59,7 +59,7 @@ class FrameBoxes:
                      for name in ('boxes_xyxy', 'scores', 'labels', 'track_ids')))
 
     def select(self, index: np.ndarray) -> FrameBoxes:
-        """Rows by boolean mask or integer index, in that order."""
+        """Boxes by boolean mask (N,) or integer index (M,), in that order."""
         return FrameBoxes(self.boxes_xyxy[index], self.scores[index], self.labels[index],
                           self.track_ids[index])
 

@@ -106,7 +106,11 @@ class VideoEvaluation:
 
     def mean_ap(self, thresholds: np.ndarray | float = 0.5, *, speed: str | None = None,
                 video_weights: np.ndarray | None = None) -> float:
-        """Mean over thresholds and classes, in [0, 1]."""
+        """Mean over thresholds and classes, in [0, 1]; NaN where no class has ground truth.
+
+        Args:
+            thresholds, speed, video_weights: as ``class_ap``; thresholds (T,) or a scalar.
+        """
         values = self.class_ap(thresholds, speed=speed, video_weights=video_weights)
         known = values[~np.isnan(values)]
         return float(known.mean()) if len(known) else float('nan')

@@ -69,8 +69,7 @@ class LatticeDetector(BaseModel):
             nothing was loaded, or a file that does not tell.
     Raises:
         VisionError: VIS-CONFIG-701, another ``rescoring``; VIS-CONFIG-707, networks for a method
-            that
-            has none; and what ``build_policy`` refuses of ``keyframes``.
+            that has none; and what ``build_policy`` refuses of ``keyframes``.
     """
 
     checkpoint_optional_prefixes = ('detector.',)

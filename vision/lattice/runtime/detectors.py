@@ -45,7 +45,7 @@ class CallableDetector:
         self.function, self.classes = function, tuple(classes)
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
-        """Boxes of one frame, best first.
+        """Boxes of one frame (H, W, 3) uint8 BGR, best first.
 
         Raises:
             VisionError: VIS-INPUT-103 not a picture, VIS-INPUT-810 what the function returned.

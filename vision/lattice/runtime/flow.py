@@ -20,8 +20,13 @@ from vision.lattice.core.structures import FrameBoxes
 
 @dataclass(frozen=True, eq=False)
 class FlowFrame:
-    """Args: image (h, w) uint8, grey, on which points are followed; grey (h', w') uint8, smaller,
-    for scene cuts; factor: pixels of the frame along a side of a pixel of ``image``."""
+    """A frame made small once for all that follows it.
+
+    Args:
+        image: (h, w) uint8 grey, on which points are followed.
+        grey: (h2, w2) uint8, smaller, on which scene cuts are looked for.
+        factor: pixels of the frame along a side of a pixel of ``image``.
+    """
 
     image: np.ndarray
     grey: np.ndarray
@@ -77,8 +82,8 @@ class FlowFiller:
         return FlowCarrier(left, prepared, self.options, drift=drift)
 
     def bridge(self, carrier: FlowCarrier, right: FrameBoxes, span: Span) -> PathBridge:
-        """Follow the right boxes' points backwards too, where the left ones leave
-        anything open."""
+        """The points between two keyframes; the right boxes' are followed backwards too, unless
+        their pairs are settled or the inner frames are of no use any more."""
         left = carrier.tracked()
         settled = settled_pairs(left, right)
         if span.is_filled:

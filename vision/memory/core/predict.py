@@ -68,8 +68,7 @@ class Plan:
 
     @property
     def extra_seconds(self) -> float:
-        """By which the step becomes longer: operators that run again, and waiting for
-        transfers."""
+        """Time that the step takes longer: operators that run again, and waiting for transfers."""
         return self.replay_seconds + self.wait_seconds
 
 

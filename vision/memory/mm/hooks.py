@@ -52,8 +52,10 @@ class ActivationMemoryHook(Hook):
         ignore: names of modules, such as 'backbone.stem': what is made in them stays.
         report_interval: steps between two lines in the log that say what a step did.
     Raises:
-        VisionError: at the beginning VIS-CONFIG-1401, -1402 (an amount), -1435, -1436; before
-            the first step -1430 to -1433, -1437, and those of ``MemoryBudget``.
+        VisionError: VIS-CONFIG-1436, no budget, or no interval from 1 on; VIS-CONFIG-1435, a host
+            budget that cannot be; what ``parse_budget`` refuses. Before the first step
+            VIS-CONFIG-1437, another hook or option that manages activations, and what
+            ``MemoryBudget`` refuses.
     """
 
     priority = 'NORMAL'  # its scalars are there before LoggerHook (BELOW_NORMAL) reads them

@@ -41,7 +41,7 @@ class Chain(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """What its calls took when they ran first."""
+        """Time that its calls took when they ran first."""
         return sum(call.seconds for call in self.calls)
 
 
@@ -87,7 +87,7 @@ class Residence:
             count_holders(storage) == len(node.handles) + (node.anchor is not None)
 
     def may_replay(self, call: Call) -> bool:
-        """A call whose operator can run twice, was never found to give another result, and made
+        """Whether its operator can run twice, was never found to give another result, and made
         nothing that must be kept as it was made."""
         return call.is_plain and call.operator.name not in self.refused \
             and not any(node.is_root for _, node in call.outputs)

@@ -109,12 +109,12 @@ class LiveMemory(TorchDispatchMode):
 
     @property
     def live_bytes(self) -> int:
-        """Of storages made inside and still there."""
+        """Memory of the storages made inside that are still there."""
         return self.bytes.live
 
     @property
     def peak_bytes(self) -> int:
-        """Most of ``live_bytes`` so far."""
+        """The most that ``live_bytes`` has been so far."""
         return self.bytes.peak
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

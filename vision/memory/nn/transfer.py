@@ -121,7 +121,7 @@ class CudaTransfer(Transfer):
 
     @property
     def leaving_bytes(self) -> int:
-        """Of device memory held in the stash until its copy to the host has ended."""
+        """Device memory held in the stash until its copy to the host has ended."""
         return sum(storage.nbytes() for _, storage in self.stash)
 
     def settle(self, *, must_wait: bool = False) -> None:

@@ -299,7 +299,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         dropout is drawn in the order of its actions.
 
         Raises:
-            VisionError: VIS-CONFIG-1505 to 1509, it is none that can run.
+            VisionError: what ``validate`` refuses, it is none that can run.
         """
         stored = dict(content.get('meta', {}).get('pipeline') or {})
         unit, rows = stored.pop('unit', None), stored.pop('rows', [])

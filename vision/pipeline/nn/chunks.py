@@ -168,9 +168,10 @@ def measure_pieces(model: nn.Module, pieces: Sequence[Piece], inputs: Tensor | T
     """``count_pieces`` on real tensors, with seconds: medians of ``repeats`` after one more to
     warm up.
 
+    Buffers, gradients and random numbers are afterwards as before.
+
     Args:
         inputs: of the model, (B, ...) each, as large as a micro-batch; on the device to measure.
-    Buffers, gradients and random numbers are afterwards as before.
     """
     inputs = _as_tuple(inputs)
     with unchanged(model, inputs[0].device):
@@ -212,8 +213,10 @@ class Absent(nn.Module):
         self.name = name
 
     def forward(self, *inputs: Any, **options: Any) -> None:
-        """Raises:
-            AssertionError: always; a rank runs its own pieces alone.
+        """Refused: a rank runs its own pieces alone.
+
+        Raises:
+            AssertionError: always.
         """
         raise AssertionError(f'{self.name} is on another rank of the pipeline')
 

@@ -137,7 +137,7 @@ class Stage(PipelineStage):
         self._sends: dict[tuple[str, int], list[dist.Work]] = {}
 
     def forward_maybe_with_nosync(self, *args, **kwargs) -> Any:
-        """What torch's gives, contiguous unless this stage is the last."""
+        """The chunk's output, contiguous unless this stage is the last."""
         output = super().forward_maybe_with_nosync(*args, **kwargs)
         return output if self.is_last else _contiguous(output)
 
@@ -158,8 +158,8 @@ class Stage(PipelineStage):
         return output
 
     def take_loss(self, mb: int) -> Tensor | None:
-        """The loss of a micro-batch with its graph, once, from which the last stage goes backward;
-        None in the others."""
+        """The loss of a micro-batch with its graph, a scalar, once, from which the last stage goes
+        backward; None in the others."""
         return self._graph_losses.pop(mb) if self.is_last else None
 
     def backward_one_chunk(self, bwd_chunk_id: int, loss: Tensor | None = None,
@@ -167,6 +167,8 @@ class Stage(PipelineStage):
         """B of one micro-batch, or I without ``full_backward``; the gradient for the stage before
         is contiguous.
 
+        Args:
+            loss: scalar, in the last stage alone.
         Raises:
             VisionError: I of chunks that torch would leave without gradients.
         """

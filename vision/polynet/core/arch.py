@@ -144,8 +144,7 @@ def find_arch(arch: str | Sequence[Sequence[str]] | Arch) -> Arch:
 
     Raises:
         VisionError: VIS-CONFIG-011, neither a name, an ``Arch`` nor a list; VIS-CONFIG-013, no
-            preset
-            has the name; and what ``Arch`` refuses.
+            preset has the name; and what ``Arch`` refuses.
     """
     if isinstance(arch, Arch):
         return arch

@@ -216,7 +216,8 @@ def fuse_parallel(parallel: Parallel) -> FusedPaths:
 
 
 def fuse_module(module: PolyInception) -> nn.Module:
-    """The module for inference, with the factor that its terms have in evaluation."""
+    """``FusedWays`` or ``FusedChain`` of the module, with the factor that its terms have in
+    evaluation."""
     scale = float(module.weigh(torch.ones((), dtype=torch.float64)))
     return (FusedChain if module.is_chained else FusedWays)(module, scale)
 

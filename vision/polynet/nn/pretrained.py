@@ -57,8 +57,7 @@ def trunk_prefix(state: Mapping[str, Tensor], where: str = '', prefix: str | Non
 
     Raises:
         VisionError: VIS-CKPT-056, no PolyNet under the given prefix, or without one not exactly
-            one
-            in the checkpoint.
+            one in the checkpoint.
     """
     prefixes = [name.removesuffix(FIRST_CONV) for name in state if name.endswith(FIRST_CONV)]
     if prefix is not None:

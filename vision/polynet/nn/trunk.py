@@ -224,8 +224,7 @@ def run_stem(stem: Stem, x: Tensor, *, is_padded: bool) -> tuple[Tensor, ...]:
 
 
 def run_stem_alone(stem: Stem, x: Tensor, *, is_padded: bool) -> Tensor:
-    """Of an image (B, C, H, W) the stem's highest level alone, which is all that a pipeline sends
-    on."""
+    """The stem's highest level alone of an image (B, C, H, W): all that a pipeline sends on."""
     return run_stem(stem, x, is_padded=is_padded)[-1]
 
 

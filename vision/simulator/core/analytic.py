@@ -98,13 +98,15 @@ class Strategy:
 
     @property
     def global_batch(self) -> int:
-        """Sequences of a step, of all ranks and micro-batches."""
+        """Sequences in a step, over all ranks and micro-batches."""
         return self.data * self.micro_batch * self.num_microbatches
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Args:
+    """One step of a decoder: its time, and the memory of the device that needs most.
+
+    Args:
         seconds: of a step.
         peak_bytes: of the device that needs most, with context and fragmentation.
         capacity_bytes: of a device.

@@ -69,7 +69,9 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """Args:
+    """A way for bytes: between devices of a node, between nodes, or to the host.
+
+    Args:
         latency: seconds of one step of a collective, or of a transfer.
         rate: bytes/s, peak, of one direction of one device (intra) or adapter (inter).
         shared_by: devices that use one adapter.
@@ -91,7 +93,9 @@ class Link:
 
 @dataclass(frozen=True)
 class Overheads:
-    """Args:
+    """What a step costs besides arithmetic, memory and messages.
+
+    Args:
         launch: seconds between two kernels on the device.
         host: seconds in which the host issues one operator: work below that is host bound.
         collective: seconds to start a collective, whatever its size.
@@ -146,9 +150,10 @@ def read_cluster(path: str | Path) -> Cluster:
     """A cluster from its YAML file.
 
     Raises:
-        VisionError: VIS-CONFIG-1640, no link between devices or nodes that there are; 1641, a
-            figure that no machine has, so it is in another unit; 1642, not YAML, a key that is
-            unknown or missing, or a value of another type.
+        VisionError: VIS-CONFIG-1640, no link between devices or nodes that there are;
+            VIS-CONFIG-1641, a figure that no machine has, so it is in another unit;
+            VIS-CONFIG-1642, not YAML, a key that is unknown or missing, or a value of another
+            type.
     """
     where = str(path)
     try:

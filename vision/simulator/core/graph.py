@@ -74,7 +74,9 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """Args:
+    """A weight or bias as the model has it.
+
+    Args:
         shape: whole, of the unsplit model; a linear layer's weight is (out, in).
         element_bytes: of one number.
         is_trained: has a gradient and optimizer state.
@@ -89,12 +91,12 @@ class Parameter:
 
     @property
     def num_elements(self) -> int:
-        """Numbers in it, whole."""
+        """Numbers in the unsplit tensor."""
         return prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """Whole, without gradient and optimizer state."""
+        """Memory of the unsplit tensor, without gradient and optimizer state."""
         return self.num_elements * self.element_bytes
 
 
@@ -123,7 +125,7 @@ class Module:
 
     @property
     def parameters_bytes(self) -> int:
-        """Of its own parameters, without its children's."""
+        """Memory of its own parameters, without its children's."""
         return sum(each.num_bytes for each in self.parameters)
 
 
@@ -178,17 +180,17 @@ class ModuleGraph:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Of all modules, shared ones once, in order of their modules."""
+        """Parameters of all modules, shared ones once, in order of their modules."""
         return tuple(each for module in self.modules for each in module.parameters)
 
     @property
     def parameters_bytes(self) -> int:
-        """Of all parameters, shared ones once."""
+        """Memory of all parameters, shared ones once."""
         return sum(module.parameters_bytes for module in self.modules)
 
     def flops(self, *phases: str) -> float:
-        """Of the operators in these phases ('forward', 'input_grad', 'weight_grad'), of all
-        without any."""
+        """Arithmetic of the operators in these phases ('forward', 'input_grad', 'weight_grad'); of
+        all of them when none is named."""
         return sum(op.flops for op in self.ops if not phases or op.phase in phases)
 
     def unpriced(self) -> dict[str, int]:

@@ -36,12 +36,12 @@ class Allocator:
         assert self.block_bytes >= 1 and self.fixed_bytes >= 0 and self.fragmentation >= 0, self
 
     def rounded(self, num_bytes: int) -> int:
-        """What a buffer of this size takes."""
+        """Memory that a buffer of ``num_bytes`` takes."""
         return -(-num_bytes // self.block_bytes) * self.block_bytes
 
     def reserved(self, in_use: int) -> int:
-        """What the device must have for this much in use: fragmentation and the fixed
-        part on top."""
+        """Memory that the device must have for this much in use: fragmentation and the fixed part
+        on top."""
         return round(self.fixed_bytes + (1 + self.fragmentation) * in_use)
 
 

@@ -32,7 +32,8 @@ class ClusterPricing:
         return seconds
 
     def quote(self, kind: str, num_bytes: float, ranks: Sequence[int]) -> float:
-        """The same without noting it. Nodes are told from the ranks' numbers."""
+        """As ``communicate``, without noting it. Which ranks share a node is told from their
+        numbers."""
         per_node = Counter(rank // self.prices.cluster.gpus_per_node for rank in ranks)
         if kind == 'p2p':
             return self.prices.p2p(num_bytes, is_crossing=len(per_node) > 1)

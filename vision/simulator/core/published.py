@@ -114,7 +114,8 @@ class Case:
 
     @property
     def metric(self) -> str:
-        """What the row measured, by the name that its column has."""
+        """What was measured: 'iteration_time', 'peak_memory' or a rate, as the row's
+        column says."""
         return self.row['metric']
 
     @property

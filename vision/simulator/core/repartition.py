@@ -63,7 +63,9 @@ class Placed:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Args:
+    """One message, or one collective, that brings parts of a tensor to other ranks.
+
+    Args:
         kind: a collective, 'p2p', 'h2d' or 'd2h'.
         ranks: that take part; a root first, of 'p2p' the source and the target.
         num_bytes: as prices count them: of the whole of the ranks' parts together; of 'all_to_all'

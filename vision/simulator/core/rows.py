@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def error(self) -> float:
-        """Relative to what was measured; positive where more is predicted."""
+        """(predicted - measured) / measured: positive where more is predicted."""
         return (self.predicted - self.measured) / self.measured
 
     @property

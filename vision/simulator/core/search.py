@@ -45,7 +45,9 @@ class Space:
 
 @dataclass(frozen=True)
 class Found:
-    """Args:
+    """What a search over strategies of a decoder ended with.
+
+    Args:
         best: fastest that fits; prediction: of it.
         front: (strategy, prediction) for which none is faster and smaller, fastest first.
         num_possible, num_dropped, num_played: strategies that divide the world, that a bound

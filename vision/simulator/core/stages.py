@@ -153,7 +153,8 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
         table: over as many stages as the strategy has; complete, with UNSHARD where zero=3.
             Otherwise several shares of the batch reduce a stage's gradients once.
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1622 of the strategy, 1621 another number of stages.
+        VisionError: VIS-CONFIG-1621, another number of stages than the table has; and what
+            ``StrategyTree.spread`` refuses.
     """
     spread = tree.spread(graph)
     if len(spread.stages) != table.num_stages:

@@ -53,7 +53,7 @@ class Region:
 
     @property
     def is_closed(self) -> bool:
-        """Ends in partial sums, which an all-reduce makes whole."""
+        """Whether it ends in partial sums, which an all-reduce makes whole."""
         return bool(self.ins)
 
 

@@ -210,7 +210,7 @@ def _read_bytes(op: Op) -> tuple[int, int]:
 
 
 def embedding_forward(decoder: Decoder, part: Part, *, module: str = 'embedding') -> list[Op]:
-    """Looking up the tokens of a micro-batch: one operator without FLOPs."""
+    """The operator that looks up the tokens of a micro-batch, without FLOPs."""
     write = _Writer(decoder, part, module)
     write.small('embedding', write.tokens * decoder.hidden, moved=2, kind='embedding',
                 saved=2)

@@ -83,7 +83,7 @@ class DecoderStep:
 
     @property
     def interval_seconds(self) -> tuple[float, float]:
-        """(low, high) of a step."""
+        """(low, high) between which a step is expected."""
         own = self.prediction
         return own.seconds * (1 - own.interval), own.seconds * (1 + own.interval)
 

@@ -65,7 +65,7 @@ class Predicted:
 
     @property
     def samples_per_second(self) -> float:
-        """Of all ranks together."""
+        """Rate of all ranks together."""
         return self.samples / self.step_seconds
 
     @property
@@ -111,8 +111,9 @@ def predict(configured: Configured, cluster: Cluster, *, tf32: bool = False,
             is not planned again.
 
     Raises:
-        VisionError: of the strategy (1620 to 1622), of the cluster (1633: it has too few devices),
-            of a ZeroPPStrategy (1636 its memory, 1637 its cut; VIS-CONFIG-1503 nothing fits).
+        VisionError: VIS-CONFIG-1633, the cluster has too few devices; what
+            ``StrategyTree.spread`` refuses; of a ZeroPPStrategy VIS-CONFIG-1636 its memory,
+            VIS-CONFIG-1637 its cut, VIS-CONFIG-1503 nothing fits.
     """
     pricing = ClusterPricing(Prices(cluster, tf32=tf32))
     if configured.pipeline:

@@ -64,7 +64,8 @@ def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 
     in ``refused``.
 
     Raises:
-        VisionError: VIS-CONFIG-1635, nothing can be simulated; 1638, the config names a pipeline.
+        VisionError: VIS-CONFIG-1635, nothing can be simulated; VIS-CONFIG-1638, the config names a
+            pipeline.
     """
     if configured.pipeline is not None:
         raise VisionError('VIS-CONFIG-1638', '--search of a config that names a pipeline',

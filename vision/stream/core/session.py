@@ -116,7 +116,7 @@ class StreamSession:
         return self._timed(self._engine.flush())
 
     def stats(self) -> StreamStats:
-        """Of everything so far; takes no time worth counting."""
+        """Counts and latencies so far; cheap enough to be asked at each frame."""
         duration = 0.0 if self._start is None else max(self._end - self._start, 0.0)
         latency = self._latency
         return StreamStats(self._next_id, self._num_finished, self._num_keyframes,

@@ -76,7 +76,12 @@ class Templates:
     same: np.ndarray
 
     def places(self, ids: np.ndarray, where: str) -> np.ndarray:
-        """Positions in ``names``; VIS-DATA-1073 for a template without a picture."""
+        """Positions in ``names`` of template ids, (N,) each; ``where`` names their list in the
+        error.
+
+        Raises:
+            VisionError: VIS-DATA-1073, a template without a picture.
+        """
         return _places(self.names, ids, where)
 
 

@@ -37,7 +37,7 @@ class TenFold:
 
     @property
     def mean(self) -> float:
-        """Of the folds' accuracies, in [0, 1]."""
+        """Mean of the folds' accuracies, in [0, 1]."""
         return float(self.accuracies.mean())
 
     @property

@@ -45,7 +45,7 @@ class HashingForest:
 
     @property
     def num_bytes(self) -> int:
-        """Of all arrays: planes, children and leaves."""
+        """Memory of all arrays: planes, children and leaves."""
         return sum(getattr(self, name).nbytes for name in self.__dataclass_fields__)
 
     def leaves(self, queries: np.ndarray) -> np.ndarray:

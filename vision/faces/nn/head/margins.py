@@ -204,8 +204,8 @@ class AdaFace(Margin):
         self.norm_std.lerp_(norms.std().to(self.norm_std), 1 - self.momentum)
 
     def target(self, cosine: Tensor, norms: Tensor | None = None) -> Tensor:
-        """(B,) cosine of the own class -> with the margin that its feature's length, in norms (B,
-        1), earns."""
+        """(B,) cosine of the own class -> with the margin that the feature's length earns; norms
+        (B, 1)."""
         norms = self._checked(norms).squeeze(1)
         quality = ((norms - self.norm_mean) / (self.norm_std + 1e-3) * self.h).clamp(-1, 1)
         quality = quality.to(cosine.dtype)

@@ -118,7 +118,8 @@ class DeviceLists:
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0, previous: Tensor | None = None
                 ) -> Callable[[], DeviceLists]:
-        """As ``ClassIndex.renewal``."""
+        """Work, for any thread, that gives new lists of rows (C, d); ``num_iterations`` and
+        ``previous`` (C,) as in ``ClassIndex.renewal``."""
         previous = self._assignment if previous is None else previous
         return partial(_renewed, self.centroids, rows, previous.long(), num_iterations)
 
@@ -132,7 +133,7 @@ class DeviceLists:
 
     @property
     def num_bytes(self) -> int:
-        """Of lists, assignment and centroids, on the device."""
+        """Memory of lists, assignment and centroids, on the device."""
         return sum(tensor.nbytes for tensor in (self._lists, self._assignment, self._of_piece,
                                                 self.centroids))
 

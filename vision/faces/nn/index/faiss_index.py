@@ -239,7 +239,7 @@ class ClassIndex:
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0, previous: Tensor | None = None
                 ) -> Callable[[], ClassIndex]:
-        """Work, for any thread, that makes a new index of the rows as they are now.
+        """Work, for any thread, that makes a new index of the rows (C, d) as they are now.
 
         This index may be updated meanwhile: what the work needs of it is taken here.
 

@@ -39,7 +39,7 @@ class ForestIndex:
 
     @property
     def num_bytes(self) -> int:
-        """Of planes, children and leaves."""
+        """Memory of planes, children and leaves."""
         return self.forest.num_bytes
 
     def search(self, queries: Tensor, num: int) -> Tensor:
@@ -50,11 +50,13 @@ class ForestIndex:
         return torch.from_numpy(self.forest.candidates(self._array(queries))).long()
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0) -> Callable[[], ForestIndex]:
-        """Work that grows new trees; there is nothing that iterations could move."""
+        """Work that grows new trees over rows (C, d); there is nothing that iterations
+        could move."""
         return partial(ForestIndex, rows, **self.options | dict(seed=self.options['seed'] + 1))
 
     def imbalance(self) -> float:
-        """1: leaves have no more than ``leaf_size`` rows, so no search is dearer than another."""
+        """1 always: leaves have no more than ``leaf_size`` rows, so all searches cost about the
+        same."""
         return 1.0
 
     def state_dict(self) -> dict:

@@ -155,7 +155,7 @@ class AdaptiveSelector:
             self.inner.after_update(rows, step)
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
-        """That of the inner selector, and the controller's: None before the first step."""
+        """State of the inner selector, and of the controller: None before the first step."""
         controller = None if self.controller is None else self.controller.state_dict()
         return self.inner.state_dict(is_exact=is_exact) | dict(controller=controller)
 

@@ -128,7 +128,7 @@ class Selector:
         return local[local >= 0].unique()
 
     def after_update(self, rows: Tensor, step: int) -> None:
-        """The optimizer has changed these local rows at this step; nothing to do here."""
+        """The optimizer has changed these local rows (M,) at this step; nothing to do here."""
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
         """What a run changes; numbers of the config are not among it.
@@ -313,7 +313,7 @@ class IndexSelector(CandidateSelector):
         self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
-        """That of the index and its counters."""
+        """State of the index and its counters."""
         return dict(upkeep=self.upkeep.state_dict(is_exact=is_exact))
 
     def load_state_dict(self, state: dict) -> None:

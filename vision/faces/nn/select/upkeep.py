@@ -130,10 +130,10 @@ class IndexUpkeep:
         self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def after_update(self, rows: Tensor, step: int, first: Tensor | None = None) -> None:
-        """To be called when the optimizer has changed ``rows`` (local ids) at ``step``.
+        """To be called when the optimizer has changed ``rows``, (M,) local ids, at ``step``.
 
         Args:
-            first: those of the rows that are put in place before others.
+            first: (K,) those of the rows that are put in place before others.
         Raises:
             VisionError: at the step of the swap and on all ranks, the error of a build under way
                 (VIS-RUN-1056 if it is none of ours); the old index stays.

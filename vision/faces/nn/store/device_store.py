@@ -84,7 +84,7 @@ class ClassStore:
         return weights
 
     def prefetch(self, rows: Tensor) -> None:
-        """Begin to fetch rows that will be pulled; those on the device need no fetching."""
+        """Begin to fetch rows (M,) that will be pulled; those on the device need no fetching."""
 
     def push(self, rows: Tensor, grad: Tensor, *, lr: float) -> None:
         """One optimizer step: these rows with their gradients, all others with zero gradients.
