@@ -54,8 +54,9 @@ class ActivationMemoryHook(Hook):
     Raises:
         VisionError: VIS-CONFIG-1436, no budget, or no interval from 1 on; VIS-CONFIG-1435, a host
             budget that cannot be; what ``parse_budget`` refuses. Before the first step
-            VIS-CONFIG-1437, another hook or option that manages activations, and what
-            ``MemoryBudget`` refuses.
+            VIS-CONFIG-1437, a second hook of this kind; VIS-CONFIG-1430, VIS-CONFIG-1431 and
+            VIS-CONFIG-1433, a run that it cannot manage; VIS-CONFIG-1432, a name in ``ignore``
+            that is no module's; and what ``MemoryBudget`` refuses.
     """
 
     priority = 'NORMAL'  # its scalars are there before LoggerHook (BELOW_NORMAL) reads them

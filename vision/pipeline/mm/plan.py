@@ -70,8 +70,8 @@ class Planner:
         Args:
             costs_of: costs where these ranks have the stages.
         Raises:
-            VisionError: VIS-CONFIG-1503, nothing fits the budget; 1504, 1510: sizes that the
-                schedule cannot have.
+            VisionError: VIS-CONFIG-1503, nothing fits the budget; VIS-CONFIG-1504,
+                VIS-CONFIG-1510: sizes that the schedule cannot have.
         """
         names = [self.schedule]
         if self.schedule == 'auto':

@@ -84,8 +84,8 @@ class ZeroPPStrategy(SingleDeviceStrategy):
             by every strategy and by plain runners.
         **options: of MMEngine's strategies.
     Raises:
-        VisionError: VIS-CONFIG-1530, pp x dp is not the number of processes; 1535, options that
-            do not go together; VIS-DIST-344, no group of ranks.
+        VisionError: VIS-CONFIG-1530, pp x dp is not the number of processes; VIS-CONFIG-1535,
+            options that do not go together; VIS-DIST-344, no group of ranks.
     """
 
     is_sharded = is_split = True
@@ -156,8 +156,9 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         """As MMEngine's: the model cut, this rank's part of it, and an optimizer for that part.
 
         Raises:
-            VisionError: VIS-CONFIG-1514, ``compile``; 1501, 1520 to 1527, a model that cannot be
-                cut; 1503, no schedule fits ``memory``.
+            VisionError: VIS-CONFIG-1514, ``compile``; VIS-CONFIG-1501, VIS-CONFIG-1520 to
+                VIS-CONFIG-1527, a model that cannot be cut; VIS-CONFIG-1503, no schedule fits
+                ``memory``.
         """
         if self._prepared:
             return self._prepared_components()

@@ -87,9 +87,9 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
         names: of submodules, called one after the other; None asks ``model.pipeline_stages()``,
             which gives names or (name, run) pairs.
     Raises:
-        VisionError: VIS-CONFIG-1520 nothing says what the pieces are, 1521 no such module or
-            named twice, 1522 one inside another, 1523 a parameter outside of all pieces, 1525
-            one that two pieces share.
+        VisionError: VIS-CONFIG-1520 nothing says what the pieces are, VIS-CONFIG-1521 no such
+            module or named twice, VIS-CONFIG-1522 one inside another, VIS-CONFIG-1523 a parameter
+            outside of all pieces, VIS-CONFIG-1525 one that two pieces share.
     """
     if names is None:
         ask = getattr(model, 'pipeline_stages', None)
@@ -155,8 +155,9 @@ def count_pieces(model: nn.Module, pieces: Sequence[Piece],
     Args:
         inputs: of the model, one micro-batch, preprocessed; only shapes and dtypes are read.
     Raises:
-        VisionError: VIS-CONFIG-1524 the pieces one after the other are not the model, 1526 a piece
-            cannot go on with what the one before gave, 1527 the pieces end in other shapes.
+        VisionError: VIS-CONFIG-1524 the pieces one after the other are not the model,
+            VIS-CONFIG-1526 a piece cannot go on with what the one before gave, VIS-CONFIG-1527 the
+            pieces end in other shapes.
     """
     inputs = tuple(torch.empty_like(each, device='meta') for each in _as_tuple(inputs))
     with unchanged(nn.Module()):

@@ -135,8 +135,8 @@ def predict(decoder: Decoder, strategy: Strategy, prices: Prices, *,
     """A step's time and peak memory.
 
     Raises:
-        VisionError: VIS-CONFIG-1644, sizes that do not divide; 1640, a link that the strategy
-            crosses is not in the cluster.
+        VisionError: VIS-CONFIG-1644, sizes that do not divide; VIS-CONFIG-1640, a link that the
+            strategy crosses is not in the cluster.
     """
     refuse_uneven(decoder, strategy)
     run = _Run(decoder, strategy, prices)

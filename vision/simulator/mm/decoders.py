@@ -115,7 +115,7 @@ def read_decoder(text: str, sequence: int | None = None) -> Decoder:
     Args:
         sequence: tokens of one; None for 8192, or 2048 of GPT-3.
     Raises:
-        VisionError: VIS-CONFIG-1652, no such text; 1643, sizes that make no decoder.
+        VisionError: VIS-CONFIG-1652, no such text; VIS-CONFIG-1643, sizes that make no decoder.
     """
     if sequence is None:
         sequence = 2048 if text == 'gpt3-175b' else 8192
@@ -167,8 +167,9 @@ def plan(decoder: Decoder, cluster: Cluster, *, num_gpus: int, global_batch: int
         strategy: text of ``read_strategy``, None for ``DEFAULT_STRATEGY``; a search chooses.
         parameters: fitted constants in the place of the cluster's own.
     Raises:
-        VisionError: VIS-CONFIG-1653, devices and batch; 1644, a strategy that does not divide the
-            decoder; 1645 and 1646, a search that finds none; 1651, the constants.
+        VisionError: VIS-CONFIG-1653, devices and batch; VIS-CONFIG-1644, a strategy that does not
+            divide the decoder; VIS-CONFIG-1645 and VIS-CONFIG-1646, a search that finds none;
+            VIS-CONFIG-1651, the constants.
     """
     assert not (strategy and is_searched), strategy
     cluster, assumed = _grown(cluster, num_gpus, global_batch)
