@@ -50,6 +50,8 @@ class Machine:
         scan_per_s: of inner products with the rows of searched lists.
         bytes_per_s: streamed.
         call_s: of one operator with next to no work.
+    Raises:
+        VisionError: VIS-CONFIG-1050, a rate that is not above 0.
     """
 
     flops_per_s: float

@@ -61,6 +61,8 @@ class IndexSpec:
         is_cosine: rows and queries are brought to unit length; without it inner products count.
         seed: of k-means and samples.
         num_threads: of FAISS. With several a graph is not the same in each build.
+    Raises:
+        VisionError: VIS-CONFIG-1042, a value that no index has.
     """
 
     kind: str

@@ -41,6 +41,8 @@ class Schedule:
         touched_per_step: rows touched by a step that are put in their new place at once, those
             of the batch's own labels first; 0: none, they wait for the renewal.
         is_async: build in a thread.
+    Raises:
+        VisionError: VIS-CONFIG-1049, steps that do not go together, or a negative number.
     """
 
     interval: int = 500
