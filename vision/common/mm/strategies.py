@@ -123,7 +123,8 @@ def sharded_like(tensor: Tensor, parameter: Tensor) -> Tensor | None:
 
 
 def shard_of(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's part, as a DTensor of the whole shape, of a tensor that every rank has whole."""
+    """This rank's part of a tensor that every rank has whole, as a DTensor of its whole shape that
+    is spread as ``parameter`` is."""
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh,
                              parameter.placements, src_data_rank=None)

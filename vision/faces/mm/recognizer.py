@@ -54,7 +54,8 @@ class FaceRecognizer(BaseModel):
         return list(samples)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Embeddings (B, d) as the backbone leaves them; their length carries quality."""
+        """inputs (B, C, H, W) -> embeddings (B, d) as the backbone leaves them; their length
+        carries quality."""
         out = self.backbone(inputs)
         return out if self.neck is None else self.neck(out)
 

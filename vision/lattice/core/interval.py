@@ -55,7 +55,8 @@ class Networks(Protocol):
         """Full detection on one frame (H, W, 3) uint8."""
 
     def grey(self, image_bgr: np.ndarray) -> np.ndarray:
-        """The small grey frame (h, w) float32 in [0, 1] on which motion is measured."""
+        """A frame (H, W, 3) uint8 BGR -> the small grey one (h, w) on which motion is measured,
+        float32 in [0, 1]."""
 
     def propagate(self, boxes: FrameBoxes, greys: np.ndarray, *, frame_size: tuple[int, int],
                   stage: int) -> Propagated:

@@ -13,14 +13,15 @@ MOTION_THRESHOLD = 25 / 255
 
 
 def box_blur(greys: np.ndarray) -> np.ndarray:
-    """3x3 mean of (..., h, w), edge pixels repeated outwards."""
+    """3x3 mean of greys (..., h, w), edge pixels repeated outwards; of the same shape."""
     padded = np.pad(greys, [(0, 0)] * (greys.ndim - 2) + [(1, 1), (1, 1)], mode='edge')
     rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def active_steps(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD) -> np.ndarray:
-    """(n, h, w) bool: the blurred pixel changed by more than ``threshold`` in step i + 1."""
+    """(n, h, w) bool of greys (n + 1, h, w): the blurred pixel changed by more than ``threshold``
+    in step i + 1."""
     blurred = box_blur(np.asarray(greys, np.float32))
     return np.abs(blurred[1:] - blurred[:-1]) > np.float32(threshold)
 

@@ -103,5 +103,5 @@ def square_windows(boxes: Tensor, factor: float) -> Tensor:
 
 
 def box_sizes(boxes: Tensor) -> Tensor:
-    """(K,) sqrt(w h), sides counted as at least 1 px."""
+    """(K,) sqrt(w h) of boxes (K, 4) xyxy in px, sides counted as at least 1 px."""
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).prod(1).sqrt()

@@ -95,8 +95,12 @@ def make_pairs(pairs: Iterable[tuple[str, str, bool]], folds: np.ndarray) -> Pai
 
 def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
                      where: str = '') -> np.ndarray:
-    """(N,) folds: each kind cut into ``num_folds`` neighbouring parts whose sizes differ by <= 1.
+    """(N,) int16 folds from 0: each kind cut into ``num_folds`` neighbouring parts whose sizes
+    differ by <= 1.
 
+    Args:
+        same: (N,) bool, pairs of one person.
+        where: names the list in the error.
     Raises:
         VisionError: VIS-DATA-1062 when a kind has fewer pairs than there are folds.
     """

@@ -42,7 +42,15 @@ class Ranking:
 
 def rank_exactly(gallery: np.ndarray, gallery_labels: np.ndarray, probes: np.ndarray,
                  probe_labels: np.ndarray, *, block: int = BLOCK) -> Ranking:
-    """Every probe (N, d) against every gallery entry (M, d), unit rows, in blocks of probes."""
+    """Every probe against every gallery entry, in blocks of ``block`` probes.
+
+    Args:
+        gallery, gallery_labels: (M, d) unit rows and (M,) whose they are; an identity may have
+            several.
+        probes, probe_labels: (N, d) unit rows and (N,) whose they are.
+    Raises:
+        VisionError: no probe, or no gallery.
+    """
     order = np.argsort(gallery_labels, kind='stable')
     names, starts = np.unique(np.asarray(gallery_labels)[order], return_index=True)
     if not len(names) or not len(probes):
@@ -157,8 +165,11 @@ def refuse_sizes(num_mates: int, num_distractors: int, sizes: Sequence[int]) -> 
 
 
 def mates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) positions of first and second of all ordered pairs of different pictures of one
-    person."""
+    """(P,) positions of first and second of all ordered pairs of different pictures of one person.
+
+    Args:
+        labels: (N,) who is on each picture.
+    """
     order = np.argsort(labels, kind='stable')
     _, starts, counts = np.unique(np.asarray(labels)[order], return_index=True, return_counts=True)
     # Each picture meets all of its person's, itself included, which is then left out.

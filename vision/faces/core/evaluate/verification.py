@@ -56,7 +56,7 @@ class TarAtFar:
 
 
 def unit_rows(embeddings: np.ndarray, *, first_row: int = 0) -> np.ndarray:
-    """(N, d) float32 rows of length one.
+    """Embeddings (N, d) of any length -> (N, d) float32 rows of length one.
 
     Args:
         first_row: where a block begins in what it is a part of, for the message.
@@ -77,7 +77,11 @@ def unit_rows(embeddings: np.ndarray, *, first_row: int = 0) -> np.ndarray:
 
 
 def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared L2 of unit rows (M, d) for pairs (N,) of positions -> (N,) float64."""
+    """Squared L2 distances (N,) float64, in [0, 4], of pairs of embeddings (M, d), unit rows.
+
+    Args:
+        first, second: (N,) positions of both rows of each pair.
+    """
     found = np.empty(len(first))
     for top in range(0, len(first), PAIRS_AT_ONCE):
         rows = slice(top, top + PAIRS_AT_ONCE)
@@ -87,7 +91,8 @@ def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
 
 
 def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The same pairs' cosines -> (N,) float32: half the memory and time, for millions of them."""
+    """Cosines (N,) float32 of pairs of embeddings (M, d), unit rows, given by first and second
+    (N,): half the memory and time of ``pair_distances``, for millions of them."""
     found = np.empty(len(first), dtype=np.float32)
     for top in range(0, len(first), PAIRS_AT_ONCE):
         rows = slice(top, top + PAIRS_AT_ONCE)
@@ -146,7 +151,8 @@ def measurable(rates: Sequence[float], num_impostors: int) -> list[float]:
 
 
 def tar_at_far(genuine: np.ndarray, impostor: np.ndarray, far: float) -> TarAtFar:
-    """Exact rate from all scores (greater is more alike), each (N,).
+    """Exact rate from the scores of all genuine and all impostor pairs, (N,) and (M,); greater is
+    more alike.
 
     Raises:
         VisionError: see ``allowed_accepts``; VIS-DATA-1062 when there is no genuine pair.
@@ -212,7 +218,8 @@ class ScoreHistogram:
 
 def all_pairs_tar(embeddings: np.ndarray, labels: np.ndarray, fars: Sequence[float], *,
                   block: int = 1024) -> list[TarAtFar]:
-    """TAR at each FAR over all pairs i < j of unit rows (N, d), without the N x N matrix.
+    """TAR at each FAR over all pairs i < j of embeddings (N, d), unit rows with labels (N,),
+    without the N x N matrix.
 
     Two passes over blocks of cosines: the first finds the bin of each threshold, the second looks
     inside these bins, so the result is that of the whole matrix at ``block**2`` scores of memory

@@ -84,7 +84,12 @@ class Gallery:
 
     def recognise(self, scores: np.ndarray, entries: np.ndarray,
                   threshold: float) -> list[tuple[str, float]]:
-        """(name, cosine) of the best entry of each probe; ``UNKNOWN`` below the threshold."""
+        """(name, cosine) of the best entry of each probe; ``UNKNOWN`` below the threshold.
+
+        Args:
+            scores, entries: (N, K) cosines, best first, and positions in the gallery, as
+                ``identification.exact_search`` gives them.
+        """
         return [(str(self.names[entry]) if score >= threshold else UNKNOWN, float(score))
                 for score, entry in zip(scores[:, 0], entries[:, 0], strict=True)]
 

@@ -76,7 +76,8 @@ class Margin(nn.Module):
         """
 
     def target(self, cosine: Tensor, norms: Tensor | None = None) -> Tensor:
-        """(B,) cosine of the own class -> the same with the margin."""
+        """(B,) cosine of the own class -> the same with the margin; norms are (B, 1) lengths of
+        features."""
         return cosine
 
     def negatives(self, cosine: Tensor, target_cosine: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ class Margin(nn.Module):
         return cosine.masked_fill(cosine.detach() > self.filter_above, 0.0)
 
     def negatives_(self, cosine: Tensor, target_cosine: Tensor) -> Tensor | None:
-        """``negatives`` in place, for code that keeps no graph; gives d new / d old (B, M).
+        """``negatives`` of cosines (B, M) in place, for code that keeps no graph; gives d new / d
+        old (B, M).
 
         None stands for 1 everywhere.
         """

@@ -43,7 +43,7 @@ class ForestIndex:
         return self.forest.num_bytes
 
     def search(self, queries: Tensor, num: int) -> Tensor:
-        """(B, n) int64 rows of each query's leaves, in no order of nearness; -1: no more.
+        """(B, n) int64 rows of the leaves of queries (B, d), in no order of nearness; -1: no more.
 
         All of them, whatever ``num``.
         """

@@ -119,7 +119,8 @@ class Selector:
                          stats=dict(num_active=float(len(rows))))
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
-        """(N,) sorted unique local ids on the host that ``select`` takes whatever the features.
+        """(N,) sorted unique local ids on the host that ``select`` takes for labels (B,) whatever
+        the features.
 
         For fetching them before the features are there. Own classes only where all rows take
         part: a second copy of all rows is not what a store in host memory is for.
@@ -167,7 +168,7 @@ class RandomSelector(Selector):
     """Own classes and random others (Partial FC). The same draw for any number of ranks."""
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
-        """(N,) all active rows: the features do not decide here."""
+        """(N,) all active rows of labels (B,): the features do not decide here."""
         chosen, drawn, _ = self._active(None, labels, self.local_ids(labels), step)
         return torch.from_numpy(np.union1d(chosen, drawn))
 
@@ -200,7 +201,7 @@ class CandidateSelector(Selector):
         return max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
 
     def queries(self, features: Tensor) -> Tensor:
-        """(B, d) float32, of unit length for cosines."""
+        """Features (B, d) in float32, of unit length for cosines."""
         features = features.detach().float()
         return functional.normalize(features) if self.is_cosine else features
 
@@ -210,17 +211,21 @@ class CandidateSelector(Selector):
         raise AssertionError('a subclass says which candidates are best')
 
     def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
-        """(B, U) scaled logits on the rows as they are now."""
+        """(B, U) scaled logits of queries (B, d) on the rows ids (U,) as they are now."""
         rows = self.live_rows(ids)
         return (queries.to(rows) @ rows.T).mul_(self.scale)
 
     def live_rows(self, ids: Tensor) -> Tensor:
-        """(U, d) float32 rows as they are now, of unit length for cosines."""
+        """(U, d) float32 rows of local ids (U,) as they are now, of unit length for cosines."""
         rows = self.store.peek(ids.to(self.store.device)).float()
         return functional.normalize(rows) if self.is_cosine else rows
 
     def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
-        """(B,) scaled logit of each own class with its margin; -inf: on another rank."""
+        """(B,) scaled logit of each own class with its margin; -inf: on another rank.
+
+        Args:
+            features: (B, d); local: (B,) local id of each own class, -1 on another rank.
+        """
         centres = torch.arange(self.num_centres, device=local.device)
         rows = self.live_rows((local.clamp(min=0)[:, None] + centres).flatten())
         queries = self.queries(features).to(rows)
@@ -292,7 +297,8 @@ class IndexSelector(CandidateSelector):
         self._own = torch.empty(0, dtype=torch.int64)
 
     def candidates(self, queries: Tensor, num: int, step: int, least: int = 1) -> Tensor:
-        """(U,) unique local ids for ``num`` places: of each sample, the best that the index finds.
+        """(U,) unique local ids for ``num`` places: of each query (B, d), the best that the index
+        finds.
 
         Args:
             least: ids kept per sample at least.
