@@ -106,7 +106,8 @@ def total_norm(gradients: list[torch.Tensor], norm_type: float = 2.0, *,
     Every rank of the group must come here, also one that has no gradient.
 
     Args:
-        gradients: of any shapes; norm_type: 2 or another power, or inf for the largest number.
+        gradients: of any shapes.
+        norm_type: 2 or another power, or inf for the largest number.
     """
     if gradients:
         norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=foreach)

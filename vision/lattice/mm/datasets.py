@@ -169,7 +169,8 @@ def refuse_missing_images(paths, *, total: int, where: str) -> None:
     """Stop before work starts when image files are not there (lists folders, opens nothing).
 
     Args:
-        total: images of the data set; where: what names them; both for the error.
+        total: images of the data set, for the error.
+        where: what names them, for the error.
     Raises:
         VisionError: VIS-DATA-208.
     """
@@ -193,7 +194,8 @@ def count_bad_image(seen: set[str], error: VisionError, *, limit: int) -> None:
     """Note a skipped image of this process; stop when there are too many.
 
     Args:
-        seen: what was skipped so far; grows. limit: most that may be.
+        seen: what was skipped so far; grows.
+        limit: most that may be.
     Raises:
         VisionError: VIS-DATA-209, it is one more.
     """

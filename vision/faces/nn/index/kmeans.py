@@ -34,7 +34,9 @@ def assign_near(rows: Tensor, previous: Tensor, centroids: Tensor, *, is_cosine:
     """(C,) int64 nearest centroid among the ``num_near`` neighbours of each row's old one.
 
     Args:
-        rows: (C, d); previous: (C,) int64 old centroid of each; centroids: (n, d).
+        rows: (C, d).
+        previous: (C,) int64 old centroid of each.
+        centroids: (n, d).
     """
     num_near = min(num_near, len(centroids))
     near = torch.cat([_scores(part, centroids, is_cosine).topk(num_near).indices
@@ -54,7 +56,9 @@ def update_centroids(rows: Tensor, assignment: Tensor, centroids: Tensor, *,
     """(n, d) means of the assigned rows, unit length for cosines; an empty cell stays.
 
     Args:
-        rows: (C, d); assignment: (C,) int64 cell of each; centroids: (n, d) so far.
+        rows: (C, d).
+        assignment: (C,) int64 cell of each.
+        centroids: (n, d) so far.
     """
     sums = torch.zeros_like(centroids)
     for part, cells in zip(rows.split(_CHUNK), assignment.split(_CHUNK), strict=True):

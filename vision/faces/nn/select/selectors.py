@@ -224,7 +224,8 @@ class CandidateSelector(Selector):
         """(B,) scaled logit of each own class with its margin; -inf: on another rank.
 
         Args:
-            features: (B, d); local: (B,) local id of each own class, -1 on another rank.
+            features: (B, d).
+            local: (B,) local id of each own class, -1 on another rank.
         """
         centres = torch.arange(self.num_centres, device=local.device)
         rows = self.live_rows((local.clamp(min=0)[:, None] + centres).flatten())
