@@ -47,6 +47,7 @@ class Entry:
         verified: the hash was compared with the file at the official address. False: it was
             recorded from a copy, so it proves that you have that copy and no more.
         note: what a user should know before or after the download.
+
     Raises:
         VisionError: VIS-CONFIG-601, a field that is missing, of another type or not to be trusted.
     """

@@ -44,6 +44,7 @@ def download(address: str, part: Path, size_bytes: int, *, progress: Progress | 
         size_bytes: length of the whole file; a server that sends more is cut off.
         http_hosts: hosts that may be spoken to without TLS (tests use 127.0.0.1); none by default.
         pause_s: wait before the second try; doubled for each further one.
+
     Raises:
         TransferError: the address did not give these bytes.
         VisionError: VIS-ENV-603 the disk is full, VIS-NET-604 an address that is not https,

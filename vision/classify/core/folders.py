@@ -40,6 +40,7 @@ def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
     Args:
         classes: folder names in the order of their labels; default: all folders, sorted.
         extensions: lower-case endings of image files; other files are passed over.
+
     Raises:
         VisionError: VIS-DATA-1201 no such folder, VIS-DATA-1202 no class folder in it,
             VIS-DATA-1203 classes without an image, VIS-DATA-1204 folders of classes missing.

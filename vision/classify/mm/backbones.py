@@ -27,6 +27,7 @@ class VisionTransformer(BaseModule):
         drop_path_rate: stochastic depth of the last layer; layers before grow to it from 0.
         qkv_bias, final_norm, out_type: see ``VitTrunk``.
         init_cfg: None is the published initialisation.
+
     Raises:
         VisionError: VIS-CONFIG-1246, an option that is not possible.
     """

@@ -70,6 +70,7 @@ class LinearClsHead(BaseModule):
         dropout: probability to drop a pooled feature while training.
         label_smoothing: share of the target spread evenly over all classes.
         topk: also report the accuracy of the training batch for these k; () for none.
+
     Raises:
         VisionError: VIS-CONFIG-1222, ``dropout`` or ``label_smoothing`` outside [0, 1);
             VIS-CONFIG-1223, a k above ``num_classes``.
@@ -117,7 +118,9 @@ class ImageClassifier(BaseModel):
         data_preprocessor: config; ``ClsDataPreprocessor`` by default.
         test_cfg: ``dict(crop_topk=k)``: with several crops per image, each class's score is the
             mean of its k highest crop scores; None takes the mean over all crops.
+
     Shapes: inputs (B, 3, H, W); ``mode='tensor'`` returns logits (B, num_classes).
+
     Raises:
         VisionError: VIS-CONFIG-1224, ``test_cfg`` has another key; and where the head reads
             another number of channels than the backbone gives.

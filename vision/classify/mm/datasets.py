@@ -26,6 +26,7 @@ class ImageFolder(BaseDataset):
         metainfo: ``dict(classes=(...))`` fixes the labels; default: all folders, sorted.
         broken: a file that cannot be decoded: 'error' stops and names it; 'skip' takes the next
             image in its place, counts and prints it (``num_broken``).
+
     Raises:
         VisionError: VIS-CONFIG-1211 an unknown ``broken``, VIS-DATA-1212 a broken image, and what
             ``core.folders`` raises.
@@ -103,6 +104,7 @@ class ImageNet1k(ImageFolder):
         split: 'train' or 'val', the folder below ``data_root``.
         ann_file: for a flat folder: lines ``NAME LABEL`` (labels from 0 in the sorted order of the
             wnids), as datasets/imagenet/prepare.py writes it: 'val.txt'.
+
     Raises:
         VisionError: VIS-CONFIG-1214, another split; and what ``ImageFolder`` raises.
     """

@@ -20,6 +20,7 @@ class TopKAccuracy(BaseMetric):
 
     Args:
         topk: the k to report, as ``accuracy/top1`` and so on.
+
     Raises:
         VisionError: VIS-CONFIG-1226, a k below 1 or none; VIS-CONFIG-1223, once the classes are
             known, a k above their number.

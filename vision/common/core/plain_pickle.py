@@ -87,6 +87,7 @@ def read_plain(source: bytes | BinaryIO, names: Mapping[str, Any], *,
         names: meaning of ``module.name``; see ``plain_names`` and ``numpy_names``.
         persistent: meaning of a persistent id; None: refused.
         leaves: types that ``names`` and ``persistent`` give, beside plain values and arrays.
+
     Raises:
         NotPlain, BrokenPickle.
     """

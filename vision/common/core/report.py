@@ -44,6 +44,7 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
         code: of the error.
         maker: the command that makes such a file.
         column: rows without this figure are left out.
+
     Raises:
         VisionError: it has no rows, or is not as it was written.
     """

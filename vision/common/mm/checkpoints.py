@@ -208,6 +208,7 @@ def require_same_steps(runner, before: dict | None, filename: str) -> None:
     Args:
         before: what ``steps_of`` gave then; None in a checkpoint that does not tell, which is
             trusted.
+
     Raises:
         VisionError: VIS-CONFIG-321, with what has changed.
     """

@@ -53,6 +53,7 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
     Args:
         seed: of this rank; with ``diff_rank_seed`` it is that of the run plus the rank.
         data_ranks: (i, n), this rank reads the i-th of n shares; default: its share of all ranks.
+
     Raises:
         VisionError: VIS-CONFIG-1531, shares of a sampler that only knows the number of ranks.
     """

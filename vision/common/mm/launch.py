@@ -81,6 +81,7 @@ def read_config(args: argparse.Namespace) -> Config:
     Args:
         args: with config, cfg_options, launcher, local_rank and work_dir, as ``train`` parses
             them.
+
     Raises:
         VisionError: VIS-CONFIG-313, no such file; VIS-CONFIG-314, it cannot be read; and what the
             checks of keys, options and arguments refuse.

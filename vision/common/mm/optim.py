@@ -142,6 +142,7 @@ class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
         dtype: 'bfloat16' or 'float16'; default: float16 on a GPU, bfloat16 on a CPU, which has
             no other.
         loss_scale: as MMEngine's, for float16.
+
     Raises:
         VisionError: VIS-CONFIG-332, float16 on a CPU, or a scale for bfloat16.
     """

@@ -49,6 +49,7 @@ class FSDP2Strategy(DDPStrategy):
         param_dtype: 'bfloat16' or 'float16' of gathered parameters; the shards that are stepped
             stay float32, and gradients are reduced in float32. None: no change.
         **options: of MMEngine's ``DDPStrategy``, without ``model_wrapper``.
+
     Raises:
         VisionError: VIS-CONFIG-343, a name in ``wrap`` that no module has; VIS-DIST-344, there
             is no group of ranks.

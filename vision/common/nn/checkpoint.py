@@ -111,6 +111,7 @@ def read_plain(path: Path, map_location: MapLocation = 'cpu', *,
 
     Args:
         is_mapped: read from the file only what is used, while the file is there.
+
     Raises:
         VisionError: VIS-CKPT-303, VIS-CKPT-304.
     """
@@ -275,6 +276,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
     Args:
         optional_prefixes: names that the state may lack (all of one prefix).
         unused_prefixes: names that the state may hold beside the model's; they are left aside.
+
     Raises:
         VisionError: VIS-CKPT-305, with the names; the model is then unchanged.
     """

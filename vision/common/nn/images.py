@@ -19,6 +19,7 @@ def read_image(path: str | Path, *, code: str = BAD_IMAGE,
 
     Args:
         code, do: of the error.
+
     Raises:
         VisionError: it is not there, cut short, or cannot be decoded.
     """
@@ -37,6 +38,7 @@ def decode_image(data: bytes, where: str, *, code: str = BAD_IMAGE,
     Args:
         where: names the bytes in the error.
         code, do: of the error, where the caller knows better.
+
     Raises:
         VisionError: ``code``, for bytes that are no whole picture.
     """

@@ -26,6 +26,7 @@ class RMSpropTF(Optimizer):
         weight_decay: L2 term added to the gradient.
         initial_square: v before the first step; 1 as in TensorFlow 1, which makes first steps
             small, where torch begins with 0.
+
     Raises:
         VisionError: VIS-CONFIG-1231, a value out of its range.
     """

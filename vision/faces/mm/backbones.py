@@ -54,6 +54,7 @@ class EmbeddingNeck(BaseModule):
         in_channels: channels of the backbone's last map.
         dim: length of the embedding.
         dropout: probability, before the linear layer.
+
     Shapes: tuple of maps, the last (B, in_channels, h, w) -> (B, dim), not normalised.
     """
 

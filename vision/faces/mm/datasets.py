@@ -79,6 +79,7 @@ class FaceFiles(LabelledImages):
 
     Args:
         must_exist: look for all of them now; millions on a slow disk take their time.
+
     Raises:
         VisionError: VIS-DATA-1075, with ``must_exist`` pictures are not there.
     """
@@ -216,6 +217,7 @@ class GlyphDataset(LabelledImages):
             is the gallery (unseen characters have no gallery picture).
         data_root: the prepared folder; it says classes, styles and size.
         every: keep each so-many-th character only: a quicker look while training.
+
     Raises:
         VisionError: VIS-CONFIG-1077 for another split, and what ``PreparedGlyphs`` raises.
     """

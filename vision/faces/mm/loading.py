@@ -28,6 +28,7 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     Args:
         checkpoint: .pth, .safetensors or zoo:NAME.
         with_flip: flip fusion; None: as the config says.
+
     Raises:
         VisionError: VIS-CONFIG-1083 for a config without a recogniser, VIS-ENV-1084 when the
             device is not there, and what reading weights raises.

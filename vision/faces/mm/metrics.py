@@ -99,6 +99,7 @@ class IdentificationMetric(_EmbeddingMetric):
             approximate search; candidates are scored exactly, an identity that the index misses
             counts as not found.
         depth: candidates per probe of an approximate search.
+
     Raises:
         VisionError: VIS-DATA-1067, ``stranger_share`` outside [0, 1).
     """

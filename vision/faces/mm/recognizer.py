@@ -24,6 +24,7 @@ class FaceRecognizer(BaseModel):
         head: see ``ActiveClassHead``; None where nothing is trained.
         flip_fusion: add the embedding of the mirrored image, in 'tensor' and 'predict'.
         data_preprocessor: default ``ImgDataPreprocessor`` without mean and std.
+
     Modes: 'tensor' gives embeddings (B, d) of length 1; 'loss' the head's losses, from
         ``gt_label`` of the data samples; 'predict' the data samples, each with ``embedding`` (d,).
     """

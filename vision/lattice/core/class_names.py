@@ -55,6 +55,7 @@ def join_classes(truth: Sequence[str], detector: Sequence[str],
         truth, detector: class names in label order.
         joined: judged name -> names, of either side, that mean it. Names outside stand for
             themselves.
+
     Raises:
         VisionError: VIS-DATA-407, no class of the data set is known to the detector.
     """

@@ -141,6 +141,7 @@ def load_cocovid(path: Path | str, *, classes: Sequence[str] | None = None,
         classes: names (or WordNet ids) in label order; boxes of other categories are left out and
             counted. None takes every category, in the order of their ids.
         bad_boxes: ``stop``, or ``drop`` (and count) single boxes that break a rule.
+
     Raises:
         VisionError: a rule is broken; a class name is not in the file; nothing is in the file.
     """

@@ -160,6 +160,7 @@ class LatticeEngine:
             frame_id: one more than that of the frame before; the first may be any.
             time_s: when the frame was taken, greater than that of the frame before; default: the
                 frame_id, that is, frames at equal distances and without holes.
+
         Raises:
             VisionError: ``VIS-INPUT-102`` frame_id or time, ``VIS-INPUT-103`` image.
         """

@@ -100,9 +100,11 @@ class NodeFiller:
         min_score: objects whose best score is lower are not worth the networks; they are
             interpolated as with num_stages=0. One that is sure at one keyframe and weak at the
             other is propagated from both.
+
     Attributes:
         num_propagations: calls of ``propagate`` (one direction each) since the filler was made.
         num_refinements: calls of ``refine``.
+
     Raises:
         VisionError: ``VIS-CONFIG-101`` num_stages, ``VIS-CONFIG-104`` merge.
     """

@@ -40,6 +40,7 @@ def motion_history(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD,
         duration: time until a movement is forgotten; by default from the first to the last frame.
         times: (n + 1,) when the frames were taken, increasing or (time-reversed) decreasing, in
             the unit of ``duration``; by default 0, 1, ..., n.
+
     Raises:
         ValueError: shapes disagree, or duration <= 0.
     """

@@ -19,6 +19,7 @@ class FrameBoxes:
     Shapes: boxes_xyxy (N, 4) float32, x1 y1 x2 y2 in pixels of the original frame; scores (N,)
         float32 in [0, 1]; labels (N,) int64, index into the classes; track_ids (N,) int64,
         ``UNLINKED`` before a linker has seen the box, else >= 1.
+
     Raises:
         ValueError: the arrays disagree about N.
     """

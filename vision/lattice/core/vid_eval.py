@@ -74,8 +74,10 @@ class VideoEvaluation:
 
     Args:
         truths, detections, num_classes, protocol: as ``evaluate_video``.
+
     Attributes:
         video_ids: (V,) videos in the order that ``video_weights`` has.
+
     Raises:
         VisionError: VIS-CONFIG-405 unknown protocol; VIS-DATA-401..404 (``vid_match``);
             VIS-DATA-409 when speed is asked for and tracks are missing.

@@ -213,6 +213,7 @@ def match(table: Table, thresholds: np.ndarray, tolerances: np.ndarray, *, extra
         tolerances: (G,) upper limit of that IoU for each ground truth (small objects).
         extra: 1 for inclusive pixels, else 0.
         is_last_best: which of several equal IoUs wins; pycocotools takes the last one.
+
     Returns:
         (D, T) int32, the ground truth's row, ``UNMATCHED`` or ``CROWD``.
     """

@@ -39,6 +39,7 @@ class CocoVideoDataset(BaseVideoDataset):
             a broken image.
         max_bad_share: of all frames; more skipped images stop the run.
         check_files: look for every image before work starts.
+
     Raises:
         VisionError: the file breaks a rule, has no wanted class or (in training) no box, or
             images are missing.
@@ -171,6 +172,7 @@ def refuse_missing_images(paths, *, total: int, where: str) -> None:
     Args:
         total: images of the data set, for the error.
         where: what names them, for the error.
+
     Raises:
         VisionError: VIS-DATA-208.
     """
@@ -196,6 +198,7 @@ def count_bad_image(seen: set[str], error: VisionError, *, limit: int) -> None:
     Args:
         seen: what was skipped so far; grows.
         limit: most that may be.
+
     Raises:
         VisionError: VIS-DATA-209, it is one more.
     """
@@ -223,6 +226,7 @@ class MixedVideoImageDataset(Dataset):
         filter_empty: leave out frames without a box, as mmdet's data sets do.
         on_bad_image, max_bad_share: as in ``CocoVideoDataset``, of all samples.
         max_refetch: how often another sample is drawn when the pipeline gives none.
+
     Raises:
         VisionError: the parts have different classes; a part gives no sample.
     """

@@ -59,6 +59,7 @@ class LatticeDetector(BaseModel):
         rescoring: None, or 'average', which holds the boxes of a video until its last frame.
         refine_stages, refine_step, use_confidence: as in ``TorchNetworks``.
         grey_long_side: px of the grey frames on which motion is measured.
+
     Attributes:
         runtime: ``onnxruntime`` or ``torch``, whichever the detector runs in.
         checkpoint_optional_prefixes: the detector's weights come from its own config; a
@@ -67,6 +68,7 @@ class LatticeDetector(BaseModel):
             classes of refinement where it is not to classify.
         weights_classes: class names that the weights loaded last were trained on; None when
             nothing was loaded, or a file that does not tell.
+
     Raises:
         VisionError: VIS-CONFIG-701, another ``rescoring``; VIS-CONFIG-707, networks for a method
             that has none; and what ``build_policy`` refuses of ``keyframes``.

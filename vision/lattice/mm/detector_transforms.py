@@ -20,6 +20,7 @@ class RandomObjectCrop(BaseTransform):
     Args:
         crop_size: (height, width); the whole side where the image is smaller.
         min_visible: share of a box's area that must lie inside the window.
+
     Keys: reads and writes img, img_shape, gt_bboxes, gt_ignore_flags, gt_bboxes_labels.
     """
 

@@ -35,6 +35,7 @@ class VIDMetric(BaseMetric):
         protocol: 'ilsvrc', 'mega' or 'coco' (``core.vid_eval``); name it with every figure.
         speed: also slow / medium / fast, from the track ids of the ground truth.
         classwise: print a table with every class.
+
     Raises:
         VisionError: VIS-CONFIG-405, another protocol.
     """

@@ -41,6 +41,7 @@ class LatticeTrainingSample(BaseTransform):
         num_boxes: per direction; objects are repeated with other jitter until there are as many.
         jitter: deviation of an edge over the side, at most.
         photometric: random gamma, contrast, noise, blur and colour order.
+
     Returns:
         dict(inputs=dict(frames=(2, 2, h, w), history=(2, h / 2, w / 2), image=(3, H, W) uint8,
         boxes, source, target=(2, K, 4), is_visible, labels=(2, K), extra, extra_target=(K, 4),

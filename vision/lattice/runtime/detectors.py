@@ -83,6 +83,7 @@ def as_detector(source: Any, *, classes: Sequence[str] | None = None, **options:
         source: an object with ``detect`` and ``classes``, taken as it is; a function, which
             needs ``classes``; an .onnx path, ``zoo:NAME`` or the name of a zoo entry.
         classes, options: see ``CallableDetector`` and ``OnnxDetector``.
+
     Raises:
         VisionError: VIS-CONFIG-811 none of these, or options that it cannot take; and what
             opening the file raises.

@@ -51,6 +51,7 @@ class ActivationMemoryHook(Hook):
         min_bytes: smaller tensors stay.
         ignore: names of modules, such as 'backbone.stem': what is made in them stays.
         report_interval: steps between two lines in the log that say what a step did.
+
     Raises:
         VisionError: VIS-CONFIG-1436, no budget, or no interval from 1 on; VIS-CONFIG-1435, a host
             budget that cannot be; what ``parse_budget`` refuses. Before the first step

@@ -58,6 +58,7 @@ class MemoryBudget:
             plans are made for it whatever the real one is.
         device: None: the current CUDA device, or the CPU where there is none.
         log: takes one line an event; default: the logger ``vision.memory``.
+
     Raises:
         VisionError: VIS-CONFIG-1410: an argument; VIS-CONFIG-1413: swap alone with a host cap of
             zero; VIS-CONFIG-1414: more than the device has. In a step, VIS-CONFIG-1411: below what

@@ -80,6 +80,7 @@ def choose(num_ranks: int, num_chunks: int, num_microbatches: int, costs: Costs,
         active, reduce: as in ``with_gathers``.
         extra: further tables, as in ``zeropp``.
         is_sharded: data-parallel ranks share parameters, so chunks are gathered.
+
     Raises:
         VisionError: VIS-CONFIG-1503, even a unit of 1 is above the budget; VIS-CONFIG-1504,
             sizes that are not possible.

@@ -166,6 +166,7 @@ def stuck_error(waits: Mapping[int, tuple[str, int]]) -> VisionError:
 
     Args:
         waits: by rank, the action it waits at and the rank that it waits for.
+
     Returns:
         VisionError: VIS-CONFIG-1502.
     """

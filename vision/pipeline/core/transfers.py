@@ -45,6 +45,7 @@ def with_transfers(table: Table, costs: Costs) -> Table:
 
     Args:
         table: without transfers, with gathers or not.
+
     Raises:
         VisionError: VIS-CONFIG-1502, ranks that wait for each other.
     """

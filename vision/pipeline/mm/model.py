@@ -76,6 +76,7 @@ class PipelinedModel(nn.Module):
         Returns:
             On every rank the losses, and what else the model logs, of the last stage: means over
             the micro-batches.
+
         Raises:
             VisionError: VIS-CONFIG-1511, the batch is no multiple of the micro-batches;
                 VIS-CONFIG-1533, the model has other numbers of inputs and samples.

@@ -38,6 +38,7 @@ class Planner:
         active: chunks of a rank whose parameters are whole at a time (sharded data).
         reduce_grad: 'per_unit' or 'per_step'.
         is_sharded: are parameters sharded over several ranks of a stage?
+
     Raises:
         VisionError: VIS-CONFIG-1535, options that do not go together.
     """
@@ -69,6 +70,7 @@ class Planner:
 
         Args:
             costs_of: costs where these ranks have the stages.
+
         Raises:
             VisionError: VIS-CONFIG-1503, nothing fits the budget; VIS-CONFIG-1504,
                 VIS-CONFIG-1510: sizes that the schedule cannot have.

@@ -83,6 +83,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         checkpoint: 'folder', written by all ranks, or 'full', one file from rank 0. Both are read
             by every strategy and by plain runners.
         **options: of MMEngine's strategies.
+
     Raises:
         VisionError: VIS-CONFIG-1530, pp x dp is not the number of processes; VIS-CONFIG-1535,
             options that do not go together; VIS-DIST-344, no group of ranks.

@@ -58,6 +58,7 @@ class Calls(TorchFunctionMode):
         Args:
             inputs: tensors of any shape that the model got.
             whole: what it gave.
+
         Raises:
             VisionError: VIS-CONFIG-1524, with the two pieces between which something happens.
         """

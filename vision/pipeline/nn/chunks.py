@@ -86,6 +86,7 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
     Args:
         names: of submodules, called one after the other; None asks ``model.pipeline_stages()``,
             which gives names or (name, run) pairs.
+
     Raises:
         VisionError: VIS-CONFIG-1520 nothing says what the pieces are, VIS-CONFIG-1521 no such
             module or named twice, VIS-CONFIG-1522 one inside another, VIS-CONFIG-1523 a parameter
@@ -154,6 +155,7 @@ def count_pieces(model: nn.Module, pieces: Sequence[Piece],
 
     Args:
         inputs: of the model, one micro-batch, preprocessed; only shapes and dtypes are read.
+
     Raises:
         VisionError: VIS-CONFIG-1524 the pieces one after the other are not the model,
             VIS-CONFIG-1526 a piece cannot go on with what the one before gave, VIS-CONFIG-1527 the

@@ -169,6 +169,7 @@ class Stage(PipelineStage):
 
         Args:
             loss: scalar, in the last stage alone.
+
         Raises:
             VisionError: I of chunks that torch would leave without gradients.
         """

@@ -22,6 +22,7 @@ class PathDropHook(Hook):
     Args:
         begin: first epoch (or iteration) with dropped paths, counted from 0.
         by_epoch: whether ``begin`` is an epoch.
+
     Raises:
         VisionError: VIS-CONFIG-061, ``begin`` below 0, or a model without paths to drop.
     """

@@ -227,6 +227,7 @@ def fuse_trunk(trunk: PolyNetTrunk, layout: torch.memory_format) -> None:
 
     Args:
         layout: memory layout in which the network runs, ``torch.channels_last``, say.
+
     Raises:
         VisionError: VIS-CONFIG-044, an activation other than ReLU.
     """
@@ -254,6 +255,7 @@ def fuse(model: nn.Module, *, is_channels_last: bool = True) -> nn.Module:
     Args:
         model: in evaluation mode; a trunk, a backbone, a classifier, a detector.
         is_channels_last: memory layout of PolyNet's maps, also of those that it returns.
+
     Raises:
         VisionError: training mode, no PolyNet inside, or layers that cannot be fused.
     """

@@ -26,6 +26,7 @@ def load_pretrained(trunk: PolyNetTrunk, state: Mapping[str, Tensor], *,
     Levels that the trunk does not have are left out. When the image has another number of
     channels, the first convolution is adapted (``adapt_first_conv``). Counters that old files
     lack (``num_batches_tracked``) stay as they are.
+
     Raises:
         VisionError: VIS-CKPT-056 no (single) PolyNet under the prefix, VIS-CKPT-305 the tensors
             of another architecture, VIS-CKPT-015 leftovers in the state of the port.

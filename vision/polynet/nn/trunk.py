@@ -124,8 +124,10 @@ class PolyNetTrunk(nn.Module):
             follows is dilated.
         uses_checkpoint: recompute activations in the backward pass, module by module, for those
             that ``RECOMPUTED`` names.
+
     Shapes: x (B, in_channels, H, W) -> one (B, C, h, w) per level; a 331 px input without
         padding gives maps of 163, 79, 39, 19, 9.
+
     Raises:
         VisionError: an image below 75 px without padding (the last maps would be empty).
     """

@@ -110,6 +110,7 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
 
     Args:
         graph: of what one share of the batch does for one micro-batch, with whole features.
+
     Raises:
         VisionError: VIS-CONFIG-1621, several stages; and what ``StrategyTree.spread`` refuses.
     """

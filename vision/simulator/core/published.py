@@ -173,8 +173,10 @@ def read_vtrain(folder: Path) -> list[dict[str, str]]:
 
     Args:
         folder: with ``ground_truth_single.csv`` and ``ground_truth_multi.csv``.
+
     Returns:
         1,549 rows; the id has the line of the file, which counts its header.
+
     Raises:
         VisionError: VIS-DATA-1650, a file is not there or is another one.
     """
@@ -222,6 +224,7 @@ def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Clu
 
     Args:
         presets: gives the cluster of a preset's name, such as 'h100'.
+
     Raises:
         VisionError: VIS-DATA-1650, a device without preset, or more than eight devices that are no
             whole nodes.

@@ -72,6 +72,7 @@ def search(decoder: Decoder, world_size: int, global_batch: int, prices: Prices,
     Args:
         budget_s: after which no further strategy is simulated.
         is_exhaustive: drop nothing; the judge of the pruned search.
+
     Raises:
         VisionError: VIS-CONFIG-1645, no strategy divides world and batch; VIS-CONFIG-1646, none
             fits, with the one that lacks least.

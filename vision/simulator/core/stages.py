@@ -152,6 +152,7 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
     Args:
         table: over as many stages as the strategy has; complete, with UNSHARD where zero=3.
             Otherwise several shares of the batch reduce a stage's gradients once.
+
     Raises:
         VisionError: VIS-CONFIG-1621, another number of stages than the table has; and what
             ``StrategyTree.spread`` refuses.

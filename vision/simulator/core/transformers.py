@@ -39,6 +39,7 @@ class Decoder:
         is_fused: hand-written fused kernels (Megatron); without them and without compilation
             software casts, copies and adds more than these counts have.
         is_causal_skipped: a fused attention leaves out the masked half.
+
     Raises:
         VisionError: VIS-CONFIG-1643, a size below 1, or heads that do not divide what they share.
     """

@@ -75,6 +75,7 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
         num_gpus: ranks; None: what its strategy needs, or one.
         batch_size: samples of each rank; None: the train_dataloader's.
         image_size: (height, width); None: as the training pipeline says.
+
     Raises:
         VisionError: VIS-CONFIG-1630, it trains nothing; VIS-CONFIG-1631, nothing says how large
             its images are; VIS-CONFIG-1632, its strategy cannot have so many ranks;

@@ -114,6 +114,7 @@ def read_decoder(text: str, sequence: int | None = None) -> Decoder:
 
     Args:
         sequence: tokens of one; None for 8192, or 2048 of GPT-3.
+
     Raises:
         VisionError: VIS-CONFIG-1652, no such text; VIS-CONFIG-1643, sizes that make no decoder.
     """
@@ -166,6 +167,7 @@ def plan(decoder: Decoder, cluster: Cluster, *, num_gpus: int, global_batch: int
     Args:
         strategy: text of ``read_strategy``, None for ``DEFAULT_STRATEGY``; a search chooses.
         parameters: fitted constants in the place of the cluster's own.
+
     Raises:
         VisionError: VIS-CONFIG-1653, devices and batch; VIS-CONFIG-1644, a strategy that does not
             divide the decoder; VIS-CONFIG-1645 and VIS-CONFIG-1646, a search that finds none;

@@ -91,6 +91,7 @@ class StreamSession:
                 for a keyframe, that of the next one.
             timestamp_s: presentation time; greater than that of the frame before.
             arrival_s: when it arrived, on this session's clock (default: now).
+
         Raises:
             VisionError: VIS-INPUT-501 time that does not grow, and what the engine raises.
         """

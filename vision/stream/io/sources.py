@@ -178,9 +178,11 @@ class FrameFolder:
     Args:
         fps: frames per second that the folder stands for.
         keep_going: accept gaps in the numbering and pictures that cannot be read.
+
     Attributes:
         problem: the last fault that was met: VIS-DATA-506, gaps in the numbering; VIS-DATA-507, a
             frame that cannot be decoded, where the iteration ends unless ``keep_going``.
+
     Raises:
         VisionError: VIS-DATA-505, no image in the folder; VIS-DATA-506, unless ``keep_going``.
     """

@@ -62,6 +62,7 @@ def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
 
     Args:
         num_folds: where the form does not say its folds, as LFW's own does.
+
     Raises:
         VisionError: VIS-DATA-1061 with the line that cannot be read, VIS-DATA-1062 when the counts
             of the header, or the two kinds of pairs, do not add up.
@@ -101,6 +102,7 @@ def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
     Args:
         same: (N,) bool, pairs of one person.
         where: names the list in the error.
+
     Raises:
         VisionError: VIS-DATA-1062 when a kind has fewer pairs than there are folds.
     """

@@ -48,6 +48,7 @@ def rank_exactly(gallery: np.ndarray, gallery_labels: np.ndarray, probes: np.nda
         gallery, gallery_labels: (M, d) unit rows and (M,) whose they are; an identity may have
             several.
         probes, probe_labels: (N, d) unit rows and (N,) whose they are.
+
     Raises:
         VisionError: no probe, or no gallery.
     """
@@ -133,6 +134,7 @@ def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors:
         probes: (N, d) unit rows; labels: (N,) who they are.
         distractors: (D, d) rows of any length, nobody of the probes.
         sizes: of the sets, at most D.
+
     Raises:
         VisionError: see ``refuse_sizes``; VIS-DATA-1063 for a row without direction.
     """

@@ -31,6 +31,7 @@ def read_cfp(protocol: Path, kind: str = 'FP') -> PairList:
         protocol: the folder ``Protocol`` of the set, with Pair_list_F.txt, Pair_list_P.txt and
             Split/FP/01..10/{same,diff}.txt.
         kind: 'FP' frontal against profile, 'FF' frontal against frontal.
+
     Returns:
         pairs with paths relative to the set's folder (Data/Images/...), ten folds.
     """

@@ -100,6 +100,7 @@ class TemplateQuestion:
         name: 'ijbb' or 'ijbc'.
         fars, fpirs, ranks: None: the usual ones, as far as the lists can tell.
         with_scores: each picture counts by the score of its detection.
+
     Raises:
         VisionError: VIS-DATA-1062, no pair of one person; VIS-DATA-1064, rates that the lists
             cannot tell; VIS-DATA-1067, a gallery with all probes or none; VIS-DATA-1073, lists of
@@ -214,6 +215,7 @@ class AllPairsQuestion:
 
     Args:
         fars: None: those of ``LARGE_FARS`` that so many impostor pairs can tell.
+
     Raises:
         VisionError: VIS-DATA-1062, nobody has two pictures; VIS-DATA-1064, rates that the set
             cannot tell.

@@ -60,6 +60,7 @@ def unit_rows(embeddings: np.ndarray, *, first_row: int = 0) -> np.ndarray:
 
     Args:
         first_row: where a block begins in what it is a part of, for the message.
+
     Raises:
         VisionError: VIS-DATA-1063 names the first row that is zero or not finite.
     """
@@ -107,6 +108,7 @@ def ten_fold(distances: np.ndarray, same: np.ndarray, folds: np.ndarray, *,
     Args:
         distances, same, folds: (N,) of each pair; any number of folds from two.
         thresholds: (T,) to choose from.
+
     Raises:
         VisionError: VIS-DATA-1062, fewer than two folds.
     """

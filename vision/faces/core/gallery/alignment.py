@@ -42,6 +42,7 @@ def similarity_transforms(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Returns:
         (N, 2, 3) matrices m with target ~ m[:, :2] @ point + m[:, 2]: rotation, one scale, shift.
+
     Raises:
         VisionError: VIS-DATA-1065 when a face's points are not finite or all in one place.
     """

@@ -50,6 +50,7 @@ class Machine:
         scan_per_s: of inner products with the rows of searched lists.
         bytes_per_s: streamed.
         call_s: of one operator with next to no work.
+
     Raises:
         VisionError: VIS-CONFIG-1050, a rate that is not above 0.
     """
@@ -146,9 +147,11 @@ def break_even(machine: Machine, plan: HeadPlan, *, against: str = 'full') -> in
 
     Args:
         against: 'full' or 'random'.
+
     Returns:
         a number found by halving, exact to one class where the lead grows with the classes, which
         holds above it for these equations; None: not up to ``MOST_CLASSES``.
+
     Raises:
         VisionError: VIS-CONFIG-1050, another rival.
     """

@@ -50,6 +50,7 @@ class Rules:
             cost what random rows with ``correction='sampled'`` cost, and tell no more.
         interval_range: least and largest number of steps between two builds.
         nprobe_range: least and largest number of lists searched; an index has its own limit.
+
     Raises:
         VisionError: VIS-CONFIG-1048, a range that is none, or a share outside (0, 1].
     """

@@ -65,6 +65,7 @@ class HashingForest:
 
         Args:
             queries: (B, d).
+
         Returns:
             (B, n) int32 row ids of each query in ascending order, -1 where it has fewer than n.
         """
@@ -85,6 +86,7 @@ def build_forest(rows: np.ndarray, *, num_trees: int = 50, leaf_size: int = 64,
 
     Args:
         rows: (C, d) floating point, finite.
+
     Raises:
         VisionError: VIS-CONFIG-1041 a setting out of range, VIS-RUN-1047 rows not finite.
     """

@@ -26,6 +26,7 @@ def draw_outside(taken: np.ndarray, num_rows: int, count: int, *words: int, star
         taken: (T,) sorted unique int64, of all rows.
         words: whole numbers >= 0 that fix the draw, e.g. seed and step.
         start, end: only the drawn rows from start on and before end are wanted; default: all.
+
     Returns:
         (N,) sorted unique int64; all that are left when fewer than ``count``.
     """

@@ -30,6 +30,7 @@ class Embedder(nn.Module):
         mean, std: of the channels, in the order that the network wants; None: as they come.
         swaps_channels: the network wants RGB, images are BGR.
         with_flip: flip fusion.
+
     Shapes: float32 (B, C, H, W), values 0 to 255, BGR -> (B, d) of length 1.
     """
 

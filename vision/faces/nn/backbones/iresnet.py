@@ -29,7 +29,9 @@ class IResNetTrunk(nn.Module):
         with_cp: recompute blocks in the backward pass to save memory.
         width: factor on the channels 64, 128, 256, 512 (ours, for small images and machines).
         stem_stride: 1 in the paper; 2 leaves a quarter of the work.
+
     Shapes: (B, in_channels, image_size, image_size) -> (B, dim), not normalised.
+
     Raises:
         VisionError: VIS-CONFIG-1004; VIS-INPUT-1010, images of another size.
     """

@@ -26,7 +26,9 @@ class MobileFaceNetTrunk(nn.Module):
         variant: 'paper' (PReLU), or 'relu6', the form of public weights (foamliu/MobileFaceNet,
             Apache-2.0): ReLU6, one more pointwise convolution in the stem (both parts of it with
             ReLU), and a bias in the last convolution.
+
     Shapes: (B, in_channels, image_size, image_size) -> (B, dim), not normalised.
+
     Raises:
         VisionError: VIS-CONFIG-1004; VIS-INPUT-1010, images of another size.
     """

@@ -39,6 +39,7 @@ class FaceFinder:
     Args:
         weights: .onnx of YuNet, with outputs cls_8 ... kps_32.
         min_score: faces below it are left out.
+
     Raises:
         VisionError: VIS-CKPT-1103 when the file is absent or another network, VIS-ENV-1107 without
             onnxruntime.

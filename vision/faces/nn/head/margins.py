@@ -28,6 +28,7 @@ class Margin(nn.Module):
         filter_above: negatives with a cosine above it count as cosine 0 and get no gradient: on
             noisy data they are likely the same person under another label (the filter of
             Partial FC v2, arXiv:2203.15565). None: off.
+
     Raises:
         VisionError: VIS-CONFIG-1001, a value that makes no sense.
     """

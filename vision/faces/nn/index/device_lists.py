@@ -69,6 +69,7 @@ class DeviceLists:
         Args:
             rows: (C, d) of any floating type and length; not kept.
             num_lists: 0: 4 sqrt(C) as a power of two.
+
         Raises:
             VisionError: VIS-CONFIG-1044, fewer rows than lists; VIS-RUN-1047, rows that are not
                 finite.
@@ -98,6 +99,7 @@ class DeviceLists:
             queries: (B, d) of unit length.
             rows: (C, d) live unit rows, or a function that gives those of ids (N,).
             nprobe: lists searched for each query; all when there are fewer.
+
         Returns:
             ids (B, num) int64, best first; -1 where the lists hold no more.
             scores (B, num) float32 inner products; -inf there.
@@ -153,6 +155,7 @@ def restore_lists(state: dict, rows: Tensor | None, device: torch.device | str) 
     Args:
         state: what ``state_dict`` gave, perhaps with ``lists`` from ``lists_state``.
         rows: (C, d) class rows; None where ``lists`` are there.
+
     Raises:
         VisionError: VIS-CKPT-1054, they are damaged.
     """

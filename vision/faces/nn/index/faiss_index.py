@@ -61,6 +61,7 @@ class IndexSpec:
         is_cosine: rows and queries are brought to unit length; without it inner products count.
         seed: of k-means and samples.
         num_threads: of FAISS. With several a graph is not the same in each build.
+
     Raises:
         VisionError: VIS-CONFIG-1042, a value that no index has.
     """
@@ -156,6 +157,7 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
     Args:
         rows: (C, d) float16 or float32 on any device; not kept.
         seed: instead of the spec's, for another draw.
+
     Raises:
         VisionError: VIS-CONFIG-1044 fewer rows than lists, VIS-INPUT-1045 other dimension,
             VIS-RUN-1047 rows that are not finite.

@@ -56,6 +56,7 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
             ``num_searched``, ``random_frac``; for 'device' ``num_lists``, ``nprobe``,
             ``overfetch``, ``random_frac``.
+
     Raises:
         VisionError: VIS-CONFIG-1050, a name or an option that the selector does not have;
             VIS-CONFIG-1042, a name of an earlier version, or a bad option of the index.

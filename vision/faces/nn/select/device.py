@@ -48,6 +48,7 @@ class DeviceSelector(CandidateSelector):
             scores (B, num): ``rows(ids)`` gives live unit rows; id -1: no more.
         overfetch: candidates of all samples together per place.
         nprobe: lists searched for each sample.
+
     Raises:
         VisionError: VIS-CONFIG-1050, ``overfetch`` below 1; VIS-CONFIG-1057, a store or logits
             that this selector cannot work with.

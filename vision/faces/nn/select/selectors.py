@@ -72,6 +72,7 @@ class Selector:
             mass to others, and the wrong rows win. None: no margin.
         num_centres: rows of a class, one after the other, of which the nearest counts for it; a
             label is the first of them.
+
     Raises:
         VisionError: VIS-CONFIG-1050, ``num_active`` below 1 or ``random_frac`` outside [0, 1].
     """
@@ -106,6 +107,7 @@ class Selector:
         Args:
             features: (B, d) without gradient, of all ranks.
             labels: (B,) int64, of all ranks.
+
         Raises:
             VisionError: VIS-INPUT-1051, a label is no class of the store.
         """
@@ -282,6 +284,7 @@ class IndexSelector(CandidateSelector):
             the batch decides.
         num_searched: candidates that the index is asked for per kept one.
         nprobe: lists that the index searches per query; None: as it was built.
+
     Raises:
         VisionError: VIS-CONFIG-1050, ``overfetch`` or ``num_searched`` below 1.
     """

@@ -41,6 +41,7 @@ class Schedule:
         touched_per_step: rows touched by a step that are put in their new place at once, those
             of the batch's own labels first; 0: none, they wait for the renewal.
         is_async: build in a thread.
+
     Raises:
         VisionError: VIS-CONFIG-1049, steps that do not go together, or a negative number.
     """
@@ -136,6 +137,7 @@ class IndexUpkeep:
 
         Args:
             first: (K,) those of the rows that are put in place before others.
+
         Raises:
             VisionError: at the step of the swap and on all ranks, the error of a build under way
                 (VIS-RUN-1056 if it is none of ours); the old index stays.

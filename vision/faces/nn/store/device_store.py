@@ -60,6 +60,7 @@ class ClassStore:
 
         Args:
             rows: (M,) int64 local ids, ascending, each once.
+
         Raises:
             VisionError: VIS-INPUT-1022, other ids.
         """
@@ -154,6 +155,7 @@ class ClassStore:
                 row as they become active; what is written stays in memory, the file is not
                 changed. (Files of several ranks are copied: one that another machine deletes
                 would be lost under its mapping.)
+
         Raises:
             VisionError: VIS-CKPT-1023, they do not fit, with the reason; nothing has changed.
         """

@@ -48,6 +48,7 @@ class HostStore(ClassStore):
         Args:
             rows: (M,) int64 local ids, ascending, each once. Those among them that a push
                 changes meanwhile are read again when they are pulled.
+
         Raises:
             VisionError: VIS-INPUT-1022, other ids.
         """

@@ -35,6 +35,7 @@ class MissedSteps:
     Args:
         order: k, of the (k, k) maps.
         window: largest number of steps between two calls of ``restart``.
+
     Attributes:
         num_steps: steps since ``restart``; a row that is up to date is marked with this number.
     """
@@ -68,6 +69,7 @@ class MissedSteps:
 
         Args:
             may_wait: look whether all are up to date, which an accelerator has to be waited for.
+
         Raises:
             IndexError: a step that is not of this window.
         """
