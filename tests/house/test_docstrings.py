@@ -27,6 +27,8 @@ STATE_DICT = re.compile(r'(?:Mapping|dict)\[str, (?:torch\.)?Tensor\]')
 _SIZE = r'(?:\.\.\.|[\w.]+(?:\s*(?:\*\*|//|[-+*/])\s*[\w.]+)*)'
 SHAPE = re.compile(rf'\(\s*{_SIZE}\s*,\s*(?:{_SIZE}\s*,?\s*)*\)|\b[Ss]calars?\b|\b[Ss]hapes?\b')
 SECTION = re.compile(r'(?:Args|Attributes|Raises|Returns|Yields|Shapes?|Keys|Modes|Example):')
+# mkdocstrings takes a section that follows a line of text for more of that text.
+GLUED = re.compile(r'\S\n((?:Args|Attributes|Raises|Returns|Yields):)\n')
 CODE = re.compile(r'VIS-[A-Z]+-\d{3,4}')
 # Words that add nothing to a name.
 EMPTY = set('a an and as for from given in is it its of on or that the this to with'.split())
@@ -103,6 +105,8 @@ def complaints(source: str, *, is_command: bool = False) -> list[str]:
             found.append(f'{name} begins with a section: say first what it is')
         elif says_nothing(node.name, text):
             found.append(f'{name} repeats its name: {text!r}')
+        if glued := GLUED.search(text):
+            found.append(f'{name} needs a blank line before {glued[1]}')
         if text and arrays and not SHAPE.search(text):
             found.append(f'{name} takes or gives {arrays[0]}: give its shape, as (N, 4), or say '
                          'scalar, or any shape')
@@ -151,6 +155,7 @@ RAISES = "    raise VisionError('VIS-DATA-001', 'x')\n"
     (SAID + 'class A:\n    """Holds b."""\n    def forward(self): pass\n', 'A.forward has no'),
     (SAID + 'if True:\n    def f(): pass\n', 'f has no docstring'),
     (SAID + 'class A:\n    """Args:\n        b: c.\n    """\n', 'begins with a section'),
+    (SAID + 'class A:\n    """Holds b.\n    Args:\n        b: c.\n    """\n', 'a blank line'),
     (SAID + 'def load_weights(): """Loads the weights."""\n', 'repeats its name'),
     (SAID + 'def f(x: np.ndarray): """Twice as bright (our choice)."""\n', 'its shape'),
     (SAID + 'def f() -> tuple[Tensor, int]: """Boxes and how many."""\n', 'its shape'),

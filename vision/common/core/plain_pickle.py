@@ -89,7 +89,8 @@ def read_plain(source: bytes | BinaryIO, names: Mapping[str, Any], *,
         leaves: types that ``names`` and ``persistent`` give, beside plain values and arrays.
 
     Raises:
-        NotPlain, BrokenPickle.
+        NotPlain: it asks for a name, a call or an object that the table does not give.
+        BrokenPickle: it was damaged, or is out of all proportion.
     """
     reader = _Reader(names, persistent)
     try:
