@@ -275,8 +275,8 @@ def of_ours(config):
 
 
 def default_hooks_of_ours(config: dict | None) -> dict:
-    """A config's ``default_hooks``, or MMEngine's, with the hooks of ours in the place of
-    its own."""
+    """``default_hooks`` of a config, with a logger and a checkpoint an epoch if it names none;
+    classes of ours stand in the place of MMEngine's of the same name."""
     hooks = dict(logger=dict(type='LoggerHook'),
                  checkpoint=dict(type='CheckpointHook', interval=1)) | dict(config or {})
     return {name: of_ours(hook) for name, hook in hooks.items()}

@@ -291,8 +291,8 @@ class BudgetKeyframes:
         self._spend(num_frames=1)
 
     def split(self, interval: Interval) -> bool:
-        """Whether this interval is among the hardest that the budget pays for; its frames count as
-        spent either way."""
+        """Whether this interval is among the hardest that the budget pays for. Its frames, and the
+        keyframe at its end, count as spent either way."""
         if self._cost is not None:
             self._rates.aim(interval.gap_frames, self._cost.rate)
         self._spend(interval.gap_frames)
