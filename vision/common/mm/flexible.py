@@ -176,7 +176,7 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
                                                    tensors=own)]))
 
     def restore_buffers(self, content: dict) -> None:
-        """Those of the rank that had this share of the data; with other shares, all have what
+        """Buffers of the rank that had this share of the data; with other shares, all have what
         ``state_dict`` has."""
         if self.is_split:
             self.strategy.go_on_from(content)
@@ -209,7 +209,7 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         return [gradients] if any(gradient is not None for gradient in gradients) else []
 
     def restore_gradients(self, ranks: list) -> None:
-        """What ``waiting_gradients`` gave, to the parameters of this rank."""
+        """Give this rank's parameters what ``waiting_gradients`` gave."""
         if not self.is_sharded or len(ranks) != 1:
             restore_gradients(self.optim_wrapper, ranks)
             return

@@ -56,7 +56,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that reads a config takes."""
+    """Add ``--cfg-options``, which every command takes that reads a config."""
     parser.add_argument('--cfg-options', nargs='+', action=_ConfigOptions, metavar='KEY=VALUE',
                         help='override config values, e.g. model.num_stages=1 '
                         'train_cfg.max_iters=100; a key that nobody reads is an error')

@@ -259,7 +259,7 @@ class ExactRuns:
         return gathered_gradients(self.optim_wrapper)
 
     def restore_gradients(self, ranks: list) -> None:
-        """What ``waiting_gradients`` gave, to the parameters of this rank."""
+        """Give this rank's parameters what ``waiting_gradients`` gave."""
         restore_gradients(self.optim_wrapper, ranks)
 
     def waiting_buffers(self) -> list:
@@ -267,7 +267,7 @@ class ExactRuns:
         return gathered_buffers(self._bare_model())
 
     def restore_buffers(self, content: dict) -> None:
-        """What ``waiting_buffers`` gave, out of a checkpoint's content, to this rank."""
+        """Copy what ``waiting_buffers`` gave out of a checkpoint's content to this rank."""
         restore_buffers(self._bare_model(), content.get('buffers', []))
 
     def optimizer_state(self) -> dict:

@@ -28,7 +28,8 @@ def converter_parser(doc: str, source: str, *, splits: Sequence[str],
 
 
 def ilsvrc_parser(doc: str, *, default: Sequence[str]) -> argparse.ArgumentParser:
-    """And --lists and --nproc, for the tree of ImageNet's archives."""
+    """``converter_parser`` with ``--lists`` and ``--nproc``, for the tree of ImageNet's
+    archives."""
     parser = converter_parser(doc, 'folder with Annotations, Data and Lists',
                               splits=('train', 'val'), default=default)
     parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')

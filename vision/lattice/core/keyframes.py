@@ -146,7 +146,7 @@ class RateController:
         self.aim(gap_frames, target_keyframe_rate)
 
     def aim(self, gap_frames: int, target_keyframe_rate: float) -> None:
-        """From now on another rate, on intervals of another length."""
+        """Meet another rate from now on, on intervals of another length."""
         self._rate = target_keyframe_rate
         self._share = target_keyframe_rate * gap_frames - 1
 
@@ -273,16 +273,20 @@ class BudgetKeyframes:
 
     def timed(self, detector: Any, clock: Callable[[], float] = time.perf_counter
               ) -> TimedDetector:
-        """The same detector; what its calls take is observed. Args: clock, s."""
+        """The same detector; the milliseconds of its calls are observed.
+
+        Args:
+            clock: seconds.
+        """
         return TimedDetector(detector, self.observe_detection, clock)
 
     def observe_detection(self, ms: float) -> None:
-        """What one detection took, in whichever thread."""
+        """One detection took so many milliseconds, in whichever thread."""
         if self._cost is not None:
             self._cost.observe_detection(ms)
 
     def observe_frame(self, ms: float) -> None:
-        """What one frame took in all, detections included."""
+        """One frame took so many milliseconds in all, detections included."""
         if self._cost is not None:
             self._cost.observe_frame(ms)
 

@@ -51,7 +51,8 @@ def yolox_to_onnx(detector: MMDetDetector, *, size: int) -> bytes:
 
 
 def largest_difference(detector: MMDetDetector, content: bytes, *, size: int) -> float:
-    """Of the raw outputs of torch and onnxruntime, on noise at ``size`` and at half its height."""
+    """Largest difference of the raw outputs of torch and onnxruntime, on noise at ``size`` px and
+    at half its height."""
     import onnxruntime
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     raw, rng = RawYOLOX(detector.model).eval(), np.random.default_rng(0)

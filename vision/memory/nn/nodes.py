@@ -83,7 +83,7 @@ class Call:
         return self.leaves
 
     def clear(self) -> None:
-        """It never runs again: let go of all that it holds."""
+        """Let go of all that it holds: it never runs again."""
         self.is_plain = False
         self.args, self.kwargs, self.nodes, self.outputs = [], {}, [], []
         self.inplace = self.overwrites = self.rng = self.leaves = None

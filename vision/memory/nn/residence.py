@@ -328,7 +328,7 @@ class Residence:
                 self._back_from_host(node)
 
     def arrived(self, node: Node) -> None:
-        """What computes from now on waits for the node's copy."""
+        """Let what computes from now on wait for the node's copy."""
         if node.arrival is not None:
             self.transfer.wait(node.arrival)
             node.arrival = None

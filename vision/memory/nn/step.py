@@ -48,7 +48,7 @@ class Clock:
         return self.seconds[-1]
 
     def read(self) -> list[float]:
-        """By moment; may wait for the device."""
+        """Seconds of each operator, by moment; may wait for the device."""
         return self.seconds
 
 

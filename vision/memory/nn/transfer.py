@@ -61,7 +61,7 @@ class Transfer:
         return storage, arrival
 
     def wait(self, arrival: Any) -> None:
-        """What computes from now on comes after this arrival."""
+        """Let what computes from now on come after this arrival."""
 
     def release(self, block: Block) -> None:
         """Give a block of host memory back to the pool; its bytes are lost."""

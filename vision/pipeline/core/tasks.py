@@ -159,7 +159,7 @@ class Costs:
             'activation_bytes', 'weight_bytes')})
 
     def time_of(self, action: Action) -> float:
-        """Of a compute action."""
+        """Time that a compute action takes."""
         stage = action.stage
         if action.kind == B:
             return self.backward_input[stage] + self.backward_weight[stage]

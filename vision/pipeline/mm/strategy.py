@@ -149,7 +149,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         return self.dp_rank, self.dp
 
     def see_data(self, dataloader) -> None:
-        """What a micro-batch looks like is read from the first samples of this loader."""
+        """Read from the first samples of this loader what a micro-batch looks like."""
         self._dataloader = self._dataloader or dataloader
 
     def prepare(self, model: nn.Module | dict, *, optim_wrapper=None, param_scheduler=None,

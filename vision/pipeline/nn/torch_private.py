@@ -452,12 +452,12 @@ def _groups(chunk: nn.Module) -> Iterator[Any]:
 
 
 def gathered_bytes(chunk: nn.Module) -> int:
-    """Of its parameters, whole, in the type in which they are gathered."""
+    """Memory of a chunk's parameters, whole, in the type in which they are gathered."""
     return _bytes_in(chunk, 'param_dtype')[0]
 
 
 def reduced_bytes(chunk: nn.Module) -> tuple[int, torch.dtype]:
-    """Of its gradients, whole, and the type in which they are reduced."""
+    """Memory of a chunk's gradients, whole, and the type in which they are reduced."""
     return _bytes_in(chunk, 'reduce_dtype')
 
 

@@ -61,7 +61,7 @@ class Pricing(Protocol):
         """Seconds of a collective over these ranks; bytes of the whole tensor."""
 
     def quote(self, kind: str, num_bytes: float, ranks: Sequence[int]) -> float:
-        """The same, of what is not sent yet: ways are compared by it."""
+        """As ``communicate``, of what is not sent yet: ways are compared by it."""
 
     def copy(self, num_bytes: float) -> float:
         """Seconds from a device to its host's memory or back."""
@@ -185,7 +185,7 @@ class Step:
 
     def collective(self, name: str, kind: str, num_bytes: float, *, ranks: Sequence[int] = (),
                    stream: str = FEATURE, **more) -> int:
-        """Over these ranks, or those that have other parts of the batch."""
+        """A node of a collective over these ranks, or those that have other parts of the batch."""
         ranks = ranks or self.spread.sharing(0, self.spread.dp)
         seconds = self.pricing.communicate(kind, num_bytes, ranks)
         return self.add(name, kind, seconds, stream=stream, **more)

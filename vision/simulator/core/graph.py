@@ -174,7 +174,7 @@ class ModuleGraph:
         return (each for each in self.modules if is_inside(each.name, name))
 
     def ops_of(self, name: str, *phases: str) -> list[Op]:
-        """Of the module and all below it, in order; of all phases if none is named."""
+        """Operators of the module and all below it, in order; of all phases if none is named."""
         return [op for op in self.ops
                 if is_inside(op.module, name) and (not phases or op.phase in phases)]
 

@@ -59,7 +59,7 @@ class Lifetime:
     end: float | None
 
     def is_there(self, moment: float) -> bool:
-        """From its begin on; at the moment of its end no longer."""
+        """Whether the buffer is there: from its begin on; at the moment of its end no longer."""
         return (self.begin is None or self.begin <= moment) and \
             (self.end is None or moment < self.end)
 

@@ -115,7 +115,7 @@ class Prices:
         return max(arithmetic, memory) + self.cluster.overheads.launch
 
     def seconds(self, ops: Iterable[Op]) -> float:
-        """Of operators one after the other, issued by a host that runs ahead."""
+        """Time of operators one after the other, issued by a host that runs ahead."""
         total, count = 0.0, 0
         for op in ops:
             total += self.device_seconds(op)
@@ -173,7 +173,8 @@ class Prices:
         return seconds
 
     def all_gather(self, num_bytes: float, group: Group) -> float:
-        """Also of a reduce-scatter: the same volume the other way."""
+        """Seconds; ``num_bytes`` of the whole tensor. A reduce-scatter takes as long: the same
+        volume the other way."""
         if group.size == 1 or not num_bytes:
             return 0.0
         measured = self._measured('all_gather', num_bytes, group)

@@ -57,7 +57,7 @@ class Unit:
                    for each in self.parameters)
 
     def each_state_bytes(self, element_bytes: int | None) -> list[int]:
-        """Of a tensor of a rank's optimizer, for each trained parameter."""
+        """Memory of one tensor of a rank's optimizer, for each trained parameter."""
         return [self._padded(each) // self.shares * (element_bytes or each.element_bytes)
                 for each in self.parameters if each.is_trained]
 

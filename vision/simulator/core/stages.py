@@ -295,7 +295,7 @@ def _seconds(ops: Sequence[Op], pricing: Pricing, parts: Sequence[int]) -> float
 
 
 def piece_flops(graph: ModuleGraph, names: Sequence[str]) -> list[float]:
-    """Of the forward pass, as stages are cut by them."""
+    """FLOPs of each piece's forward pass, by which stages are cut."""
     flops = [0.0] * len(names)
     for op, piece in zip(graph.ops, piece_of_ops(graph, names), strict=True):
         is_first = op.phase == FORWARD and not op.name.endswith(AGAIN)

@@ -328,6 +328,6 @@ def _stages(graph: ModuleGraph, layouts: dict[str, Layout], size: int
 
 
 def stage_of(name: str, spread: Spread) -> int:
-    """Of a module; of one without ranks of its own the stage of the modules around it."""
+    """Stage of a module; of one without ranks of its own the stage of the modules around it."""
     ranks = spread.layouts[name].ranks
     return spread.stages.index(ranks) if ranks in spread.stages else 0

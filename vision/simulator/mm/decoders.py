@@ -66,7 +66,7 @@ class DecoderStep:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of one device."""
+        """Rate of one device."""
         tokens = self.strategy.global_batch * self.decoder.sequence
         return tokens / self.prediction.seconds / self.strategy.world_size
 
@@ -241,7 +241,7 @@ def _whole(name: str, value: str, where: str, least: int) -> int:
 
 
 def describe(strategy: Strategy) -> str:
-    """What differs from one device and one micro-batch."""
+    """A strategy in words: what differs from one device and one micro-batch."""
     return ' '.join(f'{each.name}={getattr(strategy, each.name)}' for each in fields(Strategy)
                     if getattr(strategy, each.name) != each.default) or 'one device'
 

@@ -29,14 +29,19 @@ class Variant:
 
 @dataclass
 class Found:
-    """``front``: those that no other beats in both time and memory."""
+    """What a search over the strategies of this codebase ended with.
+
+    Args:
+        tried: predictions by name.
+        refused: why others were not predicted, by name; the end of the time is a reason too.
+    """
 
     tried: dict[str, Predicted] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Of the fastest that fits; of the smallest if none fits."""
+        """Name of the fastest that fits; of the smallest if none fits."""
         usable = {name: each for name, each in self.tried.items()
                   if each.verdict.state != 'out of memory'}
         if usable:

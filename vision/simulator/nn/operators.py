@@ -55,7 +55,7 @@ def flops_of(func: Any, args: tuple, kwargs: dict, result: Any) -> float | None:
 
 
 def sizes_of(base: str, args: tuple, result: Any) -> Sizes:
-    """Of a matrix product or a convolution; zeros of anything else."""
+    """Matrix sizes of a product or a convolution; zeros of anything else."""
     if base in ('addmm', 'baddbmm'):
         args = args[1:]
     if base in GEMMS and base != 'linear':

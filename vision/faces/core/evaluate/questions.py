@@ -68,7 +68,7 @@ class PairQuestion:
                                            self.pairs.second))
 
     def measure(self, distances: np.ndarray) -> dict:
-        """From squared L2 (N,) of the pairs."""
+        """The report's figures from the pairs' distances (N,), squared L2."""
         same = self.pairs.same
         folds = ten_fold(distances, same, self.pairs.folds)
         rates = [tar_at_far(-distances[same], -distances[~same], far) for far in self.fars]

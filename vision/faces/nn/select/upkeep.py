@@ -165,7 +165,8 @@ class IndexUpkeep:
 
     @property
     def num_bytes(self) -> int:
-        """Of the index, and of the snapshot that is kept for checkpoints where it needs one."""
+        """Memory of the index, and of the snapshot that is kept for checkpoints where it needs
+        one."""
         kept = 0 if self._snapshot is None else self._snapshot.nbytes
         return kept + (0 if self._index is None else self._index.num_bytes)
 
