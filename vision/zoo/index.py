@@ -51,6 +51,9 @@ class Entry:
         verified: the hash was compared with the file at the official address. False: it was
             recorded from a copy, so it proves that you have that copy and no more.
         note: what a user should know before or after the download.
+
+    Raises:
+        VisionError: VIS-CONFIG-601, a field that is missing, of another type or not to be trusted.
     """
 
     name: str
@@ -96,14 +99,17 @@ class Entry:
 
     @property
     def file_name(self) -> str:
+        """Name under which the file was published."""
         return PurePosixPath(_path(self.addresses[0])).name
 
     @property
     def is_packaged(self) -> bool:
+        """Whether the file comes with the package, under ``vision/zoo/weights``."""
         return bool(self.addresses) and self.addresses[0].startswith(PACKAGE)
 
     @property
     def is_by_hand(self) -> bool:
+        """Whether the user has to bring the file: no more than 8 digits of its hash are known."""
         return bool(_PREFIX.fullmatch(str(self.sha256)))
 
     def fits(self, sha256: str) -> bool:

@@ -46,6 +46,13 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """What the variables above say; default: ``~/.cache/frugal-vision/zoo``, no mirror,
+        online.
+
+        Raises:
+            VisionError: VIS-CONFIG-605, ``VISION_OFFLINE`` or ``VISION_ZOO_MIRROR`` makes no
+                sense.
+        """
         cache = environ.get('VISION_ZOO_CACHE') or '~/.cache/frugal-vision/zoo'
         mirror = environ.get('VISION_ZOO_MIRROR')
         offline = environ.get('VISION_OFFLINE', '0').lower()
@@ -102,7 +109,11 @@ def whereabouts(entry: Entry, settings: Settings | None = None) -> str:
 
 
 def resolve(reference: str | os.PathLike, *, settings: Settings | None = None) -> Path:
-    """``zoo:NAME`` -> path of the verified file; anything else is a path that must exist."""
+    """``zoo:NAME`` -> path of the verified file; anything else is a path that must exist.
+
+    Raises:
+        VisionError: VIS-INPUT-611, there is no such file; of ``zoo:NAME`` what ``fetch`` raises.
+    """
     text = os.fspath(reference)
     if text.startswith(PREFIX):
         return fetch(text[len(PREFIX):], settings=settings)
@@ -123,6 +134,7 @@ def copy_to(source: Path, destination: Path) -> Path:
 
 
 def names_folder(path: Path) -> bool:
+    """Whether a path means a folder: it is one, or its name has no ending."""
     return path.is_dir() or not path.suffix
 
 

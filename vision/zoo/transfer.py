@@ -44,6 +44,7 @@ def download(address: str, part: Path, size_bytes: int, *, progress: Progress | 
         size_bytes: length of the whole file; a server that sends more is cut off.
         http_hosts: hosts that may be spoken to without TLS (tests use 127.0.0.1); none by default.
         pause_s: wait before the second try; doubled for each further one.
+
     Raises:
         TransferError: the address did not give these bytes.
         VisionError: VIS-ENV-603 the disk is full, VIS-NET-604 an address that is not https,
@@ -105,6 +106,11 @@ def _continue(opener, address: str, part: Path, size_bytes: int,
 
 
 def require_https(address: str, http_hosts: Collection[str]) -> None:
+    """Refuse an address before anything is sent; ``http_hosts`` may be spoken to without TLS.
+
+    Raises:
+        VisionError: VIS-NET-604, not https, or no public host.
+    """
     try:
         parts = urlsplit(address)
         if parts.scheme == 'http' and parts.hostname in http_hosts:
@@ -119,12 +125,22 @@ def require_https(address: str, http_hosts: Collection[str]) -> None:
 
 
 def require_space(part: Path, size_bytes: int) -> None:
+    """Refuse a transfer whose missing rest finds no room; ``part`` is what has come so far.
+
+    Raises:
+        VisionError: VIS-ENV-603.
+    """
     have = part.stat().st_size if part.exists() else 0
     if shutil.disk_usage(part.parent).free < size_bytes - have:
         raise disk_full(part, size_bytes)
 
 
 def disk_full(path: Path, size_bytes: int) -> VisionError:
+    """The error, not raised, of a folder without room for so many bytes.
+
+    Returns:
+        VisionError: VIS-ENV-603.
+    """
     free = shutil.disk_usage(path.parent).free
     return VisionError('VIS-ENV-603', f'no room for {size_bytes} bytes ({free} bytes are free).',
                        where=str(path.parent), why='the disk or the quota is full',

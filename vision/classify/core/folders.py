@@ -40,6 +40,7 @@ def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
     Args:
         classes: folder names in the order of their labels; default: all folders, sorted.
         extensions: lower-case endings of image files; other files are passed over.
+
     Raises:
         VisionError: VIS-DATA-1201 no such folder, VIS-DATA-1202 no class folder in it,
             VIS-DATA-1203 classes without an image, VIS-DATA-1204 folders of classes missing.
@@ -76,7 +77,11 @@ def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
 
 
 def class_folders(root: Path) -> list[str]:
-    """Sorted names of the folders in ``root``, without hidden ones."""
+    """Sorted names of the folders in ``root``, without hidden ones.
+
+    Raises:
+        VisionError: VIS-DATA-1201, there is no such folder; VIS-DATA-1202, none inside it.
+    """
     if not root.is_dir():
         raise VisionError('VIS-DATA-1201', f'there is no folder {root}', where=str(root),
                           do='check the path, in a config data_root and data_prefix; '

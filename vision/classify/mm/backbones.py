@@ -27,6 +27,7 @@ class VisionTransformer(BaseModule):
         drop_path_rate: stochastic depth of the last layer; layers before grow to it from 0.
         qkv_bias, final_norm, out_type: see ``VitTrunk``.
         init_cfg: None is the published initialisation.
+
     Raises:
         VisionError: VIS-CONFIG-1246, an option that is not possible.
     """
@@ -52,6 +53,7 @@ class VisionTransformer(BaseModule):
                               final_norm=final_norm, out_type=out_type)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (B, in_channels, img_size, img_size) -> a tuple of one (B, C)."""
         return (self.trunk(x),)
 
     def pipeline_stages(self) -> list[tuple[str, Callable[..., Tensor] | None]]:

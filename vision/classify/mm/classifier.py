@@ -35,6 +35,12 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
+        """One batch on the device: ``inputs`` (B, 3, H, W) float32, crops of an image one after
+        the other.
+
+        Raises:
+            VisionError: VIS-CONFIG-1221, images of several sizes.
+        """
         data = self.cast_data(data)
         images = data['inputs']
         if not isinstance(images, Tensor):
@@ -64,6 +70,10 @@ class LinearClsHead(BaseModule):
         dropout: probability to drop a pooled feature while training.
         label_smoothing: share of the target spread evenly over all classes.
         topk: also report the accuracy of the training batch for these k; () for none.
+
+    Raises:
+        VisionError: VIS-CONFIG-1222, ``dropout`` or ``label_smoothing`` outside [0, 1);
+            VIS-CONFIG-1223, a k above ``num_classes``.
     """
 
     def __init__(self, num_classes: int, in_channels: int, *, dropout: float = 0.0,
@@ -89,6 +99,8 @@ class LinearClsHead(BaseModule):
         return self.fc(self.dropout(pooled))
 
     def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Logits (B, K) and labels (B,) int64 -> scalars: ``loss``, the mean cross entropy in
+        float32, and ``accuracy_top-k`` in percent for each of ``topk``."""
         losses = dict(loss=functional.cross_entropy(logits.float(), labels,
                                                     label_smoothing=self.label_smoothing))
         for k in self.topk:
@@ -106,7 +118,12 @@ class ImageClassifier(BaseModel):
         data_preprocessor: config; ``ClsDataPreprocessor`` by default.
         test_cfg: ``dict(crop_topk=k)``: with several crops per image, each class's score is the
             mean of its k highest crop scores; None takes the mean over all crops.
+
     Shapes: inputs (B, 3, H, W); ``mode='tensor'`` returns logits (B, num_classes).
+
+    Raises:
+        VisionError: VIS-CONFIG-1224, ``test_cfg`` has another key; and where the head reads
+            another number of channels than the backbone gives.
     """
 
     def __init__(self, backbone: dict, head: dict, *, neck: dict | None = None,
@@ -155,11 +172,14 @@ class ImageClassifier(BaseModel):
         self.classes = tuple(classes)
 
     def extract_feat(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """inputs (B, 3, H, W) -> what backbone and neck give: a map, or a tuple of levels."""
         feats = self.backbone(inputs)
         return feats if self.neck is None else self.neck(feats)
 
     def forward(self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None,
                 mode: str = 'tensor') -> Tensor | dict | list[BaseDataElement]:
+        """inputs (B, 3, H, W) -> 'tensor': logits (B, num_classes); 'loss': scalars by name;
+        'predict': the samples with ``pred_score`` and ``pred_label``."""
         return self.finish(self.head(self.extract_feat(inputs)), data_samples, mode)
 
     def pipeline_stages(self) -> list[tuple[str, Callable[..., Any] | None]]:
@@ -212,7 +232,11 @@ class ImageClassifier(BaseModel):
         return data_samples
 
     def pooled(self, scores: Tensor) -> Tensor:
-        """(crops, num_classes) -> (num_classes,)."""
+        """(crops, num_classes) -> (num_classes,), by ``test_cfg``.
+
+        Raises:
+            VisionError: VIS-CONFIG-1225, ``crop_topk`` is more than there are crops.
+        """
         if self.crop_topk is None:
             return scores.mean(0)
         if self.crop_topk > len(scores):

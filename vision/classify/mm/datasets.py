@@ -29,6 +29,7 @@ class ImageFolder(BaseDataset):
         metainfo: ``dict(classes=(...))`` fixes the labels; default: all folders, sorted.
         broken: a file that cannot be decoded: 'error' stops and names it; 'skip' takes the next
             image in its place, counts and prints it (``num_broken``).
+
     Raises:
         VisionError: VIS-CONFIG-1211 an unknown ``broken``, or 'skip' in ``test_mode``;
             VIS-CONFIG-1811 an option that would do nothing, VIS-DATA-210 a broken image, and what
@@ -62,14 +63,18 @@ class ImageFolder(BaseDataset):
 
     @property
     def folder(self) -> Path:
+        """The folder above the classes."""
         return Path(self.data_prefix['img_path'])
 
     def load_data_list(self) -> list[dict]:
+        """A dict(img_path, gt_label) for each image; classes that the config does not fix are the
+        folders."""
         images = list_image_folder(self.folder, classes=self._metainfo.get('classes'))
         self._metainfo['classes'] = images.classes
         return self.samples(images.paths, images.labels)
 
     def samples(self, paths: Sequence[str], labels: np.ndarray) -> list[dict]:
+        """dict(img_path, gt_label) for paths relative to ``folder`` and labels (N,)."""
         return [dict(img_path=str(self.folder / path), gt_label=int(label))
                 for path, label in zip(paths, labels, strict=True)]
 
@@ -128,6 +133,8 @@ class ImageNet1k(ImageFolder):
         super().__init__(data_root, data_prefix or split, ann_file=ann_file, **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        """As ``ImageFolder``, or from the lines of ``ann_file``; labels are positions of the
+        training folders."""
         if not self.ann_file:
             return super().load_data_list()
         classes = self._metainfo.get('classes')

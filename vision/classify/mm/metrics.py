@@ -20,6 +20,10 @@ class TopKAccuracy(BaseMetric):
 
     Args:
         topk: the k to report, as ``accuracy/top1`` and so on.
+
+    Raises:
+        VisionError: VIS-CONFIG-1226, a k below 1 or none; VIS-CONFIG-1223, once the classes are
+            known, a k above their number.
     """
 
     default_prefix = 'accuracy'
@@ -57,5 +61,6 @@ class TopKAccuracy(BaseMetric):
             self.results.append(rank)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """``topK`` in percent for each k, from the ranks of all images."""
         ranks = torch.tensor(results)
         return {f'top{k}': 100 * float((ranks <= k).float().mean()) for k in self.topk}

@@ -28,6 +28,7 @@ class ReadImage(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
+        """``results`` with ``img`` (H, W, 3) uint8 BGR, ``img_shape`` and ``ori_shape`` (H, W)."""
         image = read_image(
             results['img_path'], do="get this file again; broken='skip' of the data set takes "
             'another image in its place and counts')
@@ -51,6 +52,7 @@ class RandomResizedCrop(BaseTransform):
         self.crop_ratio_range, self.aspect_ratio_range = crop_ratio_range, aspect_ratio_range
 
     def transform(self, results: dict) -> dict:
+        """``results`` with another ``img`` (height, width, 3) and ``img_shape``."""
         image = results['img']
         left, top, right, bottom = random_area_box(
             image.shape[0], image.shape[1], self.crop_ratio_range, self.aspect_ratio_range,
@@ -72,6 +74,8 @@ class MultiCrop(BaseTransform):
         self.crop_size, self.num_crops = crop_size, num_crops
 
     def transform(self, results: dict) -> dict:
+        """``results`` with ``img`` (C, crop_size, crop_size, 3), ``img_shape`` of one crop and
+        ``num_crops``."""
         image = results['img']
         boxes = crop_boxes(*image.shape[:2], self.crop_size, 5 if self.num_crops == 10 else
                            self.num_crops)
@@ -152,6 +156,7 @@ class PackInputs(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
+        """dict(inputs, data_samples) of one image or its crops."""
         image = results['img']
         image = image[..., None] if image.ndim == 2 else image  # grey, as mmcv reads it
         image = np.ascontiguousarray(np.moveaxis(image, -1, -3))

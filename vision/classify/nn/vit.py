@@ -48,6 +48,11 @@ class Embed(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (B, in_channels, S, S) -> tokens (B, T, C).
+
+        Raises:
+            VisionError: VIS-INPUT-1247, images of another size.
+        """
         if images.shape[-2:] != (self.img_size, self.img_size):
             height, width = images.shape[-2:]
             raise VisionError('VIS-INPUT-1247', f'images of {height}x{width} pixels, the network '
@@ -70,6 +75,7 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> the same shape, every token having looked at all."""
         query, key, value = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
                              for each in self.qkv(x).chunk(3, dim=-1))  # (B, K, T, D) each
         mixed = functional.scaled_dot_product_attention(query, key, value)
@@ -85,6 +91,7 @@ class FeedForward(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> the same shape, token by token."""
         return self.drop(self.fc2(self.drop(functional.gelu(self.fc1(x)))))
 
 
@@ -107,10 +114,13 @@ class Layer(nn.Module):
         self.ffn = FeedForward(arch.embed_dims, arch.feedforward_channels, drop_rate=drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> the same shape."""
         x = x + self.dropped(self.attn(self.ln1(x)))
         return x + self.dropped(self.ffn(self.ln2(x)))
 
     def dropped(self, term: Tensor) -> Tensor:
+        """A term (B, T, C), while training without that of some samples and with the others scaled
+        up."""
         if not self.training or self.drop_path == 0:
             return term
         kept = torch.rand(len(term), 1, 1, device=term.device) >= self.drop_path
@@ -171,6 +181,7 @@ class VitTrunk(nn.Module):
                 module.reset_parameters()
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (B, in_channels, S, S) -> (B, C)."""
         x = self.embed(images)
         for layer in self.layers:
             x = layer(x)

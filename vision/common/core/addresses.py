@@ -55,6 +55,7 @@ def require_public_address(address: str, schemes: Collection[str],
     Args:
         schemes: allowed ones, e.g. ('https', 'rtsps').
         resolve: name -> numbers; the system's resolver when None.
+
     Raises:
         VisionError: VIS-NET-353.
     """

@@ -82,7 +82,11 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarr
 
 def batched_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
                 iou_threshold: float) -> np.ndarray:
-    """``nms`` within each label (N,); kept indices of all labels, best score first."""
+    """``nms`` of boxes (N, 4) xyxy with scores (N,) within each label (N,).
+
+    Returns:
+        (K,) int64 kept indices of all labels, best score first.
+    """
     labels, scores = np.asarray(labels), np.asarray(scores)
     boxes = _rows(boxes)
     kept = [np.zeros(0, np.int64)]

@@ -55,15 +55,19 @@ class VisionError(ValueError):
 
     @property
     def exit_code(self) -> int:
+        """2 to 7, by the kind in the middle of the code; see ``EXIT_CODES``."""
         return EXIT_CODES[_CODE.fullmatch(self.code)[1]]
 
     def render(self) -> str:
+        """The block that commands print: a line for what came, and one each for where,
+        why and do."""
         lines = [f'ERROR {self.code}: {self.what}']
         lines += [f'{name}: {text}' for name, text in
                   (('Where', self.where), ('Why', self.why), ('Do', self.do)) if text]
         return '\n'.join(lines)
 
     def to_dict(self) -> dict[str, str | int]:
+        """For JSON: the five parts as they were given, and the exit code."""
         return dict(code=self.code, what=self.what, where=self.where, why=self.why, do=self.do,
                     exit_code=self.exit_code)
 
@@ -74,7 +78,11 @@ def _rebuild(code: str, what: str, where: str, why: str, do: str) -> VisionError
 
 def find_rendered(text: str) -> VisionError | None:
     """The error inside a traceback that is only text. Torch hands over what happened in a process
-    of a data loader so, as a RuntimeError, because it cannot make our error from one string."""
+    of a data loader so, as a RuntimeError, because it cannot make our error from one string.
+
+    Returns:
+        VisionError: of the first block in the text; None without one.
+    """
     found = _RENDERED.search(text)
     if not found:
         return None
@@ -123,7 +131,8 @@ def is_verbose() -> bool:
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process with the exit code of what happened.
 
-    Faults of the user print one block on stderr. ``-v`` or ``--verbose`` among the arguments, or
+    Faults of the user print one block on stderr; a missing package (VIS-ENV-909) and a full disk
+    (VIS-ENV-107) are told in the same form. ``-v`` or ``--verbose`` among the arguments, or
     the environment variable ``VISION_TRACEBACK=1``, adds the traceback; they are taken out before
     ``main`` sees the arguments, so that they may stand behind the name of an action too.
     ``VISION_ERROR_JSON=1`` adds the same block as one JSON line for machines.

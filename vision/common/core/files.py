@@ -131,6 +131,7 @@ def broken_seal(content: bytes | memoryview, num_bytes: int | None = None) -> st
 
 
 def sha256_of(path: Path) -> str:
+    """64 hex digits over the whole file, which is never in memory at once."""
     with Path(path).open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 

@@ -68,6 +68,11 @@ class Unfinished:
         self.places: list[int] = []
 
     def finish(self, state: Any) -> Any:
+        """The object that takes the place of this one, made of the state that the file gives it.
+
+        Raises:
+            NotImplementedError: a class of ours does not say how.
+        """
         raise NotImplementedError
 
 
@@ -82,8 +87,10 @@ def read_plain(source: bytes | BinaryIO, names: Mapping[str, Any], *,
         names: meaning of ``module.name``; see ``plain_names`` and ``numpy_names``.
         persistent: meaning of a persistent id; None: refused.
         leaves: types that ``names`` and ``persistent`` give, beside plain values and arrays.
+
     Raises:
-        NotPlain, BrokenPickle.
+        NotPlain: it asks for a name, a call or an object that the table does not give.
+        BrokenPickle: it was damaged, or is out of all proportion.
     """
     reader = _Reader(names, persistent)
     try:

@@ -49,7 +49,8 @@ def stays_inside(name: str, *, levels_up: int = 0) -> bool:
 
 
 def read_npz(raw: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of numbers or texts of a file of ``np.savez``, as long as the file says truly.
+    """Arrays of numbers or texts, of any shape, of a file of ``np.savez``, as long as the file
+    says truly.
 
     ``np.load`` makes room for what the header of an array promises before it looks whether the
     file has as much.

@@ -128,6 +128,7 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
         code: of the error.
         maker: the command that makes such a file.
         column: rows without this figure are left out.
+
     Raises:
         VisionError: it has no rows, or is not as it was written.
     """
@@ -200,6 +201,8 @@ def device() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on, without those that are
+    not there."""
     found = {}
     for package in PACKAGES:
         try:

@@ -32,6 +32,7 @@ def join_ranks(launcher: str, backend: str = 'nccl', timeout: float = TIMEOUT_S,
 
     Args:
         timeout: of a collective, in seconds.
+
     Raises:
         VisionError: VIS-DIST-318, a launcher that only works with GPUs.
     """

@@ -176,7 +176,8 @@ def require_same_file(path: Path) -> None:
 
 
 def read_safely_everywhere() -> None:
-    """Let MMEngine's own loading (init_cfg=Pretrained, EMA, ...) go through our reader too."""
+    """Let MMEngine's own loading (init_cfg=Pretrained, EMA, ...) go through our reader too.
+    Loading from an address is refused then (VIS-NET-310)."""
     def load_file(filename: str, map_location=None) -> dict:
         return io.load_checkpoint(find_file(filename), map_location)
 
@@ -201,7 +202,16 @@ def steps_of(runner) -> dict[str, int | None]:
 
 
 def require_same_steps(runner, before: dict | None, filename: str) -> None:
-    """``before``: None in a checkpoint that does not tell, which is then trusted."""
+    """Refuse to resume where a step would take other samples than before; processes that together
+    take the same ones get a warning.
+
+    Args:
+        before: what ``steps_of`` gave then; None in a checkpoint that does not tell, which is
+            trusted.
+
+    Raises:
+        VisionError: VIS-CONFIG-321, with what has changed.
+    """
     now = steps_of(runner)
     if before is None or before == now:
         return
@@ -250,6 +260,7 @@ def stored_hub(state: dict) -> dict:
 
 
 def restored_hub(state: dict) -> dict:
+    """The message hub's state as MMEngine has it, from what ``stored_hub`` gave."""
     buffers = {name: HistoryBuffer(entry['values'].numpy(), entry['counts'].numpy(),
                                    entry['max_length'])
                if isinstance(entry, dict) else entry
@@ -258,12 +269,14 @@ def restored_hub(state: dict) -> dict:
 
 
 def scheduler_states(schedulers: list | dict) -> list | dict:
+    """Plain values of schedulers, in a list or by optimizer name, as they came."""
     if isinstance(schedulers, dict):
         return {name: scheduler_states(part) for name, part in schedulers.items()}
     return [plain(scheduler.state_dict()) for scheduler in schedulers]
 
 
 def load_schedulers(schedulers: list | dict, states: list | dict) -> None:
+    """Give each scheduler its state from what ``scheduler_states`` gave of as many."""
     if isinstance(schedulers, dict):
         for name, part in schedulers.items():
             load_schedulers(part, states[name])
@@ -342,7 +355,8 @@ def meta_of(runner, position: dict[str, int]) -> dict[str, Any]:
 
 def gathered_gradients(wrapper) -> list[list[torch.Tensor | None]]:
     """Gradients that wait for their step (``accumulative_counts``), of each rank, on rank 0, in
-    host memory; [] when none wait. Call it on every rank."""
+    host memory; [] when none wait. Each has the shape of its parameter, None where there is none.
+    Call it on every rank."""
     if all(part.should_update() for part in _parts(wrapper)):
         return []
     own = [parameter.grad for parameter in parameters_of(wrapper)]
@@ -362,7 +376,8 @@ def gathered_gradients(wrapper) -> list[list[torch.Tensor | None]]:
 
 def gathered_buffers(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     """Of each rank, on rank 0: its buffers that differ from those of rank 0, as BatchNorm's
-    averages do, which each rank takes over its own samples. Call it on every rank."""
+    averages do, which each rank takes over its own samples. Names and shapes are the model's. Call
+    it on every rank."""
     if get_world_size() == 1:
         return []
     ranks: list[dict[str, torch.Tensor]] = [{} for _ in range(get_world_size())]
@@ -375,7 +390,8 @@ def gathered_buffers(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
 
 
 def restore_buffers(model: torch.nn.Module, ranks: list[dict[str, torch.Tensor]]) -> None:
-    """What ``gathered_buffers`` gave; with another number of ranks rank 0's are everybody's."""
+    """Copy what ``gathered_buffers`` gave into the model's buffers of the same names and shapes;
+    with another number of ranks rank 0's are everybody's."""
     if len(ranks) == get_world_size():
         own = dict(model.named_buffers())
         with torch.no_grad():
@@ -399,7 +415,7 @@ def other_parameters(filename: str, why: str) -> VisionError:
 
 
 def restore_gradients(wrapper, ranks: list[list[torch.Tensor | None]]) -> None:
-    """What ``gathered_gradients`` gave, to the parameters of this rank.
+    """What ``gathered_gradients`` gave, to the parameters of this rank, whose shapes they have.
 
     Raises:
         VisionError: VIS-CONFIG-347, other ranks accumulated them.
@@ -417,6 +433,7 @@ def restore_gradients(wrapper, ranks: list[list[torch.Tensor | None]]) -> None:
 
 
 def parameters_of(wrapper) -> list[torch.Tensor]:
+    """Parameters of any shape, by optimizer and group, in their order."""
     return [p for part in _parts(wrapper) for group in part.optimizer.param_groups
             for p in group['params']]
 

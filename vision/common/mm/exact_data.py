@@ -54,6 +54,7 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
     Args:
         seed: of this rank; with ``diff_rank_seed`` it is that of the run plus the rank.
         data_ranks: (i, n), this rank reads the i-th of n shares; default: its share of all ranks.
+
     Raises:
         VisionError: VIS-CONFIG-1531, shares of a sampler that only knows the number of ranks.
     """
@@ -164,12 +165,14 @@ class PlacedSampler:
         return getattr(self.inner, name)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next; epochs count from 0."""
         self.epoch = epoch
         if hasattr(self.inner, 'set_epoch'):
             self.inner.set_epoch(epoch)
 
     @property
     def is_endless(self) -> bool:
+        """Whether the sampler never ends by itself, as those of iteration-based training."""
         return isinstance(self.inner, InfiniteSampler) or type(self.inner).__name__ in ENDLESS
 
 
@@ -210,6 +213,7 @@ class SkippableBatches:
         return getattr(self.inner, name)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next; epochs count from 0."""
         self.epoch = epoch
         for part in (getattr(self.inner, 'sampler', None), self.inner):
             if hasattr(part, 'set_epoch'):
@@ -217,6 +221,7 @@ class SkippableBatches:
 
     @property
     def is_endless(self) -> bool:
+        """Whether the sampler inside never ends by itself."""
         return getattr(getattr(self.inner, 'sampler', None), 'is_endless', False)
 
 

@@ -59,18 +59,23 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
 
     @property
     def base_seed(self) -> int:
+        """Seed of the run, without the rank."""
         return self._randomness_cfg['seed']
 
     @property
     def is_sharded(self) -> bool:
+        """Whether ranks hold parts of each parameter, so that all of them write a checkpoint."""
         return getattr(self.strategy, 'is_sharded', False)
 
     @property
     def is_split(self) -> bool:
+        """Whether ranks hold different layers."""
         return getattr(self.strategy, 'is_split', False)
 
     @property
     def data_ranks(self) -> tuple[int, int] | None:
+        """(i, n): this rank reads the i-th of n shares of the data; None: each rank has its own
+        share."""
         return getattr(self.strategy, 'data_ranks', None)
 
     def build_dataloader(self, dataloader, seed: int | None = None,
@@ -79,7 +84,11 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         return build_dataloader(dataloader, seed, diff_rank_seed, data_ranks=self.data_ranks)
 
     def build_strategy(self, strategy=None, launcher: str = 'none', **options):
-        """As MMEngine's; names are looked up in this project first."""
+        """As MMEngine's; names are looked up in this project first.
+
+        Raises:
+            VisionError: VIS-CONFIG-343, no strategy has the name.
+        """
         if strategy is None:
             strategy = dict(type='SingleDeviceStrategy' if launcher == 'none' else 'DDPStrategy')
         if isinstance(strategy, dict):
@@ -95,12 +104,15 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         return super().build_strategy(strategy, launcher, **options)
 
     def build_optim_wrapper(self, optim_wrapper):
+        """As it came: the strategy has built it."""
         return optim_wrapper  # the strategy has built it
 
     def build_param_scheduler(self, schedulers):
+        """As they came: the strategy has built them."""
         return schedulers
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
+        """As MMEngine's, but ``before_run`` comes once: ``load_or_resume`` has called it early."""
         if fn_name == 'before_run' and self._has_begun:
             return
         super().call_hook(fn_name, **kwargs)
@@ -116,7 +128,12 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
                 self.model, self.train_loop.iter, self.train_loop.max_iters)
 
     def read_checkpoint(self, path: Path, map_location: str | Callable = 'cpu') -> dict[str, Any]:
-        """Content whose tensors lie as those of the model do: whole, or this rank's shards."""
+        """Content whose tensors lie as those of the model do: whole, or this rank's shards.
+
+        Raises:
+            VisionError: VIS-CKPT-303, a folder that is damaged; and what ``ExactRuns`` raises of
+                files.
+        """
         if not self.is_sharded:
             return super().read_checkpoint(path, map_location)
         if path.is_dir():
@@ -129,20 +146,25 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         return self._sharded(content, ())
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> bool:
+        """As ``ExactRuns``, with what the strategy adds where ranks hold different layers."""
         if self.is_split:
             kwargs['meta'] = dict(kwargs.get('meta') or {}, **self.strategy.meta())
         return super().save_checkpoint(out_dir, filename, *args, **kwargs)
 
     def optimizer_state(self) -> dict:
+        """State of the optimizer, with parameters numbered as in the whole model."""
         state = super().optimizer_state()
         return self.strategy.optimizer_state(state) if self.is_split else state
 
     def load_optimizer(self, state: dict, filename: str) -> None:
+        """Take a state of the whole model, of which a rank may need a part only."""
         if self.is_split:
             state = self.strategy.own_optimizer_state(state, filename)
         super().load_optimizer(state, filename)
 
     def waiting_buffers(self) -> list:
+        """As ``ExactRuns``; [] where ranks hold different layers, whose buffers are in
+        ``parts_of_ranks``."""
         return [] if self.is_split else super().waiting_buffers()
 
     def parts_of_ranks(self) -> dict[str, dict]:
@@ -154,7 +176,7 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
                                                    tensors=own)]))
 
     def restore_buffers(self, content: dict) -> None:
-        """Those of the rank that had this share of the data; with other shares, all have what
+        """Buffers of the rank that had this share of the data; with other shares, all have what
         ``state_dict`` has."""
         if self.is_split:
             self.strategy.go_on_from(content)
@@ -179,12 +201,15 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         decided_by_first(lambda: io.save_checkpoint(whole, path, **manifest))
 
     def waiting_gradients(self) -> list:
+        """Gradients that wait for their step: this rank's shards alone, or those of all ranks on
+        rank 0."""
         if not self.is_sharded:
             return gathered_gradients(self.optim_wrapper)
         gradients = [parameter.grad for parameter in parameters_of(self.optim_wrapper)]
         return [gradients] if any(gradient is not None for gradient in gradients) else []
 
     def restore_gradients(self, ranks: list) -> None:
+        """Give this rank's parameters what ``waiting_gradients`` gave."""
         if not self.is_sharded or len(ranks) != 1:
             restore_gradients(self.optim_wrapper, ranks)
             return

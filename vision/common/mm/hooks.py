@@ -44,6 +44,8 @@ class CheckpointHook(_CheckpointHook):
         return Path(self.root) / Path(runner.work_dir).name
 
     def before_train(self, runner) -> None:
+        """Begin in the work_dir where the run lies now, which may have moved since it was
+        interrupted."""
         self.out_dir = self.root
         super().before_train(runner)
         self.out_dir = str(self.folder(runner))
@@ -115,6 +117,7 @@ class ExactnessHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Seed all random generators for this iteration."""
         # The word keeps this stream apart from those of the samples.
         seed_everything(runner.seed, runner.rank, runner.iter, 0x17E4)
 
@@ -138,12 +141,19 @@ class NonFiniteHook(Hook):
         self.kept: list[torch.Tensor] = []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Keep a copy of the buffers as they are before the step's first forward pass."""
         wrapper = runner.optim_wrapper
         # With accumulated gradients a step has several forward passes.
         if not self.kept or not getattr(wrapper, 'is_step_begun', False):
             self.kept = [buffer.detach().clone() for buffer in runner.model.buffers()]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Put the buffers back where the step was left out, and count.
+
+        Raises:
+            VisionError: VIS-RUN-306, ``patience`` steps in a row were; with the names of the
+                samples.
+        """
         wrapper = runner.optim_wrapper
         if getattr(wrapper, 'num_skipped', 0) == self.num_seen:
             return
@@ -184,6 +194,7 @@ class LossSpikeHook(Hook):
         self.num_quiet = 0  # steps without another warning
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Warn if this step's loss jumped; after a warning it is quiet for ``window`` steps."""
         buffer = runner.message_hub.log_scalars.get('train/loss')
         losses = buffer.data[0][-self.window - 1:] if buffer is not None else ()
         self.num_quiet -= 1
@@ -212,6 +223,7 @@ class SignalHook(Hook):
         self.received = 0
 
     def before_train(self, runner) -> None:
+        """Take SIGTERM and SIGINT over; in another thread than the main one nothing is done."""
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 signal.signal(number, self._receive)
@@ -219,6 +231,7 @@ class SignalHook(Hook):
                 return
 
     def after_train(self, runner) -> None:
+        """Give both signals back to Python."""
         for number, handler in ((signal.SIGTERM, signal.SIG_DFL),
                                 (signal.SIGINT, signal.default_int_handler)):
             if signal.getsignal(number) == self._receive:
@@ -230,6 +243,11 @@ class SignalHook(Hook):
         self.received = number
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """After a signal to any rank, save ``interrupted_iter_N.pth`` and leave on all of them.
+
+        Raises:
+            SystemExit: 143 after SIGTERM, 130 after Ctrl-C.
+        """
         if get_world_size() > 1:
             # All ranks stop after the same step: one that left alone would hang the others.
             flag = torch.tensor(self.received)
@@ -258,6 +276,8 @@ def of_ours(config):
 
 
 def default_hooks_of_ours(config: dict | None) -> dict:
+    """``default_hooks`` of a config, with a logger and a checkpoint an epoch if it names none;
+    classes of ours stand in the place of MMEngine's of the same name."""
     hooks = dict(logger=dict(type='LoggerHook'),
                  checkpoint=dict(type='CheckpointHook', interval=1)) | dict(config or {})
     return {name: of_ours(hook) for name, hook in hooks.items()}

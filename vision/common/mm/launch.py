@@ -64,7 +64,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that reads a config takes."""
+    """Add ``--cfg-options``, which every command takes that reads a config."""
     parser.add_argument('--cfg-options', nargs='+', action=_ConfigOptions, metavar='KEY=VALUE',
                         help='override config values, e.g. model.num_stages=1 '
                         'train_cfg.max_iters=100; a key that nobody reads is an error')
@@ -84,7 +84,16 @@ class _ConfigOptions(DictAction):
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config with the command line's options, checked for keys that nobody reads."""
+    """The config with the command line's options, checked for keys that nobody reads.
+
+    Args:
+        args: with config, cfg_options, launcher, local_rank and work_dir, as ``train`` parses
+            them.
+
+    Raises:
+        VisionError: VIS-CONFIG-313, no such file; VIS-CONFIG-314, it cannot be read; and what the
+            checks of keys, options and arguments refuse.
+    """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config)
     if not path.is_file():

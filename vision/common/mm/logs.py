@@ -17,6 +17,7 @@ class LoggerHook(_LoggerHook):
     """MMEngine's hook and options; a full disk costs lines of the log, not the run."""
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """As MMEngine's; where the disk is full, this line is lost."""
         try:
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
         except OSError as error:

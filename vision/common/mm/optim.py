@@ -100,9 +100,14 @@ class _FiniteSteps:
 def total_norm(gradients: list[torch.Tensor], norm_type: float = 2.0, *,
                foreach: bool | None = None,
                group: torch.distributed.ProcessGroup | None = None) -> torch.Tensor:
-    """Norm of gradients, those of ``group``'s other ranks included; shards are brought together.
+    """Norm of gradients, a scalar, those of ``group``'s other ranks included; shards are brought
+    together.
 
     Every rank of the group must come here, also one that has no gradient.
+
+    Args:
+        gradients: of any shapes.
+        norm_type: 2 or another power, or inf for the largest number.
     """
     if gradients:
         norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=foreach)
@@ -137,6 +142,7 @@ class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
         dtype: 'bfloat16' or 'float16'; default: float16 on a GPU, bfloat16 on a CPU, which has
             no other.
         loss_scale: as MMEngine's, for float16.
+
     Raises:
         VisionError: VIS-CONFIG-332, float16 on a CPU; 349, a scale for bfloat16.
     """
@@ -164,6 +170,7 @@ class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
             self._scale_update_param, self.cast_dtype = None, dtype
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """The scalar loss times the scale of float16; in bfloat16 as it is."""
         return self.loss_scaler.scale(loss)
 
     def _step(self, step_kwargs: dict) -> None:

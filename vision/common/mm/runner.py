@@ -94,6 +94,7 @@ class ExactRuns:
 
     @classmethod
     def from_cfg(cls, cfg):
+        """As MMEngine's, with seed 0 where the config names none."""
         cfg = copy.deepcopy(cfg)
         cfg['randomness'] = _seeded(cfg.get('randomness'))
         return super().from_cfg(cfg)
@@ -107,9 +108,12 @@ class ExactRuns:
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
                          diff_rank_seed: bool = False) -> DataLoader:
+        """As MMEngine's; samples are seeded by their place (``exact_data.build_dataloader``)."""
         return build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop):
+        """As MMEngine's, and it can begin inside an epoch. The model sees the data set first and
+        may refuse it (``check_dataset``)."""
         if isinstance(self._train_dataloader, DataLoader):  # a loop takes it as it is
             self._train_dataloader = build_dataloader(
                 self._train_dataloader, self.seed, self._randomness_cfg.get('diff_rank_seed',
@@ -121,9 +125,13 @@ class ExactRuns:
         return loop
 
     def build_val_loop(self, loop):
+        """As MMEngine's. The model sees the data set first and may refuse it
+        (``check_dataset``)."""
         return self._with_data_checked(super().build_val_loop(loop), 'val_dataloader')
 
     def build_test_loop(self, loop):
+        """As MMEngine's. The model sees the data set first and may refuse it
+        (``check_dataset``)."""
         return self._with_data_checked(super().build_test_loop(loop), 'test_dataloader')
 
     def _with_data_checked(self, loop, name: str):
@@ -221,6 +229,7 @@ class ExactRuns:
         return content
 
     def read_checkpoint(self, path: Path, map_location: str | Callable = 'cpu') -> dict[str, Any]:
+        """Content of a file, verified; nothing in it is executed."""
         return io.load_checkpoint(path, map_location)
 
     def resume(self, filename: str, resume_optimizer: bool = True,
@@ -268,21 +277,27 @@ class ExactRuns:
 
     # How a model lies on the ranks; ExactFlexibleRunner asks its strategy.
     def waiting_gradients(self) -> list:
+        """Gradients of each rank that wait for their step, on rank 0; called on every rank."""
         return gathered_gradients(self.optim_wrapper)
 
     def restore_gradients(self, ranks: list) -> None:
+        """Give this rank's parameters what ``waiting_gradients`` gave."""
         restore_gradients(self.optim_wrapper, ranks)
 
     def waiting_buffers(self) -> list:
+        """Buffers of each rank that differ from rank 0's, on rank 0; called on every rank."""
         return gathered_buffers(self._bare_model())
 
     def restore_buffers(self, content: dict) -> None:
+        """Copy what ``waiting_buffers`` gave out of a checkpoint's content to this rank."""
         restore_buffers(self._bare_model(), content.get('buffers', []))
 
     def optimizer_state(self) -> dict:
+        """State of the optimizer wrapper, as it goes into a checkpoint."""
         return self.optim_wrapper.state_dict()
 
     def load_optimizer(self, state: dict, filename: str) -> None:
+        """Take a state out of the checkpoint ``filename``, which is for the error."""
         load_optimizer(self.optim_wrapper, state, filename)
 
     def parts_of_ranks(self) -> dict[str, dict]:
@@ -335,6 +350,8 @@ class ExactRunner(ExactRuns, Runner):
         super().set_randomness(seed, diff_rank_seed, deterministic)
 
     def build_optim_wrapper(self, optim_wrapper):
+        """As MMEngine's, with wrappers of ours, which never step on numbers that are not
+        finite."""
         return super().build_optim_wrapper(of_ours(optim_wrapper))
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -348,6 +365,7 @@ class ExactRunner(ExactRuns, Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module):
+        """As MMEngine's, also for several processes on a CPU."""
         if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
             # MMEngine names a GPU for each process; without one none may be named. Its other
             # choices are kept; SyncBN has no CPU form.

@@ -32,6 +32,7 @@ SCOPES = ('vision', 'mmdet', 'mmcv', 'mmengine')
 
 
 def is_data_config(path: Path) -> bool:
+    """Whether the file is a config without code: JSON or YAML by its ending."""
     return path.suffix in SUFFIXES
 
 

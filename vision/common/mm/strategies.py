@@ -49,6 +49,7 @@ class FSDP2Strategy(DDPStrategy):
         param_dtype: 'bfloat16' or 'float16' of gathered parameters; the shards that are stepped
             stay float32, and gradients are reduced in float32. None: no change.
         **options: of MMEngine's ``DDPStrategy``, without ``model_wrapper``.
+
     Raises:
         VisionError: VIS-CONFIG-354, a name in ``wrap`` that no module has; VIS-DIST-344, there
             is no group of ranks.
@@ -123,7 +124,8 @@ def sharded_like(tensor: Tensor, parameter: Tensor) -> Tensor | None:
 
 
 def shard_of(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's part of a tensor that every rank has whole."""
+    """This rank's part of a tensor that every rank has whole, as a DTensor of its whole shape that
+    is spread as ``parameter`` is."""
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh,
                              parameter.placements, src_data_rank=None)

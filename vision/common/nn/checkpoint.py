@@ -36,6 +36,7 @@ NUM_NAMES = 5  # names printed of what does not fit
 
 
 def manifest_path(path: Path) -> Path:
+    """Where the sizes and hashes of a checkpoint stand: beside a file, inside a folder."""
     return path / folders.MANIFEST if path.is_dir() else path.with_name(f'{path.name}.json')
 
 
@@ -111,6 +112,7 @@ def read_plain(path: Path, map_location: MapLocation = 'cpu', *,
 
     Args:
         is_mapped: read from the file only what is used, while the file is there.
+
     Raises:
         VisionError: VIS-CKPT-303, 304 and 337.
     """
@@ -284,6 +286,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *,
     Args:
         optional_prefixes: names that the state may lack (all of one prefix).
         unused_prefixes: names that the state may hold beside the model's; they are left aside.
+
     Raises:
         VisionError: VIS-CKPT-305, with the names; the model is then unchanged.
     """
@@ -324,7 +327,11 @@ def load_model(model: nn.Module, content: Mapping[str, Any], *, where: str = '')
 
 
 def require_no_weights(model: nn.Module) -> None:
-    """Refuse (VIS-CONFIG-324) a model that has parameters, for which no checkpoint was given."""
+    """Refuse a model that has parameters, for which no checkpoint was given.
+
+    Raises:
+        VisionError: VIS-CONFIG-324.
+    """
     if next(model.parameters(), None) is not None:
         raise VisionError('VIS-CONFIG-324', 'no checkpoint was given',
                           where=type(model).__name__, why='the model has parameters, and random '

@@ -60,6 +60,7 @@ def save_folder(content: Mapping[str, Any], path: Path, *,
         parts: what this rank writes for itself, by name. Lists in them are joined over the ranks
             by ``load_folder``, in rank order; of other entries it gives those of rank 0.
         manifest: more entries of the manifest, such as the position of the run.
+
     Raises:
         VisionError: VIS-CKPT-301, the disk of a rank is full; VIS-DIST-342, a rank could not
             write, or does not see the same folder. On all ranks; what was there stays.
@@ -115,13 +116,15 @@ def load_folder(path: Path, *, place: Callable[[tuple, Tensor], Tensor | None] |
     compared with nothing here: ask ``folder_damage`` before.
 
     Args:
-        place: called with the key path and a tensor without memory (device meta) for each that
-            was sharded; gives the tensor to be filled, a DTensor of this run, say, or None for
-            a whole one, or ELSEWHERE to leave it out. With it, every rank must come here. Without
-            it all tensors are whole, and other ranks are not needed.
+        place: called with the key path and a tensor of the whole shape without memory (device
+            meta) for each that was sharded; gives the tensor to be filled, a DTensor of this run,
+            say, or None for a whole one, or ELSEWHERE to leave it out. With it, every rank must
+            come here. Without it all tensors are whole, and other ranks are not needed.
+
     Returns:
         The content, and the joined parts by name; their tensors are memory-mapped: only what is
         used is read, while the file is there.
+
     Raises:
         VisionError: VIS-CKPT-303, damaged.
     """
@@ -241,6 +244,8 @@ def set_aside(path: Path) -> Path | None:
 
 
 def remove_set_aside(replaced: Path | None) -> None:
+    """Delete what ``set_aside`` gave, now that its name has been taken again; None: there was
+    nothing."""
     if replaced is not None:
         _remove(replaced)
 

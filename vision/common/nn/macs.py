@@ -21,7 +21,11 @@ class PartCost(NamedTuple):
 
 
 def layer_macs(layer: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Multiply-adds of one call of a convolution or a linear layer; bias and norms are none."""
+    """Multiply-adds of one call of a convolution or a linear layer; bias and norms are none.
+
+    Args:
+        x, y: what went in, (B, C, ...) or (..., C), and what came out; only their shapes count.
+    """
     if isinstance(layer, nn.Linear):
         return y.numel() * layer.in_features
     weights_per_position = layer.weight[0].numel()

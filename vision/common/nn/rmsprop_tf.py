@@ -26,6 +26,9 @@ class RMSpropTF(Optimizer):
         weight_decay: L2 term added to the gradient.
         initial_square: v before the first step; 1 as in TensorFlow 1, which makes first steps
             small, where torch begins with 0.
+
+    Raises:
+        VisionError: VIS-CONFIG-1231, a value out of its range.
     """
 
     def __init__(self, params, lr: float = 0.01, *, alpha: float = 0.9, momentum: float = 0.0,
@@ -41,6 +44,8 @@ class RMSpropTF(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
+        """Step every parameter that has a gradient; gives what ``closure`` gave, None
+        without one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

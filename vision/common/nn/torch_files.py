@@ -77,6 +77,7 @@ def read_torch_file(path: Path, map_location: MapLocation = None, *,
         map_location: as for ``torch.load``; None: the CPU.
         is_mapped: tensors are read from the file when they are used, which must stay there. Their
             check sums are then not compared: for files whose hash was. Not of the old form.
+
     Raises:
         NotPlain: it asks for other things than tensors and plain values.
         BrokenPickle: damaged, or no such file. OSError: it cannot be read.

@@ -88,6 +88,7 @@ class Watchdog:
         self._connecting, self._arming = threading.Lock(), threading.Lock()
 
     def start(self) -> None:
+        """Begin to watch, in threads that end with the process."""
         self._thread.start()
         threading.Thread(target=self._guard, name='watchdog of the store', daemon=True).start()
 
@@ -343,6 +344,7 @@ class Watchdog:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Sleep until the condition holds, ``seconds`` at most."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not condition():
         time.sleep(POLL_S / 5)

@@ -25,6 +25,7 @@ class MobileFaceNet(BaseModule):
                                         stem_stride=stem_stride, variant=variant)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, S, S) -> embeddings (B, dim), not normalised."""
         return self.trunk(x)
 
 
@@ -42,6 +43,7 @@ class IResNet(BaseModule):
                                   stem_stride=stem_stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, S, S) -> embeddings (B, dim), not normalised."""
         return self.trunk(x)
 
 
@@ -66,6 +68,7 @@ class EmbeddingNeck(BaseModule):
         in_channels: channels of the backbone's last map.
         dim: length of the embedding.
         dropout: probability, before the linear layer.
+
     Shapes: tuple of maps, the last (B, in_channels, h, w) -> (B, dim), not normalised.
     """
 
@@ -77,5 +80,6 @@ class EmbeddingNeck(BaseModule):
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, maps: Sequence[Tensor] | Tensor) -> Tensor:
+        """Maps, of which the last (B, in_channels, h, w) is used -> (B, dim), not normalised."""
         last = maps if isinstance(maps, Tensor) else maps[-1]
         return self.norm(self.linear(self.dropout(last.mean((2, 3)))))

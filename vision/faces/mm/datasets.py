@@ -79,6 +79,9 @@ class FaceFiles(LabelledImages):
 
     Args:
         must_exist: look for all of them now; millions on a slow disk take their time.
+
+    Raises:
+        VisionError: VIS-DATA-1075, with ``must_exist`` pictures are not there.
     """
 
     def __init__(self, found: LabelledPaths, pipeline: Sequence[dict] | None = None, *,
@@ -96,6 +99,11 @@ class FaceFiles(LabelledImages):
                               'NAME/NAME_0001.jpg')
 
     def read(self, position: int) -> np.ndarray:
+        """The picture (H, W, 3) uint8 BGR at a position of the list.
+
+        Raises:
+            VisionError: VIS-DATA-1075, it cannot be decoded.
+        """
         return read_image(self.root / str(self.paths[position]))
 
     def size_of(self, position: int) -> tuple[int, int]:
@@ -112,9 +120,11 @@ class TemplateFaces(FaceFiles):
         self.landmarks, self.size = landmarks, size
 
     def read(self, position: int) -> np.ndarray:
+        """The face (size, size, 3) uint8 BGR at a position, aligned."""
         return align_faces(super().read(position), self.landmarks[position][None], self.size)[0]
 
     def size_of(self, position: int) -> tuple[int, int]:
+        """(size, size), once the file has turned out to be a picture."""
         super().size_of(position)  # refuses what is no picture
         return self.size, self.size
 
@@ -162,6 +172,11 @@ class FaceRecord(LabelledImages):
         super().__init__(self.records.labels(), pipeline, num_classes=self.records.num_classes)
 
     def read(self, position: int) -> np.ndarray:
+        """The picture (H, W, 3) uint8 BGR at a position.
+
+        Raises:
+            VisionError: VIS-DATA-1075, it cannot be decoded; VIS-DATA-1068, the record is damaged.
+        """
         content, _ = self.records.read(position)
         return decode_image(content, f'{self.records.reader.path}, '
                             f'record {self.records.keys[position]}')
@@ -177,6 +192,11 @@ class FaceBin(LabelledImages):
         super().__init__(np.zeros(len(found.images)), pipeline, pairs=found.pairs())
 
     def read(self, position: int) -> np.ndarray:
+        """The picture (H, W, 3) uint8 BGR at a position.
+
+        Raises:
+            VisionError: VIS-DATA-1075, it cannot be decoded.
+        """
         image = self.images[position]
         return image if isinstance(image, np.ndarray) else decode_image(
             image, f'{self.path}, image {position}')
@@ -199,6 +219,7 @@ class GlyphDataset(LabelledImages):
             their ``classes``, for a classifier.
         data_root: the prepared folder; it says classes, styles and size.
         every: keep each so-many-th character only: a quicker look while training.
+
     Raises:
         VisionError: VIS-CONFIG-1077 for another split, and what ``PreparedGlyphs`` raises.
     """
@@ -218,9 +239,12 @@ class GlyphDataset(LabelledImages):
                          characters=self.source.characters, **names)
 
     def read(self, position: int) -> np.ndarray:
+        """The character (size, size, 1) uint8 at a position."""
         return self.source(int(self.labels[position]), int(self.styles[position]))[:, :, None]
 
     def is_gallery(self, position: int) -> bool:
+        """Whether the picture is of the first held-out style and of a character that
+        training saw."""
         is_first = self.styles[position] == self.source.num_train_styles
         return bool(self.is_val and is_first and self.labels[position] < self.num_classes)
 

@@ -96,6 +96,7 @@ class ActiveClassHead(BaseModule):
 
         Args:
             num_identities: of the data set; None: it does not say.
+
         Raises:
             VisionError: VIS-DATA-1015, more identities than classes; VIS-DIST-1024, on every
                 rank, when ranks read different data.
@@ -117,6 +118,7 @@ class ActiveClassHead(BaseModule):
 
         Args:
             labels: (B,) int64 of this rank, those of the next ``loss``.
+
         Raises:
             VisionError: VIS-DATA-1014, on every rank, a label outside the classes.
         """
@@ -135,6 +137,7 @@ class ActiveClassHead(BaseModule):
         Args:
             features: (B, d) of this rank, not normalised.
             labels: (B,) int64.
+
         Raises:
             VisionError: VIS-DATA-1014, a label outside the classes; VIS-CONFIG-1012, the rows of
                 the step before were never updated; what the selector says. What one rank has to
@@ -202,6 +205,7 @@ class ActiveClassHead(BaseModule):
         Args:
             with_selector: go on with its index and decisions, too: their steps are those of the
                 run that made them.
+
         Raises:
             VisionError: VIS-CKPT-1017, they are another kind of selector's.
         """

@@ -40,9 +40,16 @@ class ActiveClassHook(Hook):
         self._watch = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep the checkpoint's rows for ``before_train``, when there is a store for them."""
         self._loaded = checkpoint.get('active_class')
 
     def before_train(self, runner) -> None:
+        """Make the class rows, from the checkpoint where it fits, and compare the data with them.
+
+        Raises:
+            VisionError: VIS-CONFIG-1013, gradients are accumulated; VIS-CKPT-1011, a resumed run
+                whose checkpoint lacks the rows; and what ``head.require_data`` refuses.
+        """
         head = self._head(runner)
         self._watch = runner.optim_wrapper.optimizer.register_step_post_hook(self._see_step)
         if getattr(runner.optim_wrapper, '_accumulative_counts', 1) != 1:
@@ -70,11 +77,13 @@ class ActiveClassHook(Hook):
             runner.logger.info(f'class rows: {head.num_classes} new ones')
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Tell the head which step this is, and keep the loss scale that holds in it."""
         self._head(runner).step = runner.iter
         self._scale = _loss_scale(runner.optim_wrapper)
         self._has_stepped = False
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Step the active rows if the optimizer has stepped, else drop their gradients."""
         head, wrapper = self._head(runner), runner.optim_wrapper
         if self._has_stepped:
             head.step_rows(wrapper.param_groups[0]['lr'], self._scale)
@@ -82,6 +91,7 @@ class ActiveClassHook(Hook):
             head.drop_step()
 
     def after_train(self, runner) -> None:
+        """Look at the optimizer no more."""
         self._watch.remove()
 
     def _see_step(self, optimizer, *_) -> None:

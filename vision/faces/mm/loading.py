@@ -25,6 +25,7 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
     Args:
         checkpoint: .pth, .safetensors or zoo:NAME; or the published MobileFaceNet's state.
         with_flip: flip fusion; None: as the config says.
+
     Raises:
         VisionError: VIS-CONFIG-1083, 1130 for a config without a recogniser, VIS-ENV-1084 when the
             device is not there, and what reading weights raises.

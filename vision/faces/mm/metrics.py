@@ -75,6 +75,8 @@ class VerificationMetric(_EmbeddingMetric):
 
     def measure(self, embeddings: np.ndarray, labels: np.ndarray,
                 is_gallery: np.ndarray) -> dict[str, float]:
+        """Embeddings (N, d) unit rows and labels (N,) -> accuracy and its deviation in [0, 1],
+        threshold (squared L2), ``tar@FAR``; ``is_gallery`` plays no part."""
         pairs = self.dataset_meta.get('pairs') or random_pairs(labels, self.num_pairs,
                                                                seed=self.seed)
         found = PairQuestion(pairs, self.fars).measure(
@@ -97,6 +99,9 @@ class IdentificationMetric(_EmbeddingMetric):
             approximate search; candidates are scored exactly, an identity that the index misses
             counts as not found.
         depth: candidates per probe of an approximate search.
+
+    Raises:
+        VisionError: VIS-DATA-1067, ``stranger_share`` outside [0, 1).
     """
 
     default_prefix = 'identification'
@@ -116,6 +121,8 @@ class IdentificationMetric(_EmbeddingMetric):
 
     def measure(self, embeddings: np.ndarray, labels: np.ndarray,
                 is_gallery: np.ndarray) -> dict[str, float]:
+        """Embeddings (N, d) unit rows, labels (N,) and is_gallery (N,) bool -> shares in [0, 1]:
+        ``rankK`` and ``tpir@FPIR``."""
         is_gallery = is_gallery & ~np.isin(labels, self._strangers(labels[is_gallery]))
         ranking = self._rank(embeddings[is_gallery], labels[is_gallery], embeddings[~is_gallery],
                              labels[~is_gallery])

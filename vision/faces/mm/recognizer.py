@@ -26,6 +26,7 @@ class FaceRecognizer(BaseModel):
         head: see ``ActiveClassHead``; None where nothing is trained.
         flip_fusion: add the embedding of the mirrored image, in 'tensor' and 'predict'.
         data_preprocessor: default ``ImgDataPreprocessor`` without mean and std.
+
     Modes: 'tensor' gives embeddings (B, d) of length 1; 'loss' the head's losses, from
         ``gt_label`` of the data samples; 'predict' the data samples, each with ``embedding`` (d,).
     """
@@ -59,6 +60,7 @@ class FaceRecognizer(BaseModel):
 
     def forward(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None,
                 mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
+        """inputs (B, C, H, W), as the preprocessor gives them -> by ``mode``, see above."""
         if mode == 'loss':
             return self._loss(inputs, data_samples)
         assert mode in ('tensor', 'predict'), mode
@@ -71,7 +73,8 @@ class FaceRecognizer(BaseModel):
         return list(samples)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Embeddings (B, d) as the backbone leaves them; their length carries quality."""
+        """inputs (B, C, H, W) -> embeddings (B, d) as the backbone leaves them; their length
+        carries quality."""
         out = self.backbone(inputs)
         return out if self.neck is None else self.neck(out)
 

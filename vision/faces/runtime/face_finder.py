@@ -36,6 +36,7 @@ class FaceFinder:
     Args:
         weights: .onnx of YuNet, with outputs cls_8 ... kps_32.
         min_score: faces below it are left out.
+
     Raises:
         VisionError: VIS-CKPT-1103 when the file is absent or another network, VIS-ENV-1107 without
             onnxruntime.
@@ -109,7 +110,11 @@ def decode_faces(outputs: Mapping[str, np.ndarray], width: int, *, min_score: fl
 
 
 def align_faces(image_bgr: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
-    """Standard crops (N, size, size, 3) uint8 of faces with landmarks (N, 5, 2)."""
+    """Standard crops (N, size, size, 3) uint8 BGR of a picture (H, W, 3).
+
+    Args:
+        landmarks: (N, 5, 2) x y in px of the picture, in the order of ``alignment.template``.
+    """
     matrices = similarity_transforms(landmarks, template(size)) if len(landmarks) else []
     crops = [cv2.warpAffine(image_bgr, matrix, (size, size), flags=cv2.INTER_LINEAR)
              for matrix in matrices]

@@ -145,6 +145,9 @@ class PathBridge:
         return float(self._certainty[is_counted].sum() / num_objects)
 
     def fill(self, linker: TrackLinker) -> FilledInterval:
+        """Boxes of the inner frames, none without ``is_filled``; the right boxes get their ids
+        from the linker here, and ``drift`` (N, 2), their mean movement from the left keyframe,
+        px a frame."""
         rows, right = linker.link(self.left.boxes, self.right.boxes, self.pairs)
         if not self.is_filled:
             return FilledInterval([], [], right, self._drift())

@@ -75,9 +75,11 @@ class BoxFilter:
         return np.concatenate([centre - half, centre + half], axis=1)
 
     def select(self, index: np.ndarray) -> None:
+        """Keep filters by boolean mask (N,) or integer index, in that order."""
         self.mean, self.covariance = self.mean[index], self.covariance[index]
 
     def extend(self, other: BoxFilter) -> None:
+        """Append the filters of other boxes behind these."""
         self.mean = np.concatenate([self.mean, other.mean])
         self.covariance = np.concatenate([self.covariance, other.covariance])
 

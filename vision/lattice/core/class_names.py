@@ -32,8 +32,8 @@ class ClassNames:
     Args:
         names: judged classes, in label order.
         unknown: classes of the data set that the detector cannot know; they are not judged.
-        truth_to_judged, detector_to_judged: (number of classes,) int64, label in ``names`` or
-            ``LEFT_OUT``.
+        truth_to_judged, detector_to_judged: (K,) int64 over all K classes of that side, label in
+            ``names`` or ``LEFT_OUT``.
     """
 
     names: tuple[str, ...]
@@ -55,6 +55,7 @@ def join_classes(truth: Sequence[str], detector: Sequence[str],
         truth, detector: class names in label order.
         joined: judged name -> names, of either side, that mean it. Names outside stand for
             themselves.
+
     Raises:
         VisionError: VIS-DATA-407, no class of the data set is known to the detector.
     """

@@ -60,6 +60,7 @@ class CocoVideo:
 
     @property
     def num_boxes(self) -> int:
+        """In all frames together, crowd regions included."""
         return len(self._boxes)
 
     @property
@@ -79,6 +80,7 @@ class CocoVideo:
 
     @property
     def frames(self) -> list[CocoFrame]:
+        """All frames in order; made anew at each access."""
         return [self.frame(i) for i in range(len(self))]
 
 
@@ -94,10 +96,12 @@ class CocoVid:
 
     @property
     def num_frames(self) -> int:
+        """In all videos together."""
         return sum(len(video) for video in self.videos)
 
     @property
     def num_boxes(self) -> int:
+        """In all videos together, crowd regions included."""
         return sum(video.num_boxes for video in self.videos)
 
 
@@ -137,6 +141,7 @@ def load_cocovid(path: Path | str, *, classes: Sequence[str] | None = None,
         classes: names (or WordNet ids) in label order; boxes of other categories are left out and
             counted. None takes every category, in the order of their ids.
         bad_boxes: ``stop``, or ``drop`` (and count) single boxes that break a rule.
+
     Raises:
         VisionError: a rule is broken; a class name is not in the file; nothing is in the file.
     """
@@ -276,6 +281,8 @@ class CocoVidWriter:
                 **{name: _plain(values[i]) for name, values in flags.items()}))
 
     def to_dict(self) -> dict:
+        """What the file will hold, so far: ``info``, ``categories``, ``videos``, ``images``,
+        ``annotations``."""
         return dict(info=self.info, categories=self.categories, videos=self.videos,
                     images=self.images, annotations=self.annotations)
 
@@ -287,6 +294,7 @@ class CocoVidWriter:
         part.replace(path)
 
     def counts(self) -> dict[str, int]:
+        """Videos, frames, boxes and tracks so far; a track is one instance of one video."""
         return dict(videos=len(self.videos), frames=len(self.images),
                     boxes=len(self.annotations), tracks=len(self._instances))
 

@@ -35,6 +35,7 @@ def statistics(data: CocoVid) -> dict[str, int | float | dict[str, int]]:
 
 
 def print_statistics(data: CocoVid) -> None:
+    """``statistics`` on stdout, a line for each."""
     for name, value in statistics(data).items():
         if isinstance(value, dict):
             value = ', '.join(f'{key} {count}' for key, count in value.items())

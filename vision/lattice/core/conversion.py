@@ -26,7 +26,8 @@ def converter_parser(doc: str, source: str, *, splits: Sequence[str],
 
 
 def ilsvrc_parser(doc: str, *, default: Sequence[str]) -> argparse.ArgumentParser:
-    """And --lists and --nproc, for the tree of ImageNet's archives."""
+    """``converter_parser`` with ``--lists`` and ``--nproc``, for the tree of ImageNet's
+    archives."""
     parser = converter_parser(doc, 'folder with Annotations, Data and Lists',
                               splits=('train', 'val'), default=default)
     parser.add_argument('--lists', type=Path, help='folder of the lists (default: INPUT/Lists)')
@@ -52,6 +53,8 @@ def convert_splits(args: argparse.Namespace, convert: Callable[[str], Path]) -> 
 
 
 def prepare_parser(doc: str, source: str, out: str) -> argparse.ArgumentParser:
+    """A command's parser with ``--source`` and ``--out``; ``source`` is the help of the first,
+    ``out`` the default of the second."""
     parser = command_parser(doc)
     parser.add_argument('--source', type=Path, required=True, help=source)
     parser.add_argument('--out', type=Path, default=Path(out),

@@ -17,9 +17,10 @@ ACTIVE_SHARE = 0.05
 
 def pair_easiness(left_xyxy: np.ndarray, right_xyxy: np.ndarray, frame_size: tuple[int, int], *,
                   size_cap: float = SIZE_CAP) -> np.ndarray:
-    """(P,) size x motion of paired boxes (P, 4), each factor in [0, 1].
+    """(P,) size x motion of paired boxes, left and right (P, 4) xyxy in px, each factor in [0, 1].
 
-    motion = IoU of the two boxes; size = min(1, sqrt(sqrt(A_l A_r)) / (size_cap sqrt(H W))).
+    motion = IoU of the two boxes; size = min(1, sqrt(sqrt(A_l A_r)) / (size_cap sqrt(H W)));
+    ``frame_size`` is (H, W) in px.
     """
     size = (box_areas(left_xyxy) * box_areas(right_xyxy)) ** 0.25
     size = np.minimum(1, size / (size_cap * np.sqrt(np.prod(frame_size))))

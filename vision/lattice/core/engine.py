@@ -40,6 +40,8 @@ HOLE_S, HOLE_IN_STEPS, USUAL_STEPS = 1.0, 5.0, 9
 
 
 class Detector(Protocol):
+    """What the engine asks of a detector: any object with this method."""
+
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
         """Full detection on one frame (H, W, 3) uint8, boxes in its pixels."""
 
@@ -105,6 +107,9 @@ class LatticeEngine:
     At most 2 ``policy.gap_frames`` + 1 frames are held, with an executor, else half of that.
     Images are kept by reference until their interval is done: do not write into an array that was
     pushed.
+
+    Raises:
+        VisionError: VIS-CONFIG-106, another mode.
     """
 
     def __init__(self, detector: Detector, filler: Filler, policy: KeyframePolicy, *,
@@ -130,10 +135,12 @@ class LatticeEngine:
 
     @property
     def policy(self) -> KeyframePolicy:
+        """Where keyframes are; its ``account``, where it has one, says what was spent so far."""
         return self._policy
 
     @property
     def stats(self) -> EngineStats:
+        """Frames, keyframes, cuts and holes so far."""
         return EngineStats(self._num_frames, self._num_keyframes, self._num_cuts, self._num_holes)
 
     @property
@@ -153,6 +160,7 @@ class LatticeEngine:
             frame_id: one more than that of the frame before; the first may be any.
             time_s: when the frame was taken, greater than that of the frame before; default: the
                 frame_id, that is, frames at equal distances and without holes.
+
         Raises:
             VisionError: ``VIS-INPUT-102`` frame_id or time, ``VIS-INPUT-103`` image.
         """

@@ -78,10 +78,12 @@ class Span:
 
     @property
     def gap_frames(self) -> int:
+        """Frames from one keyframe to the other, F - 1."""
         return len(self.images) - 1
 
     @property
     def frame_size(self) -> tuple[int, int]:
+        """(H, W) of the frames, px."""
         return self.images[-1].shape[:2]
 
     @property

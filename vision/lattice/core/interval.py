@@ -55,7 +55,8 @@ class Networks(Protocol):
         """Full detection on one frame (H, W, 3) uint8."""
 
     def grey(self, image_bgr: np.ndarray) -> np.ndarray:
-        """The small grey frame (h, w) float32 in [0, 1] on which motion is measured."""
+        """A frame (H, W, 3) uint8 BGR -> the small grey one (h, w) on which motion is measured,
+        float32 in [0, 1]."""
 
     def propagate(self, boxes: FrameBoxes, greys: np.ndarray, *, frame_size: tuple[int, int],
                   stage: int) -> Propagated:
@@ -65,12 +66,13 @@ class Networks(Protocol):
         """
 
     def refine(self, boxes: FrameBoxes, image_bgr: np.ndarray, *, stage: int) -> Refined:
-        """Boxes corrected on the frame on which they lie."""
+        """Boxes corrected on the frame (H, W, 3) uint8 BGR on which they lie."""
 
 
 @dataclass(frozen=True, eq=False)
 class GreyFrame:
-    """Args: grey (h, w) float32 in [0, 1], or uint8 where no network looks at it."""
+    """A frame as this filler needs it: ``grey`` (h, w) float32 in [0, 1], or uint8 where no
+    network looks at it."""
 
     grey: np.ndarray
 
@@ -98,9 +100,11 @@ class NodeFiller:
         min_score: objects whose best score is lower are not worth the networks; they are
             interpolated as with num_stages=0. One that is sure at one keyframe and weak at the
             other is propagated from both.
+
     Attributes:
         num_propagations: calls of ``propagate`` (one direction each) since the filler was made.
         num_refinements: calls of ``refine``.
+
     Raises:
         VisionError: ``VIS-CONFIG-101`` num_stages, ``VIS-CONFIG-104`` merge.
     """
@@ -119,13 +123,16 @@ class NodeFiller:
         self.num_refinements = 0
 
     def prepare(self, image_bgr: np.ndarray) -> GreyFrame:
+        """A frame (H, W, 3) uint8 BGR as the networks want it: grey, at the size they work at."""
         return GreyFrame(self.networks.grey(image_bgr))
 
     def carry(self, left: FrameBoxes, prepared: GreyFrame, frame_size: tuple[int, int],
               drift: None = None) -> NodeCarrier:
+        """Start from the boxes of a keyframe of size (H, W); drift is of no use here."""
         return NodeCarrier(self, left, prepared, frame_size)
 
     def bridge(self, carrier: NodeCarrier, right: FrameBoxes, span: Span) -> NodeBridge:
+        """Two keyframes with the frames between them; the carrier's own boxes are not used."""
         return NodeBridge(self, carrier.left, right, span)
 
     def solve(self, left: FrameBoxes, right: FrameBoxes, span: Span,
@@ -212,14 +219,18 @@ class NodeCarrier:
         self._filler, self._frame_size, self._greys = filler, frame_size, [prepared.grey]
 
     def step(self, prepared: GreyFrame) -> None:
+        """The next frame; its motion counts from now on."""
         self._greys.append(prepared.grey)
 
     def until(self, num_steps: int) -> NodeCarrier:
+        """A carrier as it was after so many steps, to read ``latest`` from."""
         earlier = copy(self)
         earlier._greys = self._greys[:num_steps + 1]
         return earlier
 
     def latest(self) -> FrameBoxes:
+        """The keyframe's boxes, moved to the newest frame by one propagation where there are
+        stages and their score is high enough."""
         is_wanted = self.left.scores >= self._filler.min_score
         if not self._filler.num_stages or not is_wanted.any() or len(self._greys) < 2:
             return self.left
@@ -242,6 +253,8 @@ class NodeBridge:
     span: Span
 
     def easiness(self, size_cap: float) -> float:
+        """``interval_easiness`` of both keyframes' boxes and the frames between them, in
+        [0, 1]."""
         greys = np.stack([prepared.grey for prepared in self.span.prepared])
         if greys.dtype == np.uint8:
             greys = greys / np.float32(255)
@@ -249,6 +262,7 @@ class NodeBridge:
                                  size_cap=size_cap)
 
     def fill(self, linker: TrackLinker) -> FilledInterval:
+        """Boxes of the inner frames; the right boxes get their ids from the linker here."""
         return self.filler.solve(self.left, self.right, self.span, linker)
 
 

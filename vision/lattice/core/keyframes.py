@@ -36,6 +36,8 @@ class Interval:
     measure: Callable[[float], float]
 
     def easiness(self, size_cap: float = SIZE_CAP) -> float:
+        """In [0, 1], measured now; a box as large as ``size_cap`` of the frame is as easy as can
+        be."""
         return self.measure(size_cap)
 
 
@@ -86,6 +88,7 @@ class UniformKeyframes:
         """Nothing to remember."""
 
     def split(self, interval: Interval) -> bool:
+        """Never: the first grid is all."""
         return False
 
 
@@ -114,6 +117,8 @@ class AdaptiveKeyframes:
         """Nothing to remember."""
 
     def split(self, interval: Interval) -> bool:
+        """Whether the easiness is below the threshold; an interval of gap 1 has no middle
+        frame."""
         return interval.gap_frames >= 2 and interval.easiness(self.beta) < self.threshold
 
 
@@ -141,7 +146,7 @@ class RateController:
         self.aim(gap_frames, target_keyframe_rate)
 
     def aim(self, gap_frames: int, target_keyframe_rate: float) -> None:
-        """From now on another rate, on intervals of another length."""
+        """Meet another rate from now on, on intervals of another length."""
         self._rate = target_keyframe_rate
         self._share = target_keyframe_rate * gap_frames - 1
 
@@ -186,14 +191,18 @@ class CostController:
 
     @property
     def mean_ms(self) -> float:
+        """Milliseconds per frame so far, 0 before the first."""
         return self.spent_ms / max(self.num_frames, 1)
 
     def observe_detection(self, ms: float) -> None:
+        """A detection took so long."""
         mean = ms if self._detection_ms is None else self._detection_ms
         self._detection_ms = mean + (ms - mean) / self.NUM_DETECTIONS
         self._detections_ms += ms
 
     def observe_frame(self, ms: float) -> None:
+        """A frame took so long, with what was detected for it; ``rate`` is set for the
+        next ones."""
         keep = 1 - 1 / self.HORIZON
         self._weight = keep * self._weight + 1
         self._frame_ms = keep * self._frame_ms + ms
@@ -264,23 +273,30 @@ class BudgetKeyframes:
 
     def timed(self, detector: Any, clock: Callable[[], float] = time.perf_counter
               ) -> TimedDetector:
-        """The same detector; what its calls take is observed. Args: clock, s."""
+        """The same detector; the milliseconds of its calls are observed.
+
+        Args:
+            clock: seconds.
+        """
         return TimedDetector(detector, self.observe_detection, clock)
 
     def observe_detection(self, ms: float) -> None:
-        """What one detection took, in whichever thread."""
+        """One detection took so many milliseconds, in whichever thread."""
         if self._cost is not None:
             self._cost.observe_detection(ms)
 
     def observe_frame(self, ms: float) -> None:
-        """What one frame took in all, detections included."""
+        """One frame took so many milliseconds in all, detections included."""
         if self._cost is not None:
             self._cost.observe_frame(ms)
 
     def start_segment(self) -> None:
+        """One frame, which is a keyframe whatever the budget says, is spent."""
         self._spend(num_frames=1)
 
     def split(self, interval: Interval) -> bool:
+        """Whether this interval is among the hardest that the budget pays for. Its frames, and the
+        keyframe at its end, count as spent either way."""
         if self._cost is not None:
             self._rates.aim(interval.gap_frames, self._cost.rate)
         self._spend(interval.gap_frames)
@@ -325,9 +341,12 @@ class TimedDetector:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the detector's classes, in label order."""
         return self._detector.classes
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """The detector's boxes on a frame (H, W, 3) uint8 BGR; ``observe`` is told how long they
+        took."""
         start = self._clock()
         boxes = self._detector.detect(image_bgr)
         self._observe((self._clock() - start) * 1e3)
@@ -352,8 +371,10 @@ class RandomKeyframes:
         self._lots = np.random.default_rng(seed)
 
     def start_segment(self) -> None:
+        """One frame, which is a keyframe in any case, is spent."""
         self._controller.spend_keyframe(num_frames=1)
 
     def split(self, interval: Interval) -> bool:
+        """Whether the lot falls on this interval."""
         self._controller.spend_keyframe(interval.gap_frames)
         return interval.gap_frames >= 2 and self._controller.pick(self._lots.random())

@@ -91,7 +91,8 @@ def _unpaired(left: FrameBoxes, right: FrameBoxes, pairs: np.ndarray) -> list[np
 
 
 def rows_without(num_rows: int, rows: np.ndarray) -> np.ndarray:
-    """All rows but these, growing. ``np.setdiff1d`` sorts, and takes ten times as long."""
+    """(M,) int64: all of 0..num_rows-1 but these (N,), growing. ``np.setdiff1d`` sorts, and takes
+    ten times as long."""
     is_left = np.ones(num_rows, bool)
     is_left[rows] = False
     return np.flatnonzero(is_left)

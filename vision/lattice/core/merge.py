@@ -38,6 +38,7 @@ class Side:
 
     @classmethod
     def empty(cls, num_rows: int) -> Side:
+        """R rows of which nothing is known."""
         return cls(np.zeros((num_rows, 4)), np.zeros(num_rows), np.zeros(num_rows, bool))
 
     def take(self, index: np.ndarray) -> Side:
@@ -71,6 +72,7 @@ class Meeting:
 
     @property
     def reached_by_both(self) -> np.ndarray:
+        """(R,) bool: both propagations put a box there."""
         return self.left.is_known & self.right.is_known
 
     def with_both(self, boxes_of_both: np.ndarray) -> np.ndarray:
@@ -82,6 +84,7 @@ class Meeting:
 
     @property
     def is_known(self) -> np.ndarray:
+        """(R,) bool: a propagation put a box there, or interpolation did."""
         return self.left.is_known | self.right.is_known | self.linear.is_known
 
 
@@ -95,7 +98,10 @@ def _evidence(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
 
 
 def merge_pair(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of both boxes, weighted by score and closeness in time (our choice)."""
+    """Mean of both boxes, weighted by score and closeness in time (our choice).
+
+    Returns (R, 4) boxes xyxy in px and (R,) bool, as every merge does.
+    """
     left, right = _evidence(meeting)
     total = left + right
     share = np.divide(left, total, out=np.full_like(total, meeting.left_weight),
@@ -105,7 +111,7 @@ def merge_pair(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
 
 
 def merge_median(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
-    """Each coordinate is the median of left, right and the linear box.
+    """Each coordinate is the median of left, right and the linear box: (R, 4) boxes, (R,) bool.
 
     Our choice: where motion is unreliable one of the propagations goes astray, and the middle of
     three candidates ignores it without a threshold.
@@ -116,7 +122,8 @@ def merge_median(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
 
 
 def merge_agree(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
-    """The linear box, moved as far as left and right agree that it is wrong (our choice).
+    """The linear box, moved as far as left and right agree that it is wrong (our choice): (R, 4)
+    boxes, (R,) bool.
 
     A positive-part James-Stein estimate with the linear box as its origin: m is the mean of both
     sides' departures from the linear box and d half of their difference; m is shrunk by
@@ -146,7 +153,8 @@ def _centre_form(boxes: np.ndarray) -> np.ndarray:
 
 
 def merge_union_nms(meeting: Meeting) -> tuple[np.ndarray, np.ndarray]:
-    """Union of both sides, thinned by suppression within classes at IoU 0.5.
+    """Union of both sides, thinned by suppression within classes at IoU 0.5: (R, 4) boxes, (R,)
+    bool.
 
     The plainest merge: no box is moved. A row stands for one object, so where both of its boxes
     survive, the one of more evidence speaks for it; where both are suppressed by other objects it
@@ -172,7 +180,11 @@ MERGES: dict[str, Merge] = dict(union_nms=merge_union_nms, pair=merge_pair, medi
 
 
 def get_merge(name: str) -> Merge:
-    """The merge of that name; ``VIS-CONFIG-104`` lists the names when there is none."""
+    """The merge of that name.
+
+    Raises:
+        VisionError: VIS-CONFIG-104, with all names, when there is none.
+    """
     if name not in MERGES:
         raise VisionError('VIS-CONFIG-104', f'merge={name!r} is not known', where='merge',
                           why=f'the merges are {", ".join(sorted(MERGES))}',

@@ -13,14 +13,15 @@ MOTION_THRESHOLD = 25 / 255
 
 
 def box_blur(greys: np.ndarray) -> np.ndarray:
-    """3x3 mean of (..., h, w), edge pixels repeated outwards."""
+    """3x3 mean of greys (..., h, w), edge pixels repeated outwards; of the same shape."""
     padded = np.pad(greys, [(0, 0)] * (greys.ndim - 2) + [(1, 1), (1, 1)], mode='edge')
     rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def active_steps(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD) -> np.ndarray:
-    """(n, h, w) bool: the blurred pixel changed by more than ``threshold`` in step i + 1."""
+    """(n, h, w) bool of greys (n + 1, h, w): the blurred pixel changed by more than ``threshold``
+    in step i + 1."""
     blurred = box_blur(np.asarray(greys, np.float32))
     return np.abs(blurred[1:] - blurred[:-1]) > np.float32(threshold)
 
@@ -39,6 +40,7 @@ def motion_history(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD,
         duration: time until a movement is forgotten; by default from the first to the last frame.
         times: (n + 1,) when the frames were taken, increasing or (time-reversed) decreasing, in
             the unit of ``duration``; by default 0, 1, ..., n.
+
     Raises:
         ValueError: shapes disagree, or duration <= 0.
     """
@@ -60,5 +62,5 @@ def motion_history(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD,
 
 
 def activity(greys: np.ndarray, *, threshold: float = MOTION_THRESHOLD) -> float:
-    """Share of the pixels that moved in any step, in [0, 1]."""
+    """Share of the pixels of greys (n + 1, h, w) in [0, 1] that moved in any step, in [0, 1]."""
     return float(active_steps(greys, threshold=threshold).any(axis=0).mean())

@@ -45,13 +45,16 @@ LINE_POINTS, LINE_DOUBT_POINTS, LINE_FRAMES = 0.5, 4.0, 8.0
 
 @dataclass(frozen=True, eq=False)
 class Paths:
-    """Shapes: xy (F, N, P, 2) float32; is_good (F, N, P) bool, followed up to this frame."""
+    """Points of N boxes, P each, on F frames.
+
+    Shapes: xy (F, N, P, 2) float32; is_good (F, N, P) bool, followed up to this frame.
+    """
 
     xy: np.ndarray
     is_good: np.ndarray
 
     def take(self, rows: np.ndarray) -> Paths:
-        """The paths of some boxes, by index."""
+        """The paths of some boxes, by index (M,)."""
         return Paths(self.xy[:, rows], self.is_good[:, rows])
 
 

@@ -26,8 +26,8 @@ MIN_DEVIATION = 1 / 255  # a frame flatter than this holds nothing but rounding
 def histogram_distance(before: np.ndarray, after: np.ndarray) -> float:
     """Mean over the blocks of half the L1 distance of their histograms, in [0, 1].
 
-    Of frames (h, w) brought to mean 0 and deviation 1; bins from -2 to 2 deviations, what lies
-    outside in the last ones.
+    Of frames before and after (h, w) brought to mean 0 and deviation 1; bins from -2 to 2
+    deviations, what lies outside in the last ones.
     """
     return float(np.abs(_histograms(before) - _histograms(after)).sum(axis=1).mean() / 2)
 

@@ -19,6 +19,7 @@ class FrameBoxes:
     Shapes: boxes_xyxy (N, 4) float32, x1 y1 x2 y2 in pixels of the original frame; scores (N,)
         float32 in [0, 1]; labels (N,) int64, index into the classes; track_ids (N,) int64,
         ``UNLINKED`` before a linker has seen the box, else >= 1.
+
     Raises:
         ValueError: the arrays disagree about N.
     """
@@ -48,20 +49,24 @@ class FrameBoxes:
 
     @classmethod
     def empty(cls) -> FrameBoxes:
+        """No boxes: every array has length 0."""
         return cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0))
 
     @classmethod
     def concatenate(cls, parts: Iterable[FrameBoxes]) -> FrameBoxes:
+        """Boxes of all parts in order; ids stay as they are."""
         parts = list(parts) or [cls.empty()]
         return cls(*(np.concatenate([getattr(part, name) for part in parts])
                      for name in ('boxes_xyxy', 'scores', 'labels', 'track_ids')))
 
     def select(self, index: np.ndarray) -> FrameBoxes:
-        """Rows by boolean mask or integer index, in that order."""
+        """Boxes by boolean mask (N,) or integer index (M,), in that order."""
         return FrameBoxes(self.boxes_xyxy[index], self.scores[index], self.labels[index],
                           self.track_ids[index])
 
     def replace(self, **arrays: np.ndarray) -> FrameBoxes:
+        """A copy with other arrays in place of those named, such as ``labels=`` (N,); N may change
+        only if all of them do."""
         old = dict(boxes_xyxy=self.boxes_xyxy, scores=self.scores, labels=self.labels,
                    track_ids=self.track_ids)
         return FrameBoxes(**(old | arrays))

@@ -81,8 +81,10 @@ class VideoEvaluation:
 
     Args:
         truths, detections, num_classes, protocol: as ``evaluate_video``.
+
     Attributes:
         video_ids: (V,) videos in the order that ``video_weights`` has.
+
     Raises:
         VisionError: VIS-CONFIG-405 unknown protocol; VIS-DATA-401..404 (``vid_match``);
             VIS-DATA-409 when speed is asked for and tracks are missing.
@@ -111,7 +113,11 @@ class VideoEvaluation:
 
     def mean_ap(self, thresholds: np.ndarray | float = 0.5, *, speed: str | None = None,
                 video_weights: np.ndarray | None = None) -> float:
-        """Mean over thresholds and classes, in [0, 1]."""
+        """Mean over thresholds and classes, in [0, 1]; NaN where no class has ground truth.
+
+        Args:
+            thresholds, speed, video_weights: as ``class_ap``; thresholds (T,) or a scalar.
+        """
         values = self.class_ap(thresholds, speed=speed, video_weights=video_weights)
         known = values[~np.isnan(values)]
         return float(known.mean()) if len(known) else float('nan')

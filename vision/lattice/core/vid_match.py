@@ -43,6 +43,11 @@ class Table:
 
     Detections are ordered by frame, label, falling score; ``slots[f]`` lists the ground truths
     of frame f, padded by -1. ``video`` and ``frame_id`` are per frame, ``video`` counts from 0.
+
+    Shapes: video, frame_id (F,); gt_box (G, 4) xyxy in px, its frame, label and instance (G,);
+        slots (F, K) positions among the G; crowd_box (C, 4), crowd_label (C,), crowd_slots (F, L);
+        det_box (D, 4) xyxy in px, its frame, label, score and rank (D,), where rank counts from 0
+        within frame and class.
     """
 
     video: np.ndarray
@@ -64,6 +69,7 @@ class Table:
 
     @property
     def num_videos(self) -> int:
+        """Videos that any frame belongs to."""
         return int(self.video.max()) + 1 if len(self.video) else 0
 
 
@@ -210,6 +216,7 @@ def match(table: Table, thresholds: np.ndarray, tolerances: np.ndarray, *, extra
         tolerances: (G,) upper limit of that IoU for each ground truth (small objects).
         extra: 1 for inclusive pixels, else 0.
         is_last_best: which of several equal IoUs wins; pycocotools takes the last one.
+
     Returns:
         (D, T) int32, the ground truth's row, ``UNMATCHED`` or ``CROWD``.
     """

@@ -40,6 +40,7 @@ class CocoVideoDataset(BaseVideoDataset):
             a broken image.
         max_bad_share: of all frames; more skipped images stop the run.
         check_files: look for every image before work starts.
+
     Raises:
         VisionError: the file breaks a rule, has no wanted class or (in training) no box, or
             images are missing.
@@ -63,6 +64,12 @@ class CocoVideoDataset(BaseVideoDataset):
         super().__init__(*args, data_prefix=prefix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        """A record for each video; what was repaired or left out is printed.
+
+        Raises:
+            VisionError: VIS-DATA-207, no box of the wanted classes (in training); VIS-DATA-208,
+                images are missing; and what ``load_cocovid`` raises.
+        """
         data = load_cocovid(self.ann_file, classes=self.metainfo['classes'],
                             bad_boxes=self.bad_boxes)
         if not self.test_mode and not data.num_boxes:
@@ -109,6 +116,7 @@ class CocoVideoDataset(BaseVideoDataset):
         return self._last[1]
 
     def get_len_per_video(self, idx: int) -> int:
+        """Frames of a video."""
         return len(self.record(idx)['img_path'])
 
     def frame_info(self, video: int, frame: int, *, with_instances: bool = True) -> dict:
@@ -140,6 +148,8 @@ class CocoVideoDataset(BaseVideoDataset):
                             for frame in range(length)])
 
     def prepare_data(self, idx: int | tuple[int, int]):
+        """A frame (video, frame) or a whole video through the pipeline; None where a broken image
+        is skipped, and another one is drawn."""
         info = self.frame_info(*idx) if isinstance(idx, tuple) else self.video_info(idx)
         try:
             return self.pipeline(info)
@@ -152,13 +162,22 @@ class CocoVideoDataset(BaseVideoDataset):
             return None  # the caller draws another item
 
     def get_cat_ids(self, index: int | tuple[int, int]) -> list[int]:
+        """Labels of the boxes of a frame (video, frame), or of all frames of a video."""
         if isinstance(index, tuple):
             return self.frame_info(*index)['labels'].tolist()
         return self.record(index)['labels'].tolist()
 
 
 def refuse_missing_images(paths, *, total: int, where: str) -> None:
-    """Stop before work starts when image files are not there (lists folders, opens nothing)."""
+    """Stop before work starts when image files are not there (lists folders, opens nothing).
+
+    Args:
+        total: images of the data set, for the error.
+        where: what names them, for the error.
+
+    Raises:
+        VisionError: VIS-DATA-208.
+    """
     wanted = defaultdict(list)
     for path in paths:
         folder, name = os.path.split(path)
@@ -176,7 +195,15 @@ def refuse_missing_images(paths, *, total: int, where: str) -> None:
 
 
 def count_bad_image(seen: set[str], error: VisionError, *, limit: int) -> None:
-    """Note a skipped image of this process; stop when there are too many."""
+    """Note a skipped image of this process; stop when there are too many.
+
+    Args:
+        seen: what was skipped so far; grows.
+        limit: most that may be.
+
+    Raises:
+        VisionError: VIS-DATA-209, it is one more.
+    """
     seen.add(error.what)
     print_log(f'skipped (number {len(seen)}, limit {limit}): {error.what}', 'current')
     if len(seen) > limit:
@@ -201,6 +228,7 @@ class MixedVideoImageDataset(Dataset):
         filter_empty: leave out frames without a box, as mmdet's data sets do.
         on_bad_image, max_bad_share: as in ``CocoVideoDataset``, of all samples.
         max_refetch: how often another sample is drawn when the pipeline gives none.
+
     Raises:
         VisionError: the parts have different classes; a part gives no sample.
     """
@@ -257,6 +285,7 @@ class MixedVideoImageDataset(Dataset):
         return len(self.places)
 
     def get_data_info(self, idx: int) -> dict:
+        """The dict of one sample before the pipeline, as its part gives it, and ``sample_idx``."""
         number, place = self.places[idx]
         if number < len(self.videos):
             return self.videos[number].frame_info(*place) | dict(sample_idx=idx)
@@ -264,6 +293,7 @@ class MixedVideoImageDataset(Dataset):
         return info | dict(sample_idx=idx)
 
     def get_cat_ids(self, idx: int) -> list[int]:
+        """Labels of the boxes of one sample."""
         return [row['bbox_label'] for row in self.get_data_info(idx)['instances']]
 
     def __getitem__(self, idx: int):

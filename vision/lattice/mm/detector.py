@@ -61,6 +61,7 @@ class LatticeDetector(BaseModel):
         rescoring: None, or 'average', which holds the boxes of a video until its last frame.
         refine_stages, refine_step, use_confidence: as in ``TorchNetworks``.
         grey_long_side: px of the grey frames on which motion is measured.
+
     Attributes:
         runtime: ``onnxruntime`` or ``torch``, whichever the detector runs in.
         checkpoint_optional_prefixes: the detector's weights come from its own config; a
@@ -69,6 +70,10 @@ class LatticeDetector(BaseModel):
             classes of refinement where it is not to classify.
         weights_classes: class names that the weights loaded last were trained on; None when
             nothing was loaded, or a file that does not tell.
+
+    Raises:
+        VisionError: VIS-CONFIG-701, another ``rescoring``; VIS-CONFIG-707, networks for a method
+            that has none; and what ``build_policy`` refuses of ``keyframes``.
     """
 
     checkpoint_optional_prefixes = ('detector.',)
@@ -130,17 +135,27 @@ class LatticeDetector(BaseModel):
 
     @property
     def device(self) -> torch.device:
+        """Where inputs and networks are."""
         return self.data_preprocessor.device
 
     @property
     def runtime(self) -> str:
+        """What the detector runs in: 'onnxruntime' or 'torch'."""
         return 'onnxruntime' if self.detector_config['type'] == 'OnnxDetector' else 'torch'
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the detector's classes, in label order; builds the detector."""
         return self.detector.classes
 
     def build_networks(self) -> TorchNetworks:
+        """The networks with the detector, as ``NodeFiller`` asks them; precision as autocast has
+        it now.
+
+        Raises:
+            VisionError: a method without networks; refinement that knows other classes than the
+                detector.
+        """
         self._require_networks()
         precision = torch.float32
         if torch.is_autocast_enabled(self.device.type):
@@ -225,7 +240,11 @@ class LatticeDetector(BaseModel):
 
     def forward(self, inputs, data_samples: list | None = None, mode: str = 'tensor'):
         """``loss``: inputs of ``LatticeTrainingSample``, collated; ``predict``: frames (3, H, W)
-        uint8 BGR with data_samples of ``PackVideoFrame``, in the order of the video."""
+        uint8 BGR with data_samples of ``PackVideoFrame``, in the order of the video.
+
+        Raises:
+            VisionError: VIS-CONFIG-702, another mode.
+        """
         if mode == 'loss':
             return self.loss(inputs)
         if mode == 'predict':
@@ -235,6 +254,12 @@ class LatticeDetector(BaseModel):
                           do="use mode='loss' or mode='predict'; build_engine() for frames")
 
     def loss(self, inputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        """Scalar losses by name.
+
+        Args:
+            inputs: of ``LatticeTrainingSample`` (shapes there), in lists of one entry a sample;
+                each sample is two, one from either end.
+        """
         self._require_networks()
         self.weights_classes, self._nameless_weights = self._training_classes, ''
         columns = [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(),
@@ -243,9 +268,11 @@ class LatticeDetector(BaseModel):
         return lattice_losses(self.propagation, self.refinement, samples)
 
     def val_step(self, data: dict) -> list:
+        """Samples of the frames that are finished; while there are none, one without results."""
         return super().val_step(data) or [_nothing_yet()]
 
     def test_step(self, data: dict) -> list:
+        """Samples of the frames that are finished; while there are none, one without results."""
         return super().test_step(data) or [_nothing_yet()]
 
     @torch.no_grad()
@@ -275,6 +302,8 @@ class LatticeDetector(BaseModel):
                 do="test_dataloader: sampler=dict(type='VideoFrameSampler'), no shuffling")
 
     def train(self, mode: bool = True) -> LatticeDetector:
+        """As torch's; a test under way is dropped. The detector is no part of it and stays as it
+        is."""
         self._session = None  # a test that was cut short must not reach into the next one
         return super().train(mode)
 

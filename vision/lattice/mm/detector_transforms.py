@@ -20,6 +20,7 @@ class RandomObjectCrop(BaseTransform):
     Args:
         crop_size: (height, width); the whole side where the image is smaller.
         min_visible: share of a box's area that must lie inside the window.
+
     Keys: reads and writes img, img_shape, gt_bboxes, gt_ignore_flags, gt_bboxes_labels.
     """
 
@@ -30,6 +31,8 @@ class RandomObjectCrop(BaseTransform):
         self.crop_size, self.min_visible = crop_size, min_visible
 
     def transform(self, results: dict) -> dict:
+        """``results`` with image, boxes and flags cut to the window; boxes outside of it
+        are gone."""
         height, width = results['img'].shape[:2]
         boxes = results['gt_bboxes']
         corners = boxes.numpy()

@@ -24,6 +24,7 @@ def load_lattice(config: str, checkpoint: str | None = None, *, cfg_options: dic
             for a method without networks. The detector's own weights are those that the config
             names.
         cfg_options: dotted key -> value, as ``--cfg-options`` gives it.
+
     Raises:
         VisionError: VIS-CONFIG-514 another model, VIS-CONFIG-324 no weights for networks,
             VIS-ENV-515 no such device, and what reading config and weights raises.

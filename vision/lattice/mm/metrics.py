@@ -35,6 +35,9 @@ class VIDMetric(BaseMetric):
         protocol: 'ilsvrc', 'mega' or 'coco' (``core.vid_eval``); name it with every figure.
         speed: also slow / medium / fast, from the track ids of the ground truth.
         classwise: print a table with every class.
+
+    Raises:
+        VisionError: VIS-CONFIG-405, another protocol.
     """
 
     default_prefix = 'vid'
@@ -46,6 +49,7 @@ class VIDMetric(BaseMetric):
         self.protocol, self.speed, self.classwise = protocol, speed, classwise
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep truth and boxes of each frame, (N, 4) xyxy in original pixels."""
         for sample in data_samples:
             truth = _truth(sample) if sample.get('is_labelled', True) else None
             self.results.append((sample['video_id'], sample['frame_id'], sample['video_length'],
@@ -74,6 +78,8 @@ class VIDMetric(BaseMetric):
         return outcome[0]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """``map50``, ``map5095`` and, with ``speed``, ``map50_slow``, ``map50_medium``,
+        ``map50_fast``, in [0, 1] or NaN, over the frames that are labelled."""
         labelled = sorted((row for row in results if row[3] is not None), key=lambda r: r[:2])
         classes = self.dataset_meta['classes']
         evaluation = VideoEvaluation([row[3] for row in labelled], [row[4] for row in labelled],

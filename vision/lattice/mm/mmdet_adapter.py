@@ -45,8 +45,10 @@ class MMDetDetector(nn.Module):
         max_per_frame: at most this many boxes, the best ones.
         allow_random: accept ``checkpoint=None`` and leave the weights as they are initialised.
             Without it a forgotten checkpoint would look like a bad detector.
+
     Attributes:
         classes: class names in label order.
+
     Raises:
         VisionError: VIS-CONFIG-801..804, 815 about the config, VIS-CKPT-805..806 about the
             checkpoint, and what loading it raises (``vision.common.nn.checkpoint``).
@@ -83,6 +85,7 @@ class MMDetDetector(nn.Module):
         """Boxes of one frame, best first, in pixels of ``image_bgr``.
 
         Shapes: image_bgr (H, W, 3) uint8.
+
         Raises:
             ValueError: the array has another shape or type.
         """
@@ -113,7 +116,11 @@ class MMDetDetector(nn.Module):
 
 
 def read_config(config: str | PathLike | Config) -> Config:
-    """A detector's config from a path, an ``mmdet::`` name or a ``Config`` (which is copied)."""
+    """A detector's config from a path, an ``mmdet::`` name or a ``Config`` (which is copied).
+
+    Raises:
+        VisionError: VIS-CONFIG-802, it cannot be read.
+    """
     if isinstance(config, Config):
         return copy.deepcopy(config)
     try:

@@ -35,15 +35,18 @@ class TorchNetworks:
         self.precision = precision
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """The detector's boxes of a frame (H, W, 3) uint8 BGR."""
         return self.detector.detect(image_bgr)
 
     def grey(self, image_bgr: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 BGR -> (h, w) float32 in [0, 1], see ``grey_frame``."""
         return grey_frame(image_bgr, self.grey_long_side)
 
     @torch.inference_mode()
     def propagate(self, boxes: FrameBoxes, greys: np.ndarray, *, frame_size: tuple[int, int],
                   stage: int) -> Propagated:
-        """See ``Networks``: all stages share one network."""
+        """Boxes moved from the first to the last of greys (n + 1, h, w); all stages share one
+        network. ``frame_size`` is (H, W) of the original, in whose pixels boxes are."""
         device = _device_of(self.propagation)
         scale = np.array([greys.shape[2] / frame_size[1], greys.shape[1] / frame_size[0]] * 2)
         small = torch.from_numpy((boxes.boxes_xyxy * scale).astype(np.float32)).to(device)
@@ -58,7 +61,8 @@ class TorchNetworks:
 
     @torch.inference_mode()
     def refine(self, boxes: FrameBoxes, image_bgr: np.ndarray, *, stage: int) -> Refined:
-        """See ``Networks``."""
+        """Boxes corrected on the frame (H, W, 3) uint8 BGR on which they lie; as they are at
+        stages without refinement."""
         certain = np.ones(len(boxes), np.float32)
         is_left_out = self.refine_stages is not None and stage not in self.refine_stages
         if self.refinement is None or is_left_out:

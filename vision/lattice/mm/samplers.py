@@ -79,4 +79,5 @@ class VideoClipSampler(Sampler):
         return self.num_samples
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next; epochs count from 0."""
         self.epoch = epoch

@@ -42,6 +42,7 @@ class LatticeTrainingSample(BaseTransform):
         num_boxes: per direction; objects are repeated with other jitter until there are as many.
         jitter: deviation of an edge over the side, at most.
         photometric: random gamma, contrast, noise, blur and colour order.
+
     Returns:
         dict(inputs=dict(frames=(2, 2, h, w), history=(2, h / 2, w / 2), image=(3, H, W) uint8,
         boxes, source, target=(2, K, 4), is_visible, labels=(2, K), extra, extra_target=(K, 4),
@@ -57,6 +58,7 @@ class LatticeTrainingSample(BaseTransform):
         self.photometric = photometric
 
     def transform(self, results: dict) -> dict | None:
+        """A whole video -> one sample of a random span, or None; shapes in the class."""
         # MMEngine seeds numpy's global state per worker; the generator follows it.
         rng = np.random.default_rng(np.random.randint(2**31))
         images = results['images']

@@ -23,6 +23,12 @@ class LoadVideoFrame(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
+        """``results`` with ``img`` (H, W, 3) uint8 BGR, ``img_shape`` and ``ori_shape`` (H, W).
+
+        Raises:
+            VisionError: VIS-CONFIG-211, the item is a whole video; VIS-DATA-212, another size than
+                in the annotation; and what ``read_image`` raises.
+        """
         if 'img_path' not in results:
             raise VisionError('VIS-CONFIG-211', 'LoadVideoFrame got a whole video',
                               why='the sampler gave a video index, not (video, frame)',
@@ -55,6 +61,7 @@ class PackVideoFrame(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
+        """dict(inputs, data_samples) of one frame with its boxes."""
         sample = DetDataSample(metainfo={key: results[key] for key in self.meta_keys})
         ignored = torch.from_numpy(results['is_crowd'])
         instances = InstanceData(bboxes=torch.from_numpy(results['bboxes']),

@@ -25,6 +25,7 @@ class RawYOLOX(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (1, 3, H, W) -> (1, N, 5 + C), level after level."""
         levels = self.detector.bbox_head(self.detector.extract_feat(images))
         rows = [torch.cat([boxes, objectness.sigmoid(), classes.sigmoid()], dim=1).flatten(2)
                 for classes, boxes, objectness in zip(*levels, strict=True)]
@@ -50,7 +51,8 @@ def yolox_to_onnx(detector: MMDetDetector, *, size: int) -> bytes:
 
 
 def largest_difference(detector: MMDetDetector, content: bytes, *, size: int) -> float:
-    """Of the raw outputs of torch and onnxruntime, on noise at ``size`` and at half its height."""
+    """Largest difference of the raw outputs of torch and onnxruntime, on noise at ``size`` px and
+    at half its height."""
     import onnxruntime
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     raw, rng = RawYOLOX(detector.model).eval(), np.random.default_rng(0)

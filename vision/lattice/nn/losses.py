@@ -68,7 +68,7 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def lattice_losses(propagation: PropagationNet, refinement: RefinementNet,
                    samples: list[MovementSample]) -> dict[str, Tensor]:
-    """Losses by name, those named loss_* to be summed; the others are for the log."""
+    """Scalar losses by name, those named loss_* to be summed; the others are for the log."""
     losses, moved = _temporal_losses(propagation, samples)
     return losses | _spatial_losses(refinement, samples, moved)
 

@@ -151,7 +151,10 @@ def motion_crops(frames: Tensor, history: Tensor, boxes: Tensor, *, window: floa
 
 
 def box_mask(boxes: Tensor, windows: Tensor) -> Tensor:
-    """(K, 1, S, S): how much of each sample's row and column the box covers, in [0, 1]."""
+    """(K, 1, S, S): how much of each sample's row and column the box covers, in [0, 1].
+
+    Boxes and the windows that they are seen through are (K, 4) xyxy in the same pixels.
+    """
     S = WINDOW_SAMPLES
     start = windows[:, :2].repeat(1, 2)
     side = (windows[:, 2:] - windows[:, :2]).repeat(1, 2)

@@ -72,7 +72,8 @@ def image_pyramid(image: Tensor) -> list[Tensor]:
 def sample_pyramid(pyramid: list[Tensor], windows: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """``sample_windows`` from the level that fits each window, so that no pixel is skipped.
 
-    Windows are in pixels of level 0.
+    Shapes: pyramid of maps (C, h, w), each half as large as the one before; windows (K, 4) in
+        pixels of level 0 -> crops (K, C, S, S) and is_inside (K, 1, S, S), S being ``size``.
     """
     pixels = (windows[:, 2:] - windows[:, :2]).amax(1).clamp(min=1e-3) / size
     level = torch.ceil(torch.log2(pixels / MAX_PIXELS_PER_SAMPLE)).clamp(0, len(pyramid) - 1)
@@ -102,5 +103,5 @@ def square_windows(boxes: Tensor, factor: float) -> Tensor:
 
 
 def box_sizes(boxes: Tensor) -> Tensor:
-    """(K,) sqrt(w h), sides counted as at least 1 px."""
+    """(K,) sqrt(w h) of boxes (K, 4) xyxy in px, sides counted as at least 1 px."""
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).prod(1).sqrt()

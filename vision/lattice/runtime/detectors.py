@@ -27,7 +27,8 @@ class Detector(Protocol):
 
     classes: tuple[str, ...]
 
-    def detect(self, image_bgr: np.ndarray) -> FrameBoxes: ...
+    def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """Boxes of one frame (H, W, 3) uint8 BGR, in its pixels."""
 
 
 class CallableDetector:
@@ -44,7 +45,7 @@ class CallableDetector:
         self.function, self.classes = function, tuple(classes)
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
-        """Boxes of one frame, best first.
+        """Boxes of one frame (H, W, 3) uint8 BGR, best first.
 
         Raises:
             VisionError: VIS-INPUT-812 not a picture, VIS-INPUT-810 what the function returned.
@@ -82,6 +83,7 @@ def as_detector(source: Any, *, classes: Sequence[str] | None = None, **options:
         source: an object with ``detect`` and ``classes``, taken as it is; a function, which
             needs ``classes``; an .onnx path, ``zoo:NAME`` or the name of a zoo entry.
         classes, options: see ``CallableDetector`` and ``OnnxDetector``.
+
     Raises:
         VisionError: VIS-CONFIG-811, 817 none of these, or options that it cannot take; and what
             opening the file raises.

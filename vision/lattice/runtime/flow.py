@@ -20,8 +20,13 @@ from vision.lattice.core.structures import FrameBoxes
 
 @dataclass(frozen=True, eq=False)
 class FlowFrame:
-    """Args: image (h, w) uint8, grey, on which points are followed; grey (h', w') uint8, smaller,
-    for scene cuts; factor: pixels of the frame along a side of a pixel of ``image``."""
+    """A frame made small once for all that follows it.
+
+    Args:
+        image: (h, w) uint8 grey, on which points are followed.
+        grey: (h2, w2) uint8, smaller, on which scene cuts are looked for.
+        factor: pixels of the frame along a side of a pixel of ``image``.
+    """
 
     image: np.ndarray
     grey: np.ndarray
@@ -64,15 +69,21 @@ class FlowFiller:
         self.options = options or FlowOptions()
 
     def prepare(self, image_bgr: np.ndarray) -> FlowFrame:
+        """A frame (H, W, 3) uint8 BGR made grey and small, once for points and once for scene
+        cuts."""
         image, factor = shrunk_grey(image_bgr, self.options.long_side)
         to_cut = max(1, round(max(image.shape) / CUT_LONG_SIDE))
         return FlowFrame(image, _shrunk(image, to_cut), factor)
 
     def carry(self, left: FrameBoxes, prepared: FlowFrame, frame_size: tuple[int, int],
               drift: np.ndarray | None = None) -> FlowCarrier:
+        """Spread points over the boxes of a keyframe; ``drift`` (N, 2) is where they were going,
+        px a frame. ``frame_size`` is not needed here."""
         return FlowCarrier(left, prepared, self.options, drift=drift)
 
     def bridge(self, carrier: FlowCarrier, right: FrameBoxes, span: Span) -> PathBridge:
+        """The points between two keyframes; the right boxes' are followed backwards too, unless
+        their pairs are settled or the inner frames are of no use any more."""
         left = carrier.tracked()
         settled = settled_pairs(left, right)
         if span.is_filled:
@@ -87,7 +98,12 @@ class FlowFiller:
 
 
 class FlowCarrier:
-    """The points of a keyframe's boxes, followed frame by frame (in either direction)."""
+    """The points of a keyframe's boxes, followed frame by frame (in either direction).
+
+    Args:
+        leave_out: (K,) rows of ``boxes`` that need no points.
+        drift: (N, 2) where each box was going before, px a frame; None: not known.
+    """
 
     def __init__(self, boxes: FrameBoxes, prepared: FlowFrame, options: FlowOptions, *,
                  leave_out: np.ndarray = NO_ROWS, drift: np.ndarray | None = None) -> None:
@@ -109,6 +125,7 @@ class FlowCarrier:
             criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, options.iterations, 0.03))
 
     def step(self, prepared: FlowFrame) -> None:
+        """Follow the points to the next frame; those that are lost stay lost."""
         points, is_good = self._points[-1], self._is_good[-1]
         if len(points):
             points, status, _ = cv2.calcOpticalFlowPyrLK(
@@ -119,18 +136,21 @@ class FlowCarrier:
         self._image = prepared.image
 
     def until(self, num_steps: int) -> FlowCarrier:
+        """A carrier as it was after so many steps."""
         earlier = copy(self)
         earlier._points = self._points[:num_steps + 1]
         earlier._is_good = self._is_good[:num_steps + 1]
         return earlier
 
     def tracked(self) -> Tracked:
+        """The boxes with the paths of their points over all frames so far, in original pixels."""
         num_frames = len(self._points)
         xy = (np.stack(self._points) / self._scale).reshape(num_frames, *self._shape)
         return Tracked(self._boxes, self._rows, Paths(
             xy, np.stack(self._is_good).reshape(num_frames, *self._shape[:2])), self._drift)
 
     def latest(self) -> FrameBoxes:
+        """The keyframe's boxes moved to the newest frame by their points."""
         boxes, _ = self.tracked().carried(frames=[-1])
         return self._boxes.replace(boxes_xyxy=boxes[0])
 

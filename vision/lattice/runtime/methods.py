@@ -23,6 +23,7 @@ class GreyFrames:
     """What straight lines need of a frame: a small grey one, for scene cuts."""
 
     def grey(self, image_bgr: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 BGR -> (h, w) uint8, the longer side near ``CUT_LONG_SIDE`` px."""
         return shrunk_grey(image_bgr)[0]
 
 
@@ -61,7 +62,12 @@ def require_method(method: str, methods: tuple[str, ...], *, where: str) -> str:
 
 
 def build_policy(keyframes: dict | KeyframePolicy | int) -> KeyframePolicy:
-    """A keyframe policy from dict(type=NAME, ...), a number of frames, or itself."""
+    """A keyframe policy from dict(type=NAME, ...), a number of frames, or itself.
+
+    Raises:
+        VisionError: VIS-CONFIG-704, no such policy, or other arguments than it takes;
+            VIS-CONFIG-105, a setting out of its range.
+    """
     if isinstance(keyframes, int):
         return keyframe_policies.UniformKeyframes(keyframes)
     if not isinstance(keyframes, dict):

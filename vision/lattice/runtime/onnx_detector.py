@@ -86,10 +86,12 @@ class OnnxDetector:
         threads: threads of one inference.
         spinning: waiting threads spin: a shorter wait on idle cores, paid by whatever else runs.
         colour: 'bgr' or 'rgb' where the file departs from its family.
+
     Attributes:
         classes: class names in label order.
         input_size: (height, width) of the network's input, px.
         decoding: the key of ``DECODINGS`` in use.
+
     Raises:
         VisionError: VIS-INPUT-611 no such file, VIS-CKPT-807 a file that cannot be run,
             VIS-CONFIG-814 limits, 816 class names, 808 decoding, 809 input size.
@@ -134,6 +136,7 @@ class OnnxDetector:
         """Boxes of one frame, best first, in pixels of ``image_bgr``; they may end outside of it.
 
         Shapes: image_bgr (H, W, 3) uint8.
+
         Raises:
             VisionError: VIS-INPUT-812 not such an array, VIS-RUN-813 outputs that are not finite.
         """

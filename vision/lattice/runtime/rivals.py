@@ -42,8 +42,8 @@ def build_rival(name: str, detector: Detector, gap_frames: int) -> LatticeEngine
 
 
 def cut_on_small(before: np.ndarray, after: np.ndarray) -> bool:
-    """The engine's cut test on frames shrunk to about the size at which ours looks for cuts: on
-    those of the rivals it would take longer than their flow."""
+    """The engine's cut test on two grey frames (h, w) uint8, shrunk to about the size at which
+    ours looks for cuts: on those of the rivals it would take longer than their flow."""
     factor = max(1, round(max(before.shape) / CUT_LONG_SIDE))
     height, width = (max(1, side // factor) for side in before.shape)
     return DEFAULT_CUT_DETECTOR(*(cv2.resize(
@@ -69,6 +69,7 @@ class SparseFlowNetworks:
         cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 0.03))
 
     def grey(self, image_bgr: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 BGR -> (h, w) uint8, the longer side near ``LONG_SIDE`` px."""
         return shrunk_grey(image_bgr, LONG_SIDE)[0]
 
     def propagate(self, boxes: FrameBoxes, greys: np.ndarray, *, frame_size: tuple[int, int],
@@ -88,6 +89,7 @@ class SparseFlowNetworks:
         return Propagated(small / np.tile(scale, 2), visibility)
 
     def refine(self, boxes: FrameBoxes, image_bgr: np.ndarray, *, stage: int) -> Refined:
+        """The N boxes as they are, with belief 1 of shape (N,): there is no spatial network."""
         return Refined(boxes.boxes_xyxy, np.ones(len(boxes)))
 
     def _followed(self, points: np.ndarray, greys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,13 +130,16 @@ class DenseFlowFiller:
     """
 
     def prepare(self, image_bgr: np.ndarray) -> GreyFrame:
+        """A frame (H, W, 3) uint8 BGR made grey, the longer side near ``LONG_SIDE`` px."""
         return GreyFrame(shrunk_grey(image_bgr, LONG_SIDE)[0])
 
     def carry(self, left: FrameBoxes, prepared: GreyFrame, frame_size: tuple[int, int],
               drift: None = None) -> DenseFlowCarrier:
+        """Start from the boxes of a keyframe of size (H, W); drift is of no use here."""
         return DenseFlowCarrier(left, prepared, frame_size)
 
     def bridge(self, carrier: DenseFlowCarrier, right: FrameBoxes, span: Span) -> BlendBridge:
+        """Carry the right boxes back over the whole interval, to blend them with the left ones."""
         back = DenseFlowCarrier(right, span.prepared[-1], span.frame_size)
         for prepared in span.prepared[-2::-1]:
             back.step(prepared)
@@ -158,6 +163,7 @@ class DenseFlowCarrier:
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
     def step(self, prepared: GreyFrame) -> None:
+        """Move each box by the median flow inside it to the next frame."""
         small = self.path[-1] * self._scale
         if len(small):
             flow = self._flow.calc(self._grey, prepared.grey, None)
@@ -166,6 +172,7 @@ class DenseFlowCarrier:
         self._grey = prepared.grey
 
     def latest(self) -> FrameBoxes:
+        """The keyframe's boxes as they lie on the newest frame."""
         return self.boxes.replace(boxes_xyxy=self.path[-1])
 
     def _median(self, flow: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -199,6 +206,7 @@ class BlendBridge:
                           do="use dict(type='UniformKeyframes', gap_frames=...)")
 
     def fill(self, linker: TrackLinker) -> FilledInterval:
+        """Boxes of the inner frames; the right boxes get their ids from the linker here."""
         middle = self._span.gap_frames // 2
         pairs = match_at_middle(self._left, self._right, *(
             Side(path[middle], np.ones(path.shape[1]), np.ones(path.shape[1], bool))
@@ -243,9 +251,12 @@ class ByteTrackEngine:
 
     @property
     def stats(self) -> EngineStats:
+        """Frames and keyframes so far; this engine looks for no cuts."""
         return EngineStats(self._num_frames, self._num_keyframes, 0, 0)
 
     def push(self, image_bgr: np.ndarray, frame_id: int) -> list[FrameResult]:
+        """Results that are finished by this frame (H, W, 3) uint8 BGR: its own, or offline, on a
+        keyframe, all since the last one."""
         is_keyframe = self._num_frames % self._gap == 0
         if self._num_frames:
             self._tracker.predict()

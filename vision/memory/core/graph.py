@@ -90,10 +90,12 @@ class Trace:
 
     @property
     def peak_bytes(self) -> int:
+        """Most bytes of the step's own storages at one moment; 0 of an empty step."""
         return int(self.live_bytes.max(initial=0))
 
     @property
     def op_seconds(self) -> float:
+        """Sum of all operators' seconds, forward and backward."""
         return float(self.seconds.sum())
 
     @property

@@ -71,6 +71,7 @@ class HostPool:
         insort(free, (offset, size))
 
     def reset_peak(self) -> None:
+        """Let ``peak_bytes`` be of what comes from now on."""
         self.peak_bytes = self.used_bytes
 
     def _find(self, size: int) -> tuple[int | None, int]:

@@ -50,6 +50,7 @@ def make_plan(trace: Trace, budget_bytes: int, *, actions: str = 'both', link: L
     Args:
         actions: 'recompute', 'swap' or 'both'.
         host_bytes: cap of the host pool; None: no cap.
+
     Returns:
         A plan; where none within the budget was found, that of the lowest peak, ``fits`` false.
     """

@@ -68,6 +68,7 @@ class Plan:
 
     @property
     def extra_seconds(self) -> float:
+        """Time that the step takes longer: operators that run again, and waiting for transfers."""
         return self.replay_seconds + self.wait_seconds
 
 
@@ -82,11 +83,14 @@ class CannotReplay(ValueError):
 
 @dataclass
 class Outcome:
-    """What one run of the simulator found. ``off_from``, ``restored``: first moment without the
+    """What one run of the simulator found.
+
+    ``live_bytes`` (K,) are as in ``Plan``. ``off_from``, ``restored``: first moment without the
     value, first moment with it again; ``root_use``: first moment at which a chain read a value
     that was at hand; ``chains``: values that a replay at this moment restored; ``replays``: calls
     that run again before the operator of this moment, in order; ``copies``: values that are copied
-    back before it."""
+    back before it.
+    """
 
     live_bytes: np.ndarray
     peak_bytes: int
@@ -422,5 +426,7 @@ def predict(trace: Trace, actions: dict[int, str], link: Link,
 
 
 def as_plan(outcome: Outcome, actions: dict[int, str], fits: bool = True) -> Plan:
+    """An outcome as what was decided: ``actions`` by value ('drop' or 'swap'), and whether it
+    fits."""
     return Plan(dict(actions), dict(outcome.fetches), outcome.live_bytes, outcome.peak_bytes,
                 outcome.replay_seconds, outcome.wait_seconds, outcome.host_bytes, fits)

@@ -51,9 +51,13 @@ class ActivationMemoryHook(Hook):
         min_bytes: smaller tensors stay.
         ignore: names of modules, such as 'backbone.stem': what is made in them stays.
         report_interval: steps between two lines in the log that say what a step did.
+
     Raises:
-        VisionError: at the beginning VIS-CONFIG-1401, -1402 (an amount), -1435, -1436; before
-            the first step -1430 to -1433, -1437, and those of ``MemoryBudget``.
+        VisionError: VIS-CONFIG-1436, no budget, or no interval from 1 on; VIS-CONFIG-1435, a host
+            budget that cannot be; what ``parse_budget`` refuses. Before the first step
+            VIS-CONFIG-1437, a second hook of this kind; VIS-CONFIG-1430, VIS-CONFIG-1431 and
+            VIS-CONFIG-1433, a run that it cannot manage; VIS-CONFIG-1432, a name in ``ignore``
+            that is no module's; and what ``MemoryBudget`` refuses.
     """
 
     priority = 'NORMAL'  # its scalars are there before LoggerHook (BELOW_NORMAL) reads them
@@ -78,6 +82,7 @@ class ActivationMemoryHook(Hook):
         self._restore: list[Callable[[], Any]] = []
 
     def before_train(self, runner) -> None:
+        """Put the model's ``train_step`` under the budget, or hand the ratio to the compiler."""
         self._refuse_others(runner)
         if compile_options := _compile_options(runner):
             self._hand_to_compiler(runner, compile_options)
@@ -99,6 +104,7 @@ class ActivationMemoryHook(Hook):
         self._restore.append(replace_train_step(runner.model, self.manager))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Write the step's scalars, and every ``report_interval`` steps a line to the log."""
         if self.manager is None:
             return
         report = self.manager.report()
@@ -108,6 +114,7 @@ class ActivationMemoryHook(Hook):
             runner.logger.info(f'memory: step {runner.iter + 1}: {describe(report)}')
 
     def after_train(self, runner) -> None:
+        """Give the model its own ``train_step`` back and free the host pool."""
         self.close_run(runner)
 
     def close_run(self, runner) -> None:

@@ -129,6 +129,7 @@ class Control:
         self._set_script(scripts[0] if scripts and budget_bytes is not None else None)
 
     def attach(self, step: Step, residence: Residence) -> None:
+        """Name the step to decide for and what moves its values; before the step begins."""
         self.step, self.residence = step, residence
 
     def detach(self) -> None:
@@ -164,6 +165,8 @@ class Control:
             self._make_room()
 
     def after(self, moment: int) -> None:
+        """The operator of this moment has run: compare it with the script, make room above the
+        limit."""
         key = self.step.keys[moment]
         if self.script is None:
             self.made[key[0]] = key[1]
@@ -175,10 +178,13 @@ class Control:
             self._make_room()
 
     def packed(self, node: Node) -> None:
+        """Autograd has saved this value for backward; it may leave once nobody else holds it."""
         self.order = node.order
         self.pending.append(node)
 
     def read(self, node: Node) -> None:
+        """Backward asks for this value: it is there afterwards. Without a script, room for it and
+        for what has to run again is made first."""
         self.order = node.order
         if node.away is not None:
             if self.script is None:  # a plan has counted what its replays take
@@ -191,17 +197,20 @@ class Control:
         self.residence.arrived(node)
 
     def forget(self, node: Node) -> None:
+        """Nobody will read this value again, so it need not come back."""
         self.idle.pop(node, None)
         self.residence.forget(node)
 
     def draws(self, args: tuple) -> tuple[torch.device, Tensor]:
-        """State of the generator that an operator is about to draw from."""
+        """(device, state) of the generator that an operator with these arguments is about to draw
+        from; the state is bytes, uint8 of shape (N,)."""
         device = next((value.device for value in args if isinstance(value, Tensor)),
                       torch.device('cpu'))
         return generator_state(device)
 
     def before_write(self, tensors: Iterable[Tensor]) -> None:
-        """Bring back what is made from memory that is about to change."""
+        """Bring back what is made from the memory of these tensors (any shape), which is about to
+        change."""
         step, waiting = self.step, []
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata

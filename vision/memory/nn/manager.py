@@ -58,10 +58,12 @@ class MemoryBudget:
             plans are made for it whatever the real one is.
         device: None: the current CUDA device, or the CPU where there is none.
         log: takes one line an event; default: the logger ``vision.memory``.
+
     Raises:
-        VisionError: VIS-CONFIG-1410: an argument; 1413: swap alone with a host cap of zero; 1414:
-            more than the device has. In a step, 1411: below what one operator needs; 1412: a
-            compiled model; VIS-RUN-1411, 1412: a value cannot come back as it was.
+        VisionError: VIS-CONFIG-1410: an argument; VIS-CONFIG-1413: swap alone with a host cap of
+            zero; VIS-CONFIG-1414: more than the device has. In a step, VIS-CONFIG-1411: below what
+            one operator needs; VIS-CONFIG-1412: a compiled model; VIS-RUN-1411, VIS-RUN-1412: a
+            value cannot come back as it was.
     """
 
     def __init__(self, *, gib: float | None = None, ratio: float | None = None,

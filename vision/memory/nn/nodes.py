@@ -13,7 +13,8 @@ WRITTEN = -1
 
 
 class Leaf:
-    """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference.
+    """Memory that the step did not make: a parameter, a buffer, the batch. Held by reference, as a
+    tensor of any shape.
 
     Attributes:
         dependents: nodes that were dropped when a call that reads it was to make them again.
@@ -82,7 +83,7 @@ class Call:
         return self.leaves
 
     def clear(self) -> None:
-        """It never runs again: let go of all that it holds."""
+        """Let go of all that it holds: it never runs again."""
         self.is_plain = False
         self.args, self.kwargs, self.nodes, self.outputs = [], {}, [], []
         self.inplace = self.overwrites = self.rng = self.leaves = None
@@ -137,8 +138,8 @@ class Node:
 
 
 class Saved:
-    """A tensor that autograd saved. Its alias shares the version counter, also as the empty shell
-    that it becomes when the memory leaves; ``geometry`` is then what it was."""
+    """A tensor that autograd saved, of any shape. Its alias shares the version counter, also as
+    the empty shell that it becomes when the memory leaves; ``geometry`` is then what it was."""
 
     __slots__ = ('alias', 'geometry', 'version')
 

@@ -64,19 +64,21 @@ class Operator:
         self.running = _BATCH_NORMS.get(base, ()) if namespace == 'aten' else ()
 
     def written(self, args: tuple, kwargs: dict | None) -> list[Tensor]:
-        """Tensors among the arguments that it writes into."""
+        """Tensors (any shape) among the arguments that it writes into."""
         return [tensor for place in self.writes
                 for tensor in flat_tensors(self.argument(place, args, kwargs))]
 
     @staticmethod
     def argument(place: int | str, args: tuple, kwargs: dict | None) -> Any:
+        """The argument at a position or of a name; None where it was left out."""
         if isinstance(place, str):
             return (kwargs or {}).get(place)
         return args[place] if place < len(args) else None
 
 
 def flat_tensors(value: Any) -> list[Tensor]:
-    """Tensors in a result or argument, in order."""
+    """Tensors (any shape) in a result or argument, nested tuples, lists and dicts included, in
+    order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (tuple, list)):

@@ -41,6 +41,7 @@ class Chain(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """Time that its calls took when they ran first."""
         return sum(call.seconds for call in self.calls)
 
 
@@ -53,6 +54,7 @@ class Group:
         self.num_bytes, self.parent = num_bytes, None
 
     def root(self) -> Group:
+        """The group that this one has been merged into; itself, if none."""
         group = self
         while group.parent is not None:
             group = group.parent
@@ -85,6 +87,8 @@ class Residence:
             count_holders(storage) == len(node.handles) + (node.anchor is not None)
 
     def may_replay(self, call: Call) -> bool:
+        """Whether its operator can run twice, was never found to give another result, and made
+        nothing that must be kept as it was made."""
         return call.is_plain and call.operator.name not in self.refused \
             and not any(node.is_root for _, node in call.outputs)
 
@@ -324,7 +328,7 @@ class Residence:
                 self._back_from_host(node)
 
     def arrived(self, node: Node) -> None:
-        """What computes from now on waits for the node's copy."""
+        """Let what computes from now on wait for the node's copy."""
         if node.arrival is not None:
             self.transfer.wait(node.arrival)
             node.arrival = None
@@ -453,7 +457,10 @@ class Residence:
 
 @contextmanager
 def kept_generator(state: tuple[torch.device, Tensor] | None) -> Iterator[None]:
-    """Inside, the default generator stands where it stood when an operator first drew."""
+    """Inside, the default generator stands where it stood when an operator first drew.
+
+    ``state`` is what ``generator_state`` gave then: the device, and bytes of shape (N,).
+    """
     if state is None:
         yield
         return
@@ -469,12 +476,14 @@ def kept_generator(state: tuple[torch.device, Tensor] | None) -> Iterator[None]:
 
 
 def generator_state(device: torch.device) -> tuple[torch.device, Tensor]:
+    """The device, and its default generator's state now: uint8 of shape (N,), on the host."""
     if device.type == 'cuda':
         return device, torch.cuda.get_rng_state(device)
     return device, torch.get_rng_state()
 
 
 def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Put the device's default generator into a state (N,) that ``generator_state`` gave."""
     if device.type == 'cuda':
         torch.cuda.set_rng_state(state, device)
     else:

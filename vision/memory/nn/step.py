@@ -39,14 +39,16 @@ class Clock:
         self.seconds: list[float] = []
 
     def start(self) -> Any:
+        """A mark to give to ``stop``: seconds of ``time.perf_counter``."""
         return time.perf_counter()
 
     def stop(self, start: Any) -> float:
+        """Seconds since the mark; also kept as those of the next operator."""
         self.seconds.append(time.perf_counter() - start)
         return self.seconds[-1]
 
     def read(self) -> list[float]:
-        """By moment; may wait for the device."""
+        """Seconds of each operator, by moment; may wait for the device."""
         return self.seconds
 
 
@@ -59,17 +61,20 @@ class CudaClock(Clock):
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def start(self) -> Any:
+        """A mark to give to ``stop``: an event on the current stream, and the host's seconds."""
         began = torch.cuda.Event(enable_timing=True)
         began.record()
         return began, time.perf_counter()
 
     def stop(self, start: Any) -> float:
+        """Seconds of the launch since the mark; the events are kept for ``read``."""
         ended = torch.cuda.Event(enable_timing=True)
         ended.record()
         self.events.append((start[0], ended))
         return super().stop(start[1])
 
     def read(self) -> list[float]:
+        """Seconds of each operator on the device; waits until all of them are done."""
         torch.cuda.synchronize()
         return [began.elapsed_time(ended) / 1e3 for began, ended in self.events]
 
@@ -115,6 +120,7 @@ class Step(TorchDispatchMode):
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def begin(self) -> None:
+        """Record from here on. Python's garbage collector rests until ``end``."""
         # Python's collector would look through thousands of records again and again, for nothing:
         # 0.2 s in every tenth step of a small net.
         self._collects = gc.isenabled()
@@ -123,6 +129,7 @@ class Step(TorchDispatchMode):
         self._hooks.__enter__()
 
     def end(self) -> None:
+        """Record no more; handles that are open keep working."""
         self._hooks.__exit__(None, None, None)
         self.__exit__(None, None, None)
         if self._collects:
@@ -299,7 +306,7 @@ class Step(TorchDispatchMode):
                 node.watch, node.death = None, self.num_ops - 1
 
     def make_root(self, tensor: Tensor) -> None:
-        """Never make this tensor's memory again."""
+        """Never make this tensor's memory again, whatever shape of it the tensor shows."""
         storage = plain_storage(tensor)
         if storage is not None and (node := self.current.get(storage._cdata)) is not None:
             node.is_root, node.call.durable = True, None
@@ -397,7 +404,7 @@ class Step(TorchDispatchMode):
 
 
 def plain_storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The storage of a tensor that its geometry describes; None of any other."""
+    """The storage of a tensor (any shape) that its geometry describes; None of any other."""
     if tensor.dtype not in PLAIN_DTYPES or tensor.is_neg() or tensor.layout is not torch.strided:
         return None
     return storage_of(tensor)

@@ -55,7 +55,8 @@ def plain_kernels(device_type: str) -> Iterator[None]:
 
 
 def geometry(tensor: Tensor) -> tuple:
-    """What ``tensor_on`` makes the same view of a storage from."""
+    """(dtype, shape, strides, offset), from which ``tensor_on`` makes the same view of a storage;
+    strides and offset in elements."""
     return tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset()
 
 

@@ -53,8 +53,8 @@ class LiveBytes:
         return watch
 
     def add_results(self, result: Any, written: Iterable[Tensor] = ()) -> bool:
-        """Count what an operator returned; not what it was given to write into, which may be
-        memory from outside, such as a parameter. Was there new memory?"""
+        """Count what an operator returned (tensors of any shape, nested); not what it was given to
+        write into, which may be memory from outside, such as a parameter. Was there new memory?"""
         known = {storage._cdata for tensor in written if (storage := storage_of(tensor))}
         is_new = False
         for tensor in flat_tensors(result):
@@ -64,7 +64,8 @@ class LiveBytes:
         return is_new
 
     def resized(self, tensors: Iterable[Tensor]) -> None:
-        """Take the size anew of storages that an operator may have resized."""
+        """Take the size anew of storages that an operator on these tensors (any shape) may have
+        resized."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             watch = self.watches.get(storage._cdata)
@@ -108,10 +109,12 @@ class LiveMemory(TorchDispatchMode):
 
     @property
     def live_bytes(self) -> int:
+        """Memory of the storages made inside that are still there."""
         return self.bytes.live
 
     @property
     def peak_bytes(self) -> int:
+        """The most that ``live_bytes`` has been so far."""
         return self.bytes.peak
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -135,7 +138,8 @@ class LiveMemory(TorchDispatchMode):
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """None of a tensor that has none, or several: sparse ones and wrappers."""
+    """The storage behind a tensor (any shape); None of one that has none, or several: sparse ones
+    and wrappers."""
     try:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):

@@ -34,6 +34,8 @@ class Transfer:
 
     @property
     def link(self) -> Link:
+        """Bytes per second each way and whether copies run beside compute; measured at the first
+        call."""
         if self._link is None:
             self._link = Link(*self._measure(), overlaps=self.overlaps)
         return self._link
@@ -59,15 +61,17 @@ class Transfer:
         return storage, arrival
 
     def wait(self, arrival: Any) -> None:
-        """What computes from now on comes after this arrival."""
+        """Let what computes from now on come after this arrival."""
 
     def release(self, block: Block) -> None:
+        """Give a block of host memory back to the pool; its bytes are lost."""
         self.pool.release(block)
 
     def settle(self, *, must_wait: bool = False) -> None:
         """Free device memory whose copy to the host is done."""
 
     def close(self) -> None:
+        """Free all host memory; blocks that are still out are worthless afterwards."""
         self.arenas.clear()
         self.pool = HostPool(self.pool.cap_bytes)
 
@@ -117,9 +121,14 @@ class CudaTransfer(Transfer):
 
     @property
     def leaving_bytes(self) -> int:
+        """Device memory held in the stash until its copy to the host has ended."""
         return sum(storage.nbytes() for _, storage in self.stash)
 
     def settle(self, *, must_wait: bool = False) -> None:
+        """Free device memory whose copy to the host is done, and host blocks whose copy back is.
+
+        With ``must_wait`` the newest copy to the host is waited for first.
+        """
         if must_wait and self.stash:
             self.stash[-1][0].synchronize()
         self.stash = [entry for entry in self.stash if not entry[0].query()]
@@ -132,14 +141,17 @@ class CudaTransfer(Transfer):
         self.readers = waiting
 
     def wait(self, arrival: torch.cuda.Event) -> None:
+        """The compute stream goes on only after this copy back; the host does not wait."""
         torch.cuda.current_stream(self.device).wait_event(arrival)
 
     def release(self, block: Block) -> None:
+        """Give the block back to the pool, later if a copy still reads it."""
         self.written.pop(block, None)
         if not any(reader is block for _, reader, _ in self.readers):
             self.pool.release(block)
 
     def close(self) -> None:
+        """Wait for all copies, then free all host memory and what was held for them."""
         torch.cuda.synchronize(self.device)
         self.stash.clear()
         self.readers.clear()
@@ -173,6 +185,7 @@ class CudaTransfer(Transfer):
 
 
 def as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
+    """All of a storage as a tensor of bytes, uint8 of shape (N,); no copy."""
     return tensor_on(storage, (torch.uint8, (storage.nbytes(),), (1,), 0))
 
 

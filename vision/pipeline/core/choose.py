@@ -61,6 +61,7 @@ class Choice:
 
     @property
     def unit(self) -> int:
+        """Micro-batches of a scheduling unit in the chosen table."""
         return self.table.unit
 
 
@@ -79,6 +80,7 @@ def choose(num_ranks: int, num_chunks: int, num_microbatches: int, costs: Costs,
         active, reduce: as in ``with_gathers``.
         extra: further tables, as in ``zeropp``.
         is_sharded: data-parallel ranks share parameters, so chunks are gathered.
+
     Raises:
         VisionError: VIS-CONFIG-1503, even a unit of 1 is above the budget; 1540, sizes that are
             not possible.

@@ -18,6 +18,7 @@ def cut(costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
     Args:
         costs: of each piece of the model, in order, at least 0 in any unit.
         num_stages: S, number of ranges.
+
     Raises:
         VisionError: VIS-CONFIG-1501, fewer pieces than stages; 1528, a cost that is none.
     """

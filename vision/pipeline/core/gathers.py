@@ -39,6 +39,7 @@ def with_gathers(table: Table, *, active: int = 2, reduce: str = 'per_unit') -> 
             scheduling unit, and whole only while the unit is at it; 'per_step', once, and the
             whole gradients of up to V chunks are kept until then. The same for a table without
             units.
+
     Raises:
         VisionError: VIS-CONFIG-1542, a value that is not allowed.
     """

@@ -16,6 +16,7 @@ def make_table(name: str, num_ranks: int, num_chunks: int, num_microbatches: int
 
     Args:
         num_ranks: P; num_chunks: V, stages of a rank; num_microbatches: M, of one step.
+
     Raises:
         VisionError: VIS-CONFIG-1504, an unknown name; 1538 to 1540, a combination it has not.
     """

@@ -162,10 +162,13 @@ def refuse_short_costs(table: Table, costs: Costs) -> None:
 
 
 def stuck_error(waits: Mapping[int, tuple[str, int]]) -> VisionError:
-    """VIS-CONFIG-1502 with the cycle of ranks that wait for each other.
+    """The error, not raised, that names a cycle of ranks that wait for each other.
 
     Args:
         waits: by rank, the action it waits at and the rank that it waits for.
+
+    Returns:
+        VisionError: VIS-CONFIG-1502.
     """
     seen: list[int] = []
     rank = min(waits)

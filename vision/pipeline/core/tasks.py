@@ -56,10 +56,12 @@ class Table:
 
     @property
     def num_ranks(self) -> int:
+        """P, the ranks of the pipeline."""
         return len(self.rows)
 
     @property
     def num_stages(self) -> int:
+        """S, the stages of all ranks together."""
         return len(self.rank_of)
 
     @property
@@ -68,6 +70,7 @@ class Table:
         return self.num_stages // self.num_ranks
 
     def stages_of(self, rank: int) -> tuple[int, ...]:
+        """Stages that a rank holds, in order along the model."""
         return tuple(stage for stage, owner in enumerate(self.rank_of) if owner == rank)
 
 
@@ -156,7 +159,7 @@ class Costs:
             'activation_bytes', 'weight_bytes')})
 
     def time_of(self, action: Action) -> float:
-        """Of a compute action."""
+        """Time that a compute action takes."""
         stage = action.stage
         if action.kind == B:
             return self.backward_input[stage] + self.backward_weight[stage]

@@ -45,6 +45,7 @@ def with_transfers(table: Table, costs: Costs) -> Table:
 
     Args:
         table: without transfers, with gathers or not.
+
     Raises:
         VisionError: VIS-CONFIG-1502, ranks that wait for each other.
     """
@@ -141,8 +142,9 @@ def validate(table: Table) -> None:
     block there, so orders need no check of their own.
 
     Raises:
-        VisionError: VIS-CONFIG-1502, ranks that wait for each other; 1505, tasks; 1506, order
-            inside a rank; 1507, order of the last stage; 1508, transfers; 1509, gathers.
+        VisionError: VIS-CONFIG-1502, ranks that wait for each other; VIS-CONFIG-1505, tasks;
+            VIS-CONFIG-1506, order inside a rank; VIS-CONFIG-1507, order of the last stage;
+            VIS-CONFIG-1508, transfers; VIS-CONFIG-1509, gathers.
     """
     _check_tasks(table)
     _check_last_stage(table)

@@ -58,6 +58,7 @@ def zeropp_rows(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
         cap: most chunk activations from F to W on a rank, at least V * U (default V * U + P).
         tie: 'backward', the order above; 'forward', F before I; 'patient', no W is begun that an
             I or F on its way would have to wait for, if the rank waits less than half of the W.
+
     Raises:
         VisionError: VIS-CONFIG-1540, 1541, sizes that are not possible.
     """
@@ -98,6 +99,7 @@ def zeropp(num_ranks: int, num_chunks: int, num_microbatches: int, unit: int, co
         cap: most chunk activations on a rank (default V * U + P), at least V * U.
         active: chunks that are whole at the same time, for the gathers that are counted and, if
             the costs have a time for them, simulated; None if the data are not sharded.
+
     Raises:
         VisionError: as ``zeropp_rows``; or an extra table is not valid.
     """

@@ -33,6 +33,9 @@ class PipelinedModel(nn.Module):
 
     Attributes:
         after_step: called with the number of steps so far, on all ranks at the same places.
+
+    Raises:
+        VisionError: VIS-CONFIG-1532, the model has no method ``finish``.
     """
 
     def __init__(self, module: nn.Module, chunks: Mapping[int, nn.Module], table: Table, *,
@@ -58,6 +61,7 @@ class PipelinedModel(nn.Module):
 
     @property
     def table(self) -> Table:
+        """What the next step runs."""
         return self._table
 
     def use(self, table: Table) -> None:
@@ -72,6 +76,7 @@ class PipelinedModel(nn.Module):
         Returns:
             On every rank the losses, and what else the model logs, of the last stage: means over
             the micro-batches.
+
         Raises:
             VisionError: VIS-CONFIG-1511, the batch is no multiple of the micro-batches;
                 VIS-CONFIG-1533, the model has other numbers of inputs and samples.
@@ -144,6 +149,11 @@ class PipelinedModel(nn.Module):
     test_step = val_step
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: no rank has all layers.
+
+        Raises:
+            VisionError: VIS-RUN-1534, always.
+        """
         raise VisionError('VIS-RUN-1534', 'a pipelined model has no forward of its own',
                           why='each rank has some of its layers', do='use train_step, val_step '
                           'and test_step, on all ranks together')

@@ -16,7 +16,11 @@ from vision.common.mm.checkpoints import other_parameters
 
 
 class Numbering:
-    """Parameters of an optimizer wrapper over the whole model, by group and in order."""
+    """Parameters of an optimizer wrapper over the whole model, by group and in order.
+
+    Raises:
+        VisionError: VIS-CONFIG-1536, several optimizers, or one that accumulates gradients itself.
+    """
 
     def __init__(self, wrapper: BaseOptimWrapper, model: nn.Module) -> None:
         if isinstance(wrapper, OptimWrapperDict):

@@ -42,6 +42,7 @@ class Planner:
         active: chunks of a rank whose parameters are whole at a time (sharded data).
         reduce_grad: 'per_unit' or 'per_step'.
         is_sharded: are parameters sharded over several ranks of a stage?
+
     Raises:
         VisionError: VIS-CONFIG-1535, options that do not go together.
     """
@@ -73,6 +74,7 @@ class Planner:
 
         Args:
             costs_of: costs where these ranks have the stages.
+
         Raises:
             VisionError: VIS-CONFIG-1503, 1529, nothing fits the budget; 1504, 1510: sizes that the
                 schedule cannot have.

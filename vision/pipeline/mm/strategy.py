@@ -83,9 +83,10 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         checkpoint: 'folder', written by all ranks, or 'full', one file from rank 0. Both are read
             by every strategy and by plain runners.
         **options: of MMEngine's strategies.
+
     Raises:
-        VisionError: VIS-CONFIG-1530, pp x dp is not the number of processes; 1535, options that
-            do not go together; VIS-DIST-344, no group of ranks.
+        VisionError: VIS-CONFIG-1530, pp x dp is not the number of processes; VIS-CONFIG-1535,
+            options that do not go together; VIS-DIST-344, no group of ranks.
     """
 
     is_sharded = is_split = True
@@ -148,7 +149,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         return self.dp_rank, self.dp
 
     def see_data(self, dataloader) -> None:
-        """What a micro-batch looks like is read from the first samples of this loader."""
+        """Read from the first samples of this loader what a micro-batch looks like."""
         self._dataloader = self._dataloader or dataloader
 
     def prepare(self, model: nn.Module | dict, *, optim_wrapper=None, param_scheduler=None,
@@ -156,8 +157,9 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         """As MMEngine's: the model cut, this rank's part of it, and an optimizer for that part.
 
         Raises:
-            VisionError: VIS-CONFIG-1514, ``compile``; 1501, 1520 to 1527, a model that cannot be
-                cut; 1503, no schedule fits ``memory``.
+            VisionError: VIS-CONFIG-1514, ``compile``; VIS-CONFIG-1501, VIS-CONFIG-1520 to
+                VIS-CONFIG-1527, a model that cannot be cut; VIS-CONFIG-1503, no schedule fits
+                ``memory``.
         """
         if self._prepared:
             return self._prepared_components()
@@ -300,7 +302,7 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         dropout is drawn in the order of its actions.
 
         Raises:
-            VisionError: VIS-CONFIG-1505 to 1509, it is none that can run.
+            VisionError: what ``validate`` refuses, it is none that can run.
         """
         stored = dict(content.get('meta', {}).get('pipeline') or {})
         unit, rows = stored.pop('unit', None), stored.pop('rows', [])
@@ -332,9 +334,15 @@ class ZeroPPStrategy(SingleDeviceStrategy):
         return own.get(name, ELSEWHERE)
 
     def optimizer_state(self, state: dict) -> dict:
+        """This rank's state, with parameters numbered as in the optimizer of the whole model."""
         return self.numbering.to_global(state)
 
     def own_optimizer_state(self, state: dict, filename: str) -> dict:
+        """What this rank needs of a state of the whole model; ``filename`` is for the error.
+
+        Raises:
+            VisionError: the state is of other parameters.
+        """
         return self.numbering.to_own(state, filename)
 
     def _scale_lr(self) -> None:

@@ -56,7 +56,9 @@ class Calls(TorchFunctionMode):
         """Refuse modules that, called one after the other, are not the model.
 
         Args:
-            inputs: of the model; whole: what it gave.
+            inputs: tensors of any shape that the model got.
+            whole: what it gave.
+
         Raises:
             VisionError: VIS-CONFIG-1524, with the two pieces between which something happens.
         """

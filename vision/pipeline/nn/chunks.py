@@ -86,6 +86,7 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
     Args:
         names: of submodules, called one after the other; None asks ``model.pipeline_stages()``,
             which gives names or (name, run) pairs.
+
     Raises:
         VisionError: VIS-CONFIG-1520, 1547 nothing says what the pieces are, 1521 no such module or
             named twice, 1522 one inside another, 1523 a parameter outside of all pieces, 1525
@@ -154,9 +155,11 @@ def count_pieces(model: nn.Module, pieces: Sequence[Piece],
 
     Args:
         inputs: of the model, one micro-batch, preprocessed; only shapes and dtypes are read.
+
     Raises:
-        VisionError: VIS-CONFIG-1524 the pieces one after the other are not the model, 1526 a piece
-            cannot go on with what the one before gave, 1527 the pieces end in other shapes.
+        VisionError: VIS-CONFIG-1524 the pieces one after the other are not the model,
+            VIS-CONFIG-1526 a piece cannot go on with what the one before gave, VIS-CONFIG-1527 the
+            pieces end in other shapes.
     """
     inputs = tuple(torch.empty_like(each, device='meta') for each in _as_tuple(inputs))
     with unchanged(nn.Module()):
@@ -166,7 +169,13 @@ def count_pieces(model: nn.Module, pieces: Sequence[Piece],
 def measure_pieces(model: nn.Module, pieces: Sequence[Piece], inputs: Tensor | Tensors, *,
                    repeats: int = 3) -> list[PieceCost]:
     """``count_pieces`` on real tensors, with seconds: medians of ``repeats`` after one more to
-    warm up. Buffers, gradients and random numbers are afterwards as before."""
+    warm up.
+
+    Buffers, gradients and random numbers are afterwards as before.
+
+    Args:
+        inputs: of the model, (B, ...) each, as large as a micro-batch; on the device to measure.
+    """
     inputs = _as_tuple(inputs)
     with unchanged(model, inputs[0].device):
         costs = _count(model, pieces, inputs)
@@ -192,6 +201,8 @@ class Chunk(nn.Module):
         self.parts = nn.ModuleList(model.get_submodule(piece.name) for piece in pieces)
 
     def forward(self, *inputs: Tensor) -> Tensor | Tensors:
+        """What the piece before this stage gave, (B, ...) each -> what the last piece gives: a
+        tensor, or a tuple of several."""
         for piece, module in zip(self.pieces, self.parts, strict=True):
             inputs = piece(module, inputs)
         return inputs if len(inputs) > 1 else inputs[0]
@@ -205,6 +216,11 @@ class Absent(nn.Module):
         self.name = name
 
     def forward(self, *inputs: Any, **options: Any) -> None:
+        """Refused: a rank runs its own pieces alone.
+
+        Raises:
+            AssertionError: always.
+        """
         raise AssertionError(f'{self.name} is on another rank of the pipeline')
 
 

@@ -38,7 +38,7 @@ def forward_only(chunks: Mapping[int, nn.Module], rank_of: Sequence[int],
 
     Raises:
         VisionError: VIS-CONFIG-1518 for a stage, not the last, that gives something else than
-            tensors, 1519 for too many of them.
+            tensors, VIS-CONFIG-1519 for too many of them.
     """
     rank = dist.get_rank(group)
     told = torch.tensor([len(batches or ())], device=device)

@@ -171,6 +171,7 @@ class Spans:
         self.clear()
 
     def clear(self) -> None:
+        """Forget the last step; seconds count from here on."""
         self._found: list[tuple[Action, Any, Any]] = []
         self._in_flight = self.peak_in_flight = 0
         self.current: Action | None = None  # the last one that began

@@ -118,7 +118,7 @@ class Stage(PipelineStage):
 
     Args:
         span: is entered around each compute action.
-        loss_of: (output, mb) -> loss, of the last stage.
+        loss_of: (output, mb) -> loss, a scalar, of the last stage.
     """
 
     def __init__(self, chunk: nn.Module, index: int, num_stages: int, device: torch.device,
@@ -137,11 +137,14 @@ class Stage(PipelineStage):
         self._sends: dict[tuple[str, int], list[dist.Work]] = {}
 
     def forward_maybe_with_nosync(self, *args, **kwargs) -> Any:
+        """The chunk's output, contiguous unless this stage is the last."""
         output = super().forward_maybe_with_nosync(*args, **kwargs)
         return output if self.is_last else _contiguous(output)
 
     def forward_one_chunk(self, fwd_chunk_id: int, args: tuple, kwargs: dict | None = None,
                           save_forward_output: bool = True) -> Any:
+        """F of one micro-batch: its output, and in the last stage its loss. The buffers that it
+        was received in are free afterwards."""
         mb = fwd_chunk_id
         with self.span(Action(self.stage_index, F, mb)):
             output = super().forward_one_chunk(mb, args, kwargs, save_forward_output)
@@ -155,10 +158,21 @@ class Stage(PipelineStage):
         return output
 
     def take_loss(self, mb: int) -> Tensor | None:
+        """The loss of a micro-batch with its graph, a scalar, once, from which the last stage goes
+        backward; None in the others."""
         return self._graph_losses.pop(mb) if self.is_last else None
 
     def backward_one_chunk(self, bwd_chunk_id: int, loss: Tensor | None = None,
                            full_backward: bool = True, last_backward: bool = False) -> None:
+        """B of one micro-batch, or I without ``full_backward``; the gradient for the stage before
+        is contiguous.
+
+        Args:
+            loss: scalar, in the last stage alone.
+
+        Raises:
+            VisionError: I of chunks that torch would leave without gradients.
+        """
         mb = bwd_chunk_id
         for work in self._sends.pop((F, mb), ()):
             work.wait()  # its gradient is here, so it has long arrived
@@ -181,6 +195,7 @@ class Stage(PipelineStage):
         _release(self.grad_recv_info[mb])
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """W of one micro-batch: what its I has left, added to the gradients that are there."""
         mb = bwd_chunk_id
         with self.span(Action(self.stage_index, W, mb)):
             if mb in self._done_early:
@@ -194,22 +209,29 @@ class Stage(PipelineStage):
             accumulate_gradients(self.submod)
 
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """Receives of a micro-batch's input, into memory that is taken now."""
         _allocate(self.args_recv_info[fwd_chunk_id], self.device)
         return super().get_fwd_recv_ops(fwd_chunk_id)
 
     def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """Receives of the gradient of a micro-batch's output, into memory that is taken now."""
         _allocate(self.grad_recv_info[bwd_chunk_id], self.device)
         return super().get_bwd_recv_ops(bwd_chunk_id)
 
     def set_local_bwd_input(self, next_stage_bwd_outputs: tuple, mb_index: int) -> None:
+        """The gradient of a micro-batch's output from the next stage on the same rank, without a
+        message."""
         _allocate(self.grad_recv_info[mb_index], self.device)  # zeros where there is no gradient
         super().set_local_bwd_input(next_stage_bwd_outputs, mb_index)
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """Send a micro-batch's output at once; nothing is left for torch to send."""
         self._send(F, fwd_chunk_id, super().get_fwd_send_ops(fwd_chunk_id))
         return []
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """Send the gradient of a micro-batch's input at once; nothing is left for torch
+        to send."""
         self._send(B, bwd_chunk_id, super().get_bwd_send_ops(bwd_chunk_id))
         return []
 
@@ -291,7 +313,7 @@ def has_chained_uses(outputs: Iterable[Tensor], inputs: Iterable[Tensor],
 
     The way from the later use to the weight then leads through the earlier one and all between
     them; torch would go it for the later one's weight gradient, and again for each layer between,
-    whose graph is freed by then.
+    whose graph is freed by then. Only the graph behind the tensors counts, so any shapes will do.
     """
     def starts(tensors: Iterable[Tensor]) -> list:
         nodes = (_backward._get_grad_fn_or_grad_acc(tensor) for tensor in tensors
@@ -314,7 +336,12 @@ def has_chained_uses(outputs: Iterable[Tensor], inputs: Iterable[Tensor],
 
 
 def refuse_others_than_tensors(stage: int, output: Any) -> None:
-    """Of a stage that is not the last."""
+    """Check what a stage that is not the last gave.
+
+    Raises:
+        VisionError: VIS-CONFIG-1518, something other than a tensor or a flat tuple of tensors, or
+            nothing.
+    """
     values = output if isinstance(output, (tuple, list)) else (output,)
     others = sorted({type(value).__name__ for value in values if not isinstance(value, Tensor)})
     if others or not values:
@@ -360,6 +387,7 @@ class Schedule(schedules._PipelineScheduleRuntime):
         self.load(table)
 
     def load(self, table: Table) -> None:
+        """Run this table from the next step on."""
         self._prepare_schedule_with_comms(to_torch(table), format='compute_comms')
 
     def learn(self, inputs: tuple[Tensor, ...]) -> None:
@@ -377,7 +405,7 @@ class Schedule(schedules._PipelineScheduleRuntime):
                 _release(infos)
 
     def run(self, inputs: list[tuple[Tensor, ...]]) -> None:
-        """One step; ``inputs`` by micro-batch."""
+        """One step; ``inputs`` are those of stage 0, (B / M, ...) each, by micro-batch."""
         for stage in self._stages:
             stage.clear_runtime_states()
         level = schedules.logger.level
@@ -413,6 +441,7 @@ def is_compiled(chunk: nn.Module) -> bool:
 
 
 def is_sharded(chunk: nn.Module) -> bool:
+    """Whether FSDP2 (``fully_shard``) holds its parameters."""
     return isinstance(chunk, FSDPModule)
 
 
@@ -423,12 +452,12 @@ def _groups(chunk: nn.Module) -> Iterator[Any]:
 
 
 def gathered_bytes(chunk: nn.Module) -> int:
-    """Of its parameters, whole, in the type in which they are gathered."""
+    """Memory of a chunk's parameters, whole, in the type in which they are gathered."""
     return _bytes_in(chunk, 'param_dtype')[0]
 
 
 def reduced_bytes(chunk: nn.Module) -> tuple[int, torch.dtype]:
-    """Of its gradients, whole, and the type in which they are reduced."""
+    """Memory of a chunk's gradients, whole, and the type in which they are reduced."""
     return _bytes_in(chunk, 'reduce_dtype')
 
 

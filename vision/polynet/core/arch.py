@@ -88,10 +88,12 @@ class Arch:
 
     @property
     def depths(self) -> tuple[int, ...]:
+        """Modules in each of the stages A, B, C."""
         return tuple(len(stage) for stage in self.stages)
 
     @property
     def num_modules(self) -> int:
+        """Modules of all three stages; path scales and drop probabilities come one for each."""
         return sum(self.depths)
 
 
@@ -139,7 +141,12 @@ PRESETS = _presets()
 
 
 def find_arch(arch: str | Sequence[Sequence[str]] | Arch) -> Arch:
-    """An architecture from a preset's name or three lists of module names."""
+    """An architecture from a preset's name or three lists of module names.
+
+    Raises:
+        VisionError: VIS-CONFIG-011, neither a name, an ``Arch`` nor a list; VIS-CONFIG-013, no
+            preset has the name; and what ``Arch`` refuses.
+    """
     if isinstance(arch, Arch):
         return arch
     if not isinstance(arch, str):
@@ -173,7 +180,11 @@ def released_path_scales(num_modules: int = 40, *, max_drop: float = 0.3) -> tup
 
 
 def path_drops(num_modules: int, rate: float, schedule: str) -> tuple[float, ...]:
-    """Drop probability of each module's terms: from 0 to ``rate`` ('linear'), or ``rate``."""
+    """Drop probability of each module's terms: from 0 to ``rate`` ('linear'), or ``rate``.
+
+    Raises:
+        VisionError: VIS-CONFIG-019, ``rate`` is outside [0, 1).
+    """
     if not 0 <= rate < 1:
         raise VisionError('VIS-CONFIG-019', f'path_drop_rate={rate} is not a probability below 1',
                           do='choose 0 <= path_drop_rate < 1; 0 turns it off')

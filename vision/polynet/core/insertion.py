@@ -81,6 +81,7 @@ def plan_insertion(source: Arch, target: Arch, *, placement: str = 'interleaved'
 
     Args:
         share, target_share: the poly form of the source and of the target (default: the same).
+
     Raises:
         VisionError: VIS-CONFIG-051, a stage of the target cannot hold the source's modules;
             VIS-CONFIG-052, an unknown placement.

@@ -91,6 +91,15 @@ class PolyNet(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (B, in_channels, H, W) -> a map (B, out_channels[i], h, w) for each of
+        ``out_indices``.
+
+        h and w are H and W over ``strides[i]``, rounded up with ``padding_mode='same'`` and less a
+        border without padding.
+
+        Raises:
+            VisionError: an image below 75 px without padding.
+        """
         return self.trunk(x)
 
     def pipeline_stages(self) -> list[tuple[str, Callable[..., Tensor]]]:
@@ -145,6 +154,7 @@ class PolyNet(BaseModule):
             module.drop = drop if is_on else 0.0
 
     def train(self, mode: bool = True) -> PolyNet:
+        """As in torch, but frozen stages stay in evaluation, and all norms with ``norm_eval``."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:

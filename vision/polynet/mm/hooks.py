@@ -22,6 +22,7 @@ class PathDropHook(Hook):
     Args:
         begin: first epoch (or iteration) with dropped paths, counted from 0.
         by_epoch: whether ``begin`` is an epoch.
+
     Raises:
         VisionError: VIS-CONFIG-061, ``begin`` below 0; 068, a model without paths to drop.
     """
@@ -36,6 +37,11 @@ class PathDropHook(Hook):
         self.backbones: list[PolyNet] = []
 
     def before_train(self, runner) -> None:
+        """Find the PolyNets of the model and set their paths to what holds at this step.
+
+        Raises:
+            VisionError: VIS-CONFIG-061, none of them has ``path_drop_rate`` above 0.
+        """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.backbones = [part for part in model.modules() if isinstance(part, PolyNet)]
         if not any(any(backbone.path_drops) for backbone in self.backbones):
@@ -46,6 +52,8 @@ class PathDropHook(Hook):
         self._switch(runner)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Let paths drop from ``begin`` on; read from the step, so that a resume needs no
+        state."""
         self._switch(runner)
 
     def _switch(self, runner) -> None:

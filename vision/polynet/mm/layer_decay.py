@@ -34,11 +34,18 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    is_dcn_module: int | float | None = None) -> None:
+        """Append the groups of ``module`` to ``params``; once those of the whole model are there,
+        scale their learning rates by depth and merge groups with equal settings."""
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix == '':  # the whole model; MMEngine calls this again for each part of it
             params[:] = merged(self.scaled(params, module))
 
     def scaled(self, params: list[dict], model: nn.Module) -> list[dict]:
+        """The same groups with learning rates by depth; each must hold one parameter.
+
+        Raises:
+            VisionError: VIS-CONFIG-060, no module of the model has ``get_layer_depth``.
+        """
         name, backbone = next(((name, part) for name, part in model.named_modules()
                                if hasattr(part, 'get_layer_depth')), (None, None))
         if backbone is None:

@@ -70,6 +70,9 @@ class Layers:
     is_same: bool = False
 
     def make_conv(self, in_channels: int, spec: ConvSpec, dilation: int = 1) -> nn.Module:
+        """A convolution without bias from ``in_channels`` to ``spec.channels``. It pads where the
+        spec or ``is_same`` says so, and then by ``dilation`` times half its window; 1x1 is
+        never dilated."""
         pads = spec.pad or self.is_same
         padding = tuple(dilation * (size // 2) if pads else 0 for size in spec.kernel)
         is_pointwise = spec.kernel == (1, 1)
@@ -88,6 +91,8 @@ class ConvUnit(nn.Module):
         self.act = nn.Identity() if is_linear else layers.act()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, spec.channels, h, w), smaller by the spec's stride and
+        border."""
         return self.act(self.norm(self.conv(x)))
 
 
@@ -103,6 +108,8 @@ class TiedConvUnit(nn.Module):
         self.act = nn.Identity() if is_linear else layers.act()
 
     def forward(self, x: Tensor, order: int) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, spec.channels, h, w), with the norm of ``order``, from
+        0."""
         return self.act(self.norms[order](self.conv(x)))
 
 
@@ -119,6 +126,7 @@ class InceptionBlock(nn.Module):
                                    is_linear=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> F(x) of the same shape, before any activation."""
         return self.projection(torch.cat([path(x) for path in self.paths], dim=1))
 
 
@@ -149,6 +157,8 @@ class TiedInceptionBlock(nn.Module):
         self.share = share
 
     def forward(self, x: Tensor, order: int) -> Tensor:
+        """x (B, C, H, W) -> F(x) of the same shape, with the norms of ``order``, counted
+        from 0."""
         results = []
         for path in self.paths:
             y = x
@@ -168,6 +178,7 @@ def chain(in_channels: int, path: Sequence[ConvSpec]) -> list[tuple[int, ConvSpe
 
 
 def joined_channels(spec: BlockSpec) -> int:
+    """Channels of a block's paths side by side, which its projection reads."""
     return sum(path[-1].channels for path in spec.paths)
 
 
@@ -209,6 +220,8 @@ class PolyInception(nn.Module):
         return self.chain if self.is_chained else self._modules['blocks']
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the same shape, activated; C is 384, 1152 or 2048 in stage A,
+        B or C."""
         total, source = x, x
         for order in range(self.order):
             term = self.block(source, order) if self.is_tied else self.blocks[order](source)
@@ -218,7 +231,11 @@ class PolyInception(nn.Module):
         return self.act(total)
 
     def weigh(self, term: Tensor) -> Tensor:
-        """What the term adds to the sum."""
+        """What the term (B, C, H, W) adds to the sum, of the same shape.
+
+        While training, whole samples of it are dropped; in evaluation it is multiplied by one
+        number, so a scalar does too.
+        """
         if not self.training or self.drop == 0:
             keep = 1.0 if self.training or self.is_inverted else 1 - self.drop
             factor = self.scale * keep

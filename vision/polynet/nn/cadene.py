@@ -56,6 +56,7 @@ def poly_names(ours: str, theirs: str, stage: str) -> Iterator[tuple[str, str]]:
 
 
 def unit_names(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """(our name, theirs) of each tensor of one convolution unit, given the unit's name in both."""
     yield f'{ours}.conv.weight', f'{theirs}.conv.weight'
     for leaf in LEAVES:
         yield f'{ours}.norm.{leaf}', f'{theirs}.bn.{leaf}'

@@ -37,10 +37,12 @@ class Folded:
 
     @property
     def width(self) -> int:
+        """Output channels O."""
         return len(self.weight)
 
     @property
     def is_pointwise(self) -> bool:
+        """1x1 with stride 1: such convolutions of one map can run as one."""
         return self.weight.shape[2:] == (1, 1) and self.stride == (1, 1)
 
 
@@ -80,6 +82,8 @@ class FusedConv(nn.Module):
         self.is_linear, self.is_packed, self.packed = is_linear, False, None
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        """x (B, I, H, W) -> (B, O, h, w); ``addend`` (B, O, h, w) is added before ReLU and
+        overwritten."""
         if not self.is_packed:
             self.packed = pack_weight(self.weight, *self.geometry, x.shape)
             self.is_packed = True
@@ -114,6 +118,8 @@ class FusedPaths(nn.Module):
             for path, is_merged in zip(paths, self.is_merged, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the paths' maps (B, sum of their channels, h, w), in the
+        order given."""
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) \
             else torch.contiguous_format
         pieces = iter(self.entry(x).split(self.widths, 1)) if self.entry else iter(())
@@ -138,6 +144,7 @@ class FusedWays(nn.Module):
                                            sum(p.bias for p in projections)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W), which is overwritten -> the module's output of the same shape."""
         return self.projection(self.paths(x), addend=x)
 
 
@@ -158,6 +165,7 @@ class FusedChain(nn.Module):
             self.projections.append(FusedConv(folded, is_linear=not is_last))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W), which is overwritten -> the module's output of the same shape."""
         source = x
         for paths, projection in zip(self.paths[:-1], self.projections[:-1], strict=True):
             term = projection(paths(source))
@@ -174,16 +182,19 @@ class ToLayout(nn.Module):
         self.layout = layout
 
     def forward(self, x: Tensor) -> Tensor:
+        """The same numbers (B, C, H, W), copied only where the layout is another."""
         return x.contiguous(memory_format=self.layout)
 
 
 def paths_of(block: InceptionBlock | TiedInceptionBlock, order: int = 0) -> list[list[Folded]]:
+    """Folded convolutions of each path of a block; of a tied block with the norms of ``order``."""
     if isinstance(block, InceptionBlock):
         return [[fold_unit(unit) for unit in path] for path in block.paths]
     return [[fold(unit.conv, unit.norms[order]) for unit in path] for path in block.paths]
 
 
 def projection_of(module: PolyInception, order: int) -> tuple[nn.Module, nn.Module]:
+    """(convolution, norm) that end the term of ``order``, counted from 0; they may be tied."""
     if not module.is_tied:
         unit = module.blocks[order].projection
     elif module.block.share == 'all':
@@ -194,21 +205,32 @@ def projection_of(module: PolyInception, order: int) -> tuple[nn.Module, nn.Modu
 
 
 def fold_unit(unit: ConvUnit) -> Folded:
+    """The unit's convolution with its norm inside; the activation is left to who runs it."""
     return fold(unit.conv, unit.norm)
 
 
 def fuse_parallel(parallel: Parallel) -> FusedPaths:
+    """``Parallel`` for inference: branches are folded, those without parameters (pools) stay."""
     return FusedPaths([[fold_unit(unit) for unit in branch] if list(branch.parameters())
                        else branch for branch in parallel.branches])
 
 
 def fuse_module(module: PolyInception) -> nn.Module:
+    """``FusedWays`` or ``FusedChain`` of the module, with the factor that its terms have in
+    evaluation."""
     scale = float(module.weigh(torch.ones((), dtype=torch.float64)))
     return (FusedChain if module.is_chained else FusedWays)(module, scale)
 
 
 def fuse_trunk(trunk: PolyNetTrunk, layout: torch.memory_format) -> None:
-    """In place."""
+    """Replace the parts of a trunk, in place, by fused ones; it can be trained no more.
+
+    Args:
+        layout: memory layout in which the network runs, ``torch.channels_last``, say.
+
+    Raises:
+        VisionError: VIS-CONFIG-044, an activation other than ReLU.
+    """
     for act in (m.act for m in trunk.modules() if isinstance(m, ConvUnit | PolyInception)):
         if not isinstance(act, nn.ReLU | nn.Identity):
             raise VisionError('VIS-CONFIG-044', f'the activation {type(act).__name__} cannot be '
@@ -233,6 +255,7 @@ def fuse(model: nn.Module, *, is_channels_last: bool = True) -> nn.Module:
     Args:
         model: in evaluation mode; a trunk, a backbone, a classifier, a detector.
         is_channels_last: memory layout of PolyNet's maps, also of those that it returns.
+
     Raises:
         VisionError: training mode, no PolyNet inside, or layers that cannot be fused.
     """

@@ -48,6 +48,7 @@ def grow(source: PolyNetTrunk, target: PolyNetTrunk, insertion: Insertion, *,
         is_identity: zero the projection norms of every new term. With ReLU the target then
             computes the source's function at evaluation. (Our addition; otherwise new terms
             speak from the start.)
+
     Raises:
         VisionError: VIS-CKPT-053, tensors without a partner or of another shape;
             VIS-CONFIG-054 and 065, an identity start that is not possible.

@@ -26,6 +26,7 @@ def load_pretrained(trunk: PolyNetTrunk, state: Mapping[str, Tensor], *,
     Levels that the trunk does not have are left out. When the image has another number of
     channels, the first convolution is adapted (``adapt_first_conv``). Counters that old files
     lack (``num_batches_tracked``) stay as they are.
+
     Raises:
         VisionError: VIS-CKPT-056, 066 no (single) PolyNet under the prefix, 305 the tensors of
             another architecture, VIS-CKPT-015 leftovers in the state of the port.
@@ -53,7 +54,12 @@ def is_published(content: Mapping) -> bool:
 
 
 def trunk_prefix(state: Mapping[str, Tensor], where: str = '', prefix: str | None = None) -> str:
-    """What stands before the trunk's names in a checkpoint: 'backbone.trunk.', say."""
+    """What stands before the trunk's names in a checkpoint: 'backbone.trunk.', say.
+
+    Raises:
+        VisionError: VIS-CKPT-056, no PolyNet under the given prefix, or without one not exactly
+            one in the checkpoint.
+    """
     prefixes = [name.removesuffix(FIRST_CONV) for name in state if name.endswith(FIRST_CONV)]
     if prefix is not None:
         wanted = f'{prefix.rstrip(".")}.trunk.'.lstrip('.')

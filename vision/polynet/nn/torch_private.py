@@ -25,8 +25,8 @@ def has_onednn() -> bool:
 
 def pack_weight(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
                 input_size: torch.Size) -> Tensor | None:
-    """The weight in oneDNN's layout for inputs of this size (others work too); None where
-    oneDNN does not apply."""
+    """The weight (O, I, kh, kw) in oneDNN's layout for inputs (B, I, H, W) of ``input_size``;
+    other sizes work too. None where oneDNN does not apply."""
     if not has_onednn() or weight.device.type != 'cpu' or weight.dtype not in DTYPES:
         return None
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -37,7 +37,11 @@ def pack_weight(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
 
 def convolve(x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor, stride: Pair,
              padding: Pair, dilation: Pair, *, has_relu: bool, addend: Tensor | None) -> Tensor:
-    """relu?(conv(x) + addend?); the result overwrites ``addend`` when there is one."""
+    """relu?(conv(x) + addend?); the result overwrites ``addend`` when there is one.
+
+    Shapes: x (B, I, H, W), weight (O, I, kh, kw), bias (O,), addend and result (B, O, h, w);
+    ``packed`` is what ``pack_weight`` made of the weight.
+    """
     if packed is None:
         y = F.conv2d(x, weight, bias, stride, padding, dilation)
         y = y if addend is None else addend.add_(y)

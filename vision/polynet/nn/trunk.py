@@ -34,11 +34,14 @@ class Parallel(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, sum of the branches' channels, h, w); their maps must be equally
+        large."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
 def conv_path(in_channels: int, specs: Iterable[ConvSpec], layers: Layers,
               dilation: int = 1) -> nn.Sequential:
+    """Convolution units one after the other, the first of which reads ``in_channels`` channels."""
     units = []
     for spec in specs:
         units.append(ConvUnit(in_channels, spec, layers, dilation=dilation))
@@ -79,6 +82,8 @@ class Stem(nn.Module):
         self.mix3 = Parallel(pool(layers), conv_path(192, [ConvSpec(192, (3, 3), 2)], layers))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (B, in_channels, H, W) -> what is built of level 0 (B, 64, h, w) at stride 2, level 1
+        (B, 192, h, w) at stride 4 and the entry of stage A (B, 384, h, w) at stride 8."""
         level0 = self.entry(x)
         if self.num_parts == 1:
             return (level0,)
@@ -119,8 +124,10 @@ class PolyNetTrunk(nn.Module):
             follows is dilated.
         uses_checkpoint: recompute activations in the backward pass, module by module, for those
             that ``RECOMPUTED`` names.
+
     Shapes: x (B, in_channels, H, W) -> one (B, C, h, w) per level; a 331 px input without
         padding gives maps of 163, 79, 39, 19, 9.
+
     Raises:
         VisionError: an image below 75 px without padding (the last maps would be empty).
     """
@@ -160,6 +167,7 @@ class PolyNetTrunk(nn.Module):
                 if hasattr(self, f'stage_{letter}')]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (B, in_channels, H, W) -> the levels of ``out_levels`` in their order."""
         *levels, x = run_stem(self.stem, x, is_padded=self.layers.is_same)
         if self.stem.num_parts < 3:  # nothing above is asked for
             levels.append(x)
@@ -202,6 +210,11 @@ class PolyNetTrunk(nn.Module):
 
 
 def run_stem(stem: Stem, x: Tensor, *, is_padded: bool) -> tuple[Tensor, ...]:
+    """Levels of the stem of an image x (B, C, H, W), as ``Stem.forward`` gives them.
+
+    Raises:
+        VisionError: VIS-INPUT-014, H or W is below 75 px and nothing is padded.
+    """
     if not is_padded and min(x.shape[-2:]) < SMALLEST_INPUT:
         height, width = x.shape[-2:]
         raise VisionError(
@@ -213,11 +226,13 @@ def run_stem(stem: Stem, x: Tensor, *, is_padded: bool) -> tuple[Tensor, ...]:
 
 
 def run_stem_alone(stem: Stem, x: Tensor, *, is_padded: bool) -> Tensor:
-    """The lower levels are dropped."""
+    """The stem's highest level alone of an image (B, C, H, W): all that a pipeline sends on."""
     return run_stem(stem, x, is_padded=is_padded)[-1]
 
 
 def run_module(module: nn.Module, x: Tensor, *, is_recomputed: bool = False) -> Tensor:
+    """x (B, C, H, W) -> what the module gives. With ``is_recomputed`` its activations are made
+    again in the backward pass, and its norms count the batch once."""
     if not (is_recomputed and x.requires_grad):
         return module(x)
     return checkpoint(module, x, use_reentrant=False,

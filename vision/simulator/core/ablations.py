@@ -8,7 +8,7 @@ from vision.simulator.core.program import Flow, Node, Program
 
 
 def without_slowdowns(program: Program) -> Program:
-    """What runs at the same time does not slow each other down."""
+    """The program in which what runs at the same time does not slow each other down."""
     return replace(program, slowdowns={})
 
 

@@ -87,6 +87,7 @@ class Strategy:
 
     @property
     def world_size(self) -> int:
+        """Devices of the run."""
         return self.data * self.tensor * self.pipeline * self.context
 
     @property
@@ -97,12 +98,15 @@ class Strategy:
 
     @property
     def global_batch(self) -> int:
+        """Sequences in a step, over all ranks and micro-batches."""
         return self.data * self.micro_batch * self.num_microbatches
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Args:
+    """One step of a decoder: its time, and the memory of the device that needs most.
+
+    Args:
         seconds: of a step.
         peak_bytes: of the device that needs most, with context and fragmentation.
         capacity_bytes: of a device.
@@ -122,6 +126,7 @@ class Prediction:
 
     @property
     def fits(self) -> bool:
+        """Whether the device that needs most has room for it."""
         return self.peak_bytes <= self.capacity_bytes
 
 
@@ -130,8 +135,8 @@ def predict(decoder: Decoder, strategy: Strategy, prices: Prices, *,
     """A step's time and peak memory.
 
     Raises:
-        VisionError: VIS-CONFIG-1644, sizes that do not divide; 1640, a link that the strategy
-            crosses is not in the cluster.
+        VisionError: VIS-CONFIG-1644, sizes that do not divide; VIS-CONFIG-1640, a link that the
+            strategy crosses is not in the cluster.
     """
     refuse_uneven(decoder, strategy)
     run = _Run(decoder, strategy, prices)

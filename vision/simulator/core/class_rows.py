@@ -22,7 +22,9 @@ BACKBONE = 'backbone'  # of a recogniser; what is outside of it is the head's
 
 @dataclass(frozen=True)
 class ClassRows:
-    """Args:
+    """A head's class rows, over all ranks.
+
+    Args:
         module: name of the head, for people.
         num_rows, dim: of all ranks.
         numbers_per_row: with the optimizer's states, of ``ELEMENT_BYTES`` each.
@@ -40,6 +42,7 @@ class ClassRows:
     grown: float = 1.0
 
     def store_bytes(self, num_ranks: int) -> int:
+        """Memory of one rank's part of the rows and their optimizer states, rounded up."""
         return -(-ELEMENT_BYTES * self.num_rows * self.numbers_per_row // num_ranks)
 
 

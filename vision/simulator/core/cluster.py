@@ -69,7 +69,9 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """Args:
+    """A way for bytes: between devices of a node, between nodes, or to the host.
+
+    Args:
         latency: seconds of one step of a collective, or of a transfer.
         rate: bytes/s, peak, of one direction of one device (intra) or adapter (inter).
         shared_by: devices that use one adapter.
@@ -91,7 +93,9 @@ class Link:
 
 @dataclass(frozen=True)
 class Overheads:
-    """Args:
+    """What a step costs besides arithmetic, memory and messages.
+
+    Args:
         launch: seconds between two kernels on the device.
         host: seconds in which the host issues one operator: work below that is host bound.
         collective: seconds to start a collective, whatever its size.
@@ -132,6 +136,7 @@ class Cluster:
 
     @property
     def world_size(self) -> int:
+        """Devices of all nodes."""
         return self.num_nodes * self.gpus_per_node
 
     def link(self, name: str) -> Link:

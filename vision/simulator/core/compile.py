@@ -61,7 +61,7 @@ class Pricing(Protocol):
         """Seconds of a collective over these ranks; bytes of the whole tensor."""
 
     def quote(self, kind: str, num_bytes: float, ranks: Sequence[int]) -> float:
-        """The same, of what is not sent yet: ways are compared by it."""
+        """As ``communicate``, of what is not sent yet: ways are compared by it."""
 
     def copy(self, num_bytes: float) -> float:
         """Seconds from a device to its host's memory or back."""
@@ -110,6 +110,7 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
 
     Args:
         graph: of what one share of the batch does for one micro-batch, with whole features.
+
     Raises:
         VisionError: VIS-CONFIG-1620 to 1625, see ``StrategyTree.spread``; 1626, several stages.
     """
@@ -173,15 +174,18 @@ class Step:
         return name
 
     def wait(self, node: int | None) -> None:
+        """Let the next compute node begin after this one has ended; None is nothing to
+        wait for."""
         if node is not None:
             self._waits.append(node)
 
     def last(self, stream: str = COMPUTE) -> tuple[int, ...]:
+        """The newest node of a stream, as the ``after`` of another; () before the first."""
         return (self._last[stream],) if stream in self._last else ()
 
     def collective(self, name: str, kind: str, num_bytes: float, *, ranks: Sequence[int] = (),
                    stream: str = FEATURE, **more) -> int:
-        """Over these ranks, or those that have other parts of the batch."""
+        """A node of a collective over these ranks, or those that have other parts of the batch."""
         ranks = ranks or self.spread.sharing(0, self.spread.dp)
         seconds = self.pricing.communicate(kind, num_bytes, ranks)
         return self.add(name, kind, seconds, stream=stream, **more)
@@ -193,6 +197,7 @@ class Step:
     # The step.
 
     def program(self) -> Program:
+        """The whole step: states held, micro-batches forward and backward, the optimizer."""
         self._hold_states()
         for mb in range(self.settings.num_microbatches):
             self.mb = mb

@@ -59,6 +59,7 @@ class ConvWriter:
         return out_h, out_w
 
     def linear(self, name: str, rows: int, cin: int, cout: int) -> None:
+        """A product of (rows, cin) with (cin, cout); its output stays for the backward."""
         size = self.element_bytes
         self.ops.append(Op(name, name, 'gemm', 2.0 * rows * cin * cout,
                            size * (rows * cin + cin * cout + rows * cout), self.dtype, FORWARD,
@@ -66,6 +67,8 @@ class ConvWriter:
                            output_bytes=size * rows * cout))
 
     def small(self, name: str, elements: int, moved: float, *, is_saved: bool = False) -> None:
+        """An element-wise operator without FLOPs that reads and writes ``moved`` times
+        ``elements`` numbers; one number each stays for the backward with ``is_saved``."""
         size = self.element_bytes
         saved = size * elements if is_saved else 0
         self.ops.append(Op(name, name, 'elementwise', 0.0, size * moved * elements, self.dtype,

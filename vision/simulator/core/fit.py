@@ -103,8 +103,11 @@ class Score:
 
 
 def score(pairs: Sequence[Pair], workloads: Sequence[str] = ()) -> Score:
-    """Args:
-        pairs: of times, or of rates turned into times, so that less is better.
+    """How well predictions agree with measurements.
+
+    Args:
+        pairs: (predicted, measured) of times, or of rates turned into times, so that less is
+            better.
         workloads: of each pair; the same work under several strategies has one name.
     """
     errors = [(predicted - measured) / measured for predicted, measured in pairs]

@@ -46,8 +46,10 @@ def from_actions(table: Table, costs: Costs, *, overhead_s: float = 0.0) -> Prog
         table: compute actions alone, or complete.
         costs: by stage.
         overhead_s: that each compute action takes beyond its cost.
+
     Raises:
-        VisionError: VIS-CONFIG-1502 and 1505 to 1509, a table that would not run.
+        VisionError: VIS-CONFIG-1502, ranks that wait for each other; VIS-CONFIG-1505 to
+            VIS-CONFIG-1509, a table that would not run.
     """
     refuse_short_costs(table, costs)
     validate(table)

@@ -74,7 +74,9 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """Args:
+    """A weight or bias as the model has it.
+
+    Args:
         shape: whole, of the unsplit model; a linear layer's weight is (out, in).
         element_bytes: of one number.
         is_trained: has a gradient and optimizer state.
@@ -89,10 +91,12 @@ class Parameter:
 
     @property
     def num_elements(self) -> int:
+        """Numbers in the unsplit tensor."""
         return prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
+        """Memory of the unsplit tensor, without gradient and optimizer state."""
         return self.num_elements * self.element_bytes
 
 
@@ -121,6 +125,7 @@ class Module:
 
     @property
     def parameters_bytes(self) -> int:
+        """Memory of its own parameters, without its children's."""
         return sum(each.num_bytes for each in self.parameters)
 
 
@@ -156,10 +161,12 @@ class ModuleGraph:
     notes: tuple[str, ...] = ()
 
     def module(self, name: str) -> Module:
+        """The module of a dotted name, '' for the model; KeyError if there is none."""
         return self.by_name[name]
 
     @property
     def by_name(self) -> dict[str, Module]:
+        """Modules by dotted name; made anew at each access."""
         return {each.name: each for each in self.modules}
 
     def inside(self, name: str) -> Iterator[Module]:
@@ -167,19 +174,23 @@ class ModuleGraph:
         return (each for each in self.modules if is_inside(each.name, name))
 
     def ops_of(self, name: str, *phases: str) -> list[Op]:
-        """Of the module and all below it, in order; of all phases if none is named."""
+        """Operators of the module and all below it, in order; of all phases if none is named."""
         return [op for op in self.ops
                 if is_inside(op.module, name) and (not phases or op.phase in phases)]
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
+        """Parameters of all modules, shared ones once, in order of their modules."""
         return tuple(each for module in self.modules for each in module.parameters)
 
     @property
     def parameters_bytes(self) -> int:
+        """Memory of all parameters, shared ones once."""
         return sum(module.parameters_bytes for module in self.modules)
 
     def flops(self, *phases: str) -> float:
+        """Arithmetic of the operators in these phases ('forward', 'input_grad', 'weight_grad'); of
+        all of them when none is named."""
         return sum(op.flops for op in self.ops if not phases or op.phase in phases)
 
     def unpriced(self) -> dict[str, int]:

@@ -36,9 +36,12 @@ class Allocator:
         assert self.block_bytes >= 1 and self.fixed_bytes >= 0 and self.fragmentation >= 0, self
 
     def rounded(self, num_bytes: int) -> int:
+        """Memory that a buffer of ``num_bytes`` takes."""
         return -(-num_bytes // self.block_bytes) * self.block_bytes
 
     def reserved(self, in_use: int) -> int:
+        """Memory that the device must have for this much in use: fragmentation and the fixed part
+        on top."""
         return round(self.fixed_bytes + (1 + self.fragmentation) * in_use)
 
 
@@ -56,7 +59,7 @@ class Lifetime:
     end: float | None
 
     def is_there(self, moment: float) -> bool:
-        """From its begin on; at the moment of its end no longer."""
+        """Whether the buffer is there: from its begin on; at the moment of its end no longer."""
         return (self.begin is None or self.begin <= moment) and \
             (self.end is None or moment < self.end)
 
@@ -149,6 +152,8 @@ def curve(lives: Sequence[Lifetime], allocator: Allocator = TENSORS) -> Curve:
 
 
 def peak(rank: int, lives: Sequence[Lifetime], allocator: Allocator = BLOCKS) -> Peak:
+    """The highest moment of a rank, the first of several, with the largest buffers of
+    that moment."""
     over = curve(lives, allocator)
     num_bytes = max(over.total)
     at = over.total.index(num_bytes)

@@ -49,6 +49,7 @@ def with_memory_plan(graph: ModuleGraph, options: MemoryOptions,
     Args:
         seconds_of: an operator on the device.
         link: to host memory.
+
     Raises:
         VisionError: VIS-CONFIG-1676, nobody followed the graph's tensors.
     """

@@ -31,6 +31,7 @@ class Outcome:
 
     @cached_property
     def makespan(self) -> float:
+        """Seconds of the whole step, until its last node ends."""
         return max(self.ends, default=0.0)
 
     @cached_property
@@ -69,11 +70,11 @@ class Outcome:
 
     @cached_property
     def lifetimes(self) -> list[list[Lifetime]]:
-        """Of buffers, by rank."""
+        """Lifetimes of the buffers, by rank."""
         return memory.lifetimes(self.program, self.starts, self.ends)
 
     def memory(self, rank: int, allocator: Allocator = TENSORS) -> Curve:
-        """Over time; of tensors alone, or as an allocator gives them out."""
+        """Memory of a rank over time; of tensors alone, or as an allocator gives them out."""
         return memory.curve(self.lifetimes[rank], allocator)
 
     def peak(self, rank: int, allocator: Allocator = BLOCKS) -> Peak:

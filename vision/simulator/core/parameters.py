@@ -16,7 +16,9 @@ from vision.simulator.core.pricing import CONSTANTS, mean_error, spread
 
 @dataclass(frozen=True)
 class Fitted:
-    """Args:
+    """Constants of the pricing that were fitted to measurements.
+
+    Args:
         constants: by the names of ``pricing.CONSTANTS``.
         interval: relative half width around a prediction: root mean square of the residuals.
         source: what they were fitted on.

@@ -42,6 +42,7 @@ class Group:
 
     @property
     def num_nodes(self) -> int:
+        """Nodes that the ranks are spread over."""
         return ceil(self.size / self.per_node)
 
     @classmethod
@@ -59,9 +60,13 @@ class Notes:
     unpriced: Counter = field(default_factory=Counter)
 
     def say(self, kind: str, text: str) -> None:
+        """Add a text of a kind: 'measured', 'fitted', 'datasheet' or 'assumed'; equal texts stand
+        once."""
         self.sources.setdefault(kind, set()).add(text)
 
     def to_dict(self) -> dict:
+        """For JSON: sorted texts by kind, and under 'unpriced' how often each operator
+        occurred."""
         return {**{kind: sorted(texts) for kind, texts in sorted(self.sources.items())},
                 'unpriced': dict(self.unpriced)}
 
@@ -110,7 +115,7 @@ class Prices:
         return max(arithmetic, memory) + self.cluster.overheads.launch
 
     def seconds(self, ops: Iterable[Op]) -> float:
-        """Of operators one after the other, issued by a host that runs ahead."""
+        """Time of operators one after the other, issued by a host that runs ahead."""
         total, count = 0.0, 0
         for op in ops:
             total += self.device_seconds(op)
@@ -148,6 +153,8 @@ class Prices:
     # Communication; each in seconds, of ``num_bytes`` of the whole tensor.
 
     def all_reduce(self, num_bytes: float, group: Group) -> float:
+        """Seconds; ``num_bytes`` of the whole tensor. Measured where the cluster file has it, else
+        a ring inside a node and a tree between nodes."""
         if group.size == 1 or not num_bytes:
             return 0.0
         measured = self._measured('all_reduce', num_bytes, group)
@@ -166,7 +173,8 @@ class Prices:
         return seconds
 
     def all_gather(self, num_bytes: float, group: Group) -> float:
-        """Also of a reduce-scatter: the same volume the other way."""
+        """Seconds; ``num_bytes`` of the whole tensor. A reduce-scatter takes as long: the same
+        volume the other way."""
         if group.size == 1 or not num_bytes:
             return 0.0
         measured = self._measured('all_gather', num_bytes, group)
@@ -230,6 +238,7 @@ class Prices:
     gather = scatter
 
     def p2p(self, num_bytes: float, *, is_crossing: bool) -> float:
+        """Seconds of one message, with ``is_crossing`` to another node."""
         if is_crossing:
             link = self.cluster.link('inter')
             return link.latency + num_bytes / link.rate_per_device

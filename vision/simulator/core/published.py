@@ -104,14 +104,18 @@ class Case:
 
     @property
     def num_devices(self) -> int:
+        """Devices of the run, as the row says."""
         return int(self.row['n_gpus'])
 
     @property
     def is_multi_node(self) -> bool:
+        """Whether the run went over more than one node."""
         return self.cluster.num_nodes > 1
 
     @property
     def metric(self) -> str:
+        """What was measured: 'iteration_time', 'peak_memory' or a rate, as the row's
+        column says."""
         return self.row['metric']
 
     @property
@@ -168,8 +172,10 @@ def read_vtrain(folder: Path) -> list[dict[str, str]]:
 
     Args:
         folder: with ``ground_truth_single.csv`` and ``ground_truth_multi.csv``.
+
     Returns:
         1,549 rows; the id has the line of the file, which counts its header.
+
     Raises:
         VisionError: VIS-DATA-1650, a file is not there or is another one.
     """
@@ -211,7 +217,15 @@ def case_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:
 
 
 def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Cluster:
-    """The preset of the row's device with its memory and, where it says them, its adapters."""
+    """The preset of the row's device with its memory and, where it says them, its adapters.
+
+    Args:
+        presets: gives the cluster of a preset's name, such as 'h100'.
+
+    Raises:
+        VisionError: VIS-DATA-1650, a device without preset, or more than eight devices that are no
+            whole nodes.
+    """
     gpu, note = row['gpu'], row['hw_note']
     named = re.search(r'(\w+) table states', note)
     if named and named[1] not in gpu:

@@ -49,21 +49,23 @@ class Placed:
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
-        """Of the parts."""
+        """Where each part lies in the whole tensor."""
         sides = [[(i * size // n, (i + 1) * size // n) for i in range(n)]
                  for size, n in zip(self.shape, self.parts, strict=True)]
         return tuple(product(*sides))
 
     @cached_property
     def box_of(self) -> dict[int, Box]:
-        """By rank."""
+        """Where the part of each rank lies in the whole tensor."""
         return {rank: box for box, ranks in zip(self.boxes, self.ranks, strict=True)
                 for rank in ranks}
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Args:
+    """One message, or one collective, that brings parts of a tensor to other ranks.
+
+    Args:
         kind: a collective, 'p2p', 'h2d' or 'd2h'.
         ranks: that take part; a root first, of 'p2p' the source and the target.
         num_bytes: as prices count them: of the whole of the ranks' parts together; of 'all_to_all'

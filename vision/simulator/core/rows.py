@@ -47,6 +47,7 @@ class Outcome:
 
     @property
     def error(self) -> float:
+        """(predicted - measured) / measured: positive where more is predicted."""
         return (self.predicted - self.measured) / self.measured
 
     @property
@@ -66,7 +67,7 @@ class Outcome:
 
     @property
     def workload(self) -> str:
-        """The same for rows that do the same work with as many devices of one kind."""
+        """A text that is equal for rows that do the same work with as many devices of one kind."""
         row = self.case.row
         return '/'.join(row[name] for name in ('source', 'gpu', 'n_gpus', 'model', 'layers',
                                                'hidden', 'seq_or_img', 'global_batch'))

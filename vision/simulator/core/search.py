@@ -45,7 +45,9 @@ class Space:
 
 @dataclass(frozen=True)
 class Found:
-    """Args:
+    """What a search over strategies of a decoder ended with.
+
+    Args:
         best: fastest that fits; prediction: of it.
         front: (strategy, prediction) for which none is faster and smaller, fastest first.
         num_possible, num_dropped, num_played: strategies that divide the world, that a bound
@@ -70,9 +72,10 @@ def search(decoder: Decoder, world_size: int, global_batch: int, prices: Prices,
     Args:
         budget_s: after which no further strategy is simulated.
         is_exhaustive: drop nothing; the judge of the pruned search.
+
     Raises:
-        VisionError: VIS-CONFIG-1645, no strategy divides world and batch; 1646, none fits, with
-            the one that lacks least.
+        VisionError: VIS-CONFIG-1645, no strategy divides world and batch; VIS-CONFIG-1646, none
+            fits, with the one that lacks least.
     """
     possible = list(strategies(decoder, world_size, global_batch, space,
                                prices.cluster.gpus_per_node))
@@ -122,6 +125,7 @@ class Tour(Generic[Choice, Played]):
 
     @property
     def is_complete(self) -> bool:
+        """Whether the time sufficed for all choices."""
         return not self.left
 
 

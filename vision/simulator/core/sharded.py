@@ -51,20 +51,26 @@ class Unit:
         return rows * (each.num_elements // each.shape[0])
 
     def shard_bytes(self, element_bytes: int | None) -> int:
+        """Memory of one rank's share of the parameters, padding included; ``element_bytes`` of a
+        number, None for that of each parameter."""
         return sum(self._padded(each) // self.shares * (element_bytes or each.element_bytes)
                    for each in self.parameters)
 
     def each_state_bytes(self, element_bytes: int | None) -> list[int]:
-        """Of a tensor of a rank's optimizer, for each trained parameter."""
+        """Memory of one tensor of a rank's optimizer, for each trained parameter."""
         return [self._padded(each) // self.shares * (element_bytes or each.element_bytes)
                 for each in self.parameters if each.is_trained]
 
     def gathered_bytes(self, element_bytes: int | None) -> int:
+        """Memory of all parameters gathered, padding included; ``element_bytes`` as in
+        ``shard_bytes``."""
         return sum(self._padded(each) * (element_bytes or each.element_bytes)
                    for each in self.parameters)
 
     @property
     def reduced_bytes(self) -> int:
+        """Memory of the whole gradients before they are reduced and scattered, padding
+        included."""
         return sum(self._padded(each) * each.element_bytes for each in self.parameters
                    if each.is_trained)
 

@@ -35,6 +35,7 @@ class SharedLinks:
             self._changed[link] = None
 
     def remove(self, flow: Hashable) -> None:
+        """A flow has ended; its links are shared anew by the others."""
         for link in self._links_of.pop(flow):
             del self._on_link[link][flow]
             self._changed[link] = None

@@ -33,14 +33,15 @@ class Grid:
 
     @property
     def ranks(self) -> list[Sequence[int]]:
-        """Of the run, by stage."""
+        """Ranks of the run, by stage."""
         size = self.num_shares * self.num_parts
         return list(self.stages or [range(rank * size, (rank + 1) * size)
                                     for rank in self.rank_of])
 
     @property
     def peers(self) -> list[Sequence[int]]:
-        """Of them those that have the same part of the features for other parts of the batch."""
+        """Of each stage the ranks that have the first part of the features, for all parts of the
+        batch."""
         return [each[::self.num_parts] for each in self.ranks]
 
     @property
@@ -102,7 +103,7 @@ def reduced_together(own: Sequence[Parameter], ranks: Sequence[int], grid: Grid
 
 def bytes_of(parameters: dict[str, Parameter] | Sequence[Parameter],
              element_bytes: int | None = None, *, is_trained: bool = False) -> int:
-    """Of parameters, as they are or with so many bytes a number; of those trained alone."""
+    """Memory of parameters, as they are or with so many bytes a number; of those trained alone."""
     each_one = parameters.values() if isinstance(parameters, dict) else parameters
     return sum(each.num_elements * (element_bytes or each.element_bytes) for each in each_one
                if each.is_trained or not is_trained)

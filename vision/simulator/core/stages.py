@@ -152,6 +152,7 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
     Args:
         table: over as many stages as the strategy has; complete, with UNSHARD where zero=3.
             Otherwise several shares of the batch reduce a stage's gradients once.
+
     Raises:
         VisionError: VIS-CONFIG-1620 to 1625 of the strategy, 1627 another number of stages.
     """
@@ -293,7 +294,7 @@ def _seconds(ops: Sequence[Op], pricing: Pricing, parts: Sequence[int]) -> float
 
 
 def piece_flops(graph: ModuleGraph, names: Sequence[str]) -> list[float]:
-    """Of the forward pass, as stages are cut by them."""
+    """FLOPs of each piece's forward pass, by which stages are cut."""
     flops = [0.0] * len(names)
     for op, piece in zip(graph.ops, piece_of_ops(graph, names), strict=True):
         is_first = op.phase == FORWARD and not op.name.endswith(AGAIN)

@@ -79,6 +79,7 @@ class Spread:
 
     @property
     def num_ranks(self) -> int:
+        """Ranks of all stages."""
         return self.dp * self.tp * len(self.stages)
 
 
@@ -108,7 +109,11 @@ class StrategyTree:
     def split(self, name: str, dim: str, parts: int) -> StrategyTree:
         """Cut the work along a dimension: 'batch' of the model, or of a module that has it in
         other parts; 'out' or 'in' features of a linear layer; 'heads' of a module as a whole, such
-        as attention or an MLP; 'sequence' of what lies between those."""
+        as attention or an MLP; 'sequence' of what lies between those.
+
+        Raises:
+            VisionError: VIS-CONFIG-1621, no such dimension, or no whole number of parts from 1 on.
+        """
         if dim not in DIMS:
             raise _senseless(f'split({name!r}, {dim!r}): no such dimension',
                              do=f'one of {", ".join(DIMS)}')
@@ -125,7 +130,11 @@ class StrategyTree:
 
     def shard(self, name: str, *, zero: int) -> StrategyTree:
         """Over the parts of the batch: 1 states of the optimizer, 2 and gradients, 3 and
-        parameters, which are gathered module by module as the verb names them."""
+        parameters, which are gathered module by module as the verb names them.
+
+        Raises:
+            VisionError: VIS-CONFIG-1621, ``zero`` is not 1, 2 or 3.
+        """
         if zero not in (1, 2, 3):
             raise _senseless(f'shard({name!r}, zero={zero!r})', do='zero is 1, 2 or 3')
         return self._add(name, dict(zero=zero, unit=...))
@@ -319,6 +328,6 @@ def _senseless(what: str, *, do: str, why: str = '') -> VisionError:
 
 
 def stage_of(name: str, spread: Spread) -> int:
-    """Of a module; of one without ranks of its own the stage of the modules around it."""
+    """Stage of a module; of one without ranks of its own the stage of the modules around it."""
     ranks = spread.layouts[name].ranks
     return spread.stages.index(ranks) if ranks in spread.stages else 0

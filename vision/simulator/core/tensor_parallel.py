@@ -53,6 +53,7 @@ class Region:
 
     @property
     def is_closed(self) -> bool:
+        """Whether it ends in partial sums, which an all-reduce makes whole."""
         return bool(self.ins)
 
 

@@ -39,6 +39,9 @@ class Decoder:
         is_fused: hand-written fused kernels (Megatron); without them and without compilation
             software casts, copies and adds more than these counts have.
         is_causal_skipped: a fused attention leaves out the masked half.
+
+    Raises:
+        VisionError: VIS-CONFIG-1643, a size below 1, or heads that do not divide what they share.
     """
 
     layers: int
@@ -73,20 +76,25 @@ class Decoder:
 
     @property
     def num_kv_heads(self) -> int:
+        """Heads of keys and values; fewer than ``heads`` with grouped queries."""
         return self.kv_heads or self.heads
 
     @property
     def head_size(self) -> int:
+        """Features of one head."""
         return self.hidden // self.heads
 
     @property
     def inner(self) -> int:
+        """Width between the products of the MLP."""
         if self.ffn:
             return self.ffn
         return -(-8 * self.hidden // 3 // 256) * 256 if self.is_gated else 4 * self.hidden
 
     @cached_property
     def layer_parameters(self) -> int:
+        """Numbers in one layer: four matrices of attention, two or three of the MLP, norms and
+        biases."""
         h, kv = self.hidden, self.num_kv_heads * self.head_size
         matrices = h * (h + 2 * kv) + h * h + (3 if self.is_gated else 2) * h * self.inner
         small = 2 * h if self.is_gated else (h + 2 * kv) + h + self.inner + h + 4 * h
@@ -94,15 +102,18 @@ class Decoder:
 
     @property
     def embedding_parameters(self) -> int:
+        """Numbers in the embeddings of tokens and, where there are some, of positions."""
         return self.vocabulary * self.hidden \
             + (self.sequence * self.hidden if self.has_positions else 0)
 
     @property
     def head_parameters(self) -> int:
+        """Numbers in the output matrix; 0 where it is the embedding."""
         return 0 if self.is_tied else self.vocabulary * self.hidden
 
     @property
     def num_parameters(self) -> int:
+        """Numbers in the whole decoder, last norm included."""
         return self.layers * self.layer_parameters + self.embedding_parameters \
             + self.head_parameters + (1 if self.is_gated else 2) * self.hidden
 
@@ -202,6 +213,7 @@ def _read_bytes(op: Op) -> tuple[int, int]:
 
 
 def embedding_forward(decoder: Decoder, part: Part, *, module: str = 'embedding') -> list[Op]:
+    """The operator that looks up the tokens of a micro-batch, without FLOPs."""
     write = _Writer(decoder, part, module)
     write.small('embedding', write.tokens * decoder.hidden, moved=2, kind='embedding',
                 saved=2)

@@ -75,10 +75,11 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
         num_gpus: ranks; None: what its strategy needs, or one.
         batch_size: samples of each rank; None: the train_dataloader's.
         image_size: (height, width); None: as the training pipeline says.
+
     Raises:
-        VisionError: VIS-CONFIG-1630 it trains nothing, 1631 nothing says how large its images
-            are, 1632 its strategy cannot have so many ranks, 1677 activation_memory that training
-            refuses; 1610, 1611 of ``trace``.
+        VisionError: VIS-CONFIG-1630, it trains nothing; VIS-CONFIG-1631, nothing says how large
+            its images are; VIS-CONFIG-1632, its strategy cannot have so many ranks;
+            VIS-CONFIG-1677, activation_memory that training refuses; and what ``trace`` refuses.
     """
     missing = [key for key in ('train_dataloader', 'train_cfg', 'optim_wrapper')
                if not config.get(key)]

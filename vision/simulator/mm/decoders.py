@@ -67,7 +67,7 @@ class DecoderStep:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of one device."""
+        """Rate of one device."""
         tokens = self.strategy.global_batch * self.decoder.sequence
         return tokens / self.prediction.seconds / self.strategy.world_size
 
@@ -84,6 +84,7 @@ class DecoderStep:
 
     @property
     def interval_seconds(self) -> tuple[float, float]:
+        """(low, high) between which a step is expected."""
         own = self.prediction
         return own.seconds * (1 - own.interval), own.seconds * (1 + own.interval)
 
@@ -114,8 +115,9 @@ def read_decoder(text: str, sequence: int | None = None) -> Decoder:
 
     Args:
         sequence: tokens of one; None for 8192, or 2048 of GPT-3.
+
     Raises:
-        VisionError: VIS-CONFIG-1652, no such text; 1643, sizes that make no decoder.
+        VisionError: VIS-CONFIG-1652, no such text; VIS-CONFIG-1643, sizes that make no decoder.
     """
     if sequence is None:
         sequence = 2048 if text == 'gpt3-175b' else 8192
@@ -165,6 +167,7 @@ def plan(decoder: Decoder, cluster: Cluster, *, num_gpus: int, global_batch: int
     Args:
         strategy: text of ``read_strategy``, None for ``DEFAULT_STRATEGY``; a search chooses.
         parameters: fitted constants in the place of the cluster's own.
+
     Raises:
         VisionError: VIS-CONFIG-1653 and 1656, devices and batch; 1644, a strategy that does not
             divide the decoder; 1645 and 1646, a search that finds none; 1651, the constants.
@@ -242,7 +245,7 @@ def _whole(name: str, value: str, refused: Refusal, least: int) -> int:
 
 
 def describe(strategy: Strategy) -> str:
-    """What differs from one device and one micro-batch."""
+    """A strategy in words: what differs from one device and one micro-batch."""
     return ' '.join(f'{each.name}={getattr(strategy, each.name)}' for each in fields(Strategy)
                     if getattr(strategy, each.name) != each.default) or 'one device'
 

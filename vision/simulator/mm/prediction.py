@@ -65,10 +65,13 @@ class Predicted:
 
     @property
     def samples_per_second(self) -> float:
+        """Rate of all ranks together."""
         return self.samples / self.step_seconds
 
     @property
     def mfu(self) -> float:
+        """Model FLOPs utilisation: share of the peak of all devices, 0 to 1, without what is done
+        again."""
         return self.flops / (self.step_seconds * self.peak_flops * self.num_ranks)
 
     def dearest(self) -> list[tuple[tuple[str, str], float]]:

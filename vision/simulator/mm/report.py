@@ -142,5 +142,5 @@ def _longest(outcome: Outcome, nodes: Sequence[int]) -> list[int]:
 
 
 def shortened(name: str) -> str:
-    """Of a node, for a picture: the end of a module's name tells more than its beginning."""
+    """A node's name for a picture: the end of a module's name tells more than its beginning."""
     return name if len(name) <= NAME_LENGTH else f'{name[:4]}..{name[6 - NAME_LENGTH:]}'

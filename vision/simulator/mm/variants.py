@@ -29,14 +29,19 @@ class Variant:
 
 @dataclass
 class Found:
-    """``front``: those that no other beats in both time and memory."""
+    """What a search over the strategies of this codebase ended with.
+
+    Args:
+        tried: predictions by name.
+        refused: why others were not predicted, by name; the end of the time is a reason too.
+    """
 
     tried: dict[str, Predicted] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Of the fastest that fits; of the smallest if none fits."""
+        """Name of the fastest that fits; of the smallest if none fits."""
         usable = {name: each for name, each in self.tried.items()
                   if each.verdict.state != 'out of memory'}
         if usable:
@@ -45,10 +50,12 @@ class Found:
 
     @property
     def best(self) -> Predicted:
+        """The prediction of the chosen strategy."""
         return self.tried[self.name]
 
     @property
     def front(self) -> set[str]:
+        """Names of strategies that no other beats in both seconds of a step and bytes needed."""
         return {name for name, _ in pareto(
             list(self.tried.items()),
             lambda each: (each.step_seconds, each.verdict.needed_bytes))}
@@ -62,7 +69,8 @@ def search(configured: Configured, cluster: Cluster, *, budget_seconds: float = 
     in ``refused``.
 
     Raises:
-        VisionError: VIS-CONFIG-1635, nothing can be simulated; 1638, the config names a pipeline.
+        VisionError: VIS-CONFIG-1635, nothing can be simulated; VIS-CONFIG-1638, the config names a
+            pipeline.
     """
     if configured.pipeline is not None:
         raise VisionError('VIS-CONFIG-1638', '--search of a config that names a pipeline',

@@ -55,7 +55,7 @@ def flops_of(func: Any, args: tuple, kwargs: dict, result: Any) -> float | None:
 
 
 def sizes_of(base: str, args: tuple, result: Any) -> Sizes:
-    """Of a matrix product or a convolution; zeros of anything else."""
+    """Matrix sizes of a product or a convolution; zeros of anything else."""
     if base in ('addmm', 'baddbmm'):
         args = args[1:]
     if base in GEMMS and base != 'linear':
@@ -84,7 +84,8 @@ def of_phase(sizes: Sizes, *, is_weight: bool) -> Sizes:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """In arguments or results, in order."""
+    """Tensors of any shape in arguments or results, nested tuples, lists and dicts included, in
+    order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -95,9 +96,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def bytes_moved(base: str, args: tuple, kwargs: dict, made: int, written: Sequence[Tensor]) -> int:
-    """Read and written; of a convolution's backward by each of its halves.
+    """Bytes that an operator reads and writes; of a convolution's backward by each of its halves.
 
     Args:
+        base: the operator's name without overload.
+        args, kwargs: its arguments, tensors of any shape among them.
         made: bytes of new results.
         written: arguments that it writes into.
     """
@@ -109,7 +112,7 @@ def bytes_moved(base: str, args: tuple, kwargs: dict, made: int, written: Sequen
 
 
 def bytes_of(tensors: Sequence[Tensor]) -> int:
-    """Of what they show, each storage once at most."""
+    """Bytes that tensors of any shape show, each storage once at most."""
     seen: dict[int, int] = {}
     for each in tensors:
         # An expanded tensor shows more numbers than there are in memory.
@@ -120,7 +123,8 @@ def bytes_of(tensors: Sequence[Tensor]) -> int:
 
 
 def dtype_of(tensors: Sequence[Tensor]) -> str:
-    """Of the floating point tensors, the first; of the first at all if there is none."""
+    """Name of a dtype, such as 'float16': of the first floating point tensor, or else of the
+    first; 'float32' without tensors. Shapes do not matter."""
     floating = [each for each in tensors if each.is_floating_point()] or list(tensors)
     return str(floating[0].dtype).removeprefix('torch.') if floating else 'float32'
 

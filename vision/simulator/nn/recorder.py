@@ -61,8 +61,12 @@ class Seen:
 
 
 class Recorder(TorchDispatchMode):
-    """Args:
-        owners: (module name, parameter name) of each parameter that the pass will use.
+    """Sees operators while it is entered, as a dispatch mode of torch.
+
+    Args:
+        owners: (module name, parameter name) of each parameter, of any shape, that the pass will
+            use.
+        others: tensors of any shape that are there before it, such as buffers and the batch.
 
     Attributes:
         stack: names of the modules that run now, the innermost last.
@@ -177,6 +181,8 @@ class Recorder(TorchDispatchMode):
         return set(self._watches) - self.outside
 
     def number_of(self, tensor: Tensor) -> int:
+        """Number of the storage that a tensor (any shape) shows; views have that of what they
+        show."""
         return self._number(tensor)
 
     def result(self, num_forward: int, kept: set[int],

@@ -46,7 +46,7 @@ def storage_key(storage: torch.UntypedStorage) -> int:
 
 
 def written_arguments(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> list[Tensor]:
-    """Tensors among the arguments that an operator writes into."""
+    """Tensors (any shape) among the arguments that an operator writes into, by its schema."""
     schema = getattr(func, '_schema', None)
     found = []
     for position, argument in enumerate(schema.arguments if schema else ()):
@@ -81,7 +81,12 @@ def fake_ranks(num_ranks: int) -> Iterator[None]:
 def tracked_peak(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor,
                  step: Callable[[], None], num_steps: int = 2) -> dict[str, int]:
     """Bytes at the highest moment of some steps by torch's own trackers: 'Total', and by what they
-    are for. Of a module that FSDP2 shards, or of any other."""
+    are for. Of a module that FSDP2 shards, or of any other.
+
+    Args:
+        inputs: the batch (B, ...) that ``step`` uses.
+        step: one forward, backward and optimizer step.
+    """
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed._tools.mem_tracker import MemTracker
     from torch.distributed.fsdp import FSDPModule

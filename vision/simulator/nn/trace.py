@@ -44,6 +44,7 @@ def trace(module: nn.Module, inputs: Any, *, loss: Callable[[Any], Tensor] | Non
         train: with a backward pass, and the module in training mode; False: forward alone.
         autocast: 'bfloat16' or 'float16' as under ``torch.autocast``.
         how: 'fake' without data, 'real' with numbers, 'auto' the first and if it fails the second.
+
     Raises:
         VisionError: VIS-CONFIG-1610, 1612 nothing is trained, VIS-RUN-1611, 1613 it does not run.
     """

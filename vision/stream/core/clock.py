@@ -20,6 +20,7 @@ class LatencyHistogram:
         self.count, self.max_ms = 0, 0.0
 
     def add(self, latency_ms: float) -> None:
+        """Count one latency; ValueError if it is negative or NaN."""
         if not latency_ms >= 0:
             raise ValueError(f'a latency is >= 0 ms, got {latency_ms}')
         place = math.log(max(latency_ms, _LOWEST_MS) / _LOWEST_MS) / _GROWTH

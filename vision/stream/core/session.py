@@ -40,6 +40,7 @@ class StreamStats:
 
     @property
     def keyframe_rate(self) -> float:
+        """Keyframes per finished frame, 0 before the first."""
         return self.num_keyframes / max(self.num_finished, 1)
 
 
@@ -90,6 +91,7 @@ class StreamSession:
                 for a keyframe, that of the next one.
             timestamp_s: presentation time; greater than that of the frame before.
             arrival_s: when it arrived, on this session's clock (default: now).
+
         Raises:
             VisionError: VIS-INPUT-501 time that does not grow, and what the engine raises.
         """
@@ -115,6 +117,7 @@ class StreamSession:
         return self._timed(self._engine.flush())
 
     def stats(self) -> StreamStats:
+        """Counts and latencies so far; cheap enough to be asked at each frame."""
         duration = 0.0 if self._start is None else max(self._end - self._start, 0.0)
         latency = self._latency
         return StreamStats(self._next_id, self._num_finished, self._num_keyframes,

@@ -43,7 +43,7 @@ def holds_video(container: Container) -> bool:
 
 
 def why_closed(error: Exception) -> str:
-    """What an error of opening means."""
+    """In words, why a file or an address could not be opened."""
     if isinstance(error, av.error.ArgumentError):
         return 'it is a playlist, or another container or protocol than those that are read'
     # Without the number, which is FFmpeg's own, and the address, which the message has already.

@@ -29,8 +29,10 @@ class CaptureError(Exception):
 
 
 class Capture(Protocol):
+    """What a reader thread reads from: a camera or an open connection."""
+
     def read(self) -> np.ndarray:
-        """The next frame; raises CaptureError."""
+        """The next frame (H, W, 3) uint8 BGR; raises CaptureError."""
 
     def close(self) -> None:
         """Give the device or the connection back."""
@@ -51,6 +53,11 @@ class NetworkCapture:
         self._frames = self._container.decode(video=0)
 
     def read(self) -> np.ndarray:
+        """The next frame (H, W, 3) uint8 BGR; a broken packet is passed over.
+
+        Raises:
+            CaptureError: the stream ended, or nothing came in time.
+        """
         while True:
             try:
                 return next(self._frames).to_ndarray(format='bgr24')
@@ -62,6 +69,7 @@ class NetworkCapture:
                 raise CaptureError(str(error)) from error
 
     def close(self) -> None:
+        """Close the connection."""
         self._container.close()
 
 
@@ -78,18 +86,28 @@ class CameraCapture:
             raise CaptureError(f'camera {index} does not open')
 
     def read(self) -> np.ndarray:
+        """The next frame (H, W, 3) uint8 BGR.
+
+        Raises:
+            CaptureError: the camera gives none.
+        """
         is_read, image = self._camera.read()
         if not is_read:
             raise CaptureError('the camera gives no frame')
         return image
 
     def close(self) -> None:
+        """Give the device back."""
         self._camera.release()
 
 
 def require_camera(index: int,
                    open_device: Callable[[int], cv2.VideoCapture] = cv2.VideoCapture) -> None:
-    """Refuse a camera that is not there or shows nothing, listing what was tried and is there."""
+    """Refuse a camera that is not there or shows nothing, listing what was tried and is there.
+
+    Raises:
+        VisionError: VIS-VIDEO-510.
+    """
     camera = None
     try:
         camera = CameraCapture(index, open_device)

@@ -17,6 +17,7 @@ class LoopbackServer:
         talk: serves one connection: ``talk(server, connection)``. The connection is closed when
             it returns; an OSError in it means that the client has left.
         scheme: of ``address``, e.g. http or rtsp.
+
     Attributes:
         address: SCHEME://127.0.0.1:PORT/live, with a port that was free.
         num_served: connections that came so far, the one that is served included.

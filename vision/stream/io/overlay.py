@@ -47,7 +47,8 @@ class Overlay:
         self._bar(image_bgr)
 
     def mark_status(self, image_bgr: np.ndarray, status: str) -> None:
-        """Write into the second line of a picture that the stream is, or was, lost."""
+        """Write into the second line of a picture (H, W, 3) uint8 BGR that the stream is, or was,
+        lost."""
         if status not in ('', LIVE):
             _header(image_bgr, status, LOSS_COLOUR, line=1)
 

@@ -73,7 +73,11 @@ class _Lines(_Renamed):
 
 
 def pick_encoder(names: tuple[str, ...] = ENCODERS) -> str:
-    """The first encoder that this PyAV has."""
+    """The first encoder that this PyAV has.
+
+    Raises:
+        VisionError: VIS-ENV-509, it has none of them.
+    """
     for name in names:
         if name in av.codecs_available:
             return name
@@ -99,6 +103,12 @@ class VideoSink(_Renamed):
         self._first = self._last_pts = None
 
     def write(self, image_bgr: np.ndarray, timestamp_s: float) -> None:
+        """Append a frame (H, W, 3) uint8 BGR, of the size of the first one.
+
+        Args:
+            timestamp_s: when it is shown; the first one's is the video's beginning. Two frames of
+                the same time are a tick apart.
+        """
         height, width = image_bgr.shape[:2]
         if self._stream is None:
             self._begin(height, width)
@@ -153,6 +163,7 @@ class JsonLinesSink(_Lines):
         self._classes, self._with_status = classes, with_status
 
     def write(self, result: FrameResult, timestamp_s: float, status: str = '') -> None:
+        """Append a line for one frame; ``status`` is that of a live source."""
         boxes = result.boxes
         row = dict(frame_id=result.frame_id, timestamp=round(timestamp_s, 6),
                    source=result.source, is_keyframe=result.is_keyframe,
@@ -171,6 +182,7 @@ class JsonObjectsSink(_Lines):
     """One JSON object a line, as it is given."""
 
     def write(self, row: dict) -> None:
+        """Append one line."""
         with self._disk():
             self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
 
@@ -187,6 +199,7 @@ class CsvSink(_Lines):
         self._writer.writerow([*COLUMNS, *(['status'] if with_status else [])])
 
     def write(self, result: FrameResult, timestamp_s: float, status: str = '') -> None:
+        """Append a line for each box of a frame; ``status`` is left out."""
         boxes = result.boxes
         for box, score, label, track in zip(boxes.boxes_xyxy, boxes.scores, boxes.labels,
                                             boxes.track_ids, strict=True):

@@ -30,8 +30,15 @@ END_TOLERANCE_S, END_TOLERANCE_SHARE = 1.0, 0.05
 
 @dataclass(frozen=True, eq=False)
 class SourceFrame:
-    """Args: image_bgr (H, W, 3) uint8; timestamp_s; arrival_s on time.monotonic(); status of a
-    live source when the frame came: LIVE, or what was lost a moment before; '' for files."""
+    """One frame and when it was.
+
+    Args:
+        image_bgr: (H, W, 3) uint8.
+        timestamp_s: since the first frame of a file or folder, or since a live source began.
+        arrival_s: when it came, on time.monotonic().
+        status: of a live source at that moment: LIVE, or what was lost a moment before; '' for
+            files.
+    """
 
     image_bgr: np.ndarray
     timestamp_s: float
@@ -158,7 +165,8 @@ class _Tally:
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
-    """The picture as players show it: phones store a rotation beside the frames."""
+    """The picture (H, W, 3) uint8 BGR as players show it: phones store a rotation beside the
+    frames."""
     image = frame.to_ndarray(format='bgr24')
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
     return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
@@ -170,6 +178,13 @@ class FrameFolder:
     Args:
         fps: frames per second that the folder stands for.
         keep_going: accept gaps in the numbering and pictures that cannot be read.
+
+    Attributes:
+        problem: the last fault that was met: VIS-DATA-506, gaps in the numbering; VIS-DATA-507, a
+            frame that cannot be decoded, where the iteration ends unless ``keep_going``.
+
+    Raises:
+        VisionError: VIS-DATA-505, no image in the folder; VIS-DATA-506, unless ``keep_going``.
     """
 
     is_live = False

@@ -83,6 +83,8 @@ class Stage:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def put(self, item: Any) -> None:
+        """Hand over an item; waits while the queue is full. Raises the error of an
+        earlier item."""
         if self._error is not None:
             raise self._error
         self._queue.put(item)

@@ -53,7 +53,8 @@ def read_embeddings(path: Path, paths: Sequence[str] | None = None) -> np.ndarra
 
 
 def write_embeddings(path: Path, paths: Sequence[str], rows: np.ndarray) -> None:
-    """A ``.npz`` that ``read_embeddings`` reads back in any order."""
+    """A ``.npz`` of rows (N, d), stored as float32, that ``read_embeddings`` reads back in any
+    order."""
     content = io.BytesIO()
     np.savez(content, embeddings=np.asarray(rows, dtype=np.float32),
              paths=np.array(paths, dtype='U'))

@@ -26,6 +26,7 @@ class PreparedGlyphs:
         num_train_styles: the training styles come first.
         covered: (C, S) bool, which picture exists; place: (C, S) int64, where in ``images``.
         images: (N, size, size) uint8, by label, then style.
+
     Raises:
         VisionError: VIS-DATA-1080 when the folder is absent, damaged or made by an older command.
     """

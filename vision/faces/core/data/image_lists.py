@@ -31,7 +31,11 @@ def without_labels(root: Path, paths: Sequence[str]) -> LabelledPaths:
 
 
 def read_pictures(root: Path) -> LabelledPaths:
-    """Every picture below a folder, by name; VIS-DATA-1075 when there is none."""
+    """Every picture below a folder, by name, without labels.
+
+    Raises:
+        VisionError: VIS-DATA-1075, there is none.
+    """
     root = Path(root)
     paths = sorted(str(path.relative_to(root)) for path in root.rglob('*')
                    if path.suffix.lower() in EXTENSIONS)

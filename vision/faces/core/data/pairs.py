@@ -53,6 +53,7 @@ class PairList:
 
     @property
     def num_folds(self) -> int:
+        """Folds that the pairs are in; 1 of LFW's development lists."""
         return int(self.folds.max()) + 1
 
 
@@ -61,6 +62,7 @@ def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
 
     Args:
         num_folds: where the form does not say its folds, as LFW's own does.
+
     Raises:
         VisionError: VIS-DATA-1108, it cannot be read; 1061 with the line that cannot; 1062, the
             counts of the header do not add up; 1110, too few pairs of a kind.
@@ -94,7 +96,12 @@ def make_pairs(pairs: Iterable[tuple[str, str, bool]], folds: np.ndarray) -> Pai
 
 def stratified_folds(same: np.ndarray, num_folds: int = NUM_FOLDS, *,
                      where: str = '') -> np.ndarray:
-    """(N,) folds: each kind cut into ``num_folds`` neighbouring parts whose sizes differ by <= 1.
+    """(N,) int16 folds from 0: each kind cut into ``num_folds`` neighbouring parts whose sizes
+    differ by <= 1.
+
+    Args:
+        same: (N,) bool, pairs of one person.
+        where: names the list in the error.
 
     Raises:
         VisionError: VIS-DATA-1110 when a kind has fewer pairs than there are folds.

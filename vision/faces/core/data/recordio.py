@@ -95,7 +95,11 @@ class RecordReader:
             os.close(opened[1])
 
     def read(self, key: int) -> Record:
-        """The record of a key of the index."""
+        """The record of a key of the index.
+
+        Raises:
+            VisionError: VIS-DATA-1069, no such key; VIS-DATA-1068, the record is damaged.
+        """
         if key not in self.offsets:
             raise VisionError('VIS-DATA-1118', f'record {key} is not in the index',
                               where=str(self.index_path), do='make the index again with '
@@ -105,7 +109,8 @@ class RecordReader:
         return unpack(payload, where)
 
     def read_labels(self, key: int) -> np.ndarray:
-        """Labels only: the first bytes of the record, whatever the size of its content."""
+        """(L,) float32 labels only: the first bytes of the record, whatever the size of its
+        content."""
         where = f'{self.path}, record {key}, byte {self.offsets[key]}'
         head = os.pread(self._descriptor(), 8 + _HEADER.size, self.offsets[key])
         if len(head) < 8 + _HEADER.size or head[:4] != MAGIC_BYTES:
@@ -195,7 +200,11 @@ class RecordWriter:
 
 
 def framed_parts(payload: bytes) -> Iterator[bytes]:
-    """The bytes of a payload as they stand in the file: cut at aligned magic words."""
+    """The bytes of a payload as they stand in the file: cut at aligned magic words.
+
+    Raises:
+        VisionError: VIS-DATA-1068, the payload is longer than a record can be (512 MiB - 1).
+    """
     if len(payload) > MAX_PART:
         raise VisionError('VIS-DATA-1117', f'a record of {len(payload)} bytes',
                           why=f'a record has at most {MAX_PART} bytes', do='make it smaller')
@@ -299,7 +308,11 @@ class FaceRecords:
 
 
 def write_face_records(path: Path, images: Sequence[Sequence[bytes]]) -> None:
-    """Write a face record file: ``images[label]`` are the image files of that identity."""
+    """Write a face record file: ``images[label]`` are the image files of that identity.
+
+    Raises:
+        VisionError: VIS-DATA-1072, an identity without an image, or none at all.
+    """
     empty = [label for label, files in enumerate(images) if not files]
     if empty or not images:
         raise VisionError('VIS-DATA-1120', f'{len(empty) if images else "all"} identities without '

@@ -42,7 +42,16 @@ class Ranking:
 
 def rank_exactly(gallery: np.ndarray, gallery_labels: np.ndarray, probes: np.ndarray,
                  probe_labels: np.ndarray, *, block: int = BLOCK) -> Ranking:
-    """Every probe (N, d) against every gallery entry (M, d), unit rows, in blocks of probes."""
+    """Every probe against every gallery entry, in blocks of ``block`` probes.
+
+    Args:
+        gallery, gallery_labels: (M, d) unit rows and (M,) whose they are; an identity may have
+            several.
+        probes, probe_labels: (N, d) unit rows and (N,) whose they are.
+
+    Raises:
+        VisionError: no probe, or no gallery.
+    """
     order = np.argsort(gallery_labels, kind='stable')
     names, starts = np.unique(np.asarray(gallery_labels)[order], return_index=True)
     if not len(names) or not len(probes):
@@ -96,7 +105,12 @@ def rank_k(ranking: Ranking, k: int) -> float:
 
 
 def tpir_at_fpir(ranking: Ranking, fpirs: Sequence[float]) -> list[float]:
-    """True positive identification rate at each false positive one; unmated probes are needed."""
+    """True positive identification rate at each false positive one; unmated probes are needed.
+
+    Raises:
+        VisionError: VIS-DATA-1067, all probes or none have their identity in the gallery;
+            VIS-DATA-1064, a rate that so few unmated probes cannot tell.
+    """
     mated = ranking.is_mated
     if mated.all() or not mated.any():
         raise VisionError('VIS-DATA-1113', f'{mated.sum()} probes with and {(~mated).sum()} '
@@ -120,6 +134,7 @@ def rank1_among_distractors(probes: np.ndarray, labels: np.ndarray, distractors:
         probes: (N, d) unit rows; labels: (N,) who they are.
         distractors: (D, d) rows of any length, nobody of the probes.
         sizes: of the sets, at most D.
+
     Raises:
         VisionError: see ``refuse_sizes``; VIS-DATA-1063 for a row without direction.
     """
@@ -148,8 +163,11 @@ def refuse_sizes(num_mates: int, num_distractors: int, sizes: Sequence[int]) -> 
 
 
 def mates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) positions of first and second of all ordered pairs of different pictures of one
-    person."""
+    """(P,) positions of first and second of all ordered pairs of different pictures of one person.
+
+    Args:
+        labels: (N,) who is on each picture.
+    """
     order = np.argsort(labels, kind='stable')
     _, starts, counts = np.unique(np.asarray(labels)[order], return_index=True, return_counts=True)
     # Each picture meets all of its person's, itself included, which is then left out.
@@ -163,7 +181,12 @@ def mates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def exact_search(gallery: np.ndarray, probes: np.ndarray,
                  depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``depth`` best entries of each probe, best first: the judge of approximate indexes."""
+    """The best of a gallery (N, d) for each probe (M, d): the judge of approximate indexes.
+
+    Returns:
+        scores (M, K), inner products, best first, and their positions in the gallery (M, K); K is
+        ``depth``, or N where that is less.
+    """
     depth = min(depth, len(gallery))
     scores, entries = [], []
     for top in range(0, len(probes), BLOCK):

@@ -31,6 +31,7 @@ def read_cfp(protocol: Path, kind: str = 'FP') -> PairList:
         protocol: the folder ``Protocol`` of the set, with Pair_list_F.txt, Pair_list_P.txt and
             Split/FP/01..10/{same,diff}.txt.
         kind: 'FP' frontal against profile, 'FF' frontal against frontal.
+
     Returns:
         pairs with paths relative to the set's folder (Data/Images/...), ten folds.
     """
@@ -76,7 +77,12 @@ class Templates:
     same: np.ndarray
 
     def places(self, ids: np.ndarray, where: str) -> np.ndarray:
-        """Positions in ``names``; VIS-DATA-1073 for a template without a picture."""
+        """Positions in ``names`` of template ids, (N,) each; ``where`` names their list in the
+        error.
+
+        Raises:
+            VisionError: VIS-DATA-1073, a template without a picture.
+        """
         return _places(self.names, ids, where)
 
 
@@ -156,7 +162,12 @@ def _triples(block: bytes, path: Path, first_line: int) -> np.ndarray:
 
 
 def read_ijb_subjects(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """1:N list (gallery G1, G2 or probes) -> its distinct template ids and their subjects."""
+    """1:N list (gallery G1, G2 or probes) -> its distinct template ids (T,) and their subjects
+    (T,), int64.
+
+    Raises:
+        VisionError: VIS-DATA-1073, no such table, or a template of two subjects.
+    """
     try:
         with Path(path).open(newline='', encoding='utf-8') as file:
             rows = [(int(row['TEMPLATE_ID']), int(row['SUBJECT_ID']))

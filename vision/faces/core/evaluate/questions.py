@@ -65,11 +65,13 @@ class PairQuestion:
         self.measure(np.zeros(len(pairs)))
 
     def answer(self, embeddings: np.ndarray) -> dict:
+        """Embeddings (N, d) of ``paths`` in order, rows of any length -> plain numbers for a
+        report."""
         return self.measure(pair_distances(unit_rows(embeddings), self.pairs.first,
                                            self.pairs.second))
 
     def measure(self, distances: np.ndarray) -> dict:
-        """From squared L2 (N,) of the pairs."""
+        """The report's figures from the pairs' distances (N,), squared L2."""
         same = self.pairs.same
         folds = ten_fold(distances, same, self.pairs.folds)
         rates = [tar_at_far(-distances[same], -distances[~same], far) for far in self.fars]
@@ -92,7 +94,8 @@ class PairQuestion:
 
 @dataclass(frozen=True)
 class Gallery1N:
-    """One search of all probes: ids of templates, and whose they are."""
+    """One search of all probes: ``gallery`` (E,) positions of the enrolled templates, ``subjects``
+    (E,) whose they are."""
 
     name: str
     gallery: np.ndarray
@@ -110,6 +113,11 @@ class TemplateQuestion:
         name: 'ijbb' or 'ijbc'.
         fars, fpirs, ranks: None: the usual ones, as far as the lists can tell.
         with_scores: each picture counts by the score of its detection.
+
+    Raises:
+        VisionError: VIS-DATA-1062, no pair of one person; VIS-DATA-1064, rates that the lists
+            cannot tell; VIS-DATA-1067, a gallery with all probes or none; VIS-DATA-1073, lists of
+            1:N are missing.
     """
 
     def __init__(self, meta: Path, name: str, *, fars: Sequence[float] | None = None,
@@ -157,6 +165,8 @@ class TemplateQuestion:
             allowed_accepts(fpir, min(num_strangers))
 
     def answer(self, embeddings: np.ndarray) -> dict:
+        """Embeddings (N, d) of ``paths`` in order, rows of any length -> plain numbers for a
+        report."""
         lists = self.templates
         weights = lists.detection_scores if self.with_scores else None
         _, pooled = pool_templates(embeddings, lists.templates, lists.media, weights=weights)
@@ -217,6 +227,10 @@ class AllPairsQuestion:
 
     Args:
         fars: None: those of ``LARGE_FARS`` that so many impostor pairs can tell.
+
+    Raises:
+        VisionError: VIS-DATA-1062, nobody has two pictures; VIS-DATA-1064, rates that the set
+            cannot tell.
     """
 
     def __init__(self, found: LabelledPaths, fars: Sequence[float] | None = None) -> None:
@@ -231,6 +245,8 @@ class AllPairsQuestion:
             raise no_genuine()
 
     def answer(self, embeddings: np.ndarray) -> dict:
+        """Embeddings (N, d) of ``paths`` in order, rows of any length -> plain numbers for a
+        report."""
         rates = all_pairs_tar(unit_rows(embeddings), self.labels, self.fars)
         return dict(num_pairs=self.num_genuine + self.num_impostors, tar_at_far=[
             dict(far=far, tar=rate.tar, threshold=rate.threshold)

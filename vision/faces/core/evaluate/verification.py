@@ -27,17 +27,22 @@ NUM_BINS = 1 << 16  # of a streamed pass over all scores; the second pass is exa
 
 @dataclass(frozen=True)
 class TenFold:
-    """Accuracy of each fold at the threshold of the others."""
+    """Accuracy of each fold at the threshold of the others.
+
+    Shapes: accuracies (F,) in [0, 1]; thresholds (F,) squared L2 distances in [0, 4].
+    """
 
     accuracies: np.ndarray
     thresholds: np.ndarray
 
     @property
     def mean(self) -> float:
+        """Mean of the folds' accuracies, in [0, 1]."""
         return float(self.accuracies.mean())
 
     @property
     def std(self) -> float:
+        """Standard deviation of the folds' accuracies, over F."""
         return float(self.accuracies.std())
 
 
@@ -51,10 +56,11 @@ class TarAtFar:
 
 
 def unit_rows(embeddings: np.ndarray, *, first_row: int = 0) -> np.ndarray:
-    """(N, d) float32 rows of length one.
+    """Embeddings (N, d) of any length -> (N, d) float32 rows of length one.
 
     Args:
         first_row: where a block begins in what it is a part of, for the message.
+
     Raises:
         VisionError: VIS-DATA-1063 names the first row that is zero or not finite.
     """
@@ -72,7 +78,11 @@ def unit_rows(embeddings: np.ndarray, *, first_row: int = 0) -> np.ndarray:
 
 
 def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared L2 of unit rows (M, d) for pairs (N,) of positions -> (N,) float64."""
+    """Squared L2 distances (N,) float64, in [0, 4], of pairs of embeddings (M, d), unit rows.
+
+    Args:
+        first, second: (N,) positions of both rows of each pair.
+    """
     found = np.empty(len(first))
     for top in range(0, len(first), PAIRS_AT_ONCE):
         rows = slice(top, top + PAIRS_AT_ONCE)
@@ -82,7 +92,8 @@ def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
 
 
 def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The same pairs' cosines -> (N,) float32: half the memory and time, for millions of them."""
+    """Cosines (N,) float32 of pairs of embeddings (M, d), unit rows, given by first and second
+    (N,): half the memory and time of ``pair_distances``, for millions of them."""
     found = np.empty(len(first), dtype=np.float32)
     for top in range(0, len(first), PAIRS_AT_ONCE):
         rows = slice(top, top + PAIRS_AT_ONCE)
@@ -96,6 +107,10 @@ def ten_fold(distances: np.ndarray, same: np.ndarray, folds: np.ndarray, *,
 
     Args:
         distances, same, folds: (N,) of each pair; any number of folds from two.
+        thresholds: (T,) to choose from.
+
+    Raises:
+        VisionError: VIS-DATA-1062, fewer than two folds.
     """
     distances, same = np.asarray(distances), np.asarray(same, dtype=bool)
     names = np.unique(folds)
@@ -138,7 +153,8 @@ def measurable(rates: Sequence[float], num_impostors: int) -> list[float]:
 
 
 def tar_at_far(genuine: np.ndarray, impostor: np.ndarray, far: float) -> TarAtFar:
-    """Exact rate from all scores (greater is more alike), each (N,).
+    """Exact rate from the scores of all genuine and all impostor pairs, (N,) and (M,); greater is
+    more alike.
 
     Raises:
         VisionError: see ``allowed_accepts``; VIS-DATA-1112 when there is no genuine pair.
@@ -204,7 +220,8 @@ class ScoreHistogram:
 
 def all_pairs_tar(embeddings: np.ndarray, labels: np.ndarray, fars: Sequence[float], *,
                   block: int = 1024) -> list[TarAtFar]:
-    """TAR at each FAR over all pairs i < j of unit rows (N, d), without the N x N matrix.
+    """TAR at each FAR over all pairs i < j of embeddings (N, d), unit rows with labels (N,),
+    without the N x N matrix.
 
     Two passes over blocks of cosines: the first finds the bin of each threshold, the second looks
     inside these bins, so the result is that of the whole matrix at ``block**2`` scores of memory

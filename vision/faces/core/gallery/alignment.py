@@ -22,10 +22,13 @@ TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.73
 
 
 def template(size: int) -> np.ndarray:
-    """The five points (5, 2) for a square crop of ``size`` px.
+    """The five points (5, 2), x y in px, for a square crop of ``size`` px.
 
     Sizes are multiples of 112, or of 128: there the crop is wider by 8 px on the left and right of
     a 112 px face and taller below.
+
+    Raises:
+        VisionError: VIS-CONFIG-1066, another size.
     """
     if size < 1 or (size % 112 and size % 128):
         raise VisionError('VIS-CONFIG-1066', f'a face crop of {size} px',
@@ -41,6 +44,7 @@ def similarity_transforms(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Returns:
         (N, 2, 3) matrices m with target ~ m[:, :2] @ point + m[:, 2]: rotation, one scale, shift.
+
     Raises:
         VisionError: VIS-DATA-1065 when a face's points are not finite or all in one place.
     """

@@ -34,6 +34,7 @@ class Gallery:
     embedder: str
 
     def save(self, path: Path) -> None:
+        """Write one file, whole or not at all, with a checksum that reading it again compares."""
         content = io.BytesIO()
         np.savez(content, embeddings=self.embeddings, names=np.asarray(self.names, dtype='U'),
                  sources=np.asarray(self.sources, dtype='U'), embedder=np.array(self.embedder))
@@ -57,6 +58,11 @@ class Gallery:
         return Gallery(*parts, self.embedder)
 
     def require(self, embedder: str, where: str) -> None:
+        """Refuse faces of another embedder; ``where`` names them in the error.
+
+        Raises:
+            VisionError: VIS-CONFIG-1102, the hashes differ.
+        """
         if embedder != self.embedder:
             raise VisionError('VIS-CONFIG-1102', f'the gallery was made by embedder '
                               f'{self.embedder[:12]}, this one is {embedder[:12]}', where=where,
@@ -65,7 +71,11 @@ class Gallery:
                               'build it again')
 
     def without(self, name: str) -> Gallery:
-        """Nobody of this name any more; VIS-CONFIG-1105 when there was nobody."""
+        """A gallery with nobody of this name any more.
+
+        Raises:
+            VisionError: VIS-CONFIG-1105, there was nobody.
+        """
         keep = self.names != name
         if keep.all():
             raise VisionError('VIS-CONFIG-1105', f'nobody in the gallery is called {name!r}',
@@ -74,7 +84,12 @@ class Gallery:
 
     def recognise(self, scores: np.ndarray, entries: np.ndarray,
                   threshold: float) -> list[tuple[str, float]]:
-        """(name, cosine) of the best entry of each probe; ``UNKNOWN`` below the threshold."""
+        """(name, cosine) of the best entry of each probe; ``UNKNOWN`` below the threshold.
+
+        Args:
+            scores, entries: (N, K) cosines, best first, and positions in the gallery, as
+                ``identification.exact_search`` gives them.
+        """
         return [(str(self.names[entry]) if score >= threshold else UNKNOWN, float(score))
                 for score, entry in zip(scores[:, 0], entries[:, 0], strict=True)]
 

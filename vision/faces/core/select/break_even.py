@@ -50,6 +50,9 @@ class Machine:
         scan_per_s: of inner products with the rows of searched lists.
         bytes_per_s: streamed.
         call_s: of one operator with next to no work.
+
+    Raises:
+        VisionError: VIS-CONFIG-1050, a rate that is not above 0.
     """
 
     flops_per_s: float
@@ -77,6 +80,7 @@ class Work:
                     self.bytes + other.bytes, self.calls + other.calls)
 
     def seconds(self, machine: Machine) -> float:
+        """Time on this machine, where nothing overlaps."""
         return (2 * self.products / machine.flops_per_s + 2 * self.scanned / machine.scan_per_s
                 + self.bytes / machine.bytes_per_s + self.calls * machine.call_s)
 
@@ -101,28 +105,35 @@ class HeadPlan:
     random_share: float = 0.1
 
     def full(self, num_classes: int) -> Work:
+        """Work of one step of the softmax over all classes."""
         return self._softmax(num_classes)
 
     def random(self, num_classes: int) -> Work:
+        """Work of one step over a random share of the classes, the batch's own at least."""
         return self._softmax(min(num_classes, max(self.batch, self.random_share * num_classes)))
 
     def selected(self, num_classes: int) -> Work:
+        """Work of one step over chosen classes: softmax, search, exact scores and the share of the
+        upkeep."""
         active = min(num_classes, self.batch * (1 + self.num_per_sample))
         return (self._softmax(active) + self.search(num_classes)
                 + self.score(max(0, active - self.batch)) + self.upkeep(num_classes))
 
     def search(self, num_classes: int) -> Work:
+        """Work of finding the lists of each sample and scanning those that are searched."""
         num_lists = LISTS_PER_ROOT * math.sqrt(num_classes)
         scanned = min(1.0, self.num_probed / num_lists) * num_classes
         return Work(products=self.batch * self.dim * num_lists,
                     scanned=self.batch * self.dim * scanned, calls=SEARCH_CALLS)
 
     def score(self, num_wanted: float) -> Work:
+        """Work of scoring candidates exactly for so many active rows beyond the batch's own."""
         candidates = OVERFETCH * num_wanted
         return Work(products=self.batch * candidates * self.dim, calls=SCORE_CALLS,
                     bytes=16 * candidates * (self.batch + self.dim))
 
     def upkeep(self, num_classes: int) -> Work:
+        """Work of following the rows in the index, a step's share of a renewal."""
         values = num_classes * self.dim / self.interval
         return Work(scanned=CELLS_LOOKED_AT * values, bytes=10 * values)
 
@@ -136,9 +147,13 @@ def break_even(machine: Machine, plan: HeadPlan, *, against: str = 'full') -> in
 
     Args:
         against: 'full' or 'random'.
+
     Returns:
         a number found by halving, exact to one class where the lead grows with the classes, which
         holds above it for these equations; None: not up to ``MOST_CLASSES``.
+
+    Raises:
+        VisionError: VIS-CONFIG-1050, another rival.
     """
     if against not in ('full', 'random'):
         raise VisionError('VIS-CONFIG-1094', f'against={against!r}', where='break_even',

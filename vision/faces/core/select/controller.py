@@ -50,6 +50,9 @@ class Rules:
             cost what random rows with ``correction='sampled'`` cost, and tell no more.
         interval_range: least and largest number of steps between two builds.
         nprobe_range: least and largest number of lists searched; an index has its own limit.
+
+    Raises:
+        VisionError: VIS-CONFIG-1048, a range that is none, or a share outside (0, 1].
     """
 
     warm_share: float = 0.1
@@ -162,7 +165,9 @@ class AllocationController:
         return int(min(max(nprobe * factor, least), most))
 
     def state_dict(self) -> dict:
+        """The allocation in force and the log, as plain values."""
         return dict(allocation=asdict(self.allocation), log=list(self.log))
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave."""
         self.allocation, self.log = Allocation(**state['allocation']), list(state['log'])

@@ -46,6 +46,7 @@ class HashingForest:
 
     @property
     def num_bytes(self) -> int:
+        """Memory of all arrays: planes, children and leaves."""
         return sum(getattr(self, name).nbytes for name in self.__dataclass_fields__)
 
     def leaves(self, queries: np.ndarray) -> np.ndarray:
@@ -65,6 +66,7 @@ class HashingForest:
 
         Args:
             queries: (B, d).
+
         Returns:
             (B, n) int32 row ids of each query in ascending order, -1 where it has fewer than n.
         """
@@ -85,6 +87,7 @@ def build_forest(rows: np.ndarray, *, num_trees: int = 50, leaf_size: int = 64,
 
     Args:
         rows: (C, d) floating point, finite.
+
     Raises:
         VisionError: VIS-CONFIG-1041 a setting out of range, VIS-RUN-1047 rows not finite.
     """
@@ -101,7 +104,8 @@ def build_forest(rows: np.ndarray, *, num_trees: int = 50, leaf_size: int = 64,
 
 
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
-    """One uint64 per element of the broadcast words, well mixed (splitmix64's finaliser)."""
+    """One uint64 per element of the words, broadcast to one shape, well mixed (splitmix64's
+    finaliser)."""
     state = np.uint64(0)
     with np.errstate(over='ignore'):
         for word in words:
@@ -114,7 +118,13 @@ def hash_words(*words: int | np.ndarray) -> np.ndarray:
 
 
 def draw_pairs(paths: np.ndarray, sizes: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
-    """Two different places in 0..size-1 for each cell, from the hash of its path."""
+    """Two different places in 0..size-1 for each of K cells, (K,) int64 each, from the hash of its
+    path.
+
+    Args:
+        paths, sizes: (K,) of each cell; sizes from 2 on.
+        attempt: draws of the same cell that found no plane so far.
+    """
     sizes = sizes.astype(np.uint64)
     first = hash_words(paths, 2 * attempt) % sizes
     step = hash_words(paths, 2 * attempt + 1) % (sizes - np.uint64(1)) + np.uint64(1)

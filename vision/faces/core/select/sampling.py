@@ -23,11 +23,12 @@ def draw_outside(taken: np.ndarray, num_rows: int, count: int, *words: int, star
     O(rows drawn + blocks of start..end), beside a search in ``taken`` for each block.
 
     Args:
-        taken: sorted unique int64, of all rows.
+        taken: (T,) sorted unique int64, of all rows.
         words: whole numbers >= 0 that fix the draw, e.g. seed and step.
         start, end: only the drawn rows from start on and before end are wanted; default: all.
+
     Returns:
-        sorted unique int64; all that are left when fewer than ``count``.
+        (N,) sorted unique int64; all that are left when fewer than ``count``.
     """
     end = num_rows if end is None else end
     if start >= end:

@@ -35,6 +35,7 @@ class Embedder(nn.Module):
         mean, std: of the channels, in the order that the network wants; None: as they come.
         swaps_channels: the network wants RGB, images are BGR.
         with_flip: flip fusion.
+
     Shapes: float32 (B, C, H, W), values 0 to 255, BGR -> (B, d) of length 1.
     """
 
@@ -47,6 +48,7 @@ class Embedder(nn.Module):
         self.register_buffer('std', torch.tensor(std or [1.0]).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) float32, 0 to 255, BGR -> unit rows (B, d)."""
         if self.swaps_channels:
             images = images[:, [2, 1, 0]]
         return embed(self.network, (images - self.mean) / self.std, with_flip=self.with_flip)

@@ -29,7 +29,9 @@ class IResNetTrunk(nn.Module):
         with_cp: recompute blocks in the backward pass to save memory.
         width: factor on the channels 64, 128, 256, 512 (ours, for small images and machines).
         stem_stride: 1 in the paper; 2 leaves a quarter of the work.
+
     Shapes: (B, in_channels, image_size, image_size) -> (B, dim), not normalised.
+
     Raises:
         VisionError: VIS-CONFIG-1004; VIS-INPUT-1010, images of another size.
     """
@@ -61,6 +63,7 @@ class IResNetTrunk(nn.Module):
         self._initialise()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, image_size, image_size) -> (B, dim), not normalised."""
         check_size(x, self.image_size)
         x = self.prelu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -94,6 +97,7 @@ class Block(nn.Module):
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, channels, h, w), h and w smaller by the stride."""
         out = self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x)))))
         return self.bn3(out) + (x if self.downsample is None else self.downsample(x))
 

@@ -26,7 +26,9 @@ class MobileFaceNetTrunk(nn.Module):
         variant: 'paper' (PReLU), or 'relu6', the form of public weights (foamliu/MobileFaceNet,
             Apache-2.0): ReLU6, one more pointwise convolution in the stem (both parts of it with
             ReLU), and a bias in the last convolution.
+
     Shapes: (B, in_channels, image_size, image_size) -> (B, dim), not normalised.
+
     Raises:
         VisionError: VIS-CONFIG-1004; VIS-INPUT-1010, images of another size.
     """
@@ -61,6 +63,7 @@ class MobileFaceNetTrunk(nn.Module):
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, image_size, image_size) -> (B, dim), not normalised."""
         check_size(x, self.image_size)
         x = self.blocks(self.stem(x))
         x = self.global_depthwise(self.expand(x))
@@ -80,6 +83,7 @@ class Bottleneck(nn.Module):
                                     _conv(hidden, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, channels, h, w), h and w smaller by the stride."""
         return x + self.layers(x) if self.is_residual else self.layers(x)
 
 
@@ -101,12 +105,22 @@ def _relu(channels: int) -> nn.Module:
 
 
 def check_backbone(name: str, is_fine: bool, what: str, wanted: str) -> None:
+    """Refuse a setting unless ``is_fine``; ``what`` came and ``wanted`` is allowed, for the error.
+
+    Raises:
+        VisionError: VIS-CONFIG-1004.
+    """
     if not is_fine:
         raise VisionError('VIS-CONFIG-1004', f'{name} cannot have {what}', where='backbone',
                           do=wanted)
 
 
 def check_size(images: Tensor, image_size: int) -> None:
+    """Refuse images (B, C, H, W) unless H and W are ``image_size`` px.
+
+    Raises:
+        VisionError: VIS-INPUT-1010.
+    """
     if images.shape[2:] != (image_size, image_size):
         raise VisionError('VIS-INPUT-1010', f'an image of {tuple(images.shape[2:])} pixels, the '
                           f'backbone was built for {image_size} x {image_size}',

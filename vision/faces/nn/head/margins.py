@@ -28,6 +28,7 @@ class Margin(nn.Module):
         filter_above: negatives with a cosine above it count as cosine 0 and get no gradient: on
             noisy data they are likely the same person under another label (the filter of
             Partial FC v2, arXiv:2203.15565). None: off.
+
     Raises:
         VisionError: VIS-CONFIG-1001, a value that makes no sense.
     """
@@ -68,10 +69,16 @@ class Margin(nn.Module):
         return logits.scatter(1, column, target[:, None]) * self.scale
 
     def observe(self, target_cosine: Tensor, norms: Tensor | None) -> None:
-        """Update running statistics from this batch, once per training step."""
+        """Update running statistics from this batch, once per training step.
+
+        Args:
+            target_cosine: (B,) of the own classes, without gradient.
+            norms: (B, 1) lengths of the features; None where nobody knows them.
+        """
 
     def target(self, cosine: Tensor, norms: Tensor | None = None) -> Tensor:
-        """(B,) cosine of the own class -> the same with the margin."""
+        """(B,) cosine of the own class -> the same with the margin; norms are (B, 1) lengths of
+        features."""
         return cosine
 
     def negatives(self, cosine: Tensor, target_cosine: Tensor) -> Tensor:
@@ -81,7 +88,8 @@ class Margin(nn.Module):
         return cosine.masked_fill(cosine.detach() > self.filter_above, 0.0)
 
     def negatives_(self, cosine: Tensor, target_cosine: Tensor) -> Tensor | None:
-        """``negatives`` in place, for code that keeps no graph; gives d new / d old (B, M).
+        """``negatives`` of cosines (B, M) in place, for code that keeps no graph; gives d new / d
+        old (B, M).
 
         None stands for 1 everywhere.
         """
@@ -124,6 +132,8 @@ class CombinedMargin(Margin):
         self.m1, self.m2, self.m3, self.beyond = float(m1), float(m2), float(m3), beyond
 
     def target(self, cosine: Tensor, norms: Tensor | None = None) -> Tensor:
+        """(B,) cosine of the own class -> the same with the margins; the features' lengths do not
+        count."""
         angle = self.m1 * angle_of(cosine) + self.m2
         inside = angle.cos() - self.m3
         if self.beyond == 'raw':
@@ -155,6 +165,7 @@ class CosFace(Margin):
         self.margin = float(margin)
 
     def target(self, cosine: Tensor, norms: Tensor | None = None) -> Tensor:
+        """(B,) cosine of the own class -> the same less ``margin``."""
         return cosine - self.margin
 
 
@@ -183,6 +194,12 @@ class AdaFace(Margin):
 
     @torch.no_grad()
     def observe(self, target_cosine: Tensor, norms: Tensor | None) -> None:
+        """Move mean and deviation towards those of the lengths (B, 1); a single sample has no
+        deviation and changes nothing.
+
+        Raises:
+            ValueError: the lengths are not given.
+        """
         norms = self._checked(norms)
         if len(norms) < 2:
             return  # one sample has no deviation
@@ -190,6 +207,8 @@ class AdaFace(Margin):
         self.norm_std.lerp_(norms.std().to(self.norm_std), 1 - self.momentum)
 
     def target(self, cosine: Tensor, norms: Tensor | None = None) -> Tensor:
+        """(B,) cosine of the own class -> with the margin that the feature's length earns; norms
+        (B, 1)."""
         norms = self._checked(norms).squeeze(1)
         quality = ((norms - self.norm_mean) / (self.norm_std + 1e-3) * self.h).clamp(-1, 1)
         quality = quality.to(cosine.dtype)
@@ -221,9 +240,11 @@ class CurricularFace(ArcFace):
 
     @torch.no_grad()
     def observe(self, target_cosine: Tensor, norms: Tensor | None) -> None:
+        """Move t towards the mean of target_cosine (B,)."""
         self.t.lerp_(target_cosine.mean().to(self.t), 1 - self.momentum)
 
     def negatives(self, cosine: Tensor, target_cosine: Tensor) -> Tensor:
+        """(B, M) cosines of other classes and (B, 1) of the own -> (B, M), hard ones reweighed."""
         is_hard = cosine.detach() > self._threshold(target_cosine)
         modulated = torch.where(is_hard, cosine * (self.t + cosine), cosine)
         if self.filter_above is None:
@@ -231,6 +252,7 @@ class CurricularFace(ArcFace):
         return modulated.masked_fill(cosine.detach() > self.filter_above, 0.0)
 
     def negatives_(self, cosine: Tensor, target_cosine: Tensor) -> Tensor:
+        """``negatives`` of (B, M) cosines in place; gives their slope (B, M)."""
         is_hard = cosine > self._threshold(target_cosine)
         slope = torch.where(is_hard, 2 * cosine + self.t, 1.0)
         kept = super().negatives_(cosine, target_cosine)
@@ -242,7 +264,8 @@ class CurricularFace(ArcFace):
 
 
 def angle_of(cosine: Tensor) -> Tensor:
-    """Angle in [0, pi]; finite value and slope also at +-1 and one rounding beyond."""
+    """Angle in [0, pi] of each cosine, of the same shape; finite value and slope also at +-1 and
+    one rounding beyond."""
     squared_sine = (1 - cosine) * (1 + cosine)  # more exact near 1 than 1 - cosine ** 2
     return torch.atan2(squared_sine.clamp(min=torch.finfo(cosine.dtype).eps).sqrt(), cosine)
 

@@ -67,6 +67,7 @@ def selective_loss(features: Tensor, rows: Tensor, columns: Tensor, margin: Marg
             that were forced in), for 'sampled'.
         matmul_dtype: float16 or bfloat16 for the three matrix products; default as the softmax.
         group: ranks that hold the other rows.
+
     Raises:
         VisionError: VIS-CONFIG-1003, options that contradict each other.
     """

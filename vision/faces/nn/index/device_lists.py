@@ -69,6 +69,7 @@ class DeviceLists:
         Args:
             rows: (C, d) of any floating type and length; not kept.
             num_lists: 0: 4 sqrt(C) as a power of two.
+
         Raises:
             VisionError: VIS-CONFIG-1044, fewer rows than lists; VIS-RUN-1047, rows that are not
                 finite.
@@ -96,6 +97,7 @@ class DeviceLists:
             queries: (B, d) of unit length.
             rows: (C, d) live unit rows, or a function that gives those of ids (N,).
             nprobe: lists searched for each query; all when there are fewer.
+
         Returns:
             ids (B, num) int64, best first; -1 where the lists hold no more.
             scores (B, num) float32 inner products; -inf there.
@@ -116,7 +118,8 @@ class DeviceLists:
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0, previous: Tensor | None = None
                 ) -> Callable[[], DeviceLists]:
-        """As ``ClassIndex.renewal``."""
+        """Work, for any thread, that gives new lists of rows (C, d); ``num_iterations`` and
+        ``previous`` (C,) as in ``ClassIndex.renewal``."""
         previous = self._assignment if previous is None else previous
         return partial(_renewed, self.centroids, rows, previous.long(), num_iterations)
 
@@ -130,18 +133,26 @@ class DeviceLists:
 
     @property
     def num_bytes(self) -> int:
+        """Memory of lists, assignment and centroids, on the device."""
         return sum(tensor.nbytes for tensor in (self._lists, self._assignment, self._of_piece,
                                                 self.centroids))
 
     def state_dict(self) -> dict:
+        """Centroids (n, d) on the host, for lists that are filled again from the rows."""
         return dict(kind='device', dim=self.centroids.shape[1], centroids=self.centroids.cpu())
 
     def lists_state(self) -> dict:
+        """List of each row, (C,) int32 on the host, for ``restore_lists`` as ``lists`` of its
+        state."""
         return dict(assignment=self._assignment.cpu())
 
 
 def restore_lists(state: dict, rows: Tensor | None, device: torch.device | str) -> DeviceLists:
     """The lists of a checkpoint, or over these rows where it has only centroids.
+
+    Args:
+        state: what ``state_dict`` gave, perhaps with ``lists`` from ``lists_state``.
+        rows: (C, d) class rows; None where ``lists`` are there.
 
     Raises:
         VisionError: VIS-CKPT-1054, they are damaged.

@@ -62,6 +62,9 @@ class IndexSpec:
         is_cosine: rows and queries are brought to unit length; without it inner products count.
         seed: of k-means and samples.
         num_threads: of FAISS. With several a graph is not the same in each build.
+
+    Raises:
+        VisionError: VIS-CONFIG-1042, a value that no index has.
     """
 
     kind: str
@@ -97,6 +100,7 @@ class IndexSpec:
         return self.kind == 'ivf'
 
     def lists_for(self, num_rows: int) -> int:
+        """Cells of an ivf over so many rows: ``num_lists``, or what the default makes of them."""
         return self.num_lists or lists_for(num_rows)
 
 
@@ -130,6 +134,11 @@ def make_spec(kind: str, dim: int, *, seed: int = 0, is_cosine: bool = True,
 
 
 def load_faiss() -> ModuleType:
+    """The package, imported where it is first used.
+
+    Raises:
+        VisionError: VIS-ENV-1043, it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:
@@ -145,6 +154,7 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
     Args:
         rows: (C, d) float16 or float32 on any device; not kept.
         seed: instead of the spec's, for another draw.
+
     Raises:
         VisionError: VIS-CONFIG-1044, 1091 fewer rows than lists, VIS-INPUT-1045 other dimension,
             VIS-RUN-1047 rows that are not finite.
@@ -161,7 +171,10 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
 
 
 class ClassIndex:
-    """A filled index; make one with ``build_index`` or ``restore_index``."""
+    """A filled index; make one with ``build_index`` or ``restore_index``.
+
+    ``centroids`` are (n, d) float32 of an ivf's cells; None for other kinds.
+    """
 
     def __init__(self, spec: IndexSpec, index: object, num_rows: int,
                  centroids: Tensor | None = None) -> None:
@@ -173,6 +186,7 @@ class ClassIndex:
 
     @property
     def has_centroids(self) -> bool:
+        """Whether rows lie in cells of ours, which follow them from renewal to renewal."""
         return self.centroids is not None
 
     @property
@@ -182,6 +196,7 @@ class ClassIndex:
 
     @property
     def can_update(self) -> bool:
+        """Whether single rows can be put elsewhere between renewals."""
         return self.spec.has_lists
 
     def set_nprobe(self, nprobe: int) -> None:
@@ -206,7 +221,11 @@ class ClassIndex:
             not self._is_changed and max(num, self.nprobe) <= _GPU_MOST
 
     def update(self, ids: Tensor, rows: Tensor) -> None:
-        """Put rows (N, d) in the place of those with unique ids (N,), in their nearest lists."""
+        """Put rows (N, d) in the place of those with unique ids (N,), in their nearest lists.
+
+        Raises:
+            VisionError: VIS-CONFIG-1046, an index of this kind cannot change single rows.
+        """
         if not self.can_update:
             raise VisionError('VIS-CONFIG-1046', f'index kind {self.spec.kind} cannot change '
                               'single rows', where='selector',
@@ -219,7 +238,7 @@ class ClassIndex:
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0, previous: Tensor | None = None
                 ) -> Callable[[], ClassIndex]:
-        """Work, for any thread, that makes a new index of the rows as they are now.
+        """Work, for any thread, that makes a new index of the rows (C, d) as they are now.
 
         This index may be updated meanwhile: what the work needs of it is taken here.
 

@@ -39,23 +39,28 @@ class ForestIndex:
 
     @property
     def num_bytes(self) -> int:
+        """Memory of planes, children and leaves."""
         return self.forest.num_bytes
 
     def search(self, queries: Tensor, num: int) -> Tensor:
-        """(B, n) int64 rows of each query's leaves, in no order of nearness; -1: no more.
+        """(B, n) int64 rows of the leaves of queries (B, d), in no order of nearness; -1: no more.
 
         All of them, whatever ``num``.
         """
         return torch.from_numpy(self.forest.candidates(self._array(queries))).long()
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0) -> Callable[[], ForestIndex]:
-        """Work that grows new trees; there is nothing that iterations could move."""
+        """Work that grows new trees over rows (C, d); there is nothing that iterations
+        could move."""
         return partial(ForestIndex, rows, **self.options | dict(seed=self.options['seed'] + 1))
 
     def imbalance(self) -> float:
+        """1 always: leaves have no more than ``leaf_size`` rows, so all searches cost about the
+        same."""
         return 1.0
 
     def state_dict(self) -> dict:
+        """Kind and seed: trees are grown again from the rows."""
         return dict(kind='forest', seed=self.options['seed'])
 
     def _array(self, rows: Tensor) -> np.ndarray:

@@ -31,7 +31,13 @@ def assign(rows: Tensor, centroids: Tensor, *, is_cosine: bool) -> Tensor:
 
 def assign_near(rows: Tensor, previous: Tensor, centroids: Tensor, *, is_cosine: bool,
                 num_near: int = NUM_NEAR) -> Tensor:
-    """(C,) int64 nearest centroid among the ``num_near`` neighbours of each row's old one."""
+    """(C,) int64 nearest centroid among the ``num_near`` neighbours of each row's old one.
+
+    Args:
+        rows: (C, d).
+        previous: (C,) int64 old centroid of each.
+        centroids: (n, d).
+    """
     num_near = min(num_near, len(centroids))
     near = torch.cat([_scores(part, centroids, is_cosine).topk(num_near).indices
                       for part in centroids.split(1 << 10)])
@@ -47,7 +53,13 @@ def assign_near(rows: Tensor, previous: Tensor, centroids: Tensor, *, is_cosine:
 
 def update_centroids(rows: Tensor, assignment: Tensor, centroids: Tensor, *,
                      is_cosine: bool) -> Tensor:
-    """(n, d) means of the assigned rows, unit length for cosines; an empty cell stays."""
+    """(n, d) means of the assigned rows, unit length for cosines; an empty cell stays.
+
+    Args:
+        rows: (C, d).
+        assignment: (C,) int64 cell of each.
+        centroids: (n, d) so far.
+    """
     sums = torch.zeros_like(centroids)
     for part, cells in zip(rows.split(_CHUNK), assignment.split(_CHUNK), strict=True):
         sums.index_add_(0, cells, prepared(part, is_cosine))
@@ -57,6 +69,7 @@ def update_centroids(rows: Tensor, assignment: Tensor, centroids: Tensor, *,
 
 
 def prepared(rows: Tensor, is_cosine: bool) -> Tensor:
+    """Rows (C, d) in float32, of unit length with ``is_cosine``."""
     rows = rows.float()
     return functional.normalize(rows) if is_cosine else rows
 

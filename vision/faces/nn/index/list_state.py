@@ -54,7 +54,12 @@ def fault_of_lists(state: dict, num_lists: int, code_size: int, num_ranges: int)
 
 
 def fill_lists(faiss: ModuleType, index, state: dict[str, Tensor]) -> None:
-    """Fill an empty IVF index with what ``read_lists`` gave; ``fault_of_lists`` found no fault."""
+    """Fill an empty IVF index with what ``read_lists`` gave; ``fault_of_lists`` found no fault.
+
+    Args:
+        state: lengths (n,), ids (C,) in the order of the lists, codes (C, bytes of a code), ranges
+            of the codes.
+    """
     ids = state['ids'].numpy().astype(np.int64)
     codes = np.ascontiguousarray(state['codes'].numpy())
     if hasattr(index, 'sq'):

@@ -63,7 +63,13 @@ def recall_at_10(selector: IndexSelector, features: Tensor, local: Tensor,
                  found: Tensor) -> float:
     """Share of some samples' ten best rows, own class apart, that are in their rank's ``found``.
 
-    Looks at all rows: the cost of ``_RECALL_SAMPLES`` samples of the full softmax.
+    Looks at all rows: the cost of ``_RECALL_SAMPLES`` samples of the full softmax. Every rank
+    comes here, and all get the same number.
+
+    Args:
+        features: (B, d) of all ranks.
+        local: (B,) local id of each sample's class, -1 on another rank.
+        found: (N,) local ids.
     """
     queries = selector.queries(features)[:_RECALL_SAMPLES]
     if not len(queries):
@@ -113,14 +119,17 @@ class AdaptiveSelector:
 
     @property
     def upkeep(self):
+        """What keeps the inner selector's index near the rows."""
         return self.inner.upkeep
 
     @property
     def is_warming_up(self) -> bool:
+        """Whether rows are still drawn at random."""
         return self.controller is None or self.controller.allocation.phase == 'warm-up'
 
     def select(self, features: Tensor, labels: Tensor, step: int) -> Selection:
-        """As ``Selector.select``; ``stats`` also has what was decided."""
+        """As ``Selector.select``, of features (B, d) and labels (B,); ``stats`` also has what was
+        decided."""
         if self.controller is None:
             self._make_controller(len(labels))
         readings = {}
@@ -132,21 +141,26 @@ class AdaptiveSelector:
         return replace(selection, stats=selection.stats | figures | readings)
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
-        """As ``Selector.known_rows``; a hint, as a measurement may end the warm-up."""
+        """As ``Selector.known_rows``, (N,) of labels (B,); a hint, as a measurement may end the
+        warm-up."""
         is_random = self.controller is not None and self.is_warming_up
         return (self.random if is_random else self.inner).known_rows(labels, step)
 
     def after_update(self, rows: Tensor, step: int) -> None:
+        """The optimizer has changed these local rows (M,): in the warm-up the next measurement's
+        index is begun when it is time, later the index follows."""
         if self.is_warming_up:  # rows without structure are worth no renewal between
             self.upkeep.build_for(step, step - step % self.monitor_every + self.monitor_every)
         else:
             self.inner.after_update(rows, step)
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
+        """State of the inner selector, and of the controller: None before the first step."""
         controller = None if self.controller is None else self.controller.state_dict()
         return self.inner.state_dict(is_exact=is_exact) | dict(controller=controller)
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave, with the allocation that held then."""
         self.inner.load_state_dict(state)
         if state['controller'] is not None:
             self._make_controller(1)

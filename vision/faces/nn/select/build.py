@@ -51,11 +51,12 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         num_active: for all but 'full'.
         upkeep: fields of ``Schedule``, for selectors with an index.
         adaptive: for those, too: ``monitor_every`` and fields of ``Rules``.
-        scale, target: of the head's margin.
+        scale, target: of the head's margin; ``target`` takes cosines (B,) and lengths (B, 1).
         num_centres: rows of a class.
         options: fields of ``IndexSpec`` or options of ``ForestIndex``, and ``overfetch``,
             ``num_searched``, ``random_frac``; for 'device' ``num_lists``, ``nprobe``,
             ``overfetch``, ``random_frac``.
+
     Raises:
         VisionError: VIS-CONFIG-1050, an unknown name; 1096 to 1100, an option that is missing,
             unknown or out of range; 1042, 1055 and 1058 to 1060 of the index.

@@ -48,8 +48,10 @@ class DeviceSelector(CandidateSelector):
             scores (B, num): ``rows(ids)`` gives live unit rows; id -1: no more.
         overfetch: candidates of all samples together per place.
         nprobe: lists searched for each sample.
+
     Raises:
-        VisionError: VIS-CONFIG-1057, a store or logits that this selector cannot work with.
+        VisionError: VIS-CONFIG-1050, ``overfetch`` below 1; VIS-CONFIG-1057, a store or logits
+            that this selector cannot work with.
     """
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25, nprobe: int = 16,
@@ -67,7 +69,8 @@ class DeviceSelector(CandidateSelector):
         self.upkeep, self.overfetch, self.nprobe = upkeep, overfetch, nprobe
 
     def select(self, features: Tensor, labels: Tensor, step: int) -> Selection:
-        """As ``Selector.select``; labels are not checked: that would wait for them."""
+        """As ``Selector.select`` of features (B, d) and labels (B,), which are not checked: that
+        would wait for them."""
         index, store = self.upkeep.index(step), self.store
         features, labels = features.detach().to(store.device), labels.to(store.device)
         local = labels - store.row_start
@@ -82,12 +85,16 @@ class DeviceSelector(CandidateSelector):
         return Selection(rows, columns, chance[order], stats=dict(num_active=float(total)))
 
     def after_update(self, rows: Tensor, step: int) -> None:
+        """The optimizer has changed these local rows (M,) at this step; the index is renewed when
+        it is due."""
         self.upkeep.after_update(rows, step)
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
+        """State of the index and its counters."""
         return dict(upkeep=self.upkeep.state_dict(is_exact=is_exact))
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave."""
         self.upkeep.load_state_dict(state['upkeep'])
 
     def _worth(self, index, features: Tensor, local: Tensor, num: int) -> Tensor:

@@ -72,6 +72,9 @@ class Selector:
             mass to others, and the wrong rows win. None: no margin.
         num_centres: rows of a class, one after the other, of which the nearest counts for it; a
             label is the first of them.
+
+    Raises:
+        VisionError: VIS-CONFIG-1050, ``num_active`` below 1 or ``random_frac`` outside [0, 1].
     """
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
@@ -89,6 +92,7 @@ class Selector:
 
     @property
     def num_local(self) -> int:
+        """Class rows of this rank."""
         return self.store.row_end - self.store.row_start
 
     @property
@@ -103,6 +107,7 @@ class Selector:
         Args:
             features: (B, d) without gradient, of all ranks.
             labels: (B,) int64, of all ranks.
+
         Raises:
             VisionError: VIS-INPUT-1051, a label is no class of the store.
         """
@@ -116,7 +121,8 @@ class Selector:
                          stats=dict(num_active=float(len(rows))))
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
-        """(N,) sorted unique local ids on the host that ``select`` takes whatever the features.
+        """(N,) sorted unique local ids on the host that ``select`` takes for labels (B,) whatever
+        the features.
 
         For fetching them before the features are there. Own classes only where all rows take
         part: a second copy of all rows is not what a store in host memory is for.
@@ -125,7 +131,7 @@ class Selector:
         return local[local >= 0].unique()
 
     def after_update(self, rows: Tensor, step: int) -> None:
-        """The optimizer has changed these local rows at this step; nothing to do here."""
+        """The optimizer has changed these local rows (M,) at this step; nothing to do here."""
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
         """What a run changes; numbers of the config are not among it.
@@ -144,7 +150,11 @@ class Selector:
         return np.arange(self.num_local), np.arange(0), 1.0
 
     def local_ids(self, labels: Tensor) -> Tensor:
-        """(B,) int64 on the host: local id, -1 on another rank."""
+        """(B,) int64 on the host: local id of each label's row, -1 on another rank.
+
+        Raises:
+            VisionError: VIS-INPUT-1051, a label is no class of the store.
+        """
         labels = labels.cpu()
         is_bad = (labels < 0) | (labels >= self.store.num_classes)
         if is_bad.any():
@@ -160,7 +170,7 @@ class RandomSelector(Selector):
     """Own classes and random others (Partial FC). The same draw for any number of ranks."""
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
-        """All of them."""
+        """(N,) all active rows of labels (B,): the features do not decide here."""
         chosen, drawn, _ = self._active(None, labels, self.local_ids(labels), step)
         return torch.from_numpy(np.union1d(chosen, drawn))
 
@@ -193,7 +203,7 @@ class CandidateSelector(Selector):
         return max(1, round(self.random_frac * self.num_places)) if self.random_frac else 0
 
     def queries(self, features: Tensor) -> Tensor:
-        """(B, d) float32, of unit length for cosines."""
+        """Features (B, d) in float32, of unit length for cosines."""
         features = features.detach().float()
         return functional.normalize(features) if self.is_cosine else features
 
@@ -203,17 +213,22 @@ class CandidateSelector(Selector):
         raise AssertionError('a subclass says which candidates are best')
 
     def logits(self, queries: Tensor, ids: Tensor) -> Tensor:
-        """(B, U) scaled logits on the rows as they are now."""
+        """(B, U) scaled logits of queries (B, d) on the rows ids (U,) as they are now."""
         rows = self.live_rows(ids)
         return (queries.to(rows) @ rows.T).mul_(self.scale)
 
     def live_rows(self, ids: Tensor) -> Tensor:
-        """(U, d) float32 rows as they are now, of unit length for cosines."""
+        """(U, d) float32 rows of local ids (U,) as they are now, of unit length for cosines."""
         rows = self.store.peek(ids.to(self.store.device)).float()
         return functional.normalize(rows) if self.is_cosine else rows
 
     def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
-        """(B,) scaled logit of each own class with its margin; -inf: on another rank."""
+        """(B,) scaled logit of each own class with its margin; -inf: on another rank.
+
+        Args:
+            features: (B, d).
+            local: (B,) local id of each own class, -1 on another rank.
+        """
         centres = torch.arange(self.num_centres, device=local.device)
         rows = self.live_rows((local.clamp(min=0)[:, None] + centres).flatten())
         queries = self.queries(features).to(rows)
@@ -225,7 +240,7 @@ class CandidateSelector(Selector):
         return (logits * self.scale).masked_fill((local < 0).to(rows.device), -torch.inf)
 
     def class_of(self, ids: Tensor) -> Tensor:
-        """First row of the class that each row belongs to, what a label would say."""
+        """(N,) first row of the class that each row (N,) belongs to, what a label would say."""
         return ids - ids % self.num_centres
 
     def log_mass(self, logits: Tensor, others: Tensor) -> Tensor:
@@ -269,6 +284,9 @@ class IndexSelector(CandidateSelector):
             the batch decides.
         num_searched: candidates that the index is asked for per kept one.
         nprobe: lists that the index searches per query; None: as it was built.
+
+    Raises:
+        VisionError: VIS-CONFIG-1050, ``overfetch`` or ``num_searched`` below 1.
     """
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,
@@ -283,7 +301,8 @@ class IndexSelector(CandidateSelector):
         self._own = torch.empty(0, dtype=torch.int64)
 
     def candidates(self, queries: Tensor, num: int, step: int, least: int = 1) -> Tensor:
-        """(U,) unique local ids for ``num`` places: of each sample, the best that the index finds.
+        """(U,) unique local ids for ``num`` places: of each query (B, d), the best that the index
+        finds.
 
         Args:
             least: ids kept per sample at least.
@@ -299,12 +318,16 @@ class IndexSelector(CandidateSelector):
         return found[found >= 0].unique()
 
     def after_update(self, rows: Tensor, step: int) -> None:
+        """The optimizer has changed these local rows (M,) at this step: the index follows, the
+        batch's own classes first."""
         self.upkeep.after_update(rows, step, first=self._own.to(rows.device))
 
     def state_dict(self, *, is_exact: bool = True) -> dict:
+        """State of the index and its counters."""
         return dict(upkeep=self.upkeep.state_dict(is_exact=is_exact))
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave."""
         self.upkeep.load_state_dict(state['upkeep'])
 
     def _nearest(self, queries: Tensor, found: Tensor, num: int) -> Tensor:

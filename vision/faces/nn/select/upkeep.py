@@ -42,6 +42,9 @@ class Schedule:
         touched_per_step: rows touched by a step that are put in their new place at once, those
             of the batch's own labels first; 0: none, they wait for the renewal.
         is_async: build in a thread.
+
+    Raises:
+        VisionError: VIS-CONFIG-1049, steps that do not go together, or a negative number.
     """
 
     interval: int = 500
@@ -131,10 +134,11 @@ class IndexUpkeep:
         self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def after_update(self, rows: Tensor, step: int, first: Tensor | None = None) -> None:
-        """To be called when the optimizer has changed ``rows`` (local ids) at ``step``.
+        """To be called when the optimizer has changed ``rows``, (M,) local ids, at ``step``.
 
         Args:
-            first: those of the rows that are put in place before others.
+            first: (K,) those of the rows that are put in place before others.
+
         Raises:
             VisionError: at the step of the swap and on all ranks, the error of a build under way
                 (VIS-RUN-1056 if it is none of ours); the old index stays.
@@ -162,7 +166,8 @@ class IndexUpkeep:
 
     @property
     def num_bytes(self) -> int:
-        """Of the index, and of the snapshot that is kept for checkpoints where it needs one."""
+        """Memory of the index, and of the snapshot that is kept for checkpoints where it needs
+        one."""
         kept = 0 if self._snapshot is None else self._snapshot.nbytes
         return kept + (0 if self._index is None else self._index.num_bytes)
 

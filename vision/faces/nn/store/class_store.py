@@ -35,6 +35,7 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
         group: processes that share the rows, each a contiguous range; None: all rows are here.
         rows_per_class: sub-centres; ranges are cut between classes only.
         is_filled: False: rows are not drawn, and take no host memory yet; ``load_ranges`` is next.
+
     Raises:
         VisionError: VIS-CONFIG-1021, 1027 to 1029, an option; VIS-DIST-1024, on every rank,
             when ranks came with different values.

@@ -60,6 +60,7 @@ class ClassStore:
 
         Args:
             rows: (M,) int64 local ids, ascending, each once.
+
         Raises:
             VisionError: VIS-INPUT-1022, other ids.
         """
@@ -84,7 +85,7 @@ class ClassStore:
         return weights
 
     def prefetch(self, rows: Tensor) -> None:
-        """Begin to fetch rows that will be pulled; those on the device need no fetching."""
+        """Begin to fetch rows (M,) that will be pulled; those on the device need no fetching."""
 
     def push(self, rows: Tensor, grad: Tensor, *, lr: float) -> None:
         """One optimizer step: these rows with their gradients, all others with zero gradients.
@@ -138,6 +139,11 @@ class ClassStore:
                     optimizer=dict(self.optimizer.options, type=self.optimizer.name))
 
     def load_state_dict(self, state: dict) -> None:
+        """Take what ``state_dict`` of a store of the same range gave.
+
+        Raises:
+            VisionError: see ``load_ranges``.
+        """
         self.load_ranges([state])
 
     def load_ranges(self, states: list[dict], *, takes_tensors: bool = False) -> None:
@@ -149,6 +155,7 @@ class ClassStore:
                 row as they become active; what is written stays in memory, the file is not
                 changed. (Files of several ranks are copied: one that another machine deletes
                 would be lost under its mapping.)
+
         Raises:
             VisionError: VIS-CKPT-1023, they do not fit, with the reason; nothing has changed.
         """

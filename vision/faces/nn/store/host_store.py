@@ -25,6 +25,10 @@ class HostStore(ClassStore):
 
     On an accelerator its copies go through page-locked memory and a stream of their own. That
     path has never been run.
+
+    Args:
+        rows: (n, d) float32 or float64 in host memory.
+        options: of ``ClassStore``; ``device`` is where the arithmetic is done.
     """
 
     fetches_ahead = True
@@ -44,6 +48,7 @@ class HostStore(ClassStore):
         Args:
             rows: (M,) int64 local ids, ascending, each once. Those among them that a push
                 changes meanwhile are read again when they are pulled.
+
         Raises:
             VisionError: VIS-INPUT-1022, other ids.
         """
@@ -54,14 +59,17 @@ class HostStore(ClassStore):
         self._coming = rows, self._submit(super()._fetch, rows)
 
     def snapshot(self, dtype: torch.dtype = torch.float16) -> Tensor:
+        """(n, d) copy of all rows as of now, in host memory; waits for what is to be written."""
         self._settle()
         return super().snapshot(dtype)
 
     def state_dict(self) -> dict:
+        """As ``ClassStore.state_dict``; waits for what is to be written."""
         self._settle()
         return super().state_dict()
 
     def load_ranges(self, states: list[dict], *, takes_tensors: bool = False) -> None:
+        """As ``ClassStore.load_ranges``; what was fetched for the old rows is dropped."""
         self._forget()
         super().load_ranges(states, takes_tensors=takes_tensors)
 

@@ -35,6 +35,7 @@ class MissedSteps:
     Args:
         order: k, of the (k, k) maps.
         window: largest number of steps between two calls of ``restart``.
+
     Attributes:
         num_steps: steps since ``restart``; a row that is up to date is marked with this number.
     """
@@ -48,6 +49,7 @@ class MissedSteps:
 
     @property
     def is_full(self) -> bool:
+        """Whether the window is used up: bring all rows up to date, then ``restart``."""
         return self.num_steps == self.window
 
     def advance(self, matrix: list[list[float]]) -> None:
@@ -67,6 +69,7 @@ class MissedSteps:
 
         Args:
             may_wait: look whether all are up to date, which an accelerator has to be waited for.
+
         Raises:
             IndexError: a step that is not of this window.
         """
@@ -82,6 +85,8 @@ class MissedSteps:
         self.num_steps, self.is_identity = 0, True
 
     def state_dict(self) -> dict:
+        """Steps so far and their products, ``to_now`` (k, k, num_steps + 1) float64 on
+        the host."""
         used = self._to_now[:, :, :self.num_steps + 1].cpu()
         return dict(num_steps=self.num_steps, to_now=used.clone())
 
@@ -113,9 +118,12 @@ class LazySGD:
         self.options = dict(momentum=momentum, weight_decay=weight_decay)
 
     def new_state(self, num: int, dim: int, like: Tensor) -> dict[str, Tensor]:
+        """Zero momentum (num, dim) in the dtype and on the device of ``like``; {} without
+        momentum."""
         return dict(momentum=_zeros(like, num, dim)) if self.momentum else {}
 
     def missed_step(self, lr: float) -> list[list[float]]:
+        """The (k, k) map of a step without a gradient at this learning rate."""
         mu, wd = self.momentum, self.weight_decay
         if not mu:
             return [[1 - lr * wd]]
@@ -172,19 +180,25 @@ class LazyAdamW:
         self.options = dict(betas=list(betas), eps=eps, weight_decay=weight_decay)
 
     def new_state(self, num: int, dim: int, like: Tensor) -> dict[str, Tensor]:
+        """Zero moments (num, dim) and step counts (num, 1) int32, on the device of ``like``."""
         return dict(exp_avg=_zeros(like, num, dim), exp_avg_sq=_zeros(like, num, dim),
                     count=like.new_zeros(num, 1, dtype=torch.int32))
 
     def missed_step(self, lr: float) -> list[list[float]]:
+        """The (1, 1) map of a step without a gradient: what the weight decay leaves of a row."""
         return [[1 - lr * self.weight_decay]]
 
     def caught_up(self, rows: Tensor, state: dict[str, Tensor], factors: Tensor) -> Tensor:
+        """(M, d) rows by (1, 1, M) factors; nothing changes."""
         return rows * factors[0, 0, :, None]
 
     def catch_up_(self, rows: Tensor, state: dict[str, Tensor], factors: Tensor) -> None:
+        """Apply (1, 1, M) factors to rows (M, d), in place; moments and counts stand still."""
         rows.mul_(factors[0, 0, :, None])
 
     def step(self, rows: Tensor, grad: Tensor, state: dict[str, Tensor], lr: float) -> Tensor:
+        """Rows (M, d) after a step with their gradients (M, d); moments and counts change in
+        place."""
         beta1, beta2 = self.betas
         first = state['exp_avg'].lerp_(grad, 1 - beta1)
         second = state['exp_avg_sq'].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
@@ -211,6 +225,7 @@ class RowAdaGrad:
         self.options = dict(eps=eps, weight_decay=weight_decay)
 
     def new_state(self, num: int, dim: int, like: Tensor) -> dict[str, Tensor]:
+        """Zero sums (num, 1) in the dtype and on the device of ``like``."""
         return dict(sum=_zeros(like, num, 1))
 
     missed_step = LazyAdamW.missed_step
@@ -218,6 +233,7 @@ class RowAdaGrad:
     catch_up_ = LazyAdamW.catch_up_
 
     def step(self, rows: Tensor, grad: Tensor, state: dict[str, Tensor], lr: float) -> Tensor:
+        """Rows (M, d) after a step with their gradients (M, d); the sums change in place."""
         total = state['sum'].add_(grad.square().mean(1, keepdim=True))
         decayed = rows * (1 - lr * self.weight_decay)
         return decayed.addcmul_(grad, -lr / total.sqrt().add(self.eps))

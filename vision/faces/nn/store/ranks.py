@@ -16,7 +16,11 @@ def row_range(num_classes: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def check_ranks(group: dist.ProcessGroup, device: torch.device | str, **values: int) -> None:
-    """All ranks come with the same numbers, or VIS-DIST-1024 on every one of them."""
+    """Compare whole numbers between all ranks of a group; every rank comes here.
+
+    Raises:
+        VisionError: VIS-DIST-1024, on every rank, where one has another number.
+    """
     mine = torch.tensor(list(values.values()), device=device)
     low, high = mine.clone(), mine.clone()
     dist.all_reduce(low, dist.ReduceOp.MIN, group=group)

@@ -8,7 +8,11 @@ from vision.common.core.errors import VisionError
 
 
 def fault_of(sources: list[dict], target: dict) -> VisionError | None:
-    """VIS-CKPT-1023 where states saved by ranks do not give what ``target`` covers."""
+    """The error, not raised, of states saved by ranks that do not give what ``target`` covers.
+
+    Returns:
+        VisionError: VIS-CKPT-1023; None where they do.
+    """
     if fault := _fault(sorted(sources, key=lambda state: state['row_start']), target):
         return VisionError('VIS-CKPT-1023', f'saved class rows do not fit: {fault}',
                            where='active_class', why='rows, optimizer state and steps must belong '
