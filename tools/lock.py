@@ -28,7 +28,11 @@ FOLDER, CONSTRAINTS = ROOT / 'constraints', ROOT / 'constraints.txt'
 INDEX = 'https://pypi.org/simple'
 # What tools/environment.py installs besides the extras: pip itself, and what builds mmcv and us.
 TOOLS = {'full': ('pip', 'setuptools', 'wheel', 'ninja', 'psutil'), 'light': ('setuptools',)}
-EXTRAS = {'full': ('train', 'faces', 'onnx', 'demo', 'dev'), 'light': ('demo',)}
+EXTRAS = {'full': ('train', 'faces', 'onnx', 'results', 'demo', 'docs', 'dev'), 'light': ('demo',),
+          'web': ('web',)}
+# gradio wants a pillow below 13, and those write outside of their memory (CVE-2026-96639): the web
+# extra is resolved without this one's pin, and what the full environment has stays.
+HELD_BACK = 'pillow'
 OF_TORCH = re.compile(r'torch|triton|nvidia-.*|cuda-.*')
 COMPILED = 'onedl-mmcv'
 
@@ -43,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
                          check=True, capture_output=True, text=True).stdout.strip()
     FOLDER.mkdir(exist_ok=True)
     full = resolve(args.python, requirements('full'), [CONSTRAINTS])
+    others = {name: found for name, found in full.items() if name != HELD_BACK}
+    full = dict(sorted((resolve(args.python, requirements('web'), [pins(others)]) | full).items()))
     target = write(FOLDER / f'{tag}.txt', full)
     write(FOLDER / f'{tag}-light.txt',
           resolve(args.python, requirements('light'), [CONSTRAINTS, pins(full)]))
@@ -65,7 +71,7 @@ def requirements(kind: str) -> list[str]:
     texts += [config['options.extras_require'][extra] for extra in EXTRAS[kind]]
     found = [line.strip() for text in texts for line in text.splitlines()]
     return [line for line in found if line and line[0] != '#' and not line.startswith(COMPILED)
-            ] + list(TOOLS[kind])
+            ] + list(TOOLS.get(kind, ()))
 
 
 def resolve(python: str, wanted: list[str], constraints: list[Path]) -> dict[str, tuple[str, str]]:

@@ -1,13 +1,16 @@
-"""The list of weights this project knows: where each comes from and how it is recognised.
+"""The lists of weights and of models that this project knows.
 
 ``index.yml`` is data that comes with the package, never from the network: an entry names a config
-file of this repository and holds no code. What a field means stands in ``Entry``.
+file of this repository and holds no code. ``entries`` are files of weights: where each comes from
+and how it is recognised (``Entry``); ``models`` are what ``vision.load`` takes: a task, a config,
+and the entries that belong to it (``ModelEntry``).
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -23,6 +26,7 @@ PACKAGE_WEIGHTS = Path(__file__).with_name('weights')
 PACKAGE = 'package:'  # address of a file that is installed with the package
 _NAME = re.compile(r'[a-z0-9][a-z0-9._-]*')
 _SHA256 = re.compile(r'[0-9a-f]{64}')
+TASKS = ('video', 'classify', 'faces')
 _PREFIX = re.compile(r'[0-9a-f]{8}')  # what torch.hub puts into file names
 
 
@@ -109,6 +113,45 @@ class Entry:
         return sha256.startswith(self.sha256)
 
 
+@dataclass(frozen=True)
+class ModelEntry:
+    """What ``vision.load`` takes by name.
+
+    Args:
+        name: lower case, as ``Entry.name``.
+        task: one of ``TASKS``; it decides the object that ``load`` gives.
+        summary: one line for the table of models.
+        config: config of this repository that describes the model, relative to its root; '' where
+            the file of weights says all (an .onnx file).
+        weights: name of an ``Entry``; '' where nothing is to be loaded.
+        parts: entries that the model needs beside, e.g. detector of faces -> name of an ``Entry``.
+    """
+
+    name: str
+    task: str
+    summary: str
+    config: str = ''
+    weights: str = ''
+    parts: dict[str, str] = field(default_factory=dict)
+
+    def faults(self, entries: Container[str]) -> list[str]:
+        """What is wrong with it, beside these entries of weights; nothing: []."""
+        texts = (self.name, self.task, self.summary, self.config, self.weights)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.parts, dict):
+            return ['a field of another type than ModelEntry says']
+        wanted = [name for name in (self.weights, *self.parts.values()) if name != '']
+        return [text for is_bad, text in (
+            (not _NAME.fullmatch(self.name), 'name is not lower-case letters, digits, . _ -'),
+            (self.task not in TASKS, f'task is none of {", ".join(TASKS)}'),
+            (not self.summary or '\n' in self.summary, 'summary is not one line'),
+            (not (self.config or self.weights), 'neither config nor weights'),
+            (bool(self.config) and not stays_inside(self.config), 'config leads out of the '
+             'repository'),
+            (not all(name in entries for name in wanted),
+             f'no entry {", ".join(str(name) for name in wanted if name not in entries)}'),
+        ) if is_bad]
+
+
 def load_index(path: Path = INDEX) -> dict[str, Entry]:
     """Entries by name, in the order of the file.
 
@@ -117,13 +160,7 @@ def load_index(path: Path = INDEX) -> dict[str, Entry]:
     """
     known = {f.name for f in fields(Entry)}
     entries: dict[str, Entry] = {}
-    try:
-        rows = yaml.safe_load(path.read_text())['entries']
-    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError,
-            AttributeError) as error:
-        raise VisionError('VIS-CONFIG-601', 'the zoo index cannot be read.', where=str(path),
-                          why=f'{type(error).__name__}: {str(error)[:200]}',
-                          do='install the package again') from error
+    rows = _lists_of(path)['entries']
     for row in rows if isinstance(rows, list) else [None]:
         if not isinstance(row, dict) or not isinstance(row.get('name'), str) \
                 or not all(isinstance(key, str) for key in row) \
@@ -144,6 +181,33 @@ def load_index(path: Path = INDEX) -> dict[str, Entry]:
     return entries
 
 
+def load_models(path: Path = INDEX) -> dict[str, ModelEntry]:
+    """Models by name, in the order of the file.
+
+    Raises:
+        VisionError: VIS-CONFIG-1710, a model that lacks a field, has one that nobody reads, comes
+            twice, or names weights that are no entry; and what ``load_index`` raises.
+    """
+    entries, models = load_index(path), {}
+    for row in _lists_of(path).get('models') or []:
+        try:
+            model = ModelEntry(**row)
+            faults = model.faults(entries) + ['comes twice'] * (model.name in models)
+        except TypeError as error:
+            faults = [str(error)]
+        if faults:
+            raise VisionError('VIS-CONFIG-1710', f'zoo model {row!r:.60}: {"; ".join(faults)}',
+                              where=str(path), why='models are a list of the fields of ModelEntry',
+                              do='correct the model; vision/zoo/index.py says what each field is')
+        models[model.name] = model
+    return models
+
+
+def find_model(name: str, path: Path = INDEX) -> ModelEntry | None:
+    """The model of that name, or None: what else ``vision.load`` takes is not known here."""
+    return load_models(path).get(name)
+
+
 def find(name: str, path: Path = INDEX) -> Entry:
     """The entry of that name.
 
@@ -159,6 +223,19 @@ def find(name: str, path: Path = INDEX) -> Entry:
                       why=f'nearest: {", ".join(near)}' if near
                       else f'it has: {", ".join(entries)}',
                       do='python tools/download.py --list')
+
+
+def _lists_of(path: Path) -> dict:
+    """The file, which has at least ``entries``."""
+    try:
+        content = yaml.safe_load(path.read_text())
+        content['entries'], content.get('models')
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError,
+            AttributeError) as error:
+        raise VisionError('VIS-CONFIG-601', 'the zoo index cannot be read.', where=str(path),
+                          why=f'{type(error).__name__}: {str(error)[:200]}',
+                          do='install the package again') from error
+    return content
 
 
 def _is_allowed(address: str, is_by_hand: bool) -> bool:

@@ -73,8 +73,7 @@ def fetch(name: str | Entry, *, settings: Settings | None = None,
     if entry.is_packaged:
         return _packaged(entry)
     settings = settings or Settings.from_environment()
-    # The digest in the name: a new version of the entry never meets the old file.
-    target = settings.cache / f'{entry.sha256[:12]:0<12}-{entry.file_name}'
+    target = _cached(entry, settings)
     try:
         with _writing(target, entry.size_bytes), FileLock(f'{target}.lock', LOCK_TIMEOUT_S):
             if target.exists() and entry.fits(sha256_of(target)):
@@ -87,6 +86,19 @@ def fetch(name: str | Entry, *, settings: Settings | None = None,
         raise VisionError('VIS-RUN-610', f'another process has been fetching {entry.name} for '
                           f'{LOCK_TIMEOUT_S:.0f} s.', where=f'{target}.lock',
                           do='wait for it, or end it and run this again') from error
+
+
+def whereabouts(entry: Entry, settings: Settings | None = None) -> str:
+    """Where ``fetch`` will find it: ``package``, ``cache``, ``mirror``, ``download`` or ``by
+    hand``. The hash is compared by ``fetch`` and not here."""
+    if entry.is_packaged:
+        return 'package'
+    settings = settings or Settings.from_environment()
+    if _cached(entry, settings).is_file():
+        return 'cache'
+    if settings.mirror and (settings.mirror / entry.file_name).is_file():
+        return 'mirror'
+    return 'by hand' if entry.is_by_hand else 'download'
 
 
 def resolve(reference: str | os.PathLike, *, settings: Settings | None = None) -> Path:
@@ -126,6 +138,11 @@ def _writing(target: Path, size_bytes: int) -> Iterator[None]:
         raise VisionError('VIS-ENV-612', f'{target.name} cannot be written: {error}.',
                           where=str(target.parent), do='name a folder that you may write: '
                           'VISION_ZOO_CACHE for the cache, --dest for a copy') from error
+
+
+def _cached(entry: Entry, settings: Settings) -> Path:
+    """The digest in the name: a new version of the entry never meets the old file."""
+    return settings.cache / f'{entry.sha256[:12]:0<12}-{entry.file_name}'
 
 
 def _published_name(source: Path) -> str:

@@ -1,4 +1,7 @@
-"""Variables of config files that nothing reads, found in the text of the files.
+"""Config files by name, and what their text says before anything is run.
+
+``find_config`` finds those of this package from any folder, ``model_type`` tells what a config
+describes without MMEngine. ``unread_variables`` are those that nothing reads:
 
 A config file is Python: besides the keys that a run reads it may hold helper variables. One that
 is used in its own file (``train_pipeline``), or by a file that inherits (``_base_.num_classes``),
@@ -15,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# A link to the configs of the repository; the wheel holds copies.
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 _OF_BASE = re.compile(r'_base_\.(\w+)')
 
 
@@ -25,6 +30,45 @@ class Unread:
     key: str
     where: str
     base: str
+
+
+def find_config(text: str) -> Path | None:
+    """A config file by its path, by its path from the root of the repository, or by its name
+    without folder and suffix; None: there is none."""
+    if Path(text).is_file():
+        return Path(text)
+    parts = Path(text).parts
+    if parts[:1] == ('configs',) and CONFIGS.joinpath(*parts[1:]).is_file():
+        return CONFIGS.joinpath(*parts[1:])
+    return config_names().get(text)
+
+
+def config_names() -> dict[str, Path]:
+    """Name without folder and suffix -> file, of the configs of this package that are whole."""
+    return {path.stem: path for path in sorted(CONFIGS.rglob('*.py'))
+            if not {'_base_', 'demo'} & set(path.parts)}
+
+
+def model_type(path: Path) -> str:
+    """``type`` of the ``model`` of a config, of the file itself or else of its bases; '': it has
+    none, or one that the text alone does not tell."""
+    for _, tree in _chain(path, set()):
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and 'model' in map(ast.unparse, node.targets):
+                found = {key: value for key, value in _items(node.value)}.get('type')
+                if isinstance(found, ast.Constant) and isinstance(found.value, str):
+                    return found.value
+    return ''
+
+
+def _items(node: ast.expr) -> list[tuple[str, ast.expr]]:
+    """Of ``dict(a=1)`` or ``{'a': 1}``."""
+    if isinstance(node, ast.Call):
+        return [(keyword.arg or '', keyword.value) for keyword in node.keywords]
+    if isinstance(node, ast.Dict):
+        return [(key.value, value) for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant)]
+    return []
 
 
 def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:
