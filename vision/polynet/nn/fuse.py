@@ -3,7 +3,7 @@
 What changes, all of it exact up to rounding:
 - every norm is folded into its convolution; tied convolutions become one per order;
 - 1x1 convolutions that read the same map become one wider convolution;
-- the projections of an n-way module become one, x + s F(x) + s G(x) = x + [sP_F sP_G][f; g];
+- the projections of an n-way module become one, x + s F(x) + s G(x) = x + sP_F f + sP_G g;
 - adding to the running sum and ReLU happen inside the convolution (``torch_private``);
 - path scales go into projections, except where the chain of poly and mpoly goes on: the next
   order reads ReLU of the unscaled term.
