@@ -1,6 +1,8 @@
 """A video as an animated WebP, for pages: frames left out, scaled down.
 
-  make demo && python benchmarks/moving_picture.py demo_out/video/photo_clip.mp4 docs/images/demo.webp
+  python benchmarks/moving_picture.py demo_out/video/photo_clip.mp4 docs/images/demo.webp
+
+makes the picture of the README from what `make demo` left.
 """
 
 from __future__ import annotations

@@ -105,9 +105,11 @@ def load(name_or_config: str | os.PathLike, weights: str | os.PathLike | None = 
         device: ``cpu`` or ``cuda:N``, for what runs in torch.
         task: of an .onnx file that does not tell: video, classify or faces.
         options: of the task's own object; see its ``open_...`` function.
+
     Returns:
         video: ``vision.stream.api.VideoModel``; classify: ``vision.classify.api.Classifier``;
         faces: ``vision.faces.api.FaceModel``; a config of MMDetection: ``DetectionModel``.
+
     Raises:
         VisionError: VIS-INPUT-1711 no such model or config, VIS-INPUT-1715 a task that is
             none or cannot be told, VIS-ENV-1713 a missing package, and what opening it raises.

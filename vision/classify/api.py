@@ -57,7 +57,11 @@ class Prediction:
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """(name, probability) of the ``k`` likeliest classes, best first; fewer where there are
-        fewer."""
+        fewer.
+
+        Raises:
+            VisionError: ``k`` is no whole number from 1 on.
+        """
         if not isinstance(k, int | np.integer) or k < 1:
             raise VisionError('VIS-INPUT-1741', f'top({k!r})', why='it is how many classes to '
                               'name, from 1', do='.top(5)')
@@ -123,6 +127,7 @@ def open_classifier(source: ModelEntry | Path, weights: str | os.PathLike | None
         weights: .onnx, .pth, .safetensors or zoo:NAME in place of the model's own. The published
             PolyNet file is converted by itself.
         classes: names in label order, for weights that do not name them.
+
     Raises:
         VisionError: VIS-INPUT-1743, a config without weights; VIS-NET-618, weights that only you
             can bring, with the address; and what reading them raises.

@@ -20,6 +20,7 @@ from vision.common.core.files import refuse_unwritable
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of the predictions, of what counts as right, and of the pages."""
     from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
     parser.add_argument('config', help='config file that the predictions were made with')
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show_classes(report: dict, title: str) -> None:
+    """Print a line for each class: how many, precision and recall in percent, what it is taken
+    for."""
     from rich.console import Console
     from rich.table import Table
     table = Table(title=title)

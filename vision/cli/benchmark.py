@@ -20,6 +20,7 @@ from vision.common.core.report import write_report
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of what is timed, on what and how often."""
     from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
     add = parser.add_argument
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def loading(config, args: argparse.Namespace) -> list[dict]:
+    """A row for each batch size: the data loader alone."""
     from mmengine.registry import init_default_scope
 
     from vision.common.mm.throughput import loader_speed
@@ -77,6 +79,7 @@ def loading(config, args: argparse.Namespace) -> list[dict]:
 
 
 def inference(config, args: argparse.Namespace) -> list[dict]:
+    """A row for each batch size: the network with its post-processing."""
     from vision.common.mm import launch
     from vision.common.mm.throughput import build_model, fused, network_speed
     if not args.device.startswith('cuda'):
@@ -90,6 +93,7 @@ def inference(config, args: argparse.Namespace) -> list[dict]:
 
 
 def show(rows: list[dict], title: str) -> None:
+    """Print the rows as a table: images a second, ms a batch, memory."""
     from rich.console import Console
     from rich.table import Table
     print(title)

@@ -25,6 +25,7 @@ MODES = ('original', 'transformed', 'concat', 'pipeline', 'annotations')
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of the data set or the annotation file, and of the pictures to be made."""
     from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
     add = parser.add_argument
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show_samples(args: argparse.Namespace) -> int:
+    """Write a sheet of samples before and after the pipeline, and each of them if asked to."""
     from mmengine.registry import init_default_scope
 
     from vision.common.mm.launch import explained, read_config_alone
@@ -97,6 +99,7 @@ def show_samples(args: argparse.Namespace) -> int:
 
 
 def show_annotations(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Write frames of a CocoVID file with their boxes, as a sheet or a video."""
     if not (args.sheet or args.mp4):
         parser.error('give --sheet and/or --mp4')
     refuse_unwritable(args.sheet, args.mp4)
@@ -116,6 +119,7 @@ def show_annotations(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
 
 def write(path: Path, picture) -> None:
+    """Write a picture (H, W, 3), whole or not at all; the ending names the format."""
     import cv2
     with atomic_write(path) as file:
         file.write(cv2.imencode(path.suffix, picture)[1].tobytes())

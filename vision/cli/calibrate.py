@@ -26,6 +26,7 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of what is measured, for how long, and where the cluster file goes."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('--out', type=Path, required=True, metavar='FILE', help='cluster file to write')

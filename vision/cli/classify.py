@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_table(path: Path, rows: list[tuple]) -> None:
+    """Write (image, rank, name, probability) rows as CSV, whole or not at all."""
     text = io.StringIO(newline='')
     csv.writer(text).writerows([('image', 'rank', 'name', 'probability'), *rows])
     with atomic_write(path) as file:

@@ -59,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def refuse_useless(args: argparse.Namespace) -> None:
+    """Refuse options that ``--reverse`` would ignore, and numbers below 1.
+
+    Raises:
+        VisionError: there is such an option.
+    """
     if args.reverse and (args.backbone_only or args.in_channels != 3):
         raise VisionError('VIS-INPUT-058', '--reverse goes with neither --backbone-only nor '
                           '--in-channels', why='the port has a classifier and three channels',

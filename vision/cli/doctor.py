@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_table(findings: list[Finding]) -> None:
+    """All findings, a line each; in plain columns where rich is not installed."""
     rows = [(f.state, f.name, f.expected, f.found) for f in findings]
     try:
         from rich.console import Console
@@ -56,6 +57,7 @@ def print_table(findings: list[Finding]) -> None:
 
 
 def print_advice(problems: list[Finding], num_broken: int) -> None:
+    """For each problem the command that mends it, then how many there are."""
     for finding in problems:
         print(f'{finding.state.upper()} {finding.name}: {finding.found}\n  Do: {finding.do}')
     print(f'{num_broken} broken, {len(problems) - num_broken} warnings'

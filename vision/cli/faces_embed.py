@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def faces(model, paths: list[str], args, used: list[str]):
+    """Aligned faces of pictures, one by one; what gave none is told, and left out of ``used``."""
     for path in paths:
         try:
             crop = model.face(path, aligned=args.aligned)

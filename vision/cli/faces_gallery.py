@@ -26,6 +26,7 @@ from vision.common.core.files import refuse_unwritable
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The actions that make, extend, list, check and shorten a gallery."""
     parser = command_parser(__doc__)
     actions = parser.add_subparsers(dest='action', required=True)
     for action, text in (('build', 'make a new gallery'), ('add', 'enrol more people')):
@@ -55,6 +56,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def enrol(args: argparse.Namespace) -> int:
+    """The actions ``build`` and ``add``; exit status.
+
+    Raises:
+        VisionError: options that do not go together, or a file that would be overwritten.
+    """
     fault = ()
     if args.action == 'build' and args.out.exists():
         fault = (f'{args.out} exists already', 'a gallery is never overwritten',
@@ -98,6 +104,7 @@ def report_left_out(folder: Path, people, before: set[str]) -> None:
 
 
 def show(args: argparse.Namespace) -> int:
+    """Print how many faces each person has."""
     from vision.faces.core.gallery.gallery import load_gallery
     gallery = load_gallery(args.gallery)
     for name, count in sorted(Counter(gallery.names.tolist()).items()):
@@ -108,6 +115,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
+    """Print rows that look enrolled under a wrong name; exit status 1 if there are any."""
     from vision.faces.core.gallery.gallery import load_gallery, suspicious_rows
     doubts = suspicious_rows(load_gallery(args.gallery), args.threshold)
     print('\n'.join(doubts) or 'whole; no two names look like one person')
@@ -115,6 +123,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def remove(args: argparse.Namespace) -> int:
+    """Take a person out of the file, which goes when nobody is left."""
     from vision.faces.core.gallery.gallery import load_gallery
     old = load_gallery(args.gallery)
     new = old.without(args.name)

@@ -30,6 +30,7 @@ PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of the source, of the gallery and of what is written."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('source', help='picture, video, folder of frames, camera number, rtsp:// or http://')
@@ -54,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers out of their range.
+
+    Raises:
+        VisionError: there is one.
+    """
     for name, value, is_good in (
             ('--threshold', args.threshold, -1 <= args.threshold <= 1),
             ('--min-score', args.min_score, 0 < args.min_score <= 1),
@@ -81,6 +87,7 @@ def build(args: argparse.Namespace):
 
 
 def run_picture(args: argparse.Namespace) -> int:
+    """Recognise the faces of one picture; write it with boxes, and a line of JSON."""
     import cv2
 
     from vision.common.core.files import atomic_write

@@ -39,6 +39,7 @@ PROTOCOLS = ('lfw', 'agedb', 'calfw', 'cplfw', 'pairs', 'cfp', 'ijbb', 'ijbc', '
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of the protocol, of its lists and pictures, and of the embedder."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('config', nargs='?', help='config of a FaceRecognizer, or a model of the zoo')
@@ -95,6 +96,7 @@ def embed(*question):
 
 
 def show(row: dict) -> None:
+    """Print the figures of a report's row as a table."""
     from rich.console import Console
     from rich.table import Table
     table = Table(show_header=False)

@@ -33,6 +33,7 @@ NUM_CLASSES = 1000  # ImageNet: the published sizes include this classifier
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of the network and of the size of its input."""
     from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
     add = parser.add_argument
@@ -59,7 +60,12 @@ def build_network(args: argparse.Namespace) -> nn.Module:
 
 
 def find_network(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Config of the model, and the scope of the names in it."""
+    """Config of the model, and the scope of the names in it.
+
+    Raises:
+        VisionError: no such config or preset, a config without a model, or an option without
+            effect.
+    """
     name = args.network
     if name in PRESETS:
         if args.cfg_options:
@@ -97,6 +103,7 @@ def preset_classifier(preset: str, num_classes: int) -> dict:
 
 
 def show(title: str, costs: list[PartCost]) -> None:
+    """Print parameters and multiply-adds of each part, and of all."""
     from rich.console import Console
     from rich.table import Table
 

@@ -27,6 +27,7 @@ from vision.common.core.scalars import (
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The actions ``plot``, ``summary`` and ``time``, with MMDetection's names beside them."""
     parser = command_parser(__doc__)
     actions = parser.add_subparsers(dest='action', required=True)
     plot = actions.add_parser('plot', aliases=['plot_curve'], help='draw losses and metrics')
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(parser: argparse.ArgumentParser, args: argparse.Namespace, logs: list[RunLog]) -> None:
+    """Write the curves of all logs in one picture; a name that a log has not is refused."""
     from vision.common.nn.plots import plot_curves
     refuse_unwritable(args.out)
     lines = {}
@@ -90,6 +92,7 @@ def draw(parser: argparse.ArgumentParser, args: argparse.Namespace, logs: list[R
 
 
 def show_summary(log: RunLog, keys: list[str] | None) -> None:
+    """Print first, last, least and largest of each scalar, with the iteration at which it was."""
     from rich.console import Console
     from rich.table import Table
     require_keys(log, keys or [])
@@ -110,6 +113,7 @@ def show_summary(log: RunLog, keys: list[str] | None) -> None:
 
 
 def show_times(log: RunLog, include_outliers: bool) -> None:
+    """Print the mean time of an iteration, of the slowest and of the fastest epoch."""
     rows = train_times(log, include_outliers=include_outliers)
     print(f'{log.path}')
     if len(rows) > 1:
@@ -124,6 +128,7 @@ def show_times(log: RunLog, include_outliers: bool) -> None:
 
 
 def shown(value: float | int | None) -> str:
+    """A number for the table; '-' for none."""
     if value is None:
         return '-'
     return str(value) if isinstance(value, int) else f'{value:.4g}'

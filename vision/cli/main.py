@@ -95,6 +95,11 @@ def command_of(words: list[str]) -> tuple[str, list[str]]:
 
 
 def refuse(name: str) -> None:
+    """There is no such command; the nearest ones are named.
+
+    Raises:
+        VisionError: always.
+    """
     near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
     raise VisionError('VIS-INPUT-1701', f'there is no command {name!r}',
                       why=f'nearest: {", ".join(near)}' if near else '',

@@ -60,6 +60,8 @@ def record(args: argparse.Namespace) -> tuple[Trace, int]:
 
 
 def show(trace: Trace, measured: int, plans: Sequence[tuple[str, int, Plan]]) -> None:
+    """Print the step without a budget, what each plan is predicted to do, and who holds
+    the peak."""
     print(f'without a budget: peak {format_bytes(trace.peak_bytes)} as recorded, '
           f'{format_bytes(measured)} as measured; {len(trace.seconds)} operators, '
           f'{1e3 * trace.op_seconds:.0f} ms')
@@ -79,6 +81,8 @@ def show(trace: Trace, measured: int, plans: Sequence[tuple[str, int, Plan]]) ->
 
 
 def row_of(text: str, num_bytes: int, plan: Plan, trace: Trace) -> list[str]:
+    """A line of the table of plans: budget as written and in bytes, fit, peak, extra time,
+    actions."""
     kinds = list(plan.actions.values())
     return [text, format_bytes(num_bytes), 'yes' if plan.fits else 'no',
             format_bytes(plan.peak_bytes), f'{plan.peak_bytes / max(1, trace.peak_bytes):.3f}',
@@ -87,6 +91,7 @@ def row_of(text: str, num_bytes: int, plan: Plan, trace: Trace) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of the budgets, of the batch and device that are measured, and of a config."""
     from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
     add = parser.add_argument

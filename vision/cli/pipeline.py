@@ -96,15 +96,18 @@ def profiled(args: argparse.Namespace) -> Costs:
 
 
 def has_bytes(args: argparse.Namespace) -> bool:
+    """Whether costs come with measured bytes; without them memory is counted in activations."""
     return bool(args.costs_file or args.profile)
 
 
 def torch_table(name: str, *sizes: int) -> Table:
+    """A table of torch's own schedules, looked up when one is asked for."""
     from vision.pipeline.nn.torch_private import torch_table  # seconds, and not always needed
     return torch_table(name, *sizes)
 
 
 def show(found: Sequence[Simulated], args: argparse.Namespace) -> None:
+    """Print a line for each schedule, the units that were tried for it, and warnings."""
     columns = ('schedule', 'chunks', 'step', 'bubble', 'activations',
                *(['peak memory'] if has_bytes(args) else []),
                f'gathers, {args.active} whole', 'reductions')
@@ -119,6 +122,7 @@ def show(found: Sequence[Simulated], args: argparse.Namespace) -> None:
 
 
 def row_of(each: Simulated, has_bytes: bool) -> list[str]:
+    """A line of the table: step, bubble, activations in flight, memory, gathers and reductions."""
     timeline = each.timeline
     return [each.label, str(timeline.table.num_chunks), f'{timeline.makespan:.5g}',
             f'{100 * timeline.bubble:.1f} %', f'{each.devices_in_flight:g}',
@@ -127,6 +131,7 @@ def row_of(each: Simulated, has_bytes: bool) -> list[str]:
 
 
 def show_candidates(each: Simulated, args: argparse.Namespace) -> None:
+    """Print the units that were tried for a schedule, and which one was taken."""
     columns = ('unit', 'step', 'bubble', 'activations', 'peak memory', 'gathers', 'fits')
     print_table(columns, [
         [f'{row.unit} tight' if row.is_tight else str(row.unit), f'{row.makespan:.5g}',
@@ -146,10 +151,12 @@ def times(text: str) -> tuple[float, ...]:
 
 
 def unit(text: str) -> int | None:
+    """Reads ``--unit``: 'auto' gives None; ValueError for what is neither that nor a number."""
     return None if text == 'auto' else int(text)
 
 
 def budget(text: str) -> int:
+    """Reads ``--budget``: bytes of '12GB', or a plain number; ValueError for a ratio."""
     amount = parse_budget(int(text) if text.isdigit() else text)
     if amount.bytes is None:
         raise ValueError
@@ -157,6 +164,7 @@ def budget(text: str) -> int:
 
 
 def duration(text: str) -> float:
+    """Reads a time from 0 on, finite, in the unit of the costs; ValueError for any other."""
     value = float(text)
     if not 0 <= value < float('inf'):
         raise ValueError
@@ -164,6 +172,8 @@ def duration(text: str) -> float:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of the pipeline, of its costs and of the schedules beside it; those of a config only
+    where MMEngine is installed."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('--ranks', type=int, default=4, help='P, of the pipeline (default: 4)')

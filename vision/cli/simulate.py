@@ -25,6 +25,7 @@ from vision.common.core.files import refuse_unwritable
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Options of a config or a decoder, of the cluster, of the search and of what is written."""
     from vision.common.mm.launch import add_config_arguments
     parser = command_parser(__doc__)
     parser.add_argument('config', type=Path, nargs='?',

@@ -23,6 +23,7 @@ from vision.common.core.predictions import require_predictions_name
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments of ``vision test``; the parser's help is the text above."""
     from vision.common.mm.launch import add_common_arguments
     parser = command_parser(__doc__)
     parser.add_argument('config', help='config file')
@@ -46,6 +47,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def apply_options(config, args: argparse.Namespace) -> None:
+    """Write what is tested, kept and drawn into the config.
+
+    Raises:
+        VisionError: the config says nothing of what to test on.
+    """
     if not config.get('test_dataloader'):
         raise VisionError('VIS-CONFIG-323', f'{args.config} says nothing of what to test on',
                           where='test_dataloader', why='it is missing',
@@ -61,7 +67,11 @@ def apply_options(config, args: argparse.Namespace) -> None:
 
 
 def apply_task_options(config, args: argparse.Namespace) -> None:
-    """What a detector and a classifier do in ways of their own."""
+    """Write into the config what a detector and a classifier do in ways of their own.
+
+    Raises:
+        VisionError: an option that the model's task does not have.
+    """
     from vision.common.mm.tasks import task_of
     task = task_of(config)
     refused = '--tta 10crop' if args.tta == '10crop' and task != 'classify' else \

@@ -18,6 +18,7 @@ from vision.common.core.errors import VisionError, command_parser, run_cli
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments of ``vision train``; the parser's help is the text above."""
     from vision.common.mm.launch import add_common_arguments
     parser = command_parser(__doc__)
     parser.add_argument('config', help='config file, e.g. under configs/')
@@ -32,6 +33,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def apply_options(config, args: argparse.Namespace) -> None:
+    """Write ``--amp``, ``--auto-scale-lr`` and ``--resume`` into the config.
+
+    Raises:
+        VisionError: the config does not say by which batch size its learning rate was chosen.
+    """
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
     if args.auto_scale_lr:

@@ -52,6 +52,7 @@ ONNX_ONLY = ('detector', 'method', 'threads')  # without it
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """All options, in the groups that ``--help`` shows."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('source', help='video file, folder of frames, camera number, rtsp:// or http:// address')
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_detection(group) -> None:
+    """Options of the detector and of the way between keyframes."""
     add = group.add_argument
     add('--detector', metavar='FILE', help='an .onnx file of the YOLOX or YOLO family, or '
         f'zoo:NAME (default: {DETECTOR})')
@@ -94,6 +96,7 @@ def add_detection(group) -> None:
 
 
 def add_keyframes(group) -> None:
+    """Options of which one chooses the keyframes."""
     add = group.add_argument
     add('--gap', type=int, metavar='FRAMES', help='one each so many frames; with a budget: at '
         'least one each so many')
@@ -107,6 +110,7 @@ def add_keyframes(group) -> None:
 
 
 def add_torch(group) -> None:
+    """Options that only a trained lattice of a config looks at."""
     add = group.add_argument
     add('--runtime', choices=('onnxruntime', 'torch'),
         help='default: torch with --config, else onnxruntime')
@@ -147,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def video_options(args: argparse.Namespace) -> VideoOptions:
+    """The options of ``VideoModel.video`` that the command line gave."""
     given = vars(args) | dict(
         keyframes=parsed_policy(args.keyframes) if args.keyframes else None,
         with_video=not args.no_video)
@@ -165,6 +170,7 @@ def check_runtime(args: argparse.Namespace) -> None:
 
 
 def build_model(args: argparse.Namespace) -> VideoModel:
+    """The lattice of ``--config``, or flow between the detections of an .onnx file."""
     if not args.config:
         return VideoModel(FlowLattice(open_detector(args.detector or DETECTOR,
                                                     threads=args.threads)))
@@ -186,7 +192,11 @@ def config_options(texts: list[str] | None) -> dict | None:
 
 
 def parsed_policy(text: str) -> dict:
-    """'Name:a=1,b=0.5' -> dict(type='Name', a=1, b=0.5)."""
+    """'Name:a=1,b=0.5' -> dict(type='Name', a=1, b=0.5).
+
+    Raises:
+        VisionError: the text is not of this form.
+    """
     name, _, rest = text.partition(':')
     try:
         options = {key.strip(): ast.literal_eval(value.strip()) for key, value in
@@ -199,6 +209,7 @@ def parsed_policy(text: str) -> dict:
 
 
 def print_summary(played, policy, deadline_ms: float | None) -> None:
+    """Print frames, speed, latencies, keyframes and the files that were written."""
     stats, table = played.stats, Table(show_header=False)
     rows = [('frames', f'{stats.num_finished}'), ('dropped', f'{played.num_dropped}'),
             ('reconnections', f'{played.num_reconnects}'), ('fps end to end', f'{played.fps:.1f}'),
@@ -218,6 +229,7 @@ def print_summary(played, policy, deadline_ms: float | None) -> None:
 
 
 def write_stats(path: Path, played) -> None:
+    """Write the summary as JSON, whole or not at all."""
     row = {key: value for key, value in vars(played.stats).items() if key != 'duration_s'}
     row |= dict(fps_end_to_end=played.fps, duration_s=played.duration_s,
                 keyframe_rate=played.stats.keyframe_rate, num_dropped=played.num_dropped,

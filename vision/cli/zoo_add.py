@@ -54,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def number(text: str) -> tuple[str, float]:
+    """Reads ``NAME=NUMBER``.
+
+    Raises:
+        VisionError: the text is not of this form.
+    """
     name, _, value = text.partition('=')
     try:
         return name, float(value)

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def models(pattern: str) -> Table:
+    """A table of the models that ``vision.load`` takes, by a pattern of their names."""
     from vision.loading import models
     table = Table('model', 'task', 'MB', 'licence', 'here?', 'metrics', 'what it is')
     for card in models(pattern):
@@ -40,6 +41,7 @@ def models(pattern: str) -> Table:
 
 
 def files(pattern: str) -> Table:
+    """A table of the files of weights, by a pattern of their names."""
     import fnmatch
 
     from vision.zoo import load_index
@@ -56,6 +58,7 @@ def files(pattern: str) -> Table:
 
 
 def shown(metrics: dict[str, float]) -> str:
+    """Metrics in one cell of the table."""
     return ', '.join(f'{name} {value:g}' for name, value in metrics.items())
 
 

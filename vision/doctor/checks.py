@@ -82,6 +82,7 @@ def wanted_extras() -> list[str]:
 
 
 def light_environment() -> list[Finding]:
+    """What to say of training where only the light environment was asked for."""
     return [Finding('training', 'info', 'left out of the light environment', do='make env'
                     if IS_CHECKOUT else f"{PIP} install '{DISTRIBUTION}[train]'")]
 
@@ -111,6 +112,7 @@ def run_probe(name: str) -> dict:
 
 
 def python_version() -> Finding:
+    """Whether this Python is one that the packages are locked for."""
     found, is_good = platform.python_version(), sys.version_info[:2] in ((3, 11), (3, 12))
     return Finding('python', 'ok' if is_good else 'broken', found, '3.11 or 3.12',
                    '' if is_good else 'make PYTHON=python3.12 env' if IS_CHECKOUT else
@@ -165,6 +167,7 @@ def package_versions() -> list[Finding]:
 
 
 def version_of(name: str) -> str | None:
+    """Installed version of a package; None where it is not there."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -189,6 +192,8 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def pinned(name: str, *, force: bool = False) -> str:
+    """The pip command that installs a package at the version of this project; ``force`` for one
+    that is there and broken."""
     options = '--force-reinstall --no-deps ' if force else ''
     if not IS_CHECKOUT:
         return f"{PIP} install {options}'{name}{requirements().get(name, ('',))[0] or ''}'"
@@ -196,6 +201,8 @@ def pinned(name: str, *, force: bool = False) -> str:
 
 
 def opencv_command() -> str:
+    """The pip command that puts the pinned OpenCV in place, both packages of it where training
+    needs two."""
     pins = requirements()
     both = ' '.join(name + pins.get(name, ('', ''))[1]
                     for name in OPENCV[:1 if is_light() else 2])
@@ -212,6 +219,7 @@ def opencv_wheels() -> Finding:
 
 
 def vision_package(answer: dict) -> Finding:
+    """Whether ``import vision`` works, and finds this checkout."""
     do = f'{PIP} install --no-deps -e {ROOT}' if IS_CHECKOUT else \
         f'{PIP} install {DISTRIBUTION}'
     if not answer['ok']:
@@ -223,16 +231,19 @@ def vision_package(answer: dict) -> Finding:
 
 
 def probed(name: str, answer: dict, do: str) -> Finding:
+    """A finding of a probe's answer; ``do`` is what mends it."""
     if answer['ok']:
         return Finding(name, 'ok', f'yes, {answer["version"]}', 'yes')
     return Finding(name, 'broken', answer['reason'], 'yes', do)
 
 
 def torch_works(answer: dict) -> Finding:
+    """Whether torch computes anything."""
     return probed('torch runs', answer, pinned('torch', force=True))
 
 
 def torchvision_works(answer: dict) -> Finding:
+    """Whether torchvision is absent, which is fine, or fits torch."""
     if answer['ok'] and answer['version'] is None:
         return Finding('torchvision', 'ok', 'not installed', 'not needed')
     finding = probed('torchvision', answer, f'{PIP} uninstall -y torchvision')
@@ -247,6 +258,7 @@ def faiss_works(answer: dict) -> Finding:
 
 
 def ops_work(answer: dict) -> Finding:
+    """Whether mmcv's compiled operators run, with the command that builds them anew."""
     pin = requirements().get('onedl-mmcv', ('', ''))[1]
     build = (f'{PIP} install --force-reinstall --no-deps --no-cache-dir --no-build-isolation '
              f'"onedl-mmcv{pin}"  (compiles: 10 to 40 minutes)')
@@ -259,6 +271,7 @@ def ops_work(answer: dict) -> Finding:
 
 
 def mmdet_command(answer: dict) -> str:
+    """The command that mends an ``import mmdet`` that failed, by the module that it missed."""
     missing = re.search(r"No module named '(\w+)'", answer.get('reason', ''))
     # imgaug is the import name of the package imaug.
     names = {'imgaug': 'imaug', 'cv2': 'opencv-python'}
@@ -268,6 +281,7 @@ def mmdet_command(answer: dict) -> str:
 
 
 def devices(answer: dict) -> list[Finding]:
+    """CPU and GPUs, and a warning where the driver sees a GPU that torch does not."""
     gpus = answer.get('gpus', [])
     findings = [Finding('CPU', 'info', f'{os.cpu_count()} cores, {platform.machine()}'),
                 Finding('GPU', 'info', ', '.join(gpus) or 'none (everything runs on the CPU)')]
@@ -280,12 +294,14 @@ def devices(answer: dict) -> list[Finding]:
 
 
 def optional_parts() -> list[Finding]:
+    """Packages that single features need, installed or not."""
     return [Finding(f'{name} (optional)', 'info', version_of(name) or f'missing: no {use}',
                     do='' if version_of(name) else f'{PIP} install {name}')
             for name, use in OPTIONAL.items()]
 
 
 def han_fonts(environ: Mapping[str, str] = os.environ) -> Finding:
+    """Whether there are Noto CJK fonts, in the usual folders or in ``VISION_FONT_DIR``."""
     more = [part for part in environ.get('VISION_FONT_DIR', '').split(os.pathsep) if part]
     found = {name for folder in (*more, *FONT_FOLDERS)
              for _, _, names in os.walk(Path(folder).expanduser())
@@ -296,6 +312,7 @@ def han_fonts(environ: Mapping[str, str] = os.environ) -> Finding:
 
 
 def space(zoo_cache: str | None) -> list[Finding]:
+    """Free bytes of the places that are written to, against what work there needs."""
     findings = []
     places = [('disk, here', Path.cwd(), MIN_DISK_BYTES, 'free some space'),
               ('disk, model zoo', _existing(Path(zoo_cache or '~').expanduser()), MIN_FETCH_BYTES,
@@ -321,6 +338,7 @@ def _existing(path: Path) -> Path:
 
 
 def zoo_state(answer: dict) -> Finding:
+    """Cache, mirror and network of the model zoo, and where each file would come from."""
     if not answer['ok']:
         return Finding('model zoo', 'broken', answer['reason'], 'index readable',
                        'vision zoo list')

@@ -11,6 +11,7 @@ import warnings
 
 
 def torch_devices() -> dict:
+    """Versions of torch and CUDA, names of the GPUs, threads; computes a small product."""
     import torch
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = [torch.cuda.get_device_name(i) for i in range(count)]
@@ -37,6 +38,7 @@ def mmcv_ops() -> dict:
 
 
 def mmdet() -> dict:
+    """Its version, once its data sets and models are imported."""
     import mmdet
     import mmdet.datasets
     import mmdet.models
@@ -44,6 +46,7 @@ def mmdet() -> dict:
 
 
 def cv2() -> dict:
+    """Its version, once a JPEG was written and read back."""
     import cv2
     import numpy as np
     image = np.full((32, 48, 3), 90, np.uint8)

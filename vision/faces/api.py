@@ -86,7 +86,7 @@ class FaceResults:
             columns=['x1', 'y1', 'x2', 'y2', 'score', *names])
 
     def draw(self) -> np.ndarray:
-        """A copy of the picture with boxes, scores and landmarks."""
+        """A copy of the picture (H, W, 3) uint8 BGR with boxes, scores and landmarks."""
         from vision.stream.io.face_overlay import draw_faces
         return draw_faces(self.image_bgr, self.to_dicts())
 
@@ -105,8 +105,12 @@ class FaceModel(Verbs):
 
     Args:
         finder: faces of a picture.
-        embedder: aligned faces to rows of length one; ``size`` and ``identity``.
+        embedder: aligned faces (N, size, size, 3) uint8 BGR to rows (N, d) of length one; has
+            ``size`` and ``identity``.
         threshold: least cosine of one person's two faces.
+
+    Raises:
+        VisionError: a threshold outside [-1, 1].
     """
 
     example = "model.embed('face.jpg'), .compare(a, b), .detect(image), .gallery('people/')"
@@ -130,6 +134,7 @@ class FaceModel(Verbs):
 
         Args:
             aligned: the pictures are aligned faces of ``embedder.size`` px already.
+
         Raises:
             VisionError: VIS-DATA-1106 a picture without a face, VIS-DATA-1731 a picture of
                 another size with ``aligned``; both name it.
@@ -166,6 +171,7 @@ class FaceModel(Verbs):
             aligned: the pictures are aligned faces.
             strict: stop at a picture without a face; otherwise it stands in ``left_out``.
             progress: wraps the paths of a folder, to show how far it is.
+
         Raises:
             VisionError: VIS-DATA-1101 no such folder or file, VIS-CONFIG-1102 a file of another
                 embedder, VIS-DATA-1106 no face at all.
@@ -260,6 +266,9 @@ class FaceGallery:
             top: how many people ``KnownFace.best`` names.
             threshold: least cosine of a known face; None: ``GALLERY_THRESHOLD``, or the model's
                 where that is higher.
+
+        Raises:
+            VisionError: nobody is enrolled, or the picture cannot be read.
         """
         if self.rows is None:
             raise VisionError('VIS-INPUT-1734', 'the gallery is empty', why='nobody is enrolled',
@@ -269,7 +278,11 @@ class FaceGallery:
         return recognise(as_image(image), top)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the gallery as one .npz file, whole or not at all."""
+        """Write the gallery as one .npz file, whole or not at all.
+
+        Raises:
+            VisionError: nobody is enrolled.
+        """
         if self.rows is None:
             raise VisionError('VIS-INPUT-1735', 'an empty gallery is not written',
                               where=os.fspath(path), do='enrol somebody first')
@@ -282,7 +295,12 @@ class FaceGallery:
 
 
 def detect_faces(finder: Callable[[np.ndarray], Faces], image: Image) -> FaceResults:
-    """The faces of a picture, without an embedder."""
+    """The faces of a picture, without an embedder.
+
+    Args:
+        finder: faces of a picture (H, W, 3) uint8 BGR.
+        image: a path or such a picture.
+    """
     pixels = as_image(image)
     faces = finder(pixels)
     return FaceResults(pixels, faces.boxes_xyxy, faces.landmarks, faces.scores)
@@ -303,6 +321,7 @@ def open_faces(source: ModelEntry | Path, weights: str | os.PathLike | None = No
         detector: YuNet as .onnx or zoo:NAME; None: the model's, or ``DETECTOR``.
         min_score: weaker faces are left out.
         threshold: least cosine of one person's two faces.
+
     Raises:
         VisionError: VIS-CONFIG-1736 a least score beyond (0, 1], VIS-INPUT-1737 a config without
             weights, and what reading detector and weights raises.
@@ -347,6 +366,11 @@ def open_finder(detector: str | os.PathLike | None = None, *, min_score: float =
 
 
 def check_min_score(min_score: float) -> None:
+    """Refuse a least score of faces that is none.
+
+    Raises:
+        VisionError: it lies outside (0, 1].
+    """
     if not 0 < min_score <= 1:
         raise VisionError('VIS-CONFIG-1736', f'min_score={min_score}', where='min_score',
                           why='the score of a face lies in (0, 1]', do='leave it out: 0.7')
@@ -354,7 +378,8 @@ def check_min_score(min_score: float) -> None:
 
 def open_embedder(config: str | os.PathLike | None, weights: str | os.PathLike,
                   device: str = 'cpu') -> Callable[..., np.ndarray]:
-    """``OnnxEmbedder`` of an .onnx file, ``TorchEmbedder`` of any other.
+    """``OnnxEmbedder`` of an .onnx file, ``TorchEmbedder`` of any other: aligned faces
+    (N, size, size, 3) uint8 BGR to rows (N, d).
 
     The published MobileFaceNet is known by its tensors and needs no config, so no MMEngine.
     """

@@ -96,6 +96,7 @@ class DetectionModel:
     Args:
         detector: an object with ``detect(image_bgr) -> FrameBoxes`` and ``classes``; one with
             ``detect_batch`` gets several pictures at once.
+
     Attributes:
         classes: names in label order.
     """
@@ -114,6 +115,7 @@ class DetectionModel:
             score_thr: boxes below are left out.
             out_dir: pictures with boxes are written to ``out_dir/vis``, boxes as JSON to
                 ``out_dir/preds``, in the folders that the pictures lie in.
+
         Raises:
             VisionError: VIS-INPUT-1791, there is no picture; and what reading them raises.
         """
@@ -162,6 +164,7 @@ def load_detector(source: Any, weights: str | os.PathLike | None = None, *, devi
         weights: .pth, .safetensors or ``zoo:NAME``; of a config alone.
         device: of a config's network, e.g. 'cuda:0'.
         options: of ``runtime.detectors.as_detector``.
+
     Raises:
         VisionError: VIS-CONFIG-1789, the config is not one of a detector, or something has
             no effect; and what reading it raises.
@@ -188,7 +191,8 @@ def load_detector(source: Any, weights: str | os.PathLike | None = None, *, devi
 
 
 def find_images(images: Images) -> list[Path | np.ndarray]:
-    """The pictures that are meant, in order: of a folder all below it, by name.
+    """The pictures that are meant, in order: of a folder all below it, by name; arrays (H, W, 3)
+    uint8 BGR as they are.
 
     Raises:
         VisionError: VIS-INPUT-1791, there is none.

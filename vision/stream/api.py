@@ -76,6 +76,11 @@ def open_video(source: ModelEntry | Path, weights: str | os.PathLike | None = No
 
 
 def require_cpu(device: str) -> None:
+    """Refuse another device for what runs in onnxruntime.
+
+    Raises:
+        VisionError: ``device`` is not 'cpu'.
+    """
     if device != 'cpu':
         raise VisionError('VIS-CONFIG-1721', f'device={device!r} with a detector in onnxruntime',
                           where='device', why='it runs on the CPU', do='leave device out')
@@ -124,12 +129,15 @@ class FlowLattice:
         return lambda opened: cls(opened, model['method'], model.get('keyframes'))
 
     def with_detector(self, detector: Detector) -> FlowLattice:
+        """The same with another detector."""
         return FlowLattice(detector, self._method, self._keyframes)
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """The detector's boxes on a frame (H, W, 3) uint8 BGR."""
         return self.detector.detect(image_bgr)
 
     def build_engine(self, options: VideoOptions, executor: Executor) -> LatticeEngine:
+        """An engine for one run; what the options leave open is as this lattice has it."""
         method = options.method or self._method
         policy = keyframes_of(options)
         if policy is None:
@@ -148,6 +156,9 @@ class TorchLattice:
     Args:
         config, weights, device, cfg_options: as of ``vision.lattice.mm.loading.load_lattice``;
             weights: None for those of the package, if the config's method has any.
+
+    Raises:
+        VisionError: torch or another package of the extra ``train`` is not installed.
     """
 
     def __init__(self, config: Path, weights: str | os.PathLike | None, device: str,
@@ -169,13 +180,24 @@ class TorchLattice:
             self.classes = tuple(self._model.classes)
 
     def with_detector(self, detector: Detector) -> FlowLattice:
+        """Refused: the config names its detector.
+
+        Raises:
+            VisionError: always.
+        """
         raise contradiction('a detector with a lattice in torch, whose config names its own')
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """The detector's boxes on a frame (H, W, 3) uint8 BGR."""
         with self._torch.inference_mode():
             return self._model.detector.detect(image_bgr)
 
     def build_engine(self, options: VideoOptions, executor: Executor) -> LatticeEngine:
+        """An engine for one run, which computes without gradients.
+
+        Raises:
+            VisionError: options that only lattices without torch have.
+        """
         if foreign := options.given(('method', *BUDGETS)):
             raise contradiction(f'{", ".join(foreign)} with a lattice in torch')
         overrides: dict[str, Any] = {}
@@ -230,6 +252,7 @@ class VideoModel(Verbs):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
         return self._lattice.classes
 
     def image(self, image: str | os.PathLike | np.ndarray, *,
@@ -272,6 +295,7 @@ class VideoModel(Verbs):
             mode, method, gap, keyframes, target_fps, target_ms, keyframe_rate, score_thr, fps,
                 max_frames, max_reconnect, keep_going, show, deadline_ms, with_video,
                 encoder_threads, opencv_threads: see ``vision.stream.core.options.VideoOptions``.
+
         Raises:
             VisionError: options that contradict each other, a source that cannot be opened.
         """
@@ -297,7 +321,11 @@ class VideoModel(Verbs):
 
 
 def stem_of(save: str | os.PathLike | None, source: Named) -> Path | None:
-    """Of the output files, without suffix."""
+    """Path of the output files without suffix; None where nothing is saved.
+
+    Raises:
+        VisionError: a video of another format than .mp4 is asked for.
+    """
     if save is None:
         return None
     path = Path(save)
@@ -311,7 +339,11 @@ def stem_of(save: str | os.PathLike | None, source: Named) -> Path | None:
 
 
 def check_source(source: Source, options: VideoOptions) -> None:
-    """Refuse options that this source cannot meet."""
+    """Refuse options that this source cannot meet.
+
+    Raises:
+        VisionError: ``offline`` with what comes once, or ``fps`` with what tells its own.
+    """
     problem = why = ''
     if options.mode == 'offline' and (source.is_live or getattr(source, 'is_read_once', False)):
         problem, why = f'mode offline with {source.path}', \
@@ -326,6 +358,11 @@ def check_source(source: Source, options: VideoOptions) -> None:
 
 
 def refuse_to_overwrite(source: Source, stem: Path) -> None:
+    """Refuse to write a video over the source.
+
+    Raises:
+        VisionError: the output is the source.
+    """
     output = stem.with_name(f'{stem.name}.mp4')
     if Path(source.path).is_file() and output.exists() and output.samefile(source.path):
         raise VisionError('VIS-CONFIG-516', f'the output {output} would take the place of the '
@@ -389,6 +426,7 @@ class VideoRun:
 
     @property
     def problem(self) -> VisionError | None:
+        """What was wrong with the source; None if nothing was."""
         return self._source.problem
 
     @property
@@ -398,6 +436,7 @@ class VideoRun:
 
     @property
     def stats(self) -> StreamStats:
+        """Counts and latencies of the run."""
         return self.summary.stats
 
     @property

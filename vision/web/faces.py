@@ -21,7 +21,7 @@ class VisitorGallery:
         return self._galleries.setdefault(id(model), model.gallery())
 
     def enrol(self, model, name: str, image_bgr: np.ndarray) -> None:
-        """Add the largest face of a picture under a name.
+        """Add the largest face of a picture (H, W, 3) uint8 BGR under a name.
 
         Raises:
             VisionError: VIS-INPUT-1775 no name, or a full gallery; VIS-DATA-1106 no face.

@@ -29,6 +29,9 @@ class Limits:
         num_waiting: that may wait; the next one is told to come back.
         store_mb: of all uploads and results of all visitors together.
         idle_seconds: after which a visitor who did not say goodbye counts as gone.
+
+    Raises:
+        VisionError: a limit that is not above 0.
     """
 
     max_mb: float = 200
@@ -49,6 +52,7 @@ class Limits:
 
     @property
     def max_bytes(self) -> int:
+        """``max_mb`` in bytes."""
         return round(self.max_mb * MEGABYTE)
 
 
@@ -146,12 +150,20 @@ def read_picture(path: str | Path, limits: Limits):
 
 
 def bad_field(field: str, value: object, rule: str, do: str = 'correct the field') -> VisionError:
-    """What a field of the page holds is not what it takes."""
+    """The error, not raised, of a field of the page that holds what it does not take.
+
+    Returns:
+        VisionError: with the rule.
+    """
     return VisionError('VIS-INPUT-1775', f'{field}: {value!r:.80}', where=field,
                        why=f'it must be {rule}', do=do)
 
 
 def no_video(path: str | Path, why: str) -> VisionError:
-    """It cannot be worked on."""
+    """The error, not raised, of a file that cannot be worked on.
+
+    Returns:
+        VisionError: with the reason.
+    """
     return VisionError('VIS-INPUT-1771', f'{Path(path).name} cannot be read as a video', why=why,
                        do='choose an mp4, mov, mkv, webm or avi file that plays elsewhere')

@@ -45,6 +45,7 @@ class OverlayOptions:
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing is asked for beside boxes."""
         return not (self.line or self.zone or self.blurred or self.with_faces or self.with_heat)
 
 
@@ -73,6 +74,7 @@ class Overlays:
     Args:
         classes: names in label order.
         find_faces: (H, W, 3) uint8 BGR -> boxes xyxy (N, 4); needed when ``options.with_faces``.
+
     Raises:
         VisionError: VIS-INPUT-1775 a class that the model does not know, VIS-ENV-1713
             supervision is not installed and something needs it.

@@ -98,7 +98,8 @@ def as_path(component: gr.Image) -> gr.Image:
 
 
 def told(*, num_outputs: int) -> Callable:
-    """Decorator: an error becomes the last output, a sentence on the page; the others go empty.
+    """Decorator: a VisionError becomes the last output, a sentence on the page; the others go
+        empty.
 
     A fault of ours is written to the server's log and nothing of it to the page.
     """
@@ -142,6 +143,7 @@ def told(*, num_outputs: int) -> Callable:
 # Video
 
 def video_tab(desk: Desk) -> None:
+    """Fields of a clip, and its run into video, files and figures."""
     limits = desk.limits
     with gr.Row():
         with gr.Column(min_width=320):
@@ -268,6 +270,7 @@ def clip_options(fps, score_thr, mode: str, overlays) -> ClipOptions:
 # Camera
 
 def camera_tab(desk: Desk) -> None:
+    """Fields of a camera whose pictures come back with boxes at once."""
     limits = desk.limits
     with gr.Row():
         with gr.Column(min_width=320):
@@ -310,6 +313,7 @@ def camera_tab(desk: Desk) -> None:
 # Faces
 
 def faces_tab(desk: Desk) -> None:
+    """Fields to enrol, search and compare faces; without a face model a note."""
     names = desk.models.names('faces')
     gr.Markdown('**Faces are personal data.** Enrol people who agreed. The gallery is kept in the '
                 'memory of this server, never in a file, for you alone; closing or loading this '
@@ -397,6 +401,7 @@ def faces_tab(desk: Desk) -> None:
 # Classify
 
 def classify_tab(desk: Desk) -> None:
+    """Fields of a picture and a classifier; without a classifier a note."""
     names = desk.models.names('classify')
     if not names:
         gr.HTML(pieces.note_html('No classifier is here. On the server: vision zoo list'))

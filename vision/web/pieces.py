@@ -25,6 +25,7 @@ def error_html(error: VisionError) -> str:
 
 
 def note_html(text: str) -> str:
+    """A sentence, escaped."""
     return f'<div class="vision-note">{escape(text)}</div>'
 
 
@@ -36,7 +37,7 @@ def table_html(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def picture_html(image_bgr: np.ndarray, alt: str) -> str:
-    """The picture itself inside of the page: it never becomes a file."""
+    """The picture (H, W, 3) uint8 BGR itself inside of the page: it never becomes a file."""
     _, data = cv2.imencode('.jpg', image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     text = base64.b64encode(data.tobytes()).decode()
     return f'<img class="vision-picture" alt="{escape(alt)}" src="data:image/jpeg;base64,{text}">'
@@ -58,6 +59,7 @@ def outcome_html(outcome: VideoOutcome, options: ClipOptions) -> str:
 
 
 def counts_rows(counts: dict[str, int]) -> list[tuple[str, str]]:
+    """Rows of a table: what crossed the line and stood in the zone."""
     rows = []
     if 'line_in' in counts:
         rows.append(('line', f'{counts["line_in"]} in, {counts["line_out"]} out'))
@@ -68,7 +70,7 @@ def counts_rows(counts: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def matches_html(image_bgr: np.ndarray, matches: list[KnownFace], threshold: float) -> str:
-    """The picture with its faces numbered, and a row for each."""
+    """The picture (H, W, 3) uint8 BGR with its faces numbered, and a row for each."""
     canvas = image_bgr.copy()
     width = max(2, max(canvas.shape[:2]) // 400)
     for number, match in enumerate(matches, 1):

@@ -74,10 +74,12 @@ class VideoOutcome:
 
     @property
     def fps(self) -> float:
+        """Frames a second of work, drawing and encoding included."""
         return self.num_frames / self.seconds if self.seconds else 0.0
 
     @property
     def keyframe_rate(self) -> float:
+        """Keyframes per frame."""
         return self.num_keyframes / max(self.num_frames, 1)
 
 
@@ -91,6 +93,7 @@ def run_clip(model, path: str | Path, folder: Path, options: ClipOptions, limits
         model: a ``vision.stream.api.VideoModel``.
         folder: where ``result.mp4``, ``.jsonl`` and ``.csv`` go.
         find_faces: as of ``Overlays``.
+
     Raises:
         VisionError: what ``check_clip``, ``Overlays`` and the model raise.
     """

@@ -38,10 +38,11 @@ def add_weights(file: Path, *, name: str, config: str, source: str, licence: str
         file: .safetensors, .pth of a training, or .onnx with its class names inside.
         classes: for a file that does not name them.
         task, summary: what ``vision.load(name)`` shall give, and one line about it.
+
     Raises:
         VisionError: VIS-INPUT-614 no such file, too large, or classes that are not its own;
-            VIS-CONFIG-1742 a licence that is no SPDX name; VIS-CONFIG-601, 1710 a row that is
-            not possible.
+            VIS-CONFIG-1742 a licence that is no SPDX name; VIS-CONFIG-601, VIS-CONFIG-1710 a row
+            that is not possible.
     """
     check_file(file)
     named = onnx_names(file) if file.suffix == '.onnx' else None
@@ -68,6 +69,11 @@ def add_weights(file: Path, *, name: str, config: str, source: str, licence: str
 
 
 def check_file(path: Path) -> None:
+    """Refuse what is no file of weights, or too large for the package.
+
+    Raises:
+        VisionError: it is one of these.
+    """
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise VisionError('VIS-INPUT-614', f'{path} is no {", ".join(SUFFIXES)} file that exists.',
                           do='save the weights with vision.common.nn.checkpoint.save_weights')
@@ -101,7 +107,11 @@ def put(file: Path, target: Path, classes: Sequence[str] | None,
 
 
 def onnx_names(file: Path) -> tuple[str, ...]:
-    """Class names in the metadata of an .onnx file; () where it has none."""
+    """Class names in the metadata of an .onnx file; () where it has none.
+
+    Raises:
+        VisionError: onnxruntime cannot run the file.
+    """
     import onnxruntime
     try:
         session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])

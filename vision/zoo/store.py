@@ -50,8 +50,8 @@ class Settings:
         online.
 
         Raises:
-            VisionError: VIS-CONFIG-605, ``VISION_OFFLINE`` or ``VISION_ZOO_MIRROR`` makes no
-                sense.
+            VisionError: VIS-CONFIG-605 or VIS-CONFIG-620, ``VISION_OFFLINE`` or
+                ``VISION_ZOO_MIRROR`` makes no sense.
         """
         cache = environ.get('VISION_ZOO_CACHE') or '~/.cache/frugal-vision/zoo'
         mirror = environ.get('VISION_ZOO_MIRROR')

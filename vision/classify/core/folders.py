@@ -99,7 +99,8 @@ def read_image_list(path: str | Path, *, num_classes: int) -> tuple[list[str], n
     """A text file with ``NAME LABEL`` on each line, label from 0: (names, (N,) int64 labels).
 
     Raises:
-        VisionError: VIS-DATA-1205, the file is not there; 1206, it is empty; 1207, a line.
+        VisionError: VIS-DATA-1205, the file is not there; VIS-DATA-1206, it is empty;
+            VIS-DATA-1207, a line.
     """
     path = Path(path)
     try:

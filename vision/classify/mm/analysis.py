@@ -27,8 +27,10 @@ def write_analysis(samples: Sequence[dict], classes: Sequence[str], folder: Path
 
     Args:
         samples: predictions with gt_label, pred_score (C,) and img_path.
+
     Returns:
         what ``analysis.json`` holds: totals, classes, matrix (row: true) and worst.
+
     Raises:
         VisionError: VIS-DATA-1798, they do not say what is true.
     """
@@ -59,7 +61,8 @@ def write_analysis(samples: Sequence[dict], classes: Sequence[str], folder: Path
 
 
 def captioned(image_bgr: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """A copy with lines of text below it."""
+    """A copy of a picture (H, W, 3) uint8 BGR with lines of text below it, which makes it
+    higher."""
     height = 16 * len(lines) + 6
     canvas = np.full((image_bgr.shape[0] + height, image_bgr.shape[1], 3), 32, np.uint8)
     canvas[:image_bgr.shape[0]] = image_bgr

@@ -13,6 +13,7 @@ def with_tta(config: Config, views: str) -> None:
     Args:
         views: 'flip': the image and its mirror image; '10crop': centre and corners, and their
             mirror images, in place of the one crop at the centre.
+
     Raises:
         VisionError: VIS-CONFIG-1785, its pipeline has no place for them.
     """

@@ -121,6 +121,9 @@ class ImageNet1k(ImageFolder):
         ann_file: for a flat folder: lines ``NAME LABEL`` (labels from 0 in the sorted order of the
             wnids), as datasets/imagenet/prepare.py writes it: 'val.txt'.
         data_prefix: another folder in place of that of ``split``.
+
+    Raises:
+        VisionError: VIS-CONFIG-1214, no such split; and what ``ImageFolder`` raises.
     """
 
     WITHOUT_EFFECT = ('filter_cfg', 'max_refetch')

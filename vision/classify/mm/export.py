@@ -65,9 +65,10 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
         data_root: of the test data set, in place of the config's.
         num_test: pictures of the test data set, beside those, that the written file is measured
             on; 0: none.
+
     Raises:
         VisionError: VIS-CONFIG-1738 a preparation that a file cannot hold, VIS-RUN-1007 a graph
-            that differs, VIS-CKPT-1745, VIS-CONFIG-1746, 1747, 1748.
+            that differs, VIS-CKPT-1745, VIS-CONFIG-1746, VIS-CONFIG-1747, 1748.
     """
     path = resolve(checkpoint)
     content = load_checkpoint(path)

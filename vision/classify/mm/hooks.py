@@ -17,6 +17,8 @@ class DrawPredictions(DrawHook):
     """Tested images with their class, and the one that was found with its probability."""
 
     def draw(self, sample: Any) -> np.ndarray:
+        """The sample's picture (H, W, 3) uint8 BGR with the class found, its probability and the
+        true class below it."""
         classes = self.dataset.metainfo['classes']
         found = int(sample.pred_label)
         lines = [f'found {classes[found]} {float(sample.pred_score[found]):.2f}']

@@ -33,6 +33,7 @@ class ConfigClassifier:
         content: of the checkpoint.
         where: its path, for errors.
         classes: names in label order, where the checkpoint does not name them.
+
     Raises:
         VisionError: VIS-CONFIG-1746 another model, or one without a test pipeline, VIS-CONFIG-1747
             names that do not fit, and what reading config and weights raises.
@@ -85,6 +86,12 @@ def test_pipeline(settings: Config, where: str) -> Compose:
 
 
 def test_steps(settings: Config, where: str) -> list[dict]:
+    """Steps of a config's test pipeline, without those that read pictures; ``where`` names the
+    config.
+
+    Raises:
+        VisionError: it has no test data set with a pipeline.
+    """
     loader = settings.get('test_dataloader') or settings.get('val_dataloader') or {}
     steps = (loader.get('dataset') or {}).get('pipeline')
     if not steps:
@@ -93,12 +100,17 @@ def test_steps(settings: Config, where: str) -> list[dict]:
 
 
 def kind_of(step: Mapping) -> str:
+    """Class name of a step, without its scope."""
     return str(step['type']).rpartition('.')[2]
 
 
 def names_of(content: Mapping[str, Any], number: int, where: str,
              classes: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Given names, or those of the checkpoint, or 'class 0' and so on."""
+    """Given names, or those of the checkpoint, or 'class 0' and so on.
+
+    Raises:
+        VisionError: another number of names than of classes.
+    """
     named = class_names(content)
     names = tuple(classes or named or (f'class {label}' for label in range(number)))
     if len(names) != number:
@@ -109,6 +121,11 @@ def names_of(content: Mapping[str, Any], number: int, where: str,
 
 
 def no_classifier(where: str) -> VisionError:
+    """The error, not raised, of a config that describes no classifier.
+
+    Returns:
+        VisionError: with ``where`` in its text.
+    """
     return VisionError('VIS-CONFIG-1746', f'{where} describes no classifier', where='model.type, '
                        'test_dataloader', why='wanted are an ImageClassifier (for an export a '
                        'FaceRecognizer too) and a test data set whose pipeline prepares pictures',

@@ -94,6 +94,7 @@ class FitInk(BaseTransform):
         self.size, self.ink_px = size, ink_px
 
     def transform(self, results: dict) -> dict:
+        """``results`` with ``img`` (size, size) uint8 and ``img_shape``."""
         image = fit_ink(results['img'], self.size, self.ink_px)
         return dict(results, img=image, img_shape=image.shape)
 
@@ -115,6 +116,7 @@ class RandomInk(BaseTransform):
         self.prob, self.coarse, self.noise, self.gain = prob, coarse, noise, gain
 
     def transform(self, results: dict) -> dict:
+        """``results`` with another ``img`` of the same shape (size, size) uint8."""
         image, size = results['img'], results['img'].shape[0]
         # NumPy's global state is what the runner seeds for each sample.
         happens = np.random.random(4) < self.prob
@@ -139,6 +141,7 @@ class MirrorToo(BaseTransform):
     """The image and its mirror image: ``img`` (H, W, 3) becomes (2, H, W, 3)."""
 
     def transform(self, results: dict) -> dict:
+        """``results`` with ``img`` and its mirror image as two crops."""
         image = results['img']
         return dict(results, img=np.stack([image, image[:, ::-1]]), num_crops=2)
 

@@ -19,6 +19,7 @@ def fit_ink(image: np.ndarray, size: int = 32, ink_px: int = 26) -> np.ndarray:
     Args:
         image: (H, W), (H, W, 1), or (H, W, 3) BGR, uint8.
         size: px of the result's sides.
+
     Returns:
         (size, size) uint8; all zero for a picture without ink.
     """

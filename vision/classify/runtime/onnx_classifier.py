@@ -30,8 +30,10 @@ class OnnxClassifier:
 
     Args:
         path: the .onnx file.
+
     Attributes:
         classes: names in label order, the last ``UNKNOWN`` where the file has a place for it.
+
     Raises:
         VisionError: VIS-CKPT-1739, a file that cannot be run or is no classifier; VIS-CONFIG-1738,
             a preparation that is not known; VIS-CONFIG-1740, names that do not fit.

@@ -24,7 +24,7 @@ def resize(image: np.ndarray, scale: Sequence[int], keep_ratio: bool = False) ->
 
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
-    """The shorter side to ``side`` px, the proportions kept."""
+    """A picture (H, W, C) with the shorter side of ``side`` px, the proportions kept."""
     factor = side / min(image.shape[:2])
     return resize(image, [max(side, round(length * factor)) for length in image.shape[1::-1]])
 

@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path, *, max_files: int = MAX_FILES,
 
     Raises:
         VisionError: VIS-DATA-227, a member that is not allowed, or more than there may be;
-            VIS-DATA-231, no archive, or a damaged one; 235, a file that is there already.
+            VIS-DATA-231, no archive, or a damaged one; VIS-DATA-235, a file that is there already.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

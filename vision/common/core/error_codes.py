@@ -20,8 +20,8 @@ def read_codes(path: Path = CODES) -> dict[str, dict]:
 
 
 def find_codes(text: str, codes: dict[str, dict]) -> list[str]:
-    """The codes that a text means: ``VIS-INPUT-602``, ``input-602``, ``602``, or a message that
-    begins with one. A number alone may be that of two.
+    """The codes that a text means: ``VIS-INPUT-602``, ``input-602``, ``VIS-INPUT-602``, or a
+    message that begins with one. A number alone may be that of two.
 
     Raises:
         VisionError: VIS-INPUT-1702, there is none.

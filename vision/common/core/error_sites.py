@@ -66,6 +66,7 @@ def message_of(function: ast.FunctionDef) -> ast.Call | None:
 
 
 def parameters_of(function: ast.FunctionDef) -> list[str]:
+    """Names of a function's arguments, without ``self``."""
     return [each.arg for each in function.args.args + function.args.kwonlyargs
             if each.arg != 'self']
 
@@ -112,6 +113,8 @@ class Module:
 
     def site(self, call: ast.Call, code: str, path: str,
              takers: dict[str, ast.FunctionDef]) -> Site:
+        """What the code's message says at this call, with the arguments of the function that
+        raises it."""
         given, told = parts_of(call), {}
         if taker := takers.get(getattr(call.func, 'id', '')):
             # The message of that function, with the arguments of this call.
@@ -193,4 +196,5 @@ def short(node: ast.expr) -> str:
 
 
 def literal_words(template: str) -> list[str]:
+    """Words of a message that stand there whatever is filled in."""
     return re.findall(r'[A-Za-z]{2,}', re.sub(r'\{[^}]*\}', ' ', template))

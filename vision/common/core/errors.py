@@ -95,6 +95,7 @@ class CommandParser(argparse.ArgumentParser):
     """Says which option or choice is like one that it does not know."""
 
     def error(self, message: str):
+        """As argparse's, with the options or choices that are spelt most alike."""
         if found := _UNKNOWN_OPTION.match(message):
             known = self._all_options()
             wrong = [word.split('=')[0] for word in found[1].split() if word.startswith('-')]

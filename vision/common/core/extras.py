@@ -16,6 +16,7 @@ def import_extra(package: str, *, extra: str, needed_for: str) -> ModuleType:
         package: its name in an import, e.g. ``pandas`` or ``safetensors.torch``.
         extra: the one of setup.cfg that holds it.
         needed_for: what the user asked for, e.g. ``to_pandas()``.
+
     Raises:
         VisionError: VIS-ENV-1713, it, or something that it imports, is not installed.
     """

@@ -14,6 +14,7 @@ def require_package(name: str, *, use: str, extra: str = '') -> ModuleType:
     Args:
         use: what it is needed for.
         extra: of this project that has it; '' for a package of no extra.
+
     Raises:
         VisionError: VIS-ENV-1796, it is not installed.
     """

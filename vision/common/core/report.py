@@ -86,6 +86,7 @@ def write_report(path: Path, rows: Sequence[dict[str, Any]], *, seed: int | None
         command: default: the running one.
         is_recorded: --record was given.
         extra: further top-level entries.
+
     Raises:
         VisionError: as ``refuse_no_evidence``.
     """

@@ -123,6 +123,7 @@ def train_times(log: RunLog, *, include_outliers: bool = False) -> list[dict[str
 
     Args:
         include_outliers: also the first line of an epoch, which holds its start.
+
     Raises:
         VisionError: VIS-INPUT-1792, the run logged no times.
     """

@@ -91,8 +91,8 @@ def read_config(args: argparse.Namespace) -> Config:
             them.
 
     Raises:
-        VisionError: VIS-CONFIG-313, no such file; VIS-CONFIG-314, it cannot be read; and what the
-            checks of keys, options and arguments refuse.
+        VisionError: VIS-CONFIG-313, no such file; VIS-CONFIG-338 or VIS-CONFIG-339, it cannot be
+            read; and what the checks of keys, options and arguments refuse.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config)
@@ -154,6 +154,7 @@ def look_first(config: Config, loaders: Sequence[str]) -> None:
 
     Args:
         loaders: those that will be read, e.g. ('train_dataloader', 'val_dataloader').
+
     Raises:
         VisionError: VIS-DATA-1800, data that are not there; VIS-CKPT-1801, a checkpoint that is
             not there, of the run, of a pretrained part or of a frozen detector; what fetching a

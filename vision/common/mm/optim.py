@@ -144,7 +144,7 @@ class AmpOptimWrapper(_FiniteSteps, _AmpOptimWrapper):
         loss_scale: as MMEngine's, for float16.
 
     Raises:
-        VisionError: VIS-CONFIG-332, float16 on a CPU; 349, a scale for bfloat16.
+        VisionError: VIS-CONFIG-332, float16 on a CPU; VIS-CONFIG-349, a scale for bfloat16.
     """
 
     def __init__(self, loss_scale: str | float | dict = 'dynamic',

@@ -33,12 +33,14 @@ class DrawHook(Hook):
         self.num_written = 0
 
     def before_test(self, runner) -> None:
+        """Take the folder of this test, and the image folder of its data set."""
         self.out_dir = Path(runner.work_dir) / runner.timestamp / self.out_dir
         self.dataset = runner.test_dataloader.dataset
         self.root = image_root(self.dataset)
 
     def after_test_iter(self, runner, batch_idx: int, data_batch: Any = None,
                         outputs: Sequence | None = None) -> None:
+        """Write the pictures of this batch; formats that cannot be written become .jpg."""
         for sample in outputs or ():
             picture = self.draw(sample)
             target = self.out_dir / name_below(sample.img_path, self.root)
@@ -49,6 +51,7 @@ class DrawHook(Hook):
             self.num_written += 1
 
     def after_test(self, runner) -> None:
+        """Say how many there are, and where."""
         runner.logger.info(f'{self.num_written} pictures: {self.out_dir}')
 
     def draw(self, sample: Any) -> np.ndarray:

@@ -45,6 +45,7 @@ class DumpPredictions(BaseMetric):
         self.path, self.about = require_predictions_name(out_file_path), dict(about or {})
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep the samples of a batch as plain values."""
         self.results += [plain_sample(sample) for sample in data_samples]
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -63,6 +64,11 @@ class DumpPredictions(BaseMetric):
         return {}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """Not called: ``evaluate`` writes the file and measures nothing.
+
+        Raises:
+            AssertionError: always.
+        """
         raise AssertionError('evaluate() does all')
 
 

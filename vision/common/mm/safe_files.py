@@ -41,7 +41,7 @@ def read_safely(path: Path) -> Config:
     a registry would otherwise import, and call, any function of that name (``os.system``).
 
     Raises:
-        VisionError: VIS-CONFIG-314, 351, 355.
+        VisionError: VIS-CONFIG-314, VIS-CONFIG-355, 355.
     """
     *bases, own = read_data_config(path)
     config = Config(bases[0] if bases else own, filename=str(path))

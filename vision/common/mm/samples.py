@@ -131,17 +131,18 @@ def chosen_views(views: Sequence[View], mode: str) -> list[View]:
 
 
 def row_of(views: Sequence[View]) -> np.ndarray:
-    """Views of one sample side by side under their titles, of one height."""
+    """Views of one sample side by side under their titles, of one height: (H, W, 3) uint8 BGR."""
     return in_a_row([titled(_scaled(view.image), view.title) for view in views])
 
 
 def contact_sheet(samples: Sequence[Sequence[View]], mode: str) -> np.ndarray:
-    """Samples on a sheet, row by row."""
+    """Samples on a sheet (H, W, 3) uint8 BGR, row by row."""
     return sheet([row_of(chosen_views(views, mode)) for views in samples])
 
 
 def picture_of(results: Mapping[str, Any], classes: Sequence[str]) -> np.ndarray | None:
-    """The image of a sample, unpacked or packed, with its boxes; None without one."""
+    """The image (H, W, 3) uint8 BGR of a sample, unpacked or packed, with its boxes; None without
+    one."""
     if isinstance(results.get('img'), np.ndarray):
         image, boxes, labels = results['img'], _first(results, 'gt_bboxes', 'bboxes'), _first(
             results, 'gt_bboxes_labels', 'labels', 'gt_label')

@@ -25,6 +25,7 @@ class ShortStart(logging.Filter):
         self.is_over = False
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the console shows this record."""
         if record.getMessage().startswith(LOG_WARNINGS):
             return False
         return self.is_over or record.levelno > logging.INFO or getattr(record, 'is_told', False)
@@ -51,12 +52,15 @@ class StartHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train_epoch(self, runner) -> None:
+        """Say it once, before the first training step."""
         self._begin(runner, 'train')
 
     def before_val_epoch(self, runner) -> None:
+        """Say it once, where a run begins with validation."""
         self._begin(runner, 'val')
 
     def before_test_epoch(self, runner) -> None:
+        """Say it once, before a test."""
         self._begin(runner, 'test')
 
     def _begin(self, runner, mode: str) -> None:

@@ -36,6 +36,7 @@ def network_speed(config: Config, model: torch.nn.Module, *, batch_size: int = 1
     Args:
         num_warmup: steps before those that count.
         shape: (height, width): batches of noise in place of the data set's.
+
     Returns:
         what ``speed`` gives, with batch_size and peak_bytes: of the device's memory, or on a CPU
         of the process.
@@ -114,6 +115,7 @@ def build_model(config: Config, weights: str | None = None, *,
 
     Args:
         weights: None leaves the values that the model is built with.
+
     Raises:
         VisionError: what loading raises.
     """
@@ -132,6 +134,7 @@ def fused(config: Config, model: torch.nn.Module,
 
     Args:
         shape: (height, width) of a batch of noise in place of one of the data set's.
+
     Raises:
         VisionError: VIS-CONFIG-1787, they are others.
     """

@@ -114,7 +114,7 @@ def read_plain(path: Path, map_location: MapLocation = 'cpu', *,
         is_mapped: read from the file only what is used, while the file is there.
 
     Raises:
-        VisionError: VIS-CKPT-303, 304 and 337.
+        VisionError: VIS-CKPT-303, VIS-CKPT-304 and 337.
     """
     try:
         content = read_torch_file(path, map_location, is_mapped=is_mapped)

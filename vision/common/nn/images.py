@@ -19,6 +19,7 @@ def read_image(path: str | Path, *, do: str = 'get this file again') -> np.ndarr
 
     Args:
         do: of the error.
+
     Raises:
         VisionError: VIS-DATA-210, it is not there, cut short, or cannot be decoded.
     """
@@ -30,7 +31,15 @@ def read_image(path: str | Path, *, do: str = 'get this file again') -> np.ndarr
 
 
 def decode_image(data: bytes, where: str, *, do: str = 'get this file again') -> np.ndarray:
-    """``read_image`` of bytes; ``where`` names them in the error."""
+    """``read_image`` of bytes: (H, W, 3) uint8 BGR, turned as its EXIF data say.
+
+    Args:
+        where: names the bytes in the error.
+        code, do: of the error, where the caller knows better.
+
+    Raises:
+        VisionError: ``code``, for bytes that are no whole picture.
+    """
     reason = what_is_wrong(data)
     try:
         image = None if reason else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -62,6 +71,7 @@ def as_image(image: str | os.PathLike | np.ndarray, position: int | None = None)
     Args:
         image: path, or (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 array, BGR.
         position: of the picture in a list, for the error.
+
     Raises:
         VisionError: VIS-DATA-210 a file that cannot be read, VIS-INPUT-1732 no such array.
     """

@@ -27,8 +27,10 @@ def export_onnx(module: nn.Module, batches: Sequence[Tensor], target: Path, *, o
         metadata: texts that the file carries.
         half_from: weights of so many numbers and more are kept as float16 and widened while the
             network runs: half the file. None: all as they are.
+
     Returns:
         The largest difference.
+
     Raises:
         VisionError: VIS-RUN-1007, it differs by more: nothing is written; VIS-ENV-1009 without
             onnx or onnxruntime.
@@ -59,7 +61,8 @@ def export_onnx(module: nn.Module, batches: Sequence[Tensor], target: Path, *, o
 
 
 def compare(module: nn.Module, path: Path, batches: Sequence[Tensor]) -> float:
-    """Largest difference of an entry between onnxruntime and PyTorch."""
+    """Largest difference of an entry between onnxruntime and PyTorch, over batches (B, 3,
+    H, W)."""
     session = _package('onnxruntime').InferenceSession(str(path),
                                                        providers=['CPUExecutionProvider'])
     differences = []

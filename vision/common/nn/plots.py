@@ -28,7 +28,11 @@ def new_figure(width: float, height: float):
 
 
 def save_figure(figure, path: Path) -> None:
-    """Write it whole or not at all; the ending names the format (.png, .pdf, .svg)."""
+    """Write it whole or not at all; the ending names the format (.png, .pdf, .svg).
+
+    Raises:
+        VisionError: another ending.
+    """
     path = Path(path)
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix[1:] not in formats:

@@ -43,19 +43,19 @@ def titled(picture: np.ndarray, title: str) -> np.ndarray:
 
 
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
-    """Pictures of one height in a row, each under its title."""
+    """Pictures (H, w, 3) uint8 BGR of one height in a row, each under its title."""
     return in_a_row([titled(*pair) for pair in zip(pictures, titles, strict=True)])
 
 
 def in_a_row(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one height with gaps between them."""
+    """Pictures (H, w, 3) uint8 BGR of one height with gaps between them."""
     gap = np.full((len(pictures[0]), GAP, 3), GROUND, np.uint8)
     parts = [part for picture in pictures for part in (picture, gap)]
     return np.concatenate(parts[:-1], axis=1)
 
 
 def sheet(cells: Sequence[np.ndarray], *, width: int = 1280) -> np.ndarray:
-    """Pictures of one height, row by row on a sheet of about ``width`` px."""
+    """Pictures (H, w, 3) uint8 BGR of one height, row by row on a sheet of about ``width`` px."""
     rows: list[list[np.ndarray]] = []
     room = 0
     for cell in cells:

@@ -57,6 +57,7 @@ class LeanResNet(BaseModule):
         self.trunk = lean_trunk(width, dim, in_channels=in_channels, image_size=image_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, image_size, image_size) -> embeddings (B, dim)."""
         return self.trunk(x)
 
 

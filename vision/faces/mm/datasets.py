@@ -81,7 +81,7 @@ class FaceFiles(LabelledImages):
         must_exist: look for all of them now; millions on a slow disk take their time.
 
     Raises:
-        VisionError: VIS-DATA-1075, with ``must_exist`` pictures are not there.
+        VisionError: VIS-DATA-1127, with ``must_exist`` pictures are not there.
     """
 
     def __init__(self, found: LabelledPaths, pipeline: Sequence[dict] | None = None, *,

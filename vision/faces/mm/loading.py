@@ -27,8 +27,8 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
         with_flip: flip fusion; None: as the config says.
 
     Raises:
-        VisionError: VIS-CONFIG-1083, 1130 for a config without a recogniser, VIS-ENV-1084 when the
-            device is not there, and what reading weights raises.
+        VisionError: VIS-CONFIG-1083, VIS-CONFIG-1130 for a config without a recogniser,
+            VIS-ENV-1084 when the device is not there, and what reading weights raises.
     """
     if not Path(config).is_file():
         raise VisionError('VIS-CONFIG-1083', f'there is no config {config}',

@@ -101,7 +101,7 @@ class IdentificationMetric(_EmbeddingMetric):
         depth: candidates per probe of an approximate search.
 
     Raises:
-        VisionError: VIS-DATA-1067, ``stranger_share`` outside [0, 1).
+        VisionError: VIS-CONFIG-1116, ``stranger_share`` outside [0, 1).
     """
 
     default_prefix = 'identification'

@@ -41,6 +41,8 @@ def open_module(asked: Protocol):
 
 
 def pictures(asked: Protocol, question):
+    """The data set of a question's pictures: of a .bin file, IJB's cut by their landmarks, or as
+    listed."""
     if asked.bin:
         return FaceBin(str(asked.bin))
     found = without_labels(asked.images, question.paths)
@@ -50,6 +52,7 @@ def pictures(asked: Protocol, question):
 
 
 def with_progress(dataset):
+    """The pictures of a data set one by one, with a bar on stderr."""
     from rich.console import Console
     from rich.progress import track
     return (dataset.read(position) for position in track(

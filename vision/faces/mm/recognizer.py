@@ -93,6 +93,7 @@ class FaceRecognizer(BaseModel):
 
         Args:
             content: of the checkpoint; its other weights are in the model already.
+
         Raises:
             VisionError: VIS-CKPT-1745, it has no rows, or those of another head.
         """
@@ -131,6 +132,7 @@ class RowClassifier(nn.Module):
         self.register_buffer('scale', torch.tensor(float(scale)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) -> logits (B, number of rows), cosines times ``scale``."""
         return self.embedder(images) @ self.rows * self.scale
 
 

@@ -21,9 +21,11 @@ class OnnxEmbedder:
 
     Args:
         path: the .onnx file.
+
     Attributes:
         size: px of the aligned faces; 112 where the graph leaves it open.
         identity: SHA-256 of the file: galleries remember who made their rows.
+
     Raises:
         VisionError: VIS-CKPT-1730, a file that cannot be run or is no such graph.
     """

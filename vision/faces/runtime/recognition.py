@@ -50,6 +50,7 @@ class Recognition:
         gallery: of the same embedder.
         threshold: least cosine of a known face.
         search: of the gallery's rows; None: all are compared.
+
     Raises:
         VisionError: VIS-CONFIG-1102, the gallery is of another embedder.
     """
@@ -101,7 +102,11 @@ def largest_face(finder: FaceFinder, image_bgr: np.ndarray, where: str,
 
 
 def as_aligned(image_bgr: np.ndarray, where: str, size: int = SIDE) -> np.ndarray:
-    """The picture itself, which must be an aligned face; VIS-DATA-1731 otherwise."""
+    """The picture (size, size, 3) uint8 BGR itself, which must be an aligned face.
+
+    Raises:
+        VisionError: it is of another size; ``where`` names it.
+    """
     if image_bgr.shape[:2] != (size, size):
         raise VisionError('VIS-DATA-1731', f'{where} is {image_bgr.shape[1]} x '
                           f'{image_bgr.shape[0]} px', why=f'an aligned face has {size} x {size} '
@@ -110,6 +115,11 @@ def as_aligned(image_bgr: np.ndarray, where: str, size: int = SIDE) -> np.ndarra
 
 
 def no_face(where: str) -> VisionError:
+    """The error, not raised, of a picture in which no face was found.
+
+    Returns:
+        VisionError: with ``where`` in its text.
+    """
     return VisionError('VIS-DATA-1106', f'no face in {where}', why='a person needs a picture '
                        'with a face that the detector finds', do='bring another picture, or '
                        'lower the least score of a face')

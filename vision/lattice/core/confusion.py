@@ -38,10 +38,12 @@ class JudgedFrame:
 
     @property
     def num_right(self) -> int:
+        """Pairs of one label."""
         return int((self.truth_labels == self.found_labels).sum())
 
     @property
     def num_confused(self) -> int:
+        """Pairs whose place is right and whose label is not."""
         return len(self.pairs) - self.num_right
 
     @property

@@ -22,7 +22,11 @@ OTHER = IDS['other']
 
 
 def find_images(root: Path, split: str, lists: Path) -> tuple[list[str], bool]:
-    """Image names without ending, relative to the DET folder; and whether a list chose them."""
+    """Image names without ending, relative to the DET folder; and whether a list chose them.
+
+    Raises:
+        VisionError: the list names a file outside of the folder, or there is no annotation.
+    """
     folder = root / 'Annotations' / 'DET'
     file = lists / 'DET_train_30classes.txt'
     if split == 'train' and file.is_file():
@@ -72,6 +76,7 @@ def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int, stats
         lists: folder that may hold DET_train_30classes.txt.
         nproc: processes that read xml.
         stats: count boxes by class too.
+
     Raises:
         VisionError: VIS-DATA-217, -219, a list or a tree that is none.
     """

@@ -20,7 +20,11 @@ LABELS = {wordnet: label for label, wordnet in enumerate(WORDNET_IDS.values())}
 
 
 def find_videos(root: Path, split: str) -> dict[str, list[Path]]:
-    """xml files of each video of a split, by the video's path under the split's folder."""
+    """xml files of each video of a split, by the video's path under the split's folder.
+
+    Raises:
+        VisionError: there are none, or the frames of a video have a gap.
+    """
     folder = root / 'Annotations' / 'VID' / split
     videos = defaultdict(list)
     for where, _, names in os.walk(folder):
@@ -42,7 +46,11 @@ def find_videos(root: Path, split: str) -> dict[str, list[Path]]:
 
 
 def read_list(path: Path, split: str) -> dict[str, list[tuple[int, int]]]:
-    """Lines ``path a b N`` of a list file: (b, N) by video, without the split in the path."""
+    """Lines ``path a b N`` of a list file: (b, N) by video, without the split in the path.
+
+    Raises:
+        VisionError: another line, or a path that leads out of the folder.
+    """
     rows = defaultdict(list)
     for i, line in enumerate(path.read_text().splitlines(), 1):
         parts = line.split()
@@ -58,7 +66,11 @@ def read_list(path: Path, split: str) -> dict[str, list[tuple[int, int]]]:
 
 
 def choose(videos: dict[str, list[Path]], split: str, lists: Path) -> dict[str, list[int]]:
-    """Training frames (from 0) of each video that is converted."""
+    """Training frames (from 0) of each video that is converted.
+
+    Raises:
+        VisionError: a list that counts other frames than there are.
+    """
     file = lists / ('VID_train_15frames.txt' if split == 'train' else 'VID_val_videos.txt')
     if not file.is_file():
         print(f'{split}: no {file}; all {len(videos)} videos, training frames spread evenly')
@@ -79,7 +91,11 @@ def choose(videos: dict[str, list[Path]], split: str, lists: Path) -> dict[str, 
 
 def add_video(writer: CocoVidWriter, name: str, frames: list[XmlFrame],
               training: set[int]) -> int:
-    """Add one video; the number of boxes without area, which are left out."""
+    """Add one video; the number of boxes without area, which are left out.
+
+    Raises:
+        VisionError: a class that is none of ImageNet VID's.
+    """
     num_empty = 0
     writer.add_video(name, width=frames[0].width, height=frames[0].height,
                      vid_train_frames=sorted(training))
@@ -107,6 +123,7 @@ def convert(root: Path, out: Path, split: str, *, lists: Path, nproc: int) -> Pa
         root: with Annotations/VID.
         lists: folder that may hold VID_train_15frames.txt and VID_val_videos.txt.
         nproc: processes that read xml.
+
     Raises:
         VisionError: VIS-DATA-217 to -221, VIS-VIDEO-218: see the parts above.
     """

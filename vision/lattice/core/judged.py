@@ -30,6 +30,7 @@ class Outcome:
 
     def add(self, run_index: int, boxes: list[FrameBoxes], num_frames: int,
             num_keyframes: int) -> None:
+        """Append the boxes of one video to a run, with how many frames and keyframes it took."""
         self.runs[run_index] += boxes
         self.num_frames += num_frames
         self.num_keyframes += num_keyframes
@@ -57,10 +58,12 @@ class Judged:
         self._draws: dict[str, np.ndarray] = {}
 
     def mean_ap(self, **options) -> float:
+        """Mean over the runs of ``VideoEvaluation.mean_ap`` with these options, in [0, 1]."""
         return float(np.mean([each.mean_ap(**options) for each in self._evaluations]))
 
     def draws(self, measure: str) -> np.ndarray:
-        """(``NUM_RESAMPLES``,) values over videos drawn with replacement, the same for all."""
+        """Values over videos drawn with replacement, of shape (``NUM_RESAMPLES``,); the draws are
+        the same for all methods."""
         if measure not in self._draws:
             rng = np.random.default_rng(BOOTSTRAP_SEED)
             weights = rng.multinomial(self.num_videos, [1 / self.num_videos] * self.num_videos,
@@ -71,6 +74,7 @@ class Judged:
 
     @cached_property
     def scores(self) -> dict[str, float]:
+        """The measures by name, computed at the first access."""
         values = {name: self.mean_ap(**options) for name, options in MEASURES.items()}
         return values | {f'map50_{speed}': self.mean_ap(speed=speed) for speed in SPEEDS}
 

@@ -25,9 +25,11 @@ class WatchedKeyframes:
         self._depths: list[int] = []  # of the questions to come
 
     def start_segment(self) -> None:
+        """Passed on to the policy."""
         self._policy.start_segment()
 
     def split(self, interval: Interval) -> bool:
+        """The policy's answer, which is noted."""
         depth = self._depths.pop() if self._depths else 0
         if depth == 0:
             self.grid_gaps.append(interval.gap_frames)
@@ -53,6 +55,7 @@ class DrawnKeyframes:
         """Nothing to remember."""
 
     def split(self, interval: Interval) -> bool:
+        """The next of the answers drawn by lot; never, once they are used up."""
         return next(self._answers, False)
 
     def _drawn(self, watched: WatchedKeyframes, rng: np.random.Generator) -> Iterator[bool]:

@@ -44,6 +44,12 @@ def read_seqinfo(folder: Path) -> dict[str, str]:
 
 
 def find_sequences(root: Path, split: str) -> list[Path]:
+    """Folders with ``seqinfo.ini``, sorted; below ``root/train`` or ``root/test`` where there is
+    one.
+
+    Raises:
+        VisionError: there is none.
+    """
     kind = 'test' if split == 'test' else 'train'
     folder = root / kind if (root / kind).is_dir() else root
     found = [] if kind == 'test' and folder == root else sorted(
@@ -57,7 +63,11 @@ def find_sequences(root: Path, split: str) -> list[Path]:
 
 def add_sequence(writer: CocoVidWriter, root: Path, folder: Path, split: str,
                  all_classes: bool) -> int:
-    """Add (half of) a sequence; the number of rows of gt.txt that were left out on purpose."""
+    """Add (half of) a sequence; the number of rows of gt.txt that were left out on purpose.
+
+    Raises:
+        VisionError: gt.txt speaks of frames that are not there.
+    """
     info = read_seqinfo(folder)
     frames = numbered_frames(folder / info.get('imdir', 'img1'))
     if int(info.get('seqlength', len(frames))) != len(frames):
@@ -97,6 +107,7 @@ def convert(root: Path, out: Path, split: str, all_classes: bool = False,
         root: holds train/SEQUENCE and test/SEQUENCE, or the sequences.
         split: of ``SPLITS``.
         all_classes: classes 1 to 7 of MOT16/17, else pedestrians under ``class_name``.
+
     Raises:
         VisionError: VIS-DATA-217, -219, -220: see the parts above.
     """

@@ -37,7 +37,7 @@ class Analysis:
     iou_thr: float
 
     def matrix(self) -> np.ndarray:
-        """``core.confusion.confusion_matrix``."""
+        """``core.judged.confusion_matrix`` of all pictures, (C + 1, C + 1) int."""
         return confusion_matrix([picture.truth for picture in self.pictures], self.found,
                                 self.judged, len(self.classes))
 

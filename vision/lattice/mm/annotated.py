@@ -42,7 +42,8 @@ def from_config(path: Path, split: str) -> tuple[Path, Path, tuple[str, ...] | N
 
 
 def draw_frame(image: np.ndarray, frame: CocoFrame, classes: tuple[str, ...]) -> np.ndarray:
-    """A copy with the boxes of a frame; one colour is one track, red a crowd."""
+    """A copy of the picture (H, W, 3) uint8 BGR with the boxes of a frame; one colour is one
+    track, red a crowd."""
     crowds = frame.boxes_xyxy[frame.is_crowd]
     image = draw_boxes(image, frame.boxes_xyxy,
                        [f'{classes[label]} {number}' for label, number in
@@ -52,7 +53,7 @@ def draw_frame(image: np.ndarray, frame: CocoFrame, classes: tuple[str, ...]) ->
 
 
 def draw_sheet(data: CocoVid, images: Path, *, rows: int, columns: int) -> np.ndarray:
-    """One video a row, its frames evenly spread over the columns."""
+    """One video a row, its frames evenly spread over the columns: (H, W, 3) uint8 BGR."""
     videos = [data.videos[i] for i in np.linspace(0, len(data.videos) - 1,
                                                   min(rows, len(data.videos))).astype(int)]
     strips = []
@@ -76,7 +77,11 @@ def _fit(tile: np.ndarray, height: int) -> np.ndarray:
 
 
 def write_mp4(data: CocoVid, images: Path, name: str, path: Path) -> int:
-    """Encode one video with its boxes; the number of frames."""
+    """Encode one video with its boxes; the number of frames.
+
+    Raises:
+        VisionError: the file has no video of this name.
+    """
     video = next((one for one in data.videos if one.name == name), None)
     if video is None:
         raise VisionError('VIS-INPUT-225', f'no video {name!r} in {data.path}', why='names: '

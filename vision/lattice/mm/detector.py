@@ -72,7 +72,7 @@ class LatticeDetector(BaseModel):
             nothing was loaded, or a file that does not tell.
 
     Raises:
-        VisionError: VIS-CONFIG-701, another ``rescoring``; VIS-CONFIG-707, networks for a method
+        VisionError: VIS-CONFIG-701, another ``rescoring``; VIS-CONFIG-711, networks for a method
             that has none; and what ``build_policy`` refuses of ``keyframes``.
     """
 

@@ -30,11 +30,14 @@ class DrawDetections(DrawHook):
         self.score_thr = score_thr
 
     def before_test(self, runner) -> None:
+        """As ``DrawHook``, and look up the true boxes of the data set."""
         super().before_test(runner)
         self.truth = {picture.key: picture for picture in pictures_of(self.dataset)}
         self.classes = tuple(self.dataset.metainfo['classes'])
 
     def draw(self, sample: Any) -> np.ndarray:
+        """A picture (H, W, 3) uint8 BGR of the boxes found, beside the true ones where the frame
+        is labelled."""
         image = read_image(sample.img_path)
         plain = plain_sample(sample.to_dict())
         found = draw_found(image, boxes_of(plain), self.classes, score_thr=self.score_thr)

@@ -50,8 +50,8 @@ class MMDetDetector(nn.Module):
         classes: class names in label order.
 
     Raises:
-        VisionError: VIS-CONFIG-801..804, 815 about the config, VIS-CKPT-805..806 about the
-            checkpoint, and what loading it raises (``vision.common.nn.checkpoint``).
+        VisionError: VIS-CONFIG-801..804, VIS-CONFIG-815 about the config, VIS-CKPT-805..806 about
+            the checkpoint, and what loading it raises (``vision.common.nn.checkpoint``).
     """
 
     def __init__(self, config: str | PathLike | Config, checkpoint: str | PathLike | None = None,

@@ -79,7 +79,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
 
 
 def drawn(analysis: Analysis, row: int) -> np.ndarray:
-    """What was found beside what is there, on the picture of this place."""
+    """What was found beside what is there, on the picture of this place: (H, W, 3) uint8 BGR."""
     picture, boxes, frame = analysis.pictures[row], analysis.found[row], analysis.judged[row]
     image = read_image(picture.path)
     partner = {int(found): truth == label for (_, found), truth, label in zip(

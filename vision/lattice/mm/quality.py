@@ -25,7 +25,11 @@ SPEED_OFFSETS = [offset for offset in range(-10, 11) if offset]
 
 
 def motion_iou(tracks: list[dict[int, np.ndarray]], frame: int, instance: int) -> float:
-    """Mean IoU of an object's box with its own boxes at offsets -10 .. 10."""
+    """Mean IoU of an object's box (4,) xyxy with its own boxes at offsets -10 .. 10 frames.
+
+    Args:
+        tracks: of each frame, box (4,) by instance.
+    """
     others = [tracks[frame + offset][instance] for offset in SPEED_OFFSETS
               if 0 <= frame + offset < len(tracks) and instance in tracks[frame + offset]]
     own = np.repeat(tracks[frame][instance][None], len(others), axis=0)

@@ -206,6 +206,8 @@ def raw_output(model, images) -> np.ndarray:
 
 
 def onnx_output(path: Path, images: np.ndarray) -> np.ndarray:
+    """What the published file gives in onnxruntime for images (B, 3, H, W) float32: its first
+    output."""
     session = _package('onnxruntime').InferenceSession(
         str(path), providers=['CPUExecutionProvider'])
     return session.run(None, {session.get_inputs()[0].name: images})[0]
@@ -227,6 +229,8 @@ def compared(model, path: Path) -> str:
 
 
 def save(model, classes: tuple[str, ...], source: Path, target: Path) -> None:
+    """Write a checkpoint of plain values, whole or not at all, with class names, source and
+    licence."""
     import torch
     checkpoint = dict(
         state_dict=model.state_dict(),

@@ -56,6 +56,7 @@ class Setting:
 
     @property
     def name(self) -> str:
+        """Short name of the row, such as 't8', 't12-e0.6' or 'default-in320'."""
         if self.method in WITHOUT_GAP:
             size = '' if self.input_size is None else f'-in{self.input_size}'
             return ('t1' if self.method == 'detect' else 'default') + size
@@ -114,11 +115,12 @@ def build(setting: Setting, detector, *, paper: Callable[[], Filler] | None = No
 
 
 def adaptive_policy(setting: Setting) -> WatchedKeyframes:
+    """Adaptive keyframes of this setting, watched, so that as many can be drawn by lot."""
     return WatchedKeyframes(AdaptiveKeyframes(setting.gap, setting.threshold))
 
 
 def run(engine, images: Sequence[np.ndarray]) -> list[FrameResult]:
-    """The result of each frame, in order."""
+    """The result of each frame of images (H, W, 3) uint8 BGR, in order."""
     results = []
     for frame_id, image in enumerate(images):
         results += engine.push(image, frame_id)
@@ -154,4 +156,5 @@ class Replay:
     table: dict[int, FrameBoxes]
 
     def detect(self, image_bgr: np.ndarray) -> FrameBoxes:
+        """The boxes of the table for this very array (H, W, 3); KeyError for any other."""
         return self.table[id(image_bgr)]

@@ -85,8 +85,8 @@ def as_detector(source: Any, *, classes: Sequence[str] | None = None, **options:
         classes, options: see ``CallableDetector`` and ``OnnxDetector``.
 
     Raises:
-        VisionError: VIS-CONFIG-811, 817 none of these, or options that it cannot take; and what
-            opening the file raises.
+        VisionError: VIS-CONFIG-811, VIS-CONFIG-817 none of these, or options that it cannot take;
+            and what opening the file raises.
     """
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)

@@ -12,8 +12,8 @@ from vision.lattice.core.structures import FrameBoxes
 
 def draw_found(image_bgr: np.ndarray, boxes: FrameBoxes, classes: Sequence[str], *,
                score_thr: float = 0.0) -> np.ndarray:
-    """A copy with the boxes from ``score_thr`` on, the best above; colours are those of classes,
-    or of tracks where the boxes have ids."""
+    """A copy of the picture (H, W, 3) uint8 BGR with the boxes from ``score_thr`` on, the best
+    above; colours are those of classes, or of tracks where the boxes have ids."""
     rows = np.flatnonzero(boxes.scores >= score_thr)[::-1]
     boxes = boxes.select(rows)
     texts = [f'{classes[label]}{f" #{track}" if track > 0 else ""} {score:.2f}'

@@ -47,6 +47,12 @@ def build_engine(detector: Detector, *, method: str = 'flow',
 
 
 def build_filler(method: str, flow: FlowOptions | None = None) -> Filler:
+    """What carries boxes between keyframes, by the name of a method; ``flow`` is of the method
+    'flow'.
+
+    Raises:
+        VisionError: VIS-CONFIG-107, another name.
+    """
     require_method(method, METHODS, where='method')
     if method == 'flow':
         return FlowFiller(flow)
@@ -65,8 +71,8 @@ def build_policy(keyframes: dict | KeyframePolicy | int) -> KeyframePolicy:
     """A keyframe policy from dict(type=NAME, ...), a number of frames, or itself.
 
     Raises:
-        VisionError: VIS-CONFIG-704, no such policy, or other arguments than it takes;
-            VIS-CONFIG-105, a setting out of its range.
+        VisionError: VIS-CONFIG-704 or VIS-CONFIG-709, no such policy, or other arguments than it
+            takes; VIS-CONFIG-105, a setting out of its range.
     """
     if isinstance(keyframes, int):
         return keyframe_policies.UniformKeyframes(keyframes)

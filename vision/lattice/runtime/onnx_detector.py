@@ -94,7 +94,8 @@ class OnnxDetector:
 
     Raises:
         VisionError: VIS-INPUT-611 no such file, VIS-CKPT-807 a file that cannot be run,
-            VIS-CONFIG-814 limits, 816 class names, 808 decoding, 809 input size.
+            VIS-CONFIG-814 limits, VIS-CONFIG-816 class names, VIS-CONFIG-808 decoding,
+            VIS-CONFIG-809 input size.
     """
 
     def __init__(self, path: str | os.PathLike, *, classes: Sequence[str] | None = None,

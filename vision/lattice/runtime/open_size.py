@@ -15,6 +15,7 @@ def with_open_size(source: Path, size: int, note: str) -> bytes:
     Args:
         size: side in px that it was trained for, written as metadata ``input_size``.
         note: origin and licence, written beside it.
+
     Raises:
         VisionError: VIS-CKPT-1756, not the file of such a network, or one of another size.
     """

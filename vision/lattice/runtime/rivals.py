@@ -200,7 +200,11 @@ class BlendBridge:
         self._from_left, self._from_right = from_left, from_right
 
     def easiness(self, size_cap: float) -> float:
-        """This rival is measured on uniform grids alone."""
+        """This rival is measured on uniform grids alone.
+
+        Raises:
+            VisionError: VIS-CONFIG-110, always.
+        """
         raise VisionError('VIS-CONFIG-110', 'adaptive keyframes over dense flow',
                           where='keyframes', why='this rival has no measure of easiness',
                           do="use dict(type='UniformKeyframes', gap_frames=...)")

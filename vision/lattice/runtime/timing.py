@@ -35,6 +35,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Inside, time goes to this part, apart from that of parts entered meanwhile."""
         self._stop()
         self._open.append(name)
         self.calls[name] += 1
@@ -45,6 +46,7 @@ class Clock:
             self._open.pop()
 
     def is_inside(self, name: str) -> bool:
+        """Whether this part is being timed now, at any depth."""
         return name in self._open
 
     def _stop(self) -> None:
@@ -82,6 +84,7 @@ class TimedBridge(Timed):
     """A bridge; the linker that the engine hands to it is timed, too."""
 
     def fill(self, linker):
+        """The bridge's own answer; the linker is timed as a part of its own."""
         with self._clock.part('bridge'):
             return self._target.fill(Timed(linker, self._clock, dict(link='link')))
 

@@ -78,6 +78,11 @@ def extra_time(plan: Plan, trace: Trace) -> float:
 
 
 def draw_live(trace: Trace, plans: Sequence[tuple[str, int, Plan]], out: Path) -> None:
+    """Write a picture of live bytes over the step, without a budget and under each plan.
+
+    Args:
+        plans: (budget as written, its bytes, plan) of each budget.
+    """
     figure, panel = pyplot().subplots(figsize=(8, 3.8))
     moments = np.arange(len(trace.live_bytes))
     panel.fill_between(moments, trace.live_bytes / 1e6, color='#bbbbbb', step='mid',
@@ -92,6 +97,7 @@ def draw_live(trace: Trace, plans: Sequence[tuple[str, int, Plan]], out: Path) -
 
 
 def draw_trade_off(trace: Trace, curve: Sequence[Plan], out: Path) -> None:
+    """Write a picture of extra time over peak, both as shares of the unmanaged step."""
     figure, panel = pyplot().subplots(figsize=(5.2, 3.8))
     points = sorted({(plan.peak_bytes / trace.peak_bytes, extra_time(plan, trace))
                      for plan in curve})

@@ -53,11 +53,11 @@ class ActivationMemoryHook(Hook):
         report_interval: steps between two lines in the log that say what a step did.
 
     Raises:
-        VisionError: VIS-CONFIG-1436, no budget, or no interval from 1 on; VIS-CONFIG-1435, a host
-            budget that cannot be; what ``parse_budget`` refuses. Before the first step
-            VIS-CONFIG-1437, a second hook of this kind; VIS-CONFIG-1430, VIS-CONFIG-1431 and
-            VIS-CONFIG-1433, a run that it cannot manage; VIS-CONFIG-1432, a name in ``ignore``
-            that is no module's; and what ``MemoryBudget`` refuses.
+        VisionError: VIS-CONFIG-1436 or VIS-CONFIG-1440, no budget, or no interval from 1 on;
+            VIS-CONFIG-1435, a host budget that cannot be; what ``parse_budget`` refuses. Before
+            the first step VIS-CONFIG-1437, a second hook of this kind; VIS-CONFIG-1430,
+            VIS-CONFIG-1431 and VIS-CONFIG-1433, a run that it cannot manage; VIS-CONFIG-1432, a
+            name in ``ignore`` that is no module's; and what ``MemoryBudget`` refuses.
     """
 
     priority = 'NORMAL'  # its scalars are there before LoggerHook (BELOW_NORMAL) reads them

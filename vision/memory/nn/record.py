@@ -19,6 +19,7 @@ def record_step(model: nn.Module, batch: Any, optimizer: Any) -> tuple[Trace, in
     Args:
         model: has MMEngine's ``train_step(batch, optimizer)``.
         optimizer: MMEngine's wrapper, or a dict of them; its gradients are kept from now on.
+
     Raises:
         VisionError: VIS-RUN-1451, the step was not recorded.
     """

@@ -82,8 +82,8 @@ def choose(num_ranks: int, num_chunks: int, num_microbatches: int, costs: Costs,
         is_sharded: data-parallel ranks share parameters, so chunks are gathered.
 
     Raises:
-        VisionError: VIS-CONFIG-1503, even a unit of 1 is above the budget; 1540, sizes that are
-            not possible.
+        VisionError: VIS-CONFIG-1503, even a unit of 1 is above the budget; VIS-CONFIG-1540, sizes
+            that are not possible.
     """
     refuse_unit(num_ranks, num_chunks, num_microbatches, 1)
     tried: list[tuple[Candidate, Table, Timeline]] = []

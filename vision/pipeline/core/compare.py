@@ -66,7 +66,8 @@ class Comparison:
 
         Raises:
             VisionError: VIS-CONFIG-1504, its chunks cannot be joined to those of the others;
-                1503 and 1510, nothing fits, or sizes that the schedule cannot have.
+                VIS-CONFIG-1503 and VIS-CONFIG-1510, nothing fits, or sizes that the schedule
+                cannot have.
         """
         num_chunks = CHUNKS.get(name, self.num_chunks)
         if self.num_chunks % num_chunks:

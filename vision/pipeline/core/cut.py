@@ -20,7 +20,8 @@ def cut(costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
         num_stages: S, number of ranges.
 
     Raises:
-        VisionError: VIS-CONFIG-1501, fewer pieces than stages; 1528, a cost that is none.
+        VisionError: VIS-CONFIG-1501, fewer pieces than stages; VIS-CONFIG-1528, a cost that is
+            none.
     """
     if num_stages < 1 or len(costs) < num_stages:
         raise VisionError('VIS-CONFIG-1501', f'{len(costs)} pieces for {num_stages} stages',

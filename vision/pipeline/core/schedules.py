@@ -18,7 +18,8 @@ def make_table(name: str, num_ranks: int, num_chunks: int, num_microbatches: int
         num_ranks: P; num_chunks: V, stages of a rank; num_microbatches: M, of one step.
 
     Raises:
-        VisionError: VIS-CONFIG-1504, an unknown name; 1538 to 1540, a combination it has not.
+        VisionError: VIS-CONFIG-1504, an unknown name; VIS-CONFIG-1538 to VIS-CONFIG-1540, a
+            combination it has not.
     """
     if name not in SCHEDULES:
         raise VisionError('VIS-CONFIG-1504', f'there is no schedule {name!r}',

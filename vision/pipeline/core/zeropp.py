@@ -60,7 +60,7 @@ def zeropp_rows(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
             I or F on its way would have to wait for, if the rank waits less than half of the W.
 
     Raises:
-        VisionError: VIS-CONFIG-1540, 1541, sizes that are not possible.
+        VisionError: VIS-CONFIG-1540, VIS-CONFIG-1541, sizes that are not possible.
     """
     refuse_unit(num_ranks, num_chunks, num_microbatches, unit)
     units = unit_ranges(num_microbatches, unit)
@@ -75,7 +75,7 @@ def zeropp_rows(num_ranks: int, num_chunks: int, num_microbatches: int, unit: in
 
 
 def refuse_unit(num_ranks: int, num_chunks: int, num_microbatches: int, unit: int) -> None:
-    """Raises VIS-CONFIG-1540 or 1541 for sizes that are not possible."""
+    """Raises VIS-CONFIG-1540 or VIS-CONFIG-1541 for sizes that are not possible."""
     refuse_sizes('zeropp', num_ranks, num_chunks, num_microbatches)
     if not 1 <= unit <= num_microbatches:
         raise VisionError('VIS-CONFIG-1541', f'zeropp with a unit of {unit} micro-batches',

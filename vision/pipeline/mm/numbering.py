@@ -19,7 +19,8 @@ class Numbering:
     """Parameters of an optimizer wrapper over the whole model, by group and in order.
 
     Raises:
-        VisionError: VIS-CONFIG-1536, several optimizers, or one that accumulates gradients itself.
+        VisionError: VIS-CONFIG-1536 or VIS-CONFIG-1549, several optimizers, or one that
+            accumulates gradients itself.
     """
 
     def __init__(self, wrapper: BaseOptimWrapper, model: nn.Module) -> None:

@@ -76,8 +76,8 @@ class Planner:
             costs_of: costs where these ranks have the stages.
 
         Raises:
-            VisionError: VIS-CONFIG-1503, 1529, nothing fits the budget; 1504, 1510: sizes that the
-                schedule cannot have.
+            VisionError: VIS-CONFIG-1503, VIS-CONFIG-1529, nothing fits the budget;
+                VIS-CONFIG-1504, VIS-CONFIG-1510: sizes that the schedule cannot have.
         """
         names = [self.schedule]
         if self.schedule == 'auto':
@@ -192,6 +192,7 @@ def measured_costs(model: nn.Module, inputs: Tensor, given: Any, *, num_ranks: i
     Args:
         inputs: of the model, one micro-batch (N, ...).
         given: ``strategy.stages`` of a config, or None: pieces are found.
+
     Raises:
         VisionError: the model cannot be cut (1501, 1520 to 1527).
     """

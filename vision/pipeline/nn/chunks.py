@@ -88,9 +88,10 @@ def pieces_of(model: nn.Module, names: Sequence[str] | None = None) -> list[Piec
             which gives names or (name, run) pairs.
 
     Raises:
-        VisionError: VIS-CONFIG-1520, 1547 nothing says what the pieces are, 1521 no such module or
-            named twice, 1522 one inside another, 1523 a parameter outside of all pieces, 1525
-            one that two pieces share.
+        VisionError: VIS-CONFIG-1520, VIS-CONFIG-1547 nothing says what the pieces are,
+            VIS-CONFIG-1521 no such module or named twice, VIS-CONFIG-1522 one inside another,
+            VIS-CONFIG-1523 a parameter outside of all pieces, VIS-CONFIG-1525 one that two pieces
+            share.
     """
     if names is None:
         ask = getattr(model, 'pipeline_stages', None)

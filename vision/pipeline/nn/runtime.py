@@ -64,10 +64,11 @@ class PipelineRuntime:
 
     Raises:
         VisionError: VIS-CONFIG-1512 for FSDP modules that shard again after the forward pass,
-            1514 for compiled ones, 1515 for DDP, 1516 where chunks and table do not fit. From
-            ``step`` VIS-CONFIG-1543 for a batch that cannot be split, 1518 for outputs that are
-            not tensors, VIS-RUN-1513, 1544, 1545 for gradients that are missing, 1517
-            where ranks run different tables.
+            VIS-CONFIG-1514 for compiled ones, VIS-CONFIG-1515 for DDP, VIS-CONFIG-1516 where
+            chunks and table do not fit. From ``step`` VIS-CONFIG-1543 for a batch that cannot be
+            split, VIS-CONFIG-1518 for outputs that are not tensors, VIS-RUN-1513, VIS-RUN-1544,
+            VIS-RUN-1545 for gradients that are missing, VIS-RUN-1517 where ranks run different
+            tables.
     """
 
     def __init__(self, chunks: Mapping[int, nn.Module], table: Table, *,

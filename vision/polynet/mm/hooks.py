@@ -24,7 +24,8 @@ class PathDropHook(Hook):
         by_epoch: whether ``begin`` is an epoch.
 
     Raises:
-        VisionError: VIS-CONFIG-061, ``begin`` below 0; 068, a model without paths to drop.
+        VisionError: VIS-CONFIG-061, ``begin`` below 0; VIS-CONFIG-068, a model without paths to
+            drop.
     """
 
     priority = 'NORMAL'
@@ -40,7 +41,7 @@ class PathDropHook(Hook):
         """Find the PolyNets of the model and set their paths to what holds at this step.
 
         Raises:
-            VisionError: VIS-CONFIG-061, none of them has ``path_drop_rate`` above 0.
+            VisionError: VIS-CONFIG-068, none of them has ``path_drop_rate`` above 0.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.backbones = [part for part in model.modules() if isinstance(part, PolyNet)]

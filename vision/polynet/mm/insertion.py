@@ -30,6 +30,7 @@ def insert(source: str, checkpoint: str, target: str, *, placement: str = PLACEM
         placement: of ``PLACEMENTS``: where new modules go.
         seed: of the new tensors.
         is_identity: silence what is new, so that the function is unchanged.
+
     Raises:
         VisionError: VIS-INPUT-055, VIS-CONFIG-054: see the parts below; tensors that do not fit.
     """
@@ -51,7 +52,11 @@ def insert(source: str, checkpoint: str, target: str, *, placement: str = PLACEM
 
 
 def backbone_options(name: str) -> dict:
-    """Keyword arguments of the PolyNet that a preset or a config file describes."""
+    """Keyword arguments of the PolyNet that a preset or a config file describes.
+
+    Raises:
+        VisionError: no such file, or a config with another backbone; no such preset.
+    """
     if not name.endswith('.py'):
         find_arch(name)
         return dict(arch=name)
@@ -71,7 +76,11 @@ def backbone_options(name: str) -> dict:
 
 
 def refuse_other_maps(source: dict, target: dict) -> None:
-    """The same tensors compute something else on maps of another size."""
+    """Refuse backbones in which the same tensors compute something else: maps of another size.
+
+    Raises:
+        VisionError: ``padding_mode`` or ``output_stride`` differ.
+    """
     for key, default in (('padding_mode', 'valid'), ('output_stride', 32)):
         before, after = source.get(key, default), target.get(key, default)
         if before != after:
@@ -82,6 +91,8 @@ def refuse_other_maps(source: dict, target: dict) -> None:
 
 
 def plan(source: dict, target: dict, placement: str) -> Insertion:
+    """Where the modules of the smaller network go in the larger one, from the options of both
+    backbones."""
     shares = [options.get('share', 'conv') for options in (source, target)]
     return plan_insertion(*(find_arch(options.get('arch', 'very-deep'))
                             for options in (source, target)),
@@ -90,6 +101,8 @@ def plan(source: dict, target: dict, placement: str) -> Insertion:
 
 def grown_backbone(trained: PolyNet, target: dict, insertion: Insertion, *, seed: int,
                    is_identity: bool) -> tuple[PolyNet, Growth]:
+    """The larger backbone with the trained modules in place and new ones drawn by ``seed``, and
+    what was copied."""
     seed_everything(seed)
     # MMEngine tells what initialised each tensor: a thousand lines, and here is no log file.
     MMLogger.get_current_instance().setLevel('WARNING')
@@ -99,6 +112,7 @@ def grown_backbone(trained: PolyNet, target: dict, insertion: Insertion, *, seed
 
 
 def summary(insertion: Insertion, growth: Growth, grown: PolyNet, *, num_kept: int) -> str:
+    """The plan, and how many tensors were copied, are new or were rescaled, as lines of text."""
     sizes = {name: tensor.numel() for name, tensor in grown.trunk.named_parameters()}
     is_new = set(growth.new)
     num_new = sum(size for name, size in sizes.items() if name in is_new)

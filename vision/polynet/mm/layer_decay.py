@@ -20,7 +20,8 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     group, so that the optimizer steps in few calls.
 
     Raises:
-        VisionError: VIS-CONFIG-060, no rate in (0, 1]; 067, no module with ``get_layer_depth``.
+        VisionError: VIS-CONFIG-060, no rate in (0, 1]; VIS-CONFIG-067, no module with
+            ``get_layer_depth``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -44,7 +45,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """The same groups with learning rates by depth; each must hold one parameter.
 
         Raises:
-            VisionError: VIS-CONFIG-060, no module of the model has ``get_layer_depth``.
+            VisionError: VIS-CONFIG-067, no module of the model has ``get_layer_depth``.
         """
         name, backbone = next(((name, part) for name, part in model.named_modules()
                                if hasattr(part, 'get_layer_depth')), (None, None))

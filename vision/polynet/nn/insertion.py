@@ -51,7 +51,7 @@ def grow(source: PolyNetTrunk, target: PolyNetTrunk, insertion: Insertion, *,
 
     Raises:
         VisionError: VIS-CKPT-053, tensors without a partner or of another shape;
-            VIS-CONFIG-054 and 065, an identity start that is not possible.
+            VIS-CONFIG-054 and VIS-CONFIG-065, an identity start that is not possible.
     """
     old, new = source.state_dict(), target.state_dict()
     origins = {name: insertion.origin(name) for name in new}

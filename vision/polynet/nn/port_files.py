@@ -27,6 +27,7 @@ def ours_of_port(state: dict[str, Tensor], path: Path, *, num_classes: int = NUM
             has others.
         in_channels: of your images; the first convolution is adapted to it.
         is_backbone_only: leave the classifier out in any case.
+
     Raises:
         VisionError: VIS-CKPT-059, the state is not the port's; tensors left over, missing or of
             another shape.

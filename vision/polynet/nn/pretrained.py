@@ -28,8 +28,8 @@ def load_pretrained(trunk: PolyNetTrunk, state: Mapping[str, Tensor], *,
     lack (``num_batches_tracked``) stay as they are.
 
     Raises:
-        VisionError: VIS-CKPT-056, 066 no (single) PolyNet under the prefix, 305 the tensors of
-            another architecture, VIS-CKPT-015 leftovers in the state of the port.
+        VisionError: VIS-CKPT-056, VIS-CKPT-066 no (single) PolyNet under the prefix, VIS-CKPT-305
+            the tensors of another architecture, VIS-CKPT-015 leftovers in the state of the port.
     """
     if is_port_state(state):
         state, prefix = convert(state), 'backbone.'
@@ -57,8 +57,8 @@ def trunk_prefix(state: Mapping[str, Tensor], where: str = '', prefix: str | Non
     """What stands before the trunk's names in a checkpoint: 'backbone.trunk.', say.
 
     Raises:
-        VisionError: VIS-CKPT-056, no PolyNet under the given prefix, or without one not exactly
-            one in the checkpoint.
+        VisionError: VIS-CKPT-066 or VIS-CKPT-056, no PolyNet under the given prefix, or without
+            one not exactly one in the checkpoint.
     """
     prefixes = [name.removesuffix(FIRST_CONV) for name in state if name.endswith(FIRST_CONV)]
     if prefix is not None:

@@ -150,9 +150,10 @@ def read_cluster(path: str | Path) -> Cluster:
     """A cluster from its YAML file.
 
     Raises:
-        VisionError: VIS-CONFIG-1640, no link between devices or nodes that there are; 1641, a
-            figure that no machine has, so it is in another unit (1648 of a link); 1642, not YAML,
-            a key that is unknown or missing, or a value of another type.
+        VisionError: VIS-CONFIG-1640, no link between devices or nodes that there are;
+            VIS-CONFIG-1641, a figure that no machine has, so it is in another unit
+            (VIS-CONFIG-1648 of a link); VIS-CONFIG-1642, not YAML, a key that is unknown or
+            missing, or a value of another type.
     """
     where = str(path)
     try:

@@ -112,7 +112,8 @@ def compile_strategy(graph: ModuleGraph, tree: StrategyTree, pricing: Pricing,
         graph: of what one share of the batch does for one micro-batch, with whole features.
 
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1625, see ``StrategyTree.spread``; 1626, several stages.
+        VisionError: VIS-CONFIG-1620 to VIS-CONFIG-1625, see ``StrategyTree.spread``;
+            VIS-CONFIG-1626, several stages.
     """
     spread = tree.spread(graph)
     if len(spread.stages) > 1:

@@ -43,8 +43,8 @@ def write_parameters(path: Path, constants: Mapping[str, float], pairs: Sequence
 
 
 def read_parameters(path: str | Path) -> Fitted:
-    """Raises VIS-CONFIG-1651 if the file is not one of ``write_parameters``, 1654 if it has an
-    unknown constant, 1655 one outside of its range."""
+    """Raises VIS-CONFIG-1651 if the file is not one of ``write_parameters``, VIS-CONFIG-1654 if it
+    has an unknown constant, VIS-CONFIG-1655 one outside of its range."""
     try:
         raw = yaml.safe_load(Path(path).read_text())
         constants = {str(name): float(value) for name, value in raw['constants'].items()}

@@ -154,7 +154,8 @@ def compile_stages(graph: ModuleGraph, tree: StrategyTree, table: Table, pricing
             Otherwise several shares of the batch reduce a stage's gradients once.
 
     Raises:
-        VisionError: VIS-CONFIG-1620 to 1625 of the strategy, 1627 another number of stages.
+        VisionError: VIS-CONFIG-1620 to VIS-CONFIG-1625 of the strategy, VIS-CONFIG-1627 another
+            number of stages.
     """
     spread = tree.spread(graph)
     if len(spread.stages) != table.num_stages:

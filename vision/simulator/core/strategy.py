@@ -155,8 +155,9 @@ class StrategyTree:
         """The layout of every module.
 
         Raises:
-            VisionError: VIS-CONFIG-1620, 1623, 1624, 1625 something does not divide, 1621 verbs
-                that do not go together, 1622 a name that is no module's.
+            VisionError: VIS-CONFIG-1620, VIS-CONFIG-1623, VIS-CONFIG-1624, VIS-CONFIG-1625
+                something does not divide, VIS-CONFIG-1621 verbs that do not go together,
+                VIS-CONFIG-1622 a name that is no module's.
         """
         for pattern, _ in self.rules:
             if not any(_matches(each.name, pattern) for each in graph.modules):

@@ -41,7 +41,8 @@ class Decoder:
         is_causal_skipped: a fused attention leaves out the masked half.
 
     Raises:
-        VisionError: VIS-CONFIG-1643, a size below 1, or heads that do not divide what they share.
+        VisionError: VIS-CONFIG-1643 or VIS-CONFIG-1649, a size below 1, or heads that do not
+            divide what they share.
     """
 
     layers: int

@@ -169,8 +169,9 @@ def plan(decoder: Decoder, cluster: Cluster, *, num_gpus: int, global_batch: int
         parameters: fitted constants in the place of the cluster's own.
 
     Raises:
-        VisionError: VIS-CONFIG-1653 and 1656, devices and batch; 1644, a strategy that does not
-            divide the decoder; 1645 and 1646, a search that finds none; 1651, the constants.
+        VisionError: VIS-CONFIG-1653 and VIS-CONFIG-1656, devices and batch; VIS-CONFIG-1644, a
+            strategy that does not divide the decoder; VIS-CONFIG-1645 and VIS-CONFIG-1646, a
+            search that finds none; VIS-CONFIG-1651, the constants.
     """
     assert not (strategy and is_searched), strategy
     cluster, assumed = _grown(cluster, num_gpus, global_batch)

@@ -46,7 +46,8 @@ def trace(module: nn.Module, inputs: Any, *, loss: Callable[[Any], Tensor] | Non
         how: 'fake' without data, 'real' with numbers, 'auto' the first and if it fails the second.
 
     Raises:
-        VisionError: VIS-CONFIG-1610, 1612 nothing is trained, VIS-RUN-1611, 1613 it does not run.
+        VisionError: VIS-CONFIG-1610, VIS-CONFIG-1612 nothing is trained, VIS-RUN-1611,
+            VIS-RUN-1613 it does not run.
     """
     assert how in ('auto', 'fake', 'real'), how
     if train and not any(each.requires_grad for each in module.parameters()):

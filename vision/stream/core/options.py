@@ -45,6 +45,7 @@ class VideoOptions:
         with_video: an mp4 beside the tables.
         encoder_threads: of H.264; 0 lets the encoder decide.
         opencv_threads: of drawing, scaling and optical flow; they run beside the detector.
+
     Raises:
         VisionError: VIS-CONFIG-513 a number out of its range, VIS-CONFIG-519 options of which
             one would have no effect.
@@ -92,7 +93,11 @@ OPTION_NAMES = tuple(field.name for field in fields(VideoOptions))
 
 
 def require(name: str, value, rule: str, is_met) -> None:
-    """Refuse a value that does not meet its rule; None is not given."""
+    """Refuse a value that does not meet its rule; None is not given.
+
+    Raises:
+        VisionError: it does not, with the rule.
+    """
     try:
         is_good = value is None or is_met(value)
     except TypeError:
@@ -104,7 +109,11 @@ def require(name: str, value, rule: str, is_met) -> None:
 
 
 def contradiction(problem: str) -> VisionError:
-    """Options that do not go together, as an error."""
+    """The error, not raised, of options that do not go together.
+
+    Returns:
+        VisionError: with ``problem`` as what came.
+    """
     return VisionError('VIS-CONFIG-519', problem, why='a trained lattice runs what its config '
                        'names and onnxruntime what the detector names; keyframes are chosen in '
                        'one way; without look-ahead none can be added where they are needed',

@@ -33,6 +33,7 @@ def open_source(source: Named | Source, *, fps: float | None = None, keep_going:
         source: as text, path, number, or an iterable of arrays (H, W, 3) uint8 BGR or of paths;
             one that is open is given back.
         fps: frames per second of a folder or of pictures, which do not tell (default: 25).
+
     Raises:
         VisionError: VIS-INPUT-1718 it is nothing of these, and what opening it raises.
     """

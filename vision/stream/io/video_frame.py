@@ -44,22 +44,27 @@ class VideoFrame:
 
     @property
     def boxes_xyxy(self) -> np.ndarray:
+        """(N, 4) float32, x1 y1 x2 y2 in pixels of the frame."""
         return self._boxes.boxes_xyxy
 
     @property
     def scores(self) -> np.ndarray:
+        """(N,) float32 in [0, 1]."""
         return self._boxes.scores
 
     @property
     def labels(self) -> np.ndarray:
+        """(N,) int64, index into ``classes``."""
         return self._boxes.labels
 
     @property
     def track_ids(self) -> np.ndarray:
+        """(N,) int64, the same for one object in all frames, from 1; -1 without tracks."""
         return self._boxes.track_ids
 
     @property
     def names(self) -> list[str]:
+        """Class name of each box."""
         return [self.classes[label] for label in self.labels]
 
     def __len__(self) -> int:
@@ -111,5 +116,5 @@ class VideoFrame:
 
 
 def frame_of(boxes: FrameBoxes, image_bgr: np.ndarray, classes: tuple[str, ...]) -> VideoFrame:
-    """A single picture, as the detector alone sees it."""
+    """A single picture (H, W, 3) uint8 BGR, as the detector alone sees it."""
     return VideoFrame(FrameResult(0, boxes, 'detected', True), image_bgr, classes)

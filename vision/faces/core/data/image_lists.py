@@ -55,8 +55,8 @@ def read_label_list(path: Path, root: Path) -> LabelledPaths:
     """Lines ``path label``, labels from 0 without gaps; tabs where paths hold spaces.
 
     Raises:
-        VisionError: VIS-DATA-1124, it cannot be read; 1125, a line cannot; 1072, the first label
-            that no line has.
+        VisionError: VIS-DATA-1124, it cannot be read; VIS-DATA-1125, a line cannot; VIS-DATA-1072,
+            the first label that no line has.
     """
     path = Path(path)
     try:

@@ -64,8 +64,9 @@ def read_pairs(path: Path, *, num_folds: int = NUM_FOLDS) -> PairList:
         num_folds: where the form does not say its folds, as LFW's own does.
 
     Raises:
-        VisionError: VIS-DATA-1108, it cannot be read; 1061 with the line that cannot; 1062, the
-            counts of the header do not add up; 1110, too few pairs of a kind.
+        VisionError: VIS-DATA-1108, it cannot be read; VIS-DATA-1061 with the line that cannot;
+            VIS-DATA-1062, the counts of the header do not add up; VIS-DATA-1110, too few pairs of
+            a kind.
     """
     path = Path(path)
     rows = _rows(path)

@@ -67,8 +67,8 @@ class RecordReader:
     pickled or forked opens the file anew.
 
     Raises:
-        VisionError: VIS-DATA-1069, 1119 for an index that is broken or belongs to another file,
-            VIS-DATA-1068 (on reading) for a damaged record.
+        VisionError: VIS-DATA-1069, VIS-DATA-1119 for an index that is broken or belongs to another
+            file, VIS-DATA-1068 (on reading) for a damaged record.
     """
 
     def __init__(self, path: Path, index: Path | None = None) -> None:
@@ -98,7 +98,7 @@ class RecordReader:
         """The record of a key of the index.
 
         Raises:
-            VisionError: VIS-DATA-1069, no such key; VIS-DATA-1068, the record is damaged.
+            VisionError: VIS-DATA-1118, no such key; VIS-DATA-1068, the record is damaged.
         """
         if key not in self.offsets:
             raise VisionError('VIS-DATA-1118', f'record {key} is not in the index',
@@ -203,7 +203,7 @@ def framed_parts(payload: bytes) -> Iterator[bytes]:
     """The bytes of a payload as they stand in the file: cut at aligned magic words.
 
     Raises:
-        VisionError: VIS-DATA-1068, the payload is longer than a record can be (512 MiB - 1).
+        VisionError: VIS-DATA-1117, the payload is longer than a record can be (512 MiB - 1).
     """
     if len(payload) > MAX_PART:
         raise VisionError('VIS-DATA-1117', f'a record of {len(payload)} bytes',
@@ -284,7 +284,8 @@ class FaceRecords:
         """(N,) int64 labels of all images, without reading the images.
 
         Raises:
-            VisionError: VIS-DATA-1122, a label that is no class; 1121, an identity without image.
+            VisionError: VIS-DATA-1122, a label that is no class; VIS-DATA-1121, an identity
+                without image.
         """
         labels = np.array([self._label(self.reader.read_labels(int(key)), position)
                            for position, key in enumerate(self.keys)], dtype=np.int64)
@@ -311,7 +312,7 @@ def write_face_records(path: Path, images: Sequence[Sequence[bytes]]) -> None:
     """Write a face record file: ``images[label]`` are the image files of that identity.
 
     Raises:
-        VisionError: VIS-DATA-1072, an identity without an image, or none at all.
+        VisionError: VIS-DATA-1120, an identity without an image, or none at all.
     """
     empty = [label for label, files in enumerate(images) if not files]
     if empty or not images:

@@ -52,6 +52,7 @@ class Protocol:
         detection_scores: IJB: a picture counts by the score of its detection.
         flip_fusion: None: as the config says.
         image_size: px of the aligned faces.
+
     Raises:
         VisionError: VIS-CONFIG-1085, options that do not go together.
     """
@@ -107,6 +108,11 @@ class Protocol:
 
 
 def check_options(asked: Protocol) -> None:
+    """Refuse options that the protocol does not look at, and sources that are missing or doubled.
+
+    Raises:
+        VisionError: there is such an option.
+    """
     allowed = OPTIONS[asked.protocol]
     for name in sorted(set().union(*OPTIONS.values()) - allowed):
         if getattr(asked, name) is not None:
@@ -168,6 +174,7 @@ def ask(asked: Protocol, others: list):
 
 
 def read_pairs(asked: Protocol):
+    """The pairs of the protocol: of a .bin file, of CFP's lists, or of a pair list."""
     if asked.bin:
         return read_bin(asked.bin).pairs()
     if asked.protocol == 'cfp':
@@ -188,6 +195,7 @@ def distractors(asked: Protocol):
 
 
 def note(text: str) -> None:
+    """A line on stderr, beside the result on stdout."""
     print(text, file=sys.stderr)
 
 

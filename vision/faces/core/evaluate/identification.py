@@ -108,7 +108,7 @@ def tpir_at_fpir(ranking: Ranking, fpirs: Sequence[float]) -> list[float]:
     """True positive identification rate at each false positive one; unmated probes are needed.
 
     Raises:
-        VisionError: VIS-DATA-1067, all probes or none have their identity in the gallery;
+        VisionError: VIS-DATA-1113, all probes or none have their identity in the gallery;
             VIS-DATA-1064, a rate that so few unmated probes cannot tell.
     """
     mated = ranking.is_mated

@@ -116,8 +116,8 @@ class TemplateQuestion:
 
     Raises:
         VisionError: VIS-DATA-1062, no pair of one person; VIS-DATA-1064, rates that the lists
-            cannot tell; VIS-DATA-1067, a gallery with all probes or none; VIS-DATA-1073, lists of
-            1:N are missing.
+            cannot tell; VIS-DATA-1067, a gallery with all probes or none; VIS-DATA-1123, lists of
+            1:N are missing; VIS-DATA-1073, what reading them raises.
     """
 
     def __init__(self, meta: Path, name: str, *, fars: Sequence[float] | None = None,

@@ -110,7 +110,7 @@ def ten_fold(distances: np.ndarray, same: np.ndarray, folds: np.ndarray, *,
         thresholds: (T,) to choose from.
 
     Raises:
-        VisionError: VIS-DATA-1062, fewer than two folds.
+        VisionError: VIS-DATA-1111, fewer than two folds.
     """
     distances, same = np.asarray(distances), np.asarray(same, dtype=bool)
     names = np.unique(folds)

@@ -67,13 +67,22 @@ def similarity_transforms(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def checked_faces(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same pictures; VIS-DATA-1082 at the first that is not ``size`` px high and wide."""
+    """The same pictures (size, size, C), one by one.
+
+    Raises:
+        VisionError: at the first that is not ``size`` px high and wide.
+    """
     for position, image in enumerate(images):
         refuse_other_size(position, image.shape[1], image.shape[0], size)
         yield image
 
 
 def refuse_other_size(position: int, width: int, height: int, size: int) -> None:
+    """Refuse a picture of width x height px unless it is size x size; ``position`` names it.
+
+    Raises:
+        VisionError: it is of another size.
+    """
     if (width, height) != (size, size):
         raise VisionError('VIS-DATA-1082', f'picture {position} is {width} x {height} px',
                           why=f'the embedder takes aligned faces of {size} x {size} px; '

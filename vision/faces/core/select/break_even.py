@@ -52,7 +52,7 @@ class Machine:
         call_s: of one operator with next to no work.
 
     Raises:
-        VisionError: VIS-CONFIG-1050, a rate that is not above 0.
+        VisionError: VIS-CONFIG-1095, a rate that is not above 0.
     """
 
     flops_per_s: float
@@ -153,7 +153,7 @@ def break_even(machine: Machine, plan: HeadPlan, *, against: str = 'full') -> in
         holds above it for these equations; None: not up to ``MOST_CLASSES``.
 
     Raises:
-        VisionError: VIS-CONFIG-1050, another rival.
+        VisionError: VIS-CONFIG-1094, another rival.
     """
     if against not in ('full', 'random'):
         raise VisionError('VIS-CONFIG-1094', f'against={against!r}', where='break_even',

@@ -60,6 +60,7 @@ class TorchEmbedder:
     Args:
         module: an ``Embedder`` in evaluation mode.
         size: px of the aligned faces that it takes.
+
     Attributes:
         identity: see ``embedder_hash``.
     """

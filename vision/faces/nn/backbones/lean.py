@@ -22,6 +22,7 @@ class Residual(nn.Module):
                                       nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, channels, h, w), h and w half as large."""
         out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
         return (out + self.shortcut(x)).relu_()
 
@@ -36,6 +37,7 @@ def lean_trunk(width: int, dim: int, *, in_channels: int = 1, image_size: int = 
 
     Args:
         width: channels of the first map; the last has four times as many.
+
     Raises:
         VisionError: VIS-CONFIG-1004, an image size that is no multiple of 8.
     """

@@ -278,7 +278,7 @@ def build_margin(name: str, **options) -> Margin:
     """A margin by its class name.
 
     Raises:
-        VisionError: VIS-CONFIG-1002, no margin of this name; 1008, no such option.
+        VisionError: VIS-CONFIG-1002, no margin of this name; VIS-CONFIG-1008, no such option.
     """
     if name not in MARGINS:
         raise VisionError('VIS-CONFIG-1002', f'no margin is called {name!r}', where='margin.type',

@@ -64,7 +64,7 @@ class IndexSpec:
         num_threads: of FAISS. With several a graph is not the same in each build.
 
     Raises:
-        VisionError: VIS-CONFIG-1042, a value that no index has.
+        VisionError: VIS-CONFIG-1059, a value that no index has.
     """
 
     kind: str
@@ -105,7 +105,8 @@ class IndexSpec:
 
 
 def require_kind(kind: str) -> None:
-    """VIS-CONFIG-1042 for a kind that is none; 1055 for one of before, with what to write now."""
+    """VIS-CONFIG-1042 for a kind that is none; VIS-CONFIG-1055 for one of before, with what to
+    write now."""
     if kind in GONE:
         raise VisionError('VIS-CONFIG-1055', f'there is no index kind {kind!r} any more',
                           where='selector', why='FAISS makes it of a string, as any other index',
@@ -120,7 +121,8 @@ def make_spec(kind: str, dim: int, *, seed: int = 0, is_cosine: bool = True,
     """An ``IndexSpec`` from options as they stand in a config.
 
     Raises:
-        VisionError: VIS-CONFIG-1058, an option that this kind does not look at; 1059, a bad value.
+        VisionError: VIS-CONFIG-1058, an option that this kind does not look at; VIS-CONFIG-1059, a
+            bad value.
     """
     require_kind(kind)
     known = {field.name for field in fields(IndexSpec)}
@@ -156,8 +158,8 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
         seed: instead of the spec's, for another draw.
 
     Raises:
-        VisionError: VIS-CONFIG-1044, 1091 fewer rows than lists, VIS-INPUT-1045 other dimension,
-            VIS-RUN-1047 rows that are not finite.
+        VisionError: VIS-CONFIG-1044, VIS-CONFIG-1091 fewer rows than lists, VIS-INPUT-1045 other
+            dimension, VIS-RUN-1047 rows that are not finite.
     """
     seed = spec.seed if seed is None else seed
     rows = _checked(spec, rows)

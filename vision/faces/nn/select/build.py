@@ -58,8 +58,9 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
             ``overfetch``, ``random_frac``.
 
     Raises:
-        VisionError: VIS-CONFIG-1050, an unknown name; 1096 to 1100, an option that is missing,
-            unknown or out of range; 1042, 1055 and 1058 to 1060 of the index.
+        VisionError: VIS-CONFIG-1050, VIS-CONFIG-1096, VIS-CONFIG-1097, an unknown name;
+            VIS-CONFIG-1096 to VIS-CONFIG-1100, an option that is missing, unknown or out of range;
+            VIS-CONFIG-1042, VIS-CONFIG-1055 and VIS-CONFIG-1058 to VIS-CONFIG-1060 of the index.
     """
     if name in GONE:
         require_kind(name)  # says what to write now

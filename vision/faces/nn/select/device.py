@@ -50,7 +50,7 @@ class DeviceSelector(CandidateSelector):
         nprobe: lists searched for each sample.
 
     Raises:
-        VisionError: VIS-CONFIG-1050, ``overfetch`` below 1; VIS-CONFIG-1057, a store or logits
+        VisionError: VIS-CONFIG-1098, ``overfetch`` below 1; VIS-CONFIG-1057, a store or logits
             that this selector cannot work with.
     """
 

@@ -74,7 +74,7 @@ class Selector:
             label is the first of them.
 
     Raises:
-        VisionError: VIS-CONFIG-1050, ``num_active`` below 1 or ``random_frac`` outside [0, 1].
+        VisionError: VIS-CONFIG-1099, ``num_active`` below 1 or ``random_frac`` outside [0, 1].
     """
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
@@ -286,7 +286,7 @@ class IndexSelector(CandidateSelector):
         nprobe: lists that the index searches per query; None: as it was built.
 
     Raises:
-        VisionError: VIS-CONFIG-1050, ``overfetch`` or ``num_searched`` below 1.
+        VisionError: VIS-CONFIG-1100, ``overfetch`` or ``num_searched`` below 1.
     """
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25,

@@ -37,8 +37,8 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
         is_filled: False: rows are not drawn, and take no host memory yet; ``load_ranges`` is next.
 
     Raises:
-        VisionError: VIS-CONFIG-1021, 1027 to 1029, an option; VIS-DIST-1024, on every rank,
-            when ranks came with different values.
+        VisionError: VIS-CONFIG-1021, VIS-CONFIG-1027 to VIS-CONFIG-1029, an option; VIS-DIST-1024,
+            on every rank, when ranks came with different values.
     """
     if backend not in BACKENDS or dtype not in (torch.float32, torch.float64):
         raise VisionError('VIS-CONFIG-1021', f'a store with backend={backend!r}, dtype={dtype}',

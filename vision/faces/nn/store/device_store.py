@@ -94,9 +94,9 @@ class ClassStore:
         not changed. When ``rows`` is the tensor of the last pull, nothing is read again.
 
         Raises:
-            VisionError: VIS-INPUT-1022, other ids than ``pull`` takes; 1030, gradients (M, d)
-                of another shape; VIS-RUN-1026, gradients or a learning rate that are not finite.
-                Nothing has changed then, on any rank, and all ranks raise it.
+            VisionError: VIS-INPUT-1022, other ids than ``pull`` takes; VIS-INPUT-1030, gradients
+                (M, d) of another shape; VIS-RUN-1026, gradients or a learning rate that are not
+                finite. Nothing has changed then, on any rank, and all ranks raise it.
         """
         lr = float(lr)
         is_pulled = self._pulled is not None and self._pulled[0] is rows

@@ -246,7 +246,8 @@ def build_optimizer(type: str = 'sgd', **options) -> LazySGD | LazyAdamW | RowAd
     """Optimizer of class rows by name: sgd, adamw or row_adagrad, with its options.
 
     Raises:
-        VisionError: VIS-CONFIG-1027 an unknown name, 1028 option, 1029 a value out of range.
+        VisionError: VIS-CONFIG-1027 an unknown name, VIS-CONFIG-1028 option, VIS-CONFIG-1029 a
+            value out of range.
     """
     if type not in OPTIMIZERS:
         raise VisionError('VIS-CONFIG-1027', f'no optimizer {type!r} for class rows',
