@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(
     r'\b(?:python|bash) +((?:tools|benchmarks|datasets)/[\w/]+\.(?:py|sh))|'
     r'(?:^ *(?:[A-Z]\w*: *)?|(?<=`)|(?<=bin/)|\bpython -m )'
-    r'(vision(?: [a-z][\w-]*){1,2}(?![\w/.-]))', re.M)
+    r'(vision(?: [a-z][\w-]*){1,2}(?![\w/.:-]))', re.M)
 PAGES = ('README.md', 'docs/**/*.md', 'vision/*/README.md', 'datasets/**/*.md', 'configs/*.md')
 MODULES = ('tools/**/*.py', 'benchmarks/*.py', 'datasets/**/*.py', 'configs/**/*.py',
            'vision/**/*.py')
