@@ -223,8 +223,8 @@ def test_a_config_without_the_full_environment_is_one_error(job, repository, tmp
     _, (frames, *_), environment = job
     tool = str(repository / 'tools' / 'video_demo.py')
     result = subprocess.run([sys.executable, '-c', BLOCKED.format(tool=tool), frames, '--config',
-                             'lattice_yolox-nano_t8-s2_coco'], cwd=tmp_path, env=environment, capture_output=True,
-                            text=True, timeout=60)
+                             'lattice_yolox-nano_t8-s2_coco'], cwd=tmp_path, env=environment,
+                            capture_output=True, text=True, timeout=60)
     assert result.returncode == 3 and result.stderr.startswith('ERROR VIS-ENV-520')
     assert 'make env' in result.stderr
 
