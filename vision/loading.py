@@ -116,7 +116,7 @@ def load(name_or_config: str | os.PathLike, weights: str | os.PathLike | None = 
     """
     text = os.fspath(name_or_config)
     entry = find_model(text)
-    source = entry or _file_of(text)
+    source = entry or file_of(text)
     told = entry.task if entry else _task_of(source)
     if task not in (None, *OPENERS) or not (task or told) or (told and task not in (None, told)):
         raise VisionError(
@@ -129,7 +129,12 @@ def load(name_or_config: str | os.PathLike, weights: str | os.PathLike | None = 
                                                               **options)
 
 
-def _file_of(text: str) -> Path:
+def file_of(text: str) -> Path:
+    """A config or an .onnx file as ``load`` finds it.
+
+    Raises:
+        VisionError: VIS-INPUT-1711, there is none, with the nearest names.
+    """
     if text.startswith(INSTALLED) or \
             Path(text).suffix.lower() == '.onnx' and Path(text).is_file():
         return Path(text)

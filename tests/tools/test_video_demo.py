@@ -127,6 +127,8 @@ def test_a_damaged_frame_is_exit_4_after_the_files_are_finished(job, tmp_path):
     (['--device', 'cpu'], 'VIS-CONFIG-519'),
     (['--runtime', 'torch'], 'VIS-CONFIG-519'),
     (['--config', 'x.py', '--detector', 'x.onnx'], 'VIS-CONFIG-519'),
+    (['--config', 'lattice_yolo-nano_flow'], 'VIS-INPUT-1711[^$]*nearest: lattice_yolox-nano'),
+    (['--fps', '3', '--runtime', 'onnxruntime', '--config', 'x.py'], 'VIS-CONFIG-519'),
     (['--detector', 'zoo:polynet'], 'VIS-'),
     (['--keyframe-rate', '0.9'], 'VIS-CONFIG-105'),
 ])
@@ -222,8 +224,8 @@ def test_a_config_without_the_full_environment_is_one_error(job, repository, tmp
     _, (frames, *_), environment = job
     tool = str(repository / 'tools' / 'video_demo.py')
     result = subprocess.run([sys.executable, '-c', BLOCKED.format(tool=tool), frames, '--config',
-                             'x.py'], cwd=tmp_path, env=environment, capture_output=True,
-                            text=True, timeout=60)
+                             'lattice_yolox-nano_t8-s2_coco'], cwd=tmp_path, env=environment,
+                            capture_output=True, text=True, timeout=60)
     assert result.returncode == 3 and result.stderr.startswith('ERROR VIS-ENV-520')
     assert 'make env' in result.stderr
 

@@ -27,11 +27,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vision.common.core.config_files import find_config
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.lattice.core.keyframes import BudgetKeyframes
 from vision.lattice.runtime.methods import METHODS
+from vision.loading import file_of
 from vision.stream.api import (
     DETECTOR,
     LATTICE_WEIGHTS,
@@ -174,7 +174,7 @@ def build_model(args: argparse.Namespace) -> VideoModel:
     if not args.config:
         return VideoModel(FlowLattice(open_detector(args.detector or DETECTOR,
                                                     threads=args.threads)))
-    config = find_config(args.config) or Path(args.config)
+    config = file_of(args.config)
     if args.runtime == 'torch' or args.cfg_options:
         return VideoModel(TorchLattice(config, args.checkpoint, args.device or 'cpu',
                                        config_options(args.cfg_options)))

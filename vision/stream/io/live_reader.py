@@ -79,7 +79,8 @@ class CameraCapture:
     def __init__(self, index: int,
                  open_device: Callable[[int], cv2.VideoCapture] = cv2.VideoCapture) -> None:
         # OpenCV's own lines about each way it tries would bury the one error of ours.
-        cv2.setLogLevel(0)
+        # OpenCV 5 has the function elsewhere.
+        (getattr(cv2, 'setLogLevel', None) or cv2.utils.logging.setLogLevel)(0)
         self._camera = open_device(index)
         if not self._camera.isOpened():
             self._camera.release()
