@@ -138,3 +138,22 @@ def test_the_lock_is_what_setup_and_constraints_ask_for(tool, python):
 def test_the_source_of_mmcv_is_held_by_its_hash(tool):
     version = re.search(r'^onedl-mmcv==(\S+)$', tool.CONSTRAINTS.read_text(), re.M)[1]
     assert locked(tool.LOCKS / 'mmcv.txt') == {'onedl-mmcv': version}
+
+
+@pytest.mark.parametrize(('lines', 'agrees'), [
+    (['gradio 6.31.0 has requirement pillow<13.0,>=8.0, but you have pillow 13.0.0.'], True),
+    (['gradio 6.31.0 has requirement pillow<13.0,>=8.0, but you have pillow 13.0.0.',
+      'mmdet 3 requires torch, which is not installed.'], False),
+    ([], False)])
+def test_packages_agree_but_for_what_the_lock_overrules(tool, tmp_path, monkeypatch, lines,
+                                                        agrees):
+    """A pip that says these lines and ends with 1, as it does for the first of them."""
+    pip = tmp_path / 'python'
+    pip.write_text('#!/bin/sh\n' + ''.join(f"echo '{line}'\n" for line in lines) + 'exit 1\n')
+    pip.chmod(0o755)
+    monkeypatch.setattr(tool, 'PYTHON', pip)
+    if agrees:
+        tool.check()
+    else:
+        with pytest.raises(tool.subprocess.CalledProcessError):
+            tool.check()

@@ -27,6 +27,7 @@ COMMANDS = {
     'zoo add': ('vision.cli.zoo_add', 'put weights of your own into the package'),
     'train': ('vision.cli.train', 'train the model of a config'),
     'test': ('vision.cli.test', 'evaluate a checkpoint'),
+    'completion': ('vision.cli.completion', 'completion of commands and options in bash or zsh'),
     'config': ('vision.cli.config', 'print a config with everything that it inherits'),
 }
 
