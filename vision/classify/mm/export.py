@@ -63,7 +63,7 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
         classes: names in label order, where the checkpoint does not name them.
         class_means: a recogniser's classes are the mean embeddings of their training pictures,
             prepared as in the test, and not the rows that its head learned: better where a class
-            was met a few times only (9 pictures of 20,000 characters: 97 instead of 93 %).
+            was met a few times only.
         unknown: OPTION=VALUE,... of the test data set that make it one of pictures of no class,
             e.g. ``split=unseen``: the file gets a place for what is unknown, and probabilities
             fitted on ``num_calibration`` pictures of each kind. None: neither.
