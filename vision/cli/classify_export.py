@@ -2,8 +2,8 @@
 
   vision classify export configs/classify/vit-tiny_imagenette160.py work_dirs/CKPT.pth mine.onnx
   vision classify export configs/classify/lean-resnet_glyphs.py \\
-      work_dirs/lean-resnet_glyphs/iter_7000.pth hanzi.onnx --half-rows --unknown split=unseen \\
-      --test 20000 --json hanzi.json
+      work_dirs/lean-resnet_glyphs/iter_7000.pth hanzi.onnx --half-rows --class-means \\
+      --unknown split=unseen --test 5000 --json hanzi.json
 
 vision.load('mine.onnx') and "vision classify --model mine.onnx" take the file, without torch.
 Names come from the checkpoint (those of the training data), or from --classes. The graph takes
@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     add('checkpoint', help='.pth, .safetensors or zoo:NAME')
     add('target', type=Path, help='.onnx file to write')
     add('--half-rows', action='store_true', help='large matrices as float16: half the file')
+    add('--class-means', action='store_true', help='of a recogniser: classes are the mean '
+        'embeddings of their training pictures')
     add('--classes', help='comma-separated, in the order of the labels; for a checkpoint that '
         'does not name them')
     add('--unknown', metavar='OPTION=VALUE', help='options of the test data set that make it one '
@@ -42,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     refuse_unwritable(args.target, args.json)
     from vision.classify.mm.export import export_classifier
     done = export_classifier(args.config, args.checkpoint, args.target,
-                             half_rows=args.half_rows, unknown=args.unknown, num_test=args.test,
+                             half_rows=args.half_rows, class_means=args.class_means,
+                             unknown=args.unknown, num_test=args.test,
                              classes=args.classes.split(',') if args.classes else None,
                              data_root=args.data_root)
     print(f'{args.target}: {done.num_classes} classes, {args.target.stat().st_size} bytes, '

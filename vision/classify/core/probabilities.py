@@ -25,7 +25,7 @@ def probabilities(logits: np.ndarray, unknown_logit: float | None = None) -> np.
 
 
 def calibrate(known: np.ndarray, labels: np.ndarray, unknown: np.ndarray, *,
-              unknown_share: float = 0.1) -> tuple[float, float]:
+              unknown_share: float = 0.01) -> tuple[float, float]:
     """(scale, unknown logit) of the greatest likelihood.
 
     Args:

@@ -17,6 +17,7 @@ from torch import nn
 from vision.classify.core.probabilities import calibrate
 from vision.classify.mm.inference import (
     PACKERS,
+    READERS,
     build_model,
     kind_of,
     names_of,
@@ -50,7 +51,8 @@ class Exported:
 
 
 def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows: bool = False,
-                      classes: Sequence[str] | None = None, unknown: str | None = None,
+                      classes: Sequence[str] | None = None, class_means: bool = False,
+                      unknown: str | None = None,
                       data_root: str | None = None, num_calibration: int = 1000,
                       num_test: int = 0) -> Exported:
     """Write the file, and measure it where that is asked for.
@@ -59,6 +61,9 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
         checkpoint: .pth, .safetensors or zoo:NAME.
         half_rows: large matrices as float16: half the file.
         classes: names in label order, where the checkpoint does not name them.
+        class_means: a recogniser's classes are the mean embeddings of their training pictures,
+            prepared as in the test, and not the rows that its head learned: better where a class
+            was met a few times only.
         unknown: OPTION=VALUE,... of the test data set that make it one of pictures of no class,
             e.g. ``split=unseen``: the file gets a place for what is unknown, and probabilities
             fitted on ``num_calibration`` pictures of each kind. None: neither.
@@ -75,6 +80,7 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
     settings = settings_of(config)
     if data_root is not None:
         settings.test_dataloader.dataset.data_root = data_root
+        settings.train_dataloader.dataset.data_root = data_root
     model = build_model(settings, content, str(path))
     if not hasattr(model, 'as_classifier'):
         raise no_classifier(str(config))
@@ -86,11 +92,13 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
     names = names_of(content, model.head.num_classes, str(path), classes)
     metadata = dict(task='classify', names=json.dumps(names), preparation=json.dumps(steps),
                     gives='logits')
+    if class_means:
+        _take_means(module, _Pictures(settings.train_dataloader.dataset, {}, steps))
     rng = np.random.default_rng(SEED)
-    held_out = _Pictures(settings, {}, steps)
+    held_out = _Pictures(settings.test_dataloader.dataset, {}, steps)
     order = rng.permutation(len(held_out))
     if unknown is not None:
-        others = _Pictures(settings, _options(unknown), steps)
+        others = _Pictures(settings.test_dataloader.dataset, _options(unknown), steps)
         metadata['unknown_logit'] = str(_fit(
             module, held_out, order[:num_calibration], others,
             rng.permutation(len(others))[:num_calibration]))
@@ -113,13 +121,13 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
 
 
 class _Pictures:
-    """The test data set before any preparation, and with it."""
+    """A data set before any preparation, and with that of the test."""
 
-    def __init__(self, settings, changes: Mapping[str, Any], steps: list[dict]) -> None:
+    def __init__(self, settings: Mapping, changes: Mapping[str, Any], steps: list[dict]) -> None:
         self.steps = steps
-        dataset = dict(settings.test_dataloader.dataset, **changes)
+        dataset = dict(settings, **changes)
         dataset['pipeline'] = [step for step in dataset['pipeline']
-                               if kind_of(step) not in {step['type'] for step in steps}]
+                               if kind_of(step) in (*READERS, *PACKERS)]
         with DefaultScope.overwrite_default_scope('vision'):
             self.dataset = DATASETS.build(dataset)
 
@@ -138,6 +146,21 @@ class _Pictures:
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         return np.array([self.raw(i)[1] for i in indices])
+
+
+@torch.inference_mode()
+def _take_means(module: nn.Module, train: _Pictures) -> None:
+    """Mean embeddings, of length one, in place of the rows (d, K); a class without pictures keeps
+    its own."""
+    sums = torch.zeros(module.rows.shape[1], module.rows.shape[0])
+    for part in np.array_split(np.arange(len(train)), max(1, len(train) // 256)):
+        pairs = [train.raw(i) for i in part]
+        planes = np.stack([prepare(image, train.steps) for image, _ in pairs])
+        sums.index_add_(0, torch.tensor([label for _, label in pairs]),
+                        module.embedder(torch.from_numpy(planes)))
+    has_pictures = sums.abs().sum(dim=1) > 0
+    means = torch.nn.functional.normalize(sums)
+    module.rows = torch.where(has_pictures, means.t(), module.rows).contiguous()
 
 
 @torch.inference_mode()
