@@ -36,10 +36,12 @@ def ours_of_port(state: dict[str, Tensor], path: Path, *, num_classes: int = NUM
                           where=str(path), why=f'it has names such as {sorted(state)[:2]}',
                           do='add --reverse for a checkpoint of this repository')
     ours = convert(state)
-    classes = len(ours[HEAD + 'bias'])
+    classes = len(ours.get(HEAD + 'bias', ()))
+    if not classes:
+        print('the file has no classifier: the result is a trunk, for init_cfg')
     is_published_head = classes == NUM_CLASSES != num_classes
     check_shapes(ours, num_classes=NUM_CLASSES if is_published_head else num_classes)
-    if is_backbone_only or is_published_head:
+    if classes and (is_backbone_only or is_published_head):
         ours = {name: tensor for name, tensor in ours.items() if not name.startswith(HEAD)}
         print(f'the classifier ({classes} classes) is left out')
     ours[STEM] = adapt_first_conv(ours[STEM], in_channels).contiguous()
