@@ -47,7 +47,7 @@ from vision.common.core.tables import cells_of, print_table, write_markdown
 from vision.common.nn.images import read_image
 from vision.lattice.core.class_names import ClassNames, join_classes
 from vision.lattice.core.cocovid import CocoVideo, load_cocovid
-from vision.lattice.core.judged import (
+from vision.lattice.core.judged_runs import (
     BOOTSTRAP_SEED,
     MEASURES,
     MIN_VIDEOS,

@@ -210,6 +210,6 @@ def test_an_installed_package_is_judged_by_what_it_requires(doctor, monkeypatch)
     assert doctor.pinned('numpy').endswith("install 'numpy>=2.3.2'")
     monkeypatch.setattr(doctor, 'version_of', lambda name: '9.0')
     assert not doctor.is_light() and 'torch' in doctor.requirements()
-    monkeypatch.setattr(doctor, 'version_of', lambda name: '2.0' if name == 'numpy' else None)
+    monkeypatch.setattr(doctor, 'version_of', {'frugal-vision': '1', 'numpy': '2.0'}.get)
     broken = doctor.package_versions()[0]
     assert broken.state == 'broken' and 'numpy>=2.3.2' in broken.do

@@ -42,7 +42,7 @@ def ours_of_port(state: dict[str, Tensor], path: Path, *, num_classes: int = NUM
         print('the file has no classifier: the result is a trunk, for init_cfg')
     is_published_head = classes == NUM_CLASSES != num_classes
     check_shapes(ours, num_classes=NUM_CLASSES if is_published_head else num_classes)
-    if is_backbone_only or is_published_head:
+    if classes and (is_backbone_only or is_published_head):
         ours = {name: tensor for name, tensor in ours.items() if not name.startswith(HEAD)}
         print(f'the classifier ({classes} classes) is left out')
     ours[STEM] = adapt_first_conv(ours[STEM], in_channels).contiguous()
