@@ -18,13 +18,14 @@ from vision.common.core.errors import VisionError
 from vision.zoo import ModelEntry, find_model, load_index, load_models
 from vision.zoo.store import whereabouts
 
-# Task -> what opens it: open(entry_or_path, weights, device, **options).
+# Task -> what opens it: open(entry_or_path, weights, device=device, **options).
 OPENERS = dict(video=('vision.stream.api', 'open_video'),
                classify=('vision.classify.api', 'open_classifier'),
                faces=('vision.faces.api', 'open_faces'),
-               detect=('vision.lattice.api', 'open_detector'))
+               detect=('vision.lattice.api', 'load_detector'))
 # Type of a config's model -> task; any other type is taken for a detector of MMDetection.
 TASK_OF_TYPE = dict(LatticeDetector='video', ImageClassifier='classify', FaceRecognizer='faces')
+INSTALLED = 'mmdet::'  # a config that MMDetection has
 TASK_OF_METADATA = dict(video='video', detect='video', classify='classify', faces='faces')
 
 
@@ -98,8 +99,8 @@ def load(name_or_config: str | os.PathLike, weights: str | os.PathLike | None = 
     """A model that is ready to run.
 
     Args:
-        name_or_config: a name of ``vision.models()``; a config file, or the name of one of this
-            package without folder and suffix; or an .onnx file.
+        name_or_config: a name of ``vision.models()``; a config file, the name of one of this
+            package without folder and suffix, or ``mmdet::PATH``; or an .onnx file.
         weights: .pth, .safetensors, .onnx or ``zoo:NAME``, in place of the model's own.
         device: ``cpu`` or ``cuda:N``, for what runs in torch.
         task: of an .onnx file that does not tell: video, classify or faces.
@@ -122,13 +123,15 @@ def load(name_or_config: str | os.PathLike, weights: str | os.PathLike | None = 
             why=f'it is for {told}' if told else f'the tasks are {", ".join(OPENERS)}',
             do='leave task out' if told else "give one, e.g. vision.load(path, task='video')")
     module, function = OPENERS[task or told]
-    return getattr(importlib.import_module(module), function)(source, weights, device, **options)
+    return getattr(importlib.import_module(module), function)(source, weights, device=device,
+                                                              **options)
 
 
 def _file_of(text: str) -> Path:
-    path = Path(text) if Path(text).suffix.lower() == '.onnx' and Path(text).is_file() \
-        else find_config(text)
-    if path is not None:
+    if text.startswith(INSTALLED) or \
+            Path(text).suffix.lower() == '.onnx' and Path(text).is_file():
+        return Path(text)
+    if (path := find_config(text)) is not None:
         return path
     known = [*load_models(), *config_names()]
     near = difflib.get_close_matches(text, known, n=3, cutoff=0.4)
@@ -142,6 +145,8 @@ def _file_of(text: str) -> Path:
 
 def _task_of(path: Path) -> str:
     """Of a config by the type of its model, of an .onnx file by what it says; '': unknown."""
+    if str(path).startswith(INSTALLED):
+        return 'detect'
     if path.suffix.lower() != '.onnx':
         kind = model_type(path).rpartition('.')[2]
         return TASK_OF_TYPE.get(kind, 'detect' if kind else '')

@@ -116,7 +116,7 @@ def test_memory_is_constant(model, frames):
     import gc
     import weakref
 
-    run = model.video((frame for _ in range(20) for frame in frames))
+    run = model.video(frame for _ in range(20) for frame in frames)
     seen = []
     for frame in run:
         seen.append(weakref.ref(frame._picture))

@@ -22,8 +22,8 @@ from vision.common.core.errors import command_parser, run_cli
 
 HEAD = """# Completion of the command vision; made by: vision completion {shell}
 _vision() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
-    local line="${{COMP_WORDS[*]:1:COMP_CWORD-1}} " words=@files options='' values=''
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[$((COMP_CWORD-1))]}}
+    local line="${{COMP_WORDS[*]:1:$((COMP_CWORD-1))}} " words=@files options='' values=''
     case $line in
 """
 TAIL = """    esac

@@ -82,7 +82,10 @@ def require_cpu(device: str) -> None:
 
 
 def open_detector(source: Any, *, threads: int | None = None, **options: Any) -> Detector:
-    """``as_detector`` with as many threads as help here, where it opens a file."""
+    """``as_detector`` with as many threads as help here, where it opens a file; also of a
+    ``vision.lattice.api.DetectionModel``, which has one."""
+    if hasattr(source, 'detector') and not hasattr(source, 'detect'):
+        source = source.detector
     if isinstance(source, (str, os.PathLike)):
         options['threads'] = threads or default_threads()
     elif threads is not None:
@@ -261,8 +264,9 @@ class VideoModel(Verbs):
             save: folder of the outputs, or name of the .mp4: H.264 video with boxes, JSON lines
                 and CSV; None: nothing is written.
             detector: in place of the model's: an .onnx file of the YOLOX or YOLO family,
-                ``zoo:NAME``, an object with ``detect(image_bgr)`` and ``classes``, or a function,
-                with ``classes`` (see ``vision.lattice.runtime.detectors.as_detector``).
+                ``zoo:NAME``, an object with ``detect(image_bgr)`` and ``classes``, what
+                ``vision.load`` gives for a config of MMDetection, or a function, with
+                ``classes`` (see ``vision.lattice.runtime.detectors.as_detector``).
             classes: names in label order, of ``detector``.
             progress: a bar on a terminal.
             mode, method, gap, keyframes, target_fps, target_ms, keyframe_rate, score_thr, fps,

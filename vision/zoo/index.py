@@ -189,7 +189,8 @@ def load_models(path: Path = INDEX) -> dict[str, ModelEntry]:
             twice, or names weights that are no entry; and what ``load_index`` raises.
     """
     entries, models = load_index(path), {}
-    for row in _lists_of(path).get('models') or []:
+    rows = _lists_of(path).get('models') or []
+    for row in rows if isinstance(rows, list) else [rows]:
         try:
             model = ModelEntry(**row)
             faults = model.faults(entries) + ['comes twice'] * (model.name in models)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vision.common.core.data_configs import SUFFIXES, read_data_config
+
 # A link to the configs of the repository; the wheel holds copies.
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 _OF_BASE = re.compile(r'_base_\.(\w+)')
@@ -56,12 +58,21 @@ def model_of_config(path: Path) -> dict:
     or a calculation, is ``...``.
     """
     merged: dict = {}
-    for _, tree in reversed(list(_chain(path, set(), with_installed=True))):
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and 'model' in map(ast.unparse, node.targets):
-                told = _plain(node.value)
-                merged = _merged(merged, told) if isinstance(told, dict) else merged
+    for told in _models_in_data(path) if path.suffix in SUFFIXES else _models_in_python(path):
+        merged = _merged(merged, told) if isinstance(told, dict) else merged
     return merged
+
+
+def _models_in_data(path: Path) -> list:
+    """Of a .json or .yaml config and its bases, nearest last."""
+    return [content.get('model') for content in read_data_config(path)]
+
+
+def _models_in_python(path: Path) -> list:
+    return [_plain(node.value)
+            for _, tree in reversed(list(_chain(path, set(), with_installed=True)))
+            for node in tree.body
+            if isinstance(node, ast.Assign) and 'model' in map(ast.unparse, node.targets)]
 
 
 def model_type(path: Path) -> str:

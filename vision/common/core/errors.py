@@ -109,8 +109,8 @@ def run_cli(main: Callable[[], int | None]) -> None:
         code = _tell(VisionError(
             'VIS-ENV-909', f'the package {package} is not installed', where=sys.executable,
             why='the light environment runs video; training, detectors of MMDetection and '
-            'measurements of them need the full one', do='make env, then: source '
-            '.venv/bin/activate'), is_verbose)
+            'measurements of them need the full one', do='pip install "frugal-vision[train]"; '
+            'or in a checkout: make env, then source .venv/bin/activate'), is_verbose)
     except OSError as error:
         # A file system that is full meets every command, wherever it writes.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
