@@ -156,7 +156,8 @@ class Run:
     def __init__(self, settings: Settings, seed: int, margin: Margin) -> None:
         torch.manual_seed(seed)
         self.settings, self.seed, self.margin, self.step = settings, seed, margin, 0
-        self.network = lean_trunk(settings.width, settings.dim).to(memory_format=torch.channels_last)
+        self.network = lean_trunk(settings.width, settings.dim).to(
+            memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.lr,
                                            weight_decay=settings.weight_decay, fused=True)
         self.store = build_store(settings.num_classes, settings.dim, seed=seed,

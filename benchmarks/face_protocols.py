@@ -1,4 +1,4 @@
-"""Time and memory of verify_faces on generated lists as large as the public ones.
+"""Time and memory of "vision faces verify" on generated lists as large as the public ones.
 
 The lists and embeddings are made up (people are random directions, pictures lie around them), so
 the rates that come out say nothing about any network. What is measured is the command: seconds and
@@ -34,7 +34,7 @@ from vision.common.core.files import refuse_unwritable
 from vision.common.core.plain_values import read_npz
 from vision.common.core.report import write_report
 
-TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'verify_faces.py'
+TOOL = ('-m', 'vision', 'faces', 'verify')
 PEOPLE, PICTURES, TEMPLATES, PAIRS, PROBES = 3_531, 469_375, 23_124, 15_658_489, 19_593
 BLOCK = 1 << 16
 POLL_S = 0.1
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         rng = np.random.default_rng(args.seed)
         make = make_ijbc if args.protocol == 'ijbc' else make_megaface
         options = make(args, Path(scratch), rng)
-        row = measured([sys.executable, str(TOOL), '--protocol', args.protocol, *options],
+        row = measured([sys.executable, *TOOL, '--protocol', args.protocol, *options],
                        Path(scratch) / 'answer.json')
     row = dict(protocol=args.protocol, dim=args.dim, share=args.share,
                people='made up' if args.people is None else args.people.name) | row
@@ -105,7 +105,7 @@ def make_megaface(args: argparse.Namespace, folder: Path, rng: np.random.Generat
         except (OSError, ValueError) as error:
             raise VisionError('VIS-DATA-1087', f'embeddings that do not fit: {error}',
                               where=str(args.people), do='make it with --save-embeddings of '
-                              'tools/verify_faces.py') from error
+                              'vision faces verify') from error
         people, paths = content['embeddings'], content['paths'].tolist()
         names = [path.split('/')[0] for path in paths]
         labels = np.unique(names, return_inverse=True)[1]
@@ -153,7 +153,7 @@ def measured(command: list[str], answer: Path) -> dict:
             own, whole = max(own, found.get('RssAnon', 0)), max(whole, found.get('VmHWM', 0))
             time.sleep(POLL_S)
     if child.returncode:
-        raise VisionError('VIS-RUN-1088', f'{command[1]} ended with {child.returncode}',
+        raise VisionError('VIS-RUN-1088', f'vision faces verify ended with {child.returncode}',
                           do='its message stands above')
     import json
     row = json.loads(answer.read_text())['rows'][0]

@@ -315,7 +315,7 @@ def _existing(path: Path) -> Path:
 def zoo_state(answer: dict) -> Finding:
     if not answer['ok']:
         return Finding('model zoo', 'broken', answer['reason'], 'index readable',
-                       'python tools/download.py --list')
+                       'vision zoo list')
     places = ', '.join(f'{name}: {place}' for name, place in answer['places'].items())
     network = 'offline' if answer['is_offline'] else 'online'
     mirror = f', mirror {answer["mirror"]}' if answer['mirror'] else ''

@@ -1,7 +1,5 @@
 """Public MobileFaceNet weights as an embedder: nothing to train, 128 numbers per 112 px face.
-Run: python tools/model_converters/mobilefacenet.py mobilefacenet.pt mobilefacenet_ms1m.pth
-     python tools/verify_faces.py configs/faces/mobilefacenet_ms1m.py mobilefacenet_ms1m.pth \
-         --pairs PAIRS --images DIR
+Run: vision faces verify mobilefacenet --pairs PAIRS --images DIR
 Cost and result: 0.989 by ten folds on 3,000 pairs of LFW (vision/faces/README.md), minutes on a
 CPU. The weights were trained on MS-Celeb-1M, which its owner withdrew: research only.
 """

@@ -3,11 +3,11 @@
 Examples:
   python tools/model_converters/mobilefacenet.py mobilefacenet.pt mobilefacenet_ms1m.pth
 
-Loading does the same by itself (vision.load('mobilefacenet')): the file is for trainings that begin
-with these weights. Reads the state dict that foamliu/MobileFaceNet publishes (Apache-2.0; trained on MS-Celeb-1M which
-its owner withdrew: for research) without running anything in it, and gives its tensors the names
-of FaceRecognizer with backbone MobileFaceNet(variant='relu6'). All tensors must be used and all
-must fit.
+Loading does the same by itself (vision.load): the file is for trainings that begin with these
+weights. Reads the state dict that foamliu/MobileFaceNet publishes (Apache-2.0; trained on
+MS-Celeb-1M which its owner withdrew: for research) without running anything in it, and gives its
+tensors the names of FaceRecognizer with backbone MobileFaceNet(variant='relu6'). All tensors must
+be used and all must fit.
 """
 
 from __future__ import annotations

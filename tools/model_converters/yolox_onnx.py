@@ -123,7 +123,7 @@ def read_convolutions(path: Path) -> list[Convolution]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise VisionError(
             'VIS-CKPT-615', f'{path.name} cannot be read as ONNX: {reason}.', where=str(path),
-            do='download it again: python tools/download.py yolox-nano_coco') from error
+            do='download it again: vision zoo get yolox-nano_coco') from error
     producers = {name: node for node in graph.node for name in node.output}
     nodes = [node for node in graph.node if node.op_type == 'Conv']
     convolutions = [Convolution(node, tensors, producers) for node in nodes]
@@ -279,7 +279,7 @@ def _package(name: str):
 
 def _other(found: str, expected: str) -> VisionError:
     return VisionError('VIS-CKPT-617', f'this is not the YOLOX-nano graph: {found}.', why=expected,
-                       do='use the published file: python tools/download.py yolox-nano_coco')
+                       do='use the published file: vision zoo get yolox-nano_coco')
 
 
 if __name__ == '__main__':

@@ -21,8 +21,8 @@ allpairs              TAR at FAR over all pairs of a set         --list or --ima
 Pictures are aligned faces (those of IJB are aligned by their landmarks), or --embeddings has their
 embeddings; --save-embeddings keeps them for another question. Whatever the lists cannot tell, and
 pictures of another size, are refused before a picture is embedded. --distractors is a .npy or .npz
-of embeddings, or a folder of pictures. --folds 2 chooses the threshold on one half of the pairs and
-measures on the other.
+of embeddings, or a folder of pictures. --folds 2 chooses the threshold on one half of the pairs
+and measures on the other.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--far', type=float, nargs='+', help='false accept rates; at least one in the impostor '
         'pairs (default: the usual ones, as far as the pairs can tell)')
     add('--folds', type=int, help='of a list of pairs (default: 10)')
+    add('--threshold', type=float, help='cosine chosen elsewhere, measured on the pairs too')
     add('--fpir', type=float, nargs='+', help='false positive identification rates (0.01 0.1)')
     add('--ranks', type=int, nargs='+', help='of identification (1 5 10)')
     add('--detection-scores', action='store_true', default=None,
@@ -98,11 +99,16 @@ def show(row: dict) -> None:
     from rich.table import Table
     table = Table(show_header=False)
     if 'accuracy' in row:
-        table.add_row(f'accuracy, {len(row["fold_accuracies"])} folds', f'{row["accuracy"]:.4f} +- {row["std"]:.4f}')
+        table.add_row(f'accuracy, {len(row["fold_accuracies"])} folds',
+                      f'{row["accuracy"]:.4f} +- {row["std"]:.4f}')
         table.add_row('thresholds (squared L2)',
                       f'{min(row["fold_thresholds"]):.2f} to {max(row["fold_thresholds"]):.2f}')
         table.add_row('the same as cosines', f'{1 - max(row["fold_thresholds"]) / 2:.2f} to '
                       f'{1 - min(row["fold_thresholds"]) / 2:.2f}')
+    if fixed := row.get('at_cosine'):
+        table.add_row(f'at cosine {fixed["cosine"]:g}', f'accuracy {fixed["accuracy"]:.4f}, one '
+                      f'person accepted {fixed["true_accept_rate"]:.4f}, two people '
+                      f'{fixed["false_accept_rate"]:.4f}')
     for rate in row.get('tar_at_far', ()):
         table.add_row(f'TAR at FAR {rate["far"]:g}', f'{rate["tar"]:.4f}')
     for part in row.get('identification', ()):

@@ -223,7 +223,7 @@ def find(name: str, path: Path = INDEX) -> Entry:
                       where=str(path),
                       why=f'nearest: {", ".join(near)}' if near
                       else f'it has: {", ".join(entries)}',
-                      do='python tools/download.py --list')
+                      do='vision zoo list')
 
 
 def _lists_of(path: Path) -> dict:

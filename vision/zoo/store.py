@@ -110,7 +110,7 @@ def resolve(reference: str | os.PathLike, *, settings: Settings | None = None) -
     if not path.is_file():
         raise VisionError('VIS-INPUT-611', f'no file {text!r}.', where=str(path.absolute()),
                           do=f'give an existing file, or {PREFIX}NAME '
-                          '(python tools/download.py --list)')
+                          '(vision zoo list)')
     return path
 
 

@@ -24,11 +24,12 @@ def probabilities(logits: np.ndarray, unknown_logit: float | None = None) -> np.
     return values / values.sum(axis=1, keepdims=True)
 
 
-def calibrate(known: np.ndarray, labels: np.ndarray, unknown: np.ndarray
-              ) -> tuple[float, float]:
-    """(scale, unknown logit) of the greatest likelihood, both kinds of pictures counting alike.
+def calibrate(known: np.ndarray, labels: np.ndarray, unknown: np.ndarray, *,
+              unknown_share: float = 0.1) -> tuple[float, float]:
+    """(scale, unknown logit) of the greatest likelihood.
 
     Args:
+        unknown_share: of pictures of no class among those that the classifier will be shown.
         known: (N, K) logits of pictures of the classes ``labels`` (N,).
         unknown: (M, K) logits of pictures of no class.
     """
@@ -43,8 +44,8 @@ def calibrate(known: np.ndarray, labels: np.ndarray, unknown: np.ndarray
             scale * (logits - top[:, None])).sum(axis=1, dtype=np.float64))
             for logits, top in zip((known, unknown), tops, strict=True))
         u = scale * place
-        return float((np.logaddexp(rest_known, u) - scale * own).mean()
-                     + (np.logaddexp(rest_unknown, u) - u).mean())
+        return float((1 - unknown_share) * (np.logaddexp(rest_known, u) - scale * own).mean()
+                     + unknown_share * (np.logaddexp(rest_unknown, u) - u).mean())
 
     found = minimize(loss, start, method='Nelder-Mead', options=dict(
         xatol=1e-3, fatol=1e-4, maxfev=120))

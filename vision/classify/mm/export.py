@@ -51,7 +51,8 @@ class Exported:
 
 def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows: bool = False,
                       classes: Sequence[str] | None = None, unknown: str | None = None,
-                      num_calibration: int = 1000, num_test: int = 0) -> Exported:
+                      data_root: str | None = None, num_calibration: int = 1000,
+                      num_test: int = 0) -> Exported:
     """Write the file, and measure it where that is asked for.
 
     Args:
@@ -61,6 +62,7 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
         unknown: OPTION=VALUE,... of the test data set that make it one of pictures of no class,
             e.g. ``split=unseen``: the file gets a place for what is unknown, and probabilities
             fitted on ``num_calibration`` pictures of each kind. None: neither.
+        data_root: of the test data set, in place of the config's.
         num_test: pictures of the test data set, beside those, that the written file is measured
             on; 0: none.
     Raises:
@@ -70,6 +72,8 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
     path = resolve(checkpoint)
     content = load_checkpoint(path)
     settings = settings_of(config)
+    if data_root is not None:
+        settings.test_dataloader.dataset.data_root = data_root
     model = build_model(settings, content, str(path))
     if not hasattr(model, 'as_classifier'):
         raise no_classifier(str(config))
@@ -152,9 +156,10 @@ def _rows(network: OnnxClassifier, data: _Pictures, indices: np.ndarray):
         yield from network([data.raw(i)[0] for i in part])
 
 
-def _accuracy(network: OnnxClassifier, data: _Pictures, indices: np.ndarray) -> dict[str, float]:
-    """Percent of the pictures whose class is the first, or among the first five; what is called
-    unknown is wrong."""
+def _accuracy(network: OnnxClassifier, data: _Pictures, indices: np.ndarray
+              ) -> dict[str, float]:
+    """Percent of the pictures whose class is the first, or among the first five; unknown is
+    wrong."""
     labels, ranks = data.labels(indices), []
     for row, label in zip(_rows(network, data, indices), labels, strict=True):
         ranks.append(int((row >= row[label]).sum()))
@@ -166,8 +171,8 @@ def _options(text: str) -> dict[str, Any]:
     for part in text.split(','):
         name, equals, value = part.partition('=')
         if not (name and equals and value):
-            raise VisionError('VIS-CONFIG-1748', f'--unknown {text!r}', why='it changes options of '
-                              'the test data set', do='e.g. --unknown split=unseen')
+            raise VisionError('VIS-CONFIG-1748', f'--unknown {text!r}', why='it changes options '
+                              'of the test data set', do='e.g. --unknown split=unseen')
         try:
             options[name.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

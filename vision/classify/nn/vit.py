@@ -55,7 +55,7 @@ class Embed(nn.Module):
                               where='VisionTransformer', do=f'resize or crop to {self.img_size} '
                               'in the pipeline, or set img_size of the backbone')
         patches = self.projection(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
         return self.drop(tokens + self.pos_embed)
 
 

@@ -1,4 +1,4 @@
-"""What is done to a picture before a network sees it, as data: it travels in the network's file."""
+"""What is done to a picture before a network sees it, as data: it travels in the file."""
 
 from __future__ import annotations
 

@@ -50,10 +50,8 @@ def export_onnx(module: nn.Module, batches: Sequence[Tensor], target: Path, *, o
         onnx.save(graph, str(unfinished))
         difference = compare(module, unfinished, batches)
         if not difference <= tolerance:
-            raise VisionError('VIS-RUN-1007', f'the exported graph differs from PyTorch by '
-                              f'{difference:.2g}', where=str(target),
-                              why=f'allowed is {tolerance:g}', do='update onnxruntime, or raise '
-                              '--tolerance if your use allows it; nothing was written')
+            raise _refused(f'differs from PyTorch by {difference:.2g}', target,
+                           f'allowed is {tolerance:g}')
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -66,11 +64,20 @@ def compare(module: nn.Module, path: Path, batches: Sequence[Tensor]) -> float:
                                                        providers=['CPUExecutionProvider'])
     differences = []
     for batch in batches:
-        actual, = session.run(None, dict(images=batch.numpy()))
+        try:
+            actual, = session.run(None, dict(images=batch.numpy()))
+        except Exception as error:  # onnxruntime has an exception class for each fault
+            raise _refused('cannot be run', path, str(error).split('\n')[0][:300]) from error
         with torch.inference_mode():
             expected = module(batch)
         differences.append(float((torch.from_numpy(actual) - expected).abs().max()))
     return max(differences)
+
+
+def _refused(what: str, target: Path, why: str) -> VisionError:
+    return VisionError('VIS-RUN-1007', f'the exported graph {what}', where=str(target), why=why,
+                       do='update onnxruntime, or raise the tolerance if your use allows it; '
+                       'nothing was written')
 
 
 def _halve(onnx, graph, half_from: int) -> None:

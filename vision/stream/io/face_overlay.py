@@ -31,7 +31,7 @@ def draw_faces(image_bgr: np.ndarray, faces: Sequence[dict], unknown: str = 'unk
         left, top, right, bottom = (round(value) for value in face['box'])
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, width)
         for x, y in face.get('landmarks', ()):
-            cv2.circle(canvas, (round(x), round(y)), width, colour, -1, cv2.LINE_AA)
+            cv2.circle(canvas, (round(x), round(y)), width + 1, colour, -1, cv2.LINE_AA)
         text = f'{face["score"]:.2f}' if name is None else f'{latin(name)} {face["cosine"]:.2f}'
         _plate(canvas, text, (left, top, bottom), colour, scale, width)
     return canvas

@@ -1,7 +1,7 @@
 """The public protocols of face verification and identification, asked of an embedder.
 
-``Protocol`` says what is asked and from where; ``answer`` gives the row of the report. Whatever the
-lists cannot tell, and pictures of another size, are refused before a picture is embedded.
+``Protocol`` says what is asked and from where; ``answer`` gives the row of the report. Whatever
+the lists cannot tell, and pictures of another size, are refused before a picture is embedded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vision.faces.core.evaluate.protocols import read_cfp
 from vision.faces.core.evaluate.verification import unit_rows
 from vision.zoo import find_model
 
-PAIRS = {'pairs', 'bin', 'images', 'far', 'folds'}
+PAIRS = {'pairs', 'bin', 'images', 'far', 'folds', 'threshold'}
 # Options that say something in a protocol; any other is refused rather than ignored.
 OPTIONS = {**dict.fromkeys(('lfw', 'agedb', 'calfw', 'cplfw', 'pairs'), PAIRS),
            'cfp': PAIRS - {'pairs', 'folds'} | {'lists', 'kind'},
@@ -47,6 +47,7 @@ class Protocol:
         kind: CFP's 'FP' or 'FF'.
         distractors, sizes: MegaFace's others, and how many of them.
         far, fpir, ranks: which rates; None: the usual ones.
+        threshold: cosine that was chosen elsewhere, measured on the pairs too.
         folds: of a list of pairs that has none of its own.
         detection_scores: IJB: a picture counts by the score of its detection.
         flip_fusion: None: as the config says.
@@ -70,6 +71,7 @@ class Protocol:
     fpir: Iterable[float] | None = None
     ranks: Iterable[int] | None = None
     folds: int | None = None
+    threshold: float | None = None
     detection_scores: bool | None = None
     embeddings: Path | None = None
     save_embeddings: Path | None = None
@@ -136,7 +138,8 @@ def check_options(asked: Protocol) -> None:
         raise _which('either CONFIG and CHECKPOINT, or the name of a model, or --embeddings FILE')
     if has_model and not (asked.bin or asked.images):
         raise _which('--images DIR has the pictures')
-    if asked.embeddings and (asked.images and 'list' not in allowed or asked.flip_fusion is not None):
+    if asked.embeddings and (asked.images and 'list' not in allowed
+                             or asked.flip_fusion is not None):
         raise _which('--embeddings takes the place of pictures: without --images, --flip-fusion')
 
 
@@ -159,7 +162,7 @@ def ask(asked: Protocol, others: list):
         question = questions.AllPairsQuestion(found, asked.far)
         note_left_out(asked, questions.LARGE_FARS, question)
         return question
-    question = questions.PairQuestion(read_pairs(asked), asked.far)
+    question = questions.PairQuestion(read_pairs(asked), asked.far, asked.threshold)
     note_left_out(asked, questions.PAIR_FARS, question)
     return question
 

@@ -53,10 +53,12 @@ class PairQuestion:
 
     Args:
         fars: None: those of ``PAIR_FARS`` that so many impostor pairs can tell.
+        threshold: a cosine that was chosen elsewhere, to be measured too.
     """
 
-    def __init__(self, pairs: PairList, fars: Sequence[float] | None = None) -> None:
-        self.pairs, self.paths = pairs, pairs.paths
+    def __init__(self, pairs: PairList, fars: Sequence[float] | None = None,
+                 threshold: float | None = None) -> None:
+        self.pairs, self.paths, self.threshold = pairs, pairs.paths, threshold
         self.num_impostors = int((~pairs.same).sum())
         self.fars = measurable(PAIR_FARS, self.num_impostors) if fars is None else list(fars)
         self.measure(np.zeros(len(pairs)))
@@ -74,7 +76,17 @@ class PairQuestion:
                     fold_accuracies=folds.accuracies.tolist(),
                     fold_thresholds=[round(float(value), 4) for value in folds.thresholds],
                     tar_at_far=[dict(far=far, tar=rate.tar, threshold=-rate.threshold)
-                                for far, rate in zip(self.fars, rates, strict=True)])
+                                for far, rate in zip(self.fars, rates, strict=True)],
+                    **self._at_threshold(1 - distances / 2))
+
+    def _at_threshold(self, cosines: np.ndarray) -> dict:
+        if self.threshold is None:
+            return {}
+        same, is_accepted = self.pairs.same, cosines >= self.threshold
+        return dict(at_cosine=dict(
+            cosine=self.threshold, accuracy=float((is_accepted == same).mean()),
+            true_accept_rate=float(is_accepted[same].mean()),
+            false_accept_rate=float(is_accepted[~same].mean())))
 
 
 @dataclass(frozen=True)

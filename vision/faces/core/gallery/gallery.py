@@ -69,7 +69,7 @@ class Gallery:
         keep = self.names != name
         if keep.all():
             raise VisionError('VIS-CONFIG-1105', f'nobody in the gallery is called {name!r}',
-                              do='see the names with: gallery.py list FILE')
+                              do='see the names with: vision faces gallery list FILE')
         return Gallery(self.embeddings[keep], self.names[keep], self.sources[keep], self.embedder)
 
     def recognise(self, scores: np.ndarray, entries: np.ndarray,
@@ -132,4 +132,4 @@ def suspicious_rows(gallery: Gallery, threshold: float) -> list[str]:
 def _broken(path: Path, what: str) -> VisionError:
     return VisionError('VIS-DATA-1101', f'not a gallery: {what}', where=str(path),
                        why='names would be given to the wrong faces',
-                       do='build it with: gallery.py build FOLDER --out FILE')
+                       do='build it with: vision faces gallery build FOLDER --out FILE')

@@ -1,14 +1,15 @@
 """Who is in the picture? Faces found, aligned, embedded and looked up in a gallery.
 
-  python tools/recognize_demo.py group.jpg --gallery people.npz --detector yunet.onnx CONFIG CKPT
-  python tools/recognize_demo.py clip.mp4  --gallery people.npz --detector yunet.onnx CONFIG CKPT
+  vision faces recognize group.jpg --gallery people.npz
+  vision faces recognize clip.mp4  --gallery people.npz --threshold 0.45
+  vision faces recognize clip.mp4  --gallery people.npz --model CONFIG --weights CKPT
 
 The first argument may also be a folder of frames, a camera number, or an rtsp:// or http://
-address, as in the video demo; Ctrl-C ends a stream and finishes its files.
+address, as in "vision video"; Ctrl-C ends a stream and finishes its files.
 
 Writes OUT_DIR/NAME.jpg (or NAME.mp4 for a video) with boxes and names, and NAME.jsonl: one line a
 frame with boxes (x1 y1 x2 y2 px), scores, landmarks, names and cosines. A face below --threshold
-is "unknown"; choose the threshold with tools/verify_faces.py (cosine = 1 - squared L2 / 2).
+is "unknown"; choose the threshold with "vision faces verify" (cosine = 1 - squared L2 / 2).
 """
 
 from __future__ import annotations
@@ -16,36 +17,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import unicodedata
 from collections import Counter
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
+from vision.cli.faces_options import add_model, open_model
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-KNOWN_COLOUR, UNKNOWN_COLOUR = (80, 200, 60), (60, 60, 220)  # BGR
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('source', help='picture, video, folder of frames, camera number, rtsp:// or http://')
-    add('config', help='config of a FaceRecognizer')
-    add('checkpoint', help='its weights: .pth, .safetensors or zoo:NAME')
-    add('--gallery', type=Path, required=True, help='made by tools/gallery.py')
-    add('--detector', type=Path, required=True, help='YuNet .onnx')
+    add('--gallery', type=Path, required=True, help='made by "vision faces gallery"')
     add('--out-dir', type=Path, default=Path('faces_out'), help='(default: %(default)s)')
     add('--threshold', type=float, default=0.4, help='least cosine of a known face (default: 0.4)')
-    add('--min-score', type=float, default=0.7, help='leave out weaker faces (default: 0.7)')
     add('--index', default='exact', help='search: exact; for galleries of many thousands ivf, or '
         'a string of FAISS\' index factory such as HNSW32 (default: exact)')
     add('--fps', type=float, help='frames per second of a folder (default: 25)')
     add('--max-frames', type=int, help='stop after so many frames')
     add('--keep-going', action='store_true', help='accept gaps and damaged frames')
-    add('--device', default='cpu', help='cpu or cuda:N (default: cpu)')
+    add_model(parser)
     return parser
 
 
@@ -64,56 +60,37 @@ def check_numbers(args: argparse.Namespace) -> None:
             ('--fps', args.fps, args.fps is None or args.fps > 0),
             ('--max-frames', args.max_frames, args.max_frames is None or args.max_frames > 0)):
         if not is_good:
-            raise VisionError('VIS-CONFIG-1104', f'{name} {value}', where=name,
-                              why='a cosine lies in [-1, 1], a score in (0, 1], counts and rates '
-                              'are positive', do='see --help')
+            raise _impossible(f'{name} {value}', 'a cosine lies in [-1, 1], a score in (0, 1], '
+                              'counts and rates are positive', 'see --help')
 
 
 def build(args: argparse.Namespace):
-    """image -> list of dicts, one a face."""
-    from vision.faces.core.evaluate.identification import exact_search
+    """image -> list of ``KnownFace``."""
     from vision.faces.core.gallery.gallery import load_gallery
-    from vision.faces.mm.loading import embed_images, load_embedder
-    from vision.faces.runtime.face_finder import FaceFinder, align_faces, embedder_hash
+    from vision.faces.runtime.recognition import Recognition
     gallery = load_gallery(args.gallery)
-    finder = FaceFinder(args.detector, min_score=args.min_score)
-    embedder = load_embedder(args.config, args.checkpoint, device=args.device)
-    gallery.require(embedder_hash(embedder), str(args.gallery))
-    if args.index == 'exact':
-        def search(rows, depth):
-            return exact_search(gallery.embeddings, rows, depth)
-    else:
+    model, search = open_model(args), None
+    if args.index != 'exact':
         import torch
 
         from vision.faces.nn.gallery.gallery_search import index_search
         kind = dict(kind='ivf') if args.index == 'ivf' else dict(kind='faiss', factory=args.index)
         search = index_search(torch.from_numpy(gallery.embeddings), **kind)
-
-    def recognise(image) -> list[dict]:
-        faces = finder(image)
-        if not len(faces):
-            return []
-        rows = embed_images(embedder, align_faces(image, faces.landmarks))
-        known = gallery.recognise(*search(rows, 1), args.threshold)
-        return [dict(name=name, cosine=round(cosine, 4), score=round(float(score), 4),
-                     box=box.round(1).tolist(), landmarks=points.round(1).tolist())
-                for (name, cosine), score, box, points in
-                zip(known, faces.scores, faces.boxes_xyxy.astype(float),
-                    faces.landmarks.astype(float), strict=True)]
-
-    return recognise
+    return Recognition(model.finder, model.embedder, gallery, threshold=args.threshold,
+                       search=search)
 
 
 def run_picture(args: argparse.Namespace) -> int:
     import cv2
 
     from vision.common.core.files import atomic_write
-    from vision.faces.mm.datasets import read_image
+    from vision.common.nn.images import read_image
+    from vision.stream.io.face_overlay import draw_faces
     image = read_image(Path(args.source))
     picture, lines = outputs(args, Path(args.source).stem, 'jpg')
-    faces = build(args)(image)
+    faces = [face.to_dict() for face in build(args)(image)]
     with atomic_write(picture) as file:
-        file.write(cv2.imencode('.jpg', draw(image, faces))[1].tobytes())
+        file.write(cv2.imencode('.jpg', draw_faces(image, faces))[1].tobytes())
     with atomic_write(lines) as file:
         file.write((json.dumps(dict(frame=0, faces=faces), ensure_ascii=False) + '\n').encode())
     summary(Counter(face['name'] for face in faces), 1, [picture, lines])
@@ -122,6 +99,7 @@ def run_picture(args: argparse.Namespace) -> int:
 
 def run_stream(args: argparse.Namespace) -> int:
     """Frame by frame; whatever ends it, what was recognised by then is in finished files."""
+    from vision.stream.io.face_overlay import draw_faces
     from vision.stream.io.opening import open_source, output_stem
     from vision.stream.io.sinks import JsonObjectsSink, VideoSink
     from vision.stream.io.stopping import stop_signals
@@ -146,9 +124,9 @@ def run_stream(args: argparse.Namespace) -> int:
         if source.is_live:
             stack.callback(source.stop)
         for count, frame in enumerate(with_progress(source, args.max_frames), 1):
-            faces = recognise(frame.image_bgr)
+            faces = [face.to_dict() for face in recognise(frame.image_bgr)]
             names.update(face['name'] for face in faces)
-            video.write(draw(frame.image_bgr, faces), frame.timestamp_s)
+            video.write(draw_faces(frame.image_bgr, faces), frame.timestamp_s)
             lines.write(dict(frame=count - 1, timestamp=round(frame.timestamp_s, 4), faces=faces))
             if is_stopped:
                 break
@@ -166,8 +144,8 @@ def outputs(args: argparse.Namespace, stem: str, suffix: str) -> tuple[Path, Pat
     """Paths of the pictures and of the lines; none of them is the source."""
     paths = tuple(args.out_dir / f'{stem}.{end}' for end in (suffix, 'jsonl'))
     if Path(args.source).is_file() and paths[0].exists() and paths[0].samefile(args.source):
-        raise VisionError('VIS-CONFIG-1104', f'{paths[0]} would take the place of the source',
-                          do='name another folder with --out-dir')
+        raise _impossible(f'{paths[0]} would take the place of the source', '',
+                          'name another folder with --out-dir')
     refuse_unwritable(*paths)
     return paths
 
@@ -181,35 +159,6 @@ def with_progress(source, max_frames: int | None):
                  description='frames', console=Console(stderr=True))
 
 
-def draw(image, faces: list[dict]):
-    """A copy with boxes, names and cosines; the text grows with the picture."""
-    import cv2
-
-    from vision.faces.core.gallery.gallery import UNKNOWN
-    canvas = image.copy()
-    scale = max(0.4, max(image.shape[:2]) / 1600)
-    width = max(1, round(2 * scale))
-    for face in faces:
-        left, top, right, bottom = (round(value) for value in face['box'])
-        colour = UNKNOWN_COLOUR if face['name'] == UNKNOWN else KNOWN_COLOUR
-        cv2.rectangle(canvas, (left, top), (right, bottom), colour, width)
-        text = f'{latin(face["name"])} {face["cosine"]:.2f}'
-        (length, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, width)
-        x = max(0, min(left, image.shape[1] - length))
-        y = top - below if top > height + 2 * below else min(bottom + height + below,
-                                                             image.shape[0] - below)
-        cv2.rectangle(canvas, (x, y - height - 2), (x + length, y + below), colour, -1)
-        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), width,
-                    cv2.LINE_AA)
-    return canvas
-
-
-def latin(name: str) -> str:
-    """What OpenCV's font can draw of a name; the JSON lines keep it whole."""
-    plain = unicodedata.normalize('NFKD', name).encode('ascii', 'ignore').decode()
-    return plain.replace('_', ' ') or '?'
-
-
 def summary(names: Counter, num_frames: int, paths: list[Path]) -> None:
     """How many faces each name got, most frequent first."""
     frames = '1 frame' if num_frames == 1 else f'{num_frames} frames'
@@ -219,6 +168,10 @@ def summary(names: Counter, num_frames: int, paths: list[Path]) -> None:
     print(f'{frames}, {faces}' + (f': {listed}{rest}' if names else ''))
     for path in paths:
         print(f'written: {path}')
+
+
+def _impossible(what: str, why: str, do: str) -> VisionError:
+    return VisionError('VIS-CONFIG-1744', what, why=why, do=do)
 
 
 if __name__ == '__main__':

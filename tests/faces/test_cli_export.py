@@ -1,7 +1,5 @@
 """Export of an embedder: the graph equals the model, and a graph that does not is not kept."""
 
-import runpy
-
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import save_checkpoint
+from vision.faces.nn.export import images
 from vision.registry import MODELS
 
 CONFIG = """
@@ -20,10 +19,11 @@ model = dict(type='FaceRecognizer',
 
 
 @pytest.fixture(scope='module')
-def tool(repository):
+def export():
     for name in ('onnx', 'onnxruntime'):
         pytest.importorskip(name)
-    return runpy.run_path(str(repository / 'tools/export_onnx.py'))
+    from vision.cli.faces_export import main
+    return main
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def case(tmp_path):
 
 
 @pytest.mark.parametrize('options', [[], ['--flip-fusion']])
-def test_graph_gives_what_the_model_gives_for_real_image_bytes(tool, case, options):
+def test_graph_gives_what_the_model_gives_for_real_image_bytes(export, case, options):
     import onnxruntime
     model, arguments = case
-    assert tool['main']([*arguments, '--image-size', '32', *options]) == 0
+    assert export([*arguments, '--image-size', '32', *options]) == 0
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     image = cv2.imdecode(cv2.imencode('.png', image)[1], cv2.IMREAD_COLOR)
     session = onnxruntime.InferenceSession(arguments[2], providers=['CPUExecutionProvider'])
@@ -59,24 +59,24 @@ def test_graph_gives_what_the_model_gives_for_real_image_bytes(tool, case, optio
     assert np.linalg.norm(actual) == pytest.approx(1, abs=1e-5)
 
 
-def test_flip_fusion_does_not_see_mirroring(tool, case):
+def test_flip_fusion_does_not_see_mirroring(case):
     model, _ = case
     model.flip_fusion = True
     embedder = model.embedder()
-    images = tool['images'](3, 32)
+    batch = images(3, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(embedder(images), embedder(images.flip(3)))
+        torch.testing.assert_close(embedder(batch), embedder(batch.flip(3)))
         model.flip_fusion = False
-        assert (model.embedder()(images) - model.embedder()(images.flip(3))).abs().max() > 1e-3
+        assert (model.embedder()(batch) - model.embedder()(batch.flip(3))).abs().max() > 1e-3
 
 
-def test_a_graph_that_differs_is_not_kept(tool, case, tmp_path):
+def test_a_graph_that_differs_is_not_kept(export, case, tmp_path):
     _, arguments = case
     with pytest.raises(VisionError, match='VIS-RUN-1007'):
-        tool['main']([*arguments, '--image-size', '32', '--tolerance', '-1'])
+        export([*arguments, '--image-size', '32', '--tolerance', '-1'])
     assert not list(tmp_path.glob('*.onnx*'))
 
 
-def test_missing_config_is_named(tool, case, tmp_path):
+def test_missing_config_is_named(export, case, tmp_path):
     with pytest.raises(VisionError, match='VIS-CONFIG-1083.*nowhere.py'):
-        tool['main']([str(tmp_path / 'nowhere.py'), *case[1][1:]])
+        export([str(tmp_path / 'nowhere.py'), *case[1][1:]])

@@ -1,4 +1,4 @@
-"""tools/download.py and tools/zoo_add.py as commands: what they print, write and refuse."""
+"""vision zoo list, get and add as commands: what they print, write and refuse."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from vision.zoo.index import INDEX, load_index
+from vision.zoo.index import INDEX, load_index, load_models
 from vision.zoo.store import sha256_of
 
 
@@ -20,8 +20,7 @@ def command(repository, tmp_path):
         env = {k: v for k, v in os.environ.items() if not k.startswith('VISION_ZOO')}
         env |= dict(PYTHONPATH=str(repository), VISION_ZOO_CACHE=str(tmp_path / 'cache'),
                     VISION_ERROR_JSON='1') | environ
-        script = str(repository / 'tools' / tool)
-        return subprocess.run([sys.executable, script, *map(str, arguments)],
+        return subprocess.run([sys.executable, '-m', 'vision', 'zoo', tool, *map(str, arguments)],
                               capture_output=True, text=True, env=env)
     return run
 
@@ -31,7 +30,7 @@ def error_of(done) -> dict:
 
 
 def test_list_names_every_model_and_opens_no_connection(command):
-    done = command('download.py', '--list', VISION_OFFLINE='1')
+    done = command('list', '--files', VISION_OFFLINE='1')
     assert done.returncode == 0 and all(name in done.stdout for name in load_index())
     assert 'not yet' in done.stdout  # YOLOX's hash was recorded from a copy
 
@@ -42,10 +41,11 @@ def test_list_names_every_model_and_opens_no_connection(command):
     (['polynet-very-deep_in1k', '--offline'], 'VIS-NET-618', 6),
     # An unknown name is noticed before the first byte of the known one.
     (['yolox-nano_coco', 'x'], 'VIS-INPUT-602', 2),
-    (['yolox-nano_coco', 'x', '--dest', 'one.onnx'], 'VIS-INPUT-613', 2),
+    (['yolox-nano_coco', 'x', '--dest', 'one.onnx'], 'VIS-INPUT-602', 2),
+    (['mobilefacenet', '--dest', 'one.onnx'], 'VIS-INPUT-613', 2),
 ])
 def test_refusals_leave_with_the_code_of_their_kind(command, arguments, code, exit_code):
-    done = command('download.py', *arguments)
+    done = command('get', *arguments)
     error = error_of(done)
     assert (error['code'], done.returncode) == (code, exit_code) and error['do']
     assert 'Traceback' not in done.stderr and done.stdout == ''
@@ -55,12 +55,12 @@ def test_a_mirror_with_another_file_is_refused(command, tmp_path):
     mirror = tmp_path / 'mirror'
     mirror.mkdir()
     (mirror / 'polynet-f71d82a5.pth').write_bytes(b'something else')
-    done = command('download.py', 'polynet-very-deep_in1k', VISION_ZOO_MIRROR=str(mirror))
+    done = command('get', 'polynet-very-deep_in1k', VISION_ZOO_MIRROR=str(mirror))
     assert done.returncode == 5 and error_of(done)['code'] == 'VIS-CKPT-608'
 
 
 def test_from_the_package_to_a_folder_without_network(command, tmp_path):
-    done = command('download.py', 'yolox-nano_coco', '--offline', '--dest', tmp_path / 'weights')
+    done = command('get', 'yolox-nano_coco', '--offline', '--dest', tmp_path / 'weights')
     assert done.returncode == 0, done.stderr
     copy = tmp_path / 'weights' / 'yolox-nano_coco.onnx'
     assert done.stdout.strip() == str(copy)
@@ -74,9 +74,9 @@ def test_a_file_where_a_folder_should_be(command, tmp_path, variable):
     (tmp_path / 'file').write_text('')
     folder = tmp_path / 'file' / 'folder'
     if variable == '--dest':
-        done = command('download.py', 'yolox-nano_coco', '--dest', folder)
+        done = command('get', 'yolox-nano_coco', '--dest', folder)
     else:
-        done = command('download.py', 'polynet-very-deep_in1k', **{variable: str(folder)})
+        done = command('get', 'polynet-very-deep_in1k', **{variable: str(folder)})
     assert done.returncode == 3 and error_of(done)['code'] == 'VIS-ENV-612'
 
 
@@ -86,7 +86,7 @@ def copy_of_index(tmp_path):
 
 
 def add(command, file, index, weights, *more):
-    return command('zoo_add.py', file, '--name', 'toy_sprites', '--config', 'configs/x.py',
+    return command('add', file, '--name', 'toy_sprites', '--config', 'configs/x.py',
                    '--source', 'this repository', '--index', index, '--weights', weights, *more)
 
 
@@ -104,9 +104,11 @@ def test_weights_of_our_own_enter_package_and_index(command, tmp_path, copy_of_i
     entry = entries['toy_sprites']
     assert entry.is_packaged and entry.verified and entry.metrics == {'map50': 81.5}
     assert sha256_of(weights / entry.file_name) == entry.sha256 == sha256_of(file)
-    assert index.read_text().startswith('# Weights this project knows')
+    assert index.read_text().startswith('# What vision.load takes')
+    assert '# Weights this project knows' in index.read_text()
     unchanged = [row for row in yaml.safe_load(index.read_text())['entries']][:-1]
     assert unchanged == yaml.safe_load(INDEX.read_text())['entries']
+    assert load_models(index) == load_models()
 
 
 def test_a_checkpoint_enters_as_tensors_with_its_class_names(command, tmp_path, copy_of_index):
@@ -125,7 +127,7 @@ def test_a_checkpoint_enters_as_tensors_with_its_class_names(command, tmp_path, 
     assert content['state_dict']['w'].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert class_names(content) == ('disc', 'ring')
     refused = add(command, tmp_path / 'x.pth', index, weights, '--classes', 'disc,star')
-    assert refused.returncode == 2 and 'trained on disc, ring' in error_of(refused)['why']
+    assert refused.returncode == 2 and 'disc, ring' in error_of(refused)['why']
 
 
 def test_classes_are_written_into_a_file_without_names(command, tmp_path, copy_of_index):

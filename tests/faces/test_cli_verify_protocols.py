@@ -1,6 +1,5 @@
-"""Each protocol of verify_faces on embeddings and lists made by hand, and what it refuses."""
+"""Each protocol of "vision faces verify" on embeddings made by hand, and what it refuses."""
 
-import importlib.util
 import json
 import pickle
 
@@ -11,11 +10,9 @@ from vision.common.core.errors import VisionError
 
 
 @pytest.fixture(scope='module')
-def tool(repository):
-    spec = importlib.util.spec_from_file_location('verify', repository / 'tools/verify_faces.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    from vision.cli import faces_verify
+    return faces_verify
 
 
 @pytest.fixture
@@ -185,7 +182,7 @@ def test_embeddings_that_do_not_fit(ask, people, tool, tmp_path):
     (['--pairs', 'p.txt'], 'VIS-CONFIG-1085')])
 def test_what_ijb_cannot_tell_is_refused_before_the_embedder_is_there(tool, ijb, monkeypatch,
                                                                       options, code):
-    monkeypatch.setattr('vision.faces.mm.loading.load_embedder',
+    monkeypatch.setattr('vision.faces.mm.protocol_pictures.load_embedder',
                         lambda *_, **__: pytest.fail('the embedder was built'))
     with pytest.raises(VisionError, match=code):
         tool.main(['c.py', 'w.pth', '--protocol', 'ijbc', '--lists', str(ijb[0]), '--images',
@@ -205,7 +202,7 @@ def test_what_ijb_cannot_tell_is_refused_before_the_embedder_is_there(tool, ijb,
     ('megaface', ['--distractors', 'zero.npy'], 'first: row 1')])
 def test_what_a_set_cannot_tell_is_refused_before_the_embedder_is_there(
         tool, people, tmp_path, monkeypatch, protocol, options, what):
-    monkeypatch.setattr('vision.faces.mm.loading.load_embedder',
+    monkeypatch.setattr('vision.faces.mm.protocol_pictures.load_embedder',
                         lambda *_, **__: pytest.fail('the embedder was built'))
     monkeypatch.chdir(tmp_path)
     np.save('d.npy', np.ones((2, 3), dtype=np.float32))
