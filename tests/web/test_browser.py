@@ -10,9 +10,10 @@ import av
 import numpy as np
 import pytest
 
-By = pytest.importorskip('selenium.webdriver.common.by', reason='browser tests need selenium').By
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+WHY = 'browser tests need selenium'
+By = pytest.importorskip('selenium.webdriver.common.by', reason=WHY).By
+Keys = pytest.importorskip('selenium.webdriver.common.keys', reason=WHY).Keys
+ActionChains = pytest.importorskip('selenium.webdriver', reason=WHY).ActionChains
 
 pytestmark = pytest.mark.slow
 WAIT_S = 60

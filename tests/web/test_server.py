@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from vision.common.core.errors import VisionError
 from vision.web.guard import COOKIE, key_of, paths_in
 from vision.web.limits import Limits
 from vision.web.models import Models
@@ -331,6 +332,17 @@ def test_the_same_upload_of_two_visitors_stays_for_the_other(tmp_path):
     assert path.exists() and visitors.may_read('b', path) and not visitors.may_read('a', path)
     visitors.leave('page-b')
     assert not path.exists()
+
+
+def test_a_job_of_a_closed_page_does_not_begin(tmp_path):
+    """It waited in the queue while its visitor left."""
+    visitors = Visitors(tmp_path, Limits())
+    assert visitors.owns_visit('a', 'page')
+    visitors.leave('page')
+    with pytest.raises(VisionError, match='closed'):
+        visitors.of('a', 'page')
+    assert visitors.owns_visit('a', 'page') and not visitors.of('a').visits
+    visitors.leave('')
 
 
 @pytest.mark.parametrize(('host', 'is_here'), [

@@ -35,7 +35,6 @@ def running(models: Models, limits: Limits, *, host: str = '127.0.0.1', port: in
     with tempfile.TemporaryDirectory(prefix='vision-web-') as store:
         os.environ.update(QUIET, GRADIO_TEMP_DIR=store)
         import_extra('gradio', extra='web', needed_for='vision web')
-        from starlette.middleware import Middleware
 
         from vision.web.page import build_page, theme
         visitors = Visitors(Path(store), limits)
@@ -46,7 +45,8 @@ def running(models: Models, limits: Limits, *, host: str = '127.0.0.1', port: in
                 max_file_size=limits.max_bytes, quiet=True, show_error=False, footer_links=[],
                 theme=theme(), css=STYLE.read_text(), ssr_mode=False, inbrowser=False,
                 enable_monitoring=False, allowed_paths=[], pwa=False, mcp_server=False,
-                app_kwargs=dict(middleware=[Middleware(Guard, visitors=visitors)],
+                # Starlette unpacks class, arguments and keywords, whoever bundled them.
+                app_kwargs=dict(middleware=[(Guard, (), dict(visitors=visitors))],
                                 docs_url=None, redoc_url=None))
         except (OSError, OverflowError) as error:
             raise VisionError('VIS-ENV-1774', f'{host}:{port} cannot be served', where='--port',

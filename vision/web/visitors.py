@@ -15,8 +15,11 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from vision.common.core.errors import VisionError
 from vision.web.faces import VisitorGallery
 from vision.web.limits import MEGABYTE, Limits
+
+NUM_LEFT = 10_000  # closed pages that are remembered
 
 
 @dataclass
@@ -71,11 +74,20 @@ class Visitors:
     def __init__(self, store: Path, limits: Limits) -> None:
         self.store, self.limits = Path(store).resolve(), limits
         self._visitors: dict[str, Visitor] = {}
+        self._left: dict[str, None] = {}  # pages that were closed, the oldest first
         self._lock = threading.RLock()
 
     def of(self, key: str, visit: str = '') -> Visitor:
-        """The visitor of a cookie, made when it is new; ``visit`` is the page that asks."""
+        """The visitor of a cookie, made when it is new; ``visit`` is the page that asks.
+
+        Raises:
+            VisionError: VIS-INPUT-1778 the page was closed: a job that waited for its turn would
+                leave files behind that nobody deletes.
+        """
         with self._lock:
+            if visit in self._left:
+                raise VisionError('VIS-INPUT-1778', 'this page was closed', why='its files are '
+                                  'deleted', do='load the page again')
             visitor = self._visitors.get(key)
             if visitor is None:
                 self._leave_idle()
@@ -91,7 +103,8 @@ class Visitors:
             if any(visit in other.visits for other in self._visitors.values()
                    if other.key != key):
                 return False
-            self.of(key, visit)
+            if visit not in self._left:
+                self.of(key, visit)
             return True
 
     def add_upload(self, key: str, path: str | Path) -> None:
@@ -113,6 +126,9 @@ class Visitors:
     def leave(self, visit: str) -> None:
         """A page was closed; with the last one of a visitor all of its data goes."""
         with self._lock:
+            self._left[visit] = None
+            if len(self._left) > NUM_LEFT:
+                del self._left[next(iter(self._left))]
             for visitor in list(self._visitors.values()):
                 if visit in visitor.visits:
                     visitor.visits.discard(visit)
