@@ -15,6 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from runs import config
 
 
+@pytest.fixture(autouse=True)
+def called_without_v(monkeypatch):
+    """Whatever pytest itself was called with."""
+    monkeypatch.setitem(errors._called_with, '-v', False)
+
+
 def run(tmp_path, capsys, **options) -> tuple[list[str], str]:
     """(lines on the console before the first step, text of the log file)."""
     cfg = config(tmp_path / 'run', steps=2, **options)

@@ -432,7 +432,7 @@ def test_impossible_heads_are_refused(options):
 def test_resume_with_another_number_of_classes_is_refused(tmp_path):
     run(tmp_path, max_iters=4)
     with pytest.raises(VisionError, match='VIS-CKPT-1011.*24|VIS-CKPT-1011.*25'):
-        run(tmp_path, resume=True, head=toy_faces.head_config(num_classes=25))
+        run(tmp_path, resume=True, head=toy_faces.head_config(num_classes=25, spare_classes=True))
 
 
 RANKS = """
@@ -483,4 +483,4 @@ def test_two_ranks_of_torchrun_go_on_as_one_process(tmp_path, repository):
 def test_classes_without_identities_are_taken_where_the_head_says_so(tmp_path):
     run(tmp_path, max_iters=2, dataset=dict(num_classes=23),
         head=toy_faces.head_config(spare_classes=True))
-    assert (tmp_path / 'iter_2.pth').is_file() or any(tmp_path.glob('iter_*'))
+    assert any(tmp_path.glob('iter_*'))

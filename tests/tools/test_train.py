@@ -79,7 +79,7 @@ def test_unread_keys_of_a_json_config_are_refused_too(tmp_path):
     path = tmp_path / 'c.json'
     path.write_text(json.dumps(dict(model=dict(type='ToyModel'), modle=dict(width=1))))
     with pytest.raises(VisionError, match='VIS-CONFIG-312[^$]*did you mean model[?]'):
-        main_of('print_config')([str(path)])
+        main_of('config')([str(path)])
 
 
 @pytest.mark.slow
