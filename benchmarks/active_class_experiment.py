@@ -135,7 +135,7 @@ def with_values(settings: Settings, texts: list[str]) -> Settings:
         try:
             changes[name] = types[name](value)
         except (KeyError, ValueError) as error:
-            raise VisionError('VIS-RUN-1240', f'--pilot {text}', where='Settings',
+            raise VisionError('VIS-RUN-1241', f'--pilot {text}', where='Settings',
                               do=f'NAME=VALUE with a name among {", ".join(types)}') from error
     return replace(settings, **changes)
 
@@ -154,7 +154,7 @@ def refuse_others(rows: list[dict], settings: Settings) -> None:
     for row in rows:
         where = f'arm {row["arm"]}, seed {row["seed"]}, commit {row["commit"]}'
         if row['settings'] != asdict(settings):
-            raise VisionError('VIS-RUN-1240', 'a row of other settings', where=where,
+            raise VisionError('VIS-RUN-1248', 'a row of other settings', where=where,
                               why='their figures must not be mixed', do='give another --json')
     for arm, objective in {(row['arm'], row['objective']) for row in rows}:
         now = trace(ARMS[arm], objective)
@@ -162,7 +162,7 @@ def refuse_others(rows: list[dict], settings: Settings) -> None:
             if (row['arm'], row['objective']) == (arm, objective) \
                     and not np.allclose(row['trace'], now, rtol=1e-3):
                 raise VisionError(
-                    'VIS-RUN-1240', f'the code trains {arm} otherwise than in commit '
+                    'VIS-RUN-1249', f'the code trains {arm} otherwise than in commit '
                     f'{row["commit"]}', where=f'losses {row["trace"][:4]} against {now[:4]}',
                     why='its rows would be of two methods', do=f'add --again {arm}')
 
@@ -366,7 +366,7 @@ def head_times(args: argparse.Namespace, glyphs: Glyphs, settings: Settings) -> 
         for name in found:
             run = Run(settings, args.seeds[0], OBJECTIVES[args.objective]())
             if not run.load(trunk):
-                raise VisionError('VIS-RUN-1240', 'no trunk of these settings', where=str(trunk),
+                raise VisionError('VIS-RUN-1250', 'no trunk of these settings', where=str(trunk),
                                   do='run an arm of this seed first')
             found[name].append(time_of(backbone_steps(run, glyphs) if name == 'backbone'
                                        else head_steps(run, glyphs, name)))

@@ -102,7 +102,7 @@ def make_megaface(args: argparse.Namespace, folder: Path, rng: np.random.Generat
         try:
             content = read_npz(args.people.read_bytes(), ('embeddings', 'paths'))
         except (OSError, ValueError) as error:
-            raise VisionError('VIS-DATA-1087', f'embeddings that do not fit: {error}',
+            raise VisionError('VIS-DATA-1132', f'embeddings that do not fit: {error}',
                               where=str(args.people), do='make it with --save-embeddings of '
                               'vision faces verify') from error
         people, paths = content['embeddings'], content['paths'].tolist()

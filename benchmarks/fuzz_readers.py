@@ -127,7 +127,7 @@ def fuzz(name: str, row: dict, seed: int, number: int) -> None:
             row[fault] += 1
             _show(row, f'{name} {at}: {fault}')
         elif row['inputs'] < end:
-            raise VisionError('VIS-DATA-344', f'the fuzzing of {name} ended early',
+            raise VisionError('VIS-DATA-350', f'the fuzzing of {name} ended early',
                               where=f'input {row["inputs"]} of {start}..{end}',
                               do='see the traceback above')
 

@@ -195,7 +195,7 @@ def open_models(args: argparse.Namespace) -> Models:
     def make_detector(input_size: int | None):
         if not args.detector:
             if input_size is not None:
-                raise VisionError('VIS-CONFIG-811', '--input-sizes with a detector of a config',
+                raise VisionError('VIS-CONFIG-820', '--input-sizes with a detector of a config',
                                   where='--input-sizes', why='its size stands in the config',
                                   do='give --detector FILE.onnx')
             return model.detector

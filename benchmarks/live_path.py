@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     parts = args.parts.split(',')
     counts = (args.fps, args.latency_frames, args.frames, args.drops, args.budget_frames)
     if not set(parts) <= set(PARTS) or min(counts) <= 0:
-        raise VisionError('VIS-CONFIG-513', f'--parts {args.parts}, counts {counts}',
+        raise VisionError('VIS-CONFIG-517', f'--parts {args.parts}, counts {counts}',
                           where='benchmarks/live_path.py',
                           why=f'parts are {", ".join(PARTS)}; counts are positive',
                           do='see --help')

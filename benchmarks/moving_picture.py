@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(pictures) == args.max_frames:
             break
     if not pictures:
-        raise VisionError('VIS-INPUT-1791', f'{args.video} has no frames', do='give another video')
+        raise VisionError('VIS-INPUT-1830', f'{args.video} has no frames', do='give another video')
     with atomic_write(args.target) as file:
         pictures[0].save(file, 'webp', save_all=True, append_images=pictures[1:], loop=0,
                          duration=round(1000 * args.every / source.fps), quality=30, method=6)

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     names = args.rows.split(',')
     if args.repeats < 1 or not set(names) <= set(ROWS):
-        raise VisionError('VIS-CONFIG-513', f'--repeats {args.repeats} --rows {args.rows}',
+        raise VisionError('VIS-CONFIG-521', f'--repeats {args.repeats} --rows {args.rows}',
                           why=f'rows are {", ".join(ROWS)}; a median needs a run',
                           do='see --help')
     runs: dict[str, list[dict]] = {name: [] for name in names}
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 def scaled_clip(args: argparse.Namespace, folder: Path) -> str:
     """The source as a clip of --size: the middle of each frame that has its shape, scaled."""
     if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', args.size):
-        raise VisionError('VIS-CONFIG-513', f'--size {args.size}', why='it is WIDTHxHEIGHT, px',
+        raise VisionError('VIS-CONFIG-522', f'--size {args.size}', why='it is WIDTHxHEIGHT, px',
                           do='for example --size 1920x1080')
     width, height = map(int, args.size.split('x'))
     source = open_source(args.source)

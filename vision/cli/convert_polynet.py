@@ -69,7 +69,7 @@ def refuse_useless(args: argparse.Namespace) -> None:
                           '--in-channels', why='the port has a classifier and three channels',
                           do='leave them out')
     if min(args.num_classes, args.in_channels) < 1:
-        raise VisionError('VIS-INPUT-058', f'--num-classes {args.num_classes}, --in-channels '
+        raise VisionError('VIS-INPUT-071', f'--num-classes {args.num_classes}, --in-channels '
                           f'{args.in_channels}', why='both must be at least 1')
 
 

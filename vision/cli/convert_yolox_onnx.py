@@ -32,13 +32,13 @@ def main(argv: list[str] | None = None) -> int:
     from vision.lattice.mm.yolox_export import largest_difference, yolox_to_onnx
     detector = MMDetDetector(args.config, args.checkpoint)
     if type(detector.model).__name__ != 'YOLOX':
-        raise VisionError('VIS-CONFIG-803', f'{args.config} is no YOLOX but '
+        raise VisionError('VIS-CONFIG-819', f'{args.config} is no YOLOX but '
                           f'{type(detector.model).__name__}', where='model.type',
                           do='other detectors run under the lattice in torch: --config')
     content = yolox_to_onnx(detector, size=args.size)
     difference = largest_difference(detector, content, size=args.size)
     if not difference <= TOLERANCE:
-        raise VisionError('VIS-RUN-1007', f'the exported graph differs from PyTorch by '
+        raise VisionError('VIS-RUN-1018', f'the exported graph differs from PyTorch by '
                           f'{difference:.2g}', where=str(args.target),
                           why=f'allowed is {TOLERANCE:g}', do='update onnxruntime and onnx; '
                           'nothing was written')

@@ -82,7 +82,7 @@ def profiled(args: argparse.Namespace) -> Costs:
     inputs = model.data_preprocessor(batch, True)['inputs']
     size = len(inputs) // args.microbatches
     if not size:
-        raise VisionError('VIS-CONFIG-1511', f'a batch of {len(inputs)} samples for '
+        raise VisionError('VIS-CONFIG-1551', f'a batch of {len(inputs)} samples for '
                           f'{args.microbatches} micro-batches',
                           where='train_dataloader.batch_size', do='--microbatches N, or '
                           '--cfg-options train_dataloader.batch_size=N')

@@ -202,7 +202,7 @@ def parsed_policy(text: str) -> dict:
         options = {key.strip(): ast.literal_eval(value.strip()) for key, value in
                    (part.split('=') for part in rest.split(',') if part)}
     except (ValueError, SyntaxError) as error:
-        raise VisionError('VIS-CONFIG-704', f'--keyframes {text}', where='--keyframes',
+        raise VisionError('VIS-CONFIG-712', f'--keyframes {text}', where='--keyframes',
                           why='it is NAME:ARGUMENT=NUMBER,ARGUMENT=NUMBER',
                           do='for example UniformKeyframes:gap_frames=8') from error
     return dict(options, type=name.strip())

@@ -63,7 +63,7 @@ def number(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError as error:
-        raise VisionError('VIS-INPUT-614', f'--metric {text!r} is not NAME=NUMBER.',
+        raise VisionError('VIS-INPUT-627', f'--metric {text!r} is not NAME=NUMBER.',
                           do='e.g. --metric map50=81.2') from error
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         raise VisionError('VIS-INPUT-613', 'no model was named.', do='vision zoo list')
     entries = [entry for name in args.names for entry in entries_of(name)]  # before any byte
     if args.dest and len(entries) > 1 and not names_folder(args.dest):
-        raise VisionError('VIS-INPUT-613', f'{len(entries)} files cannot share one file name.',
+        raise VisionError('VIS-INPUT-621', f'{len(entries)} files cannot share one file name.',
                           where=f'--dest {args.dest}', do='give a folder')
     settings = Settings.from_environment()
     if args.offline:

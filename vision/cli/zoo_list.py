@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     table = files(args.pattern) if args.files else models(args.pattern)
     if not table.row_count:
-        raise VisionError('VIS-INPUT-613', f'nothing in the zoo is called {args.pattern!r}.',
+        raise VisionError('VIS-INPUT-622', f'nothing in the zoo is called {args.pattern!r}.',
                           do='vision zoo list')
     # Whole lines when the output is a file or a pipe: nothing is cut to 80 columns.
     Console(width=None if sys.stdout.isatty() else 200).print(table)

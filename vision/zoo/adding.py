@@ -75,10 +75,10 @@ def check_file(path: Path) -> None:
         VisionError: it is one of these.
     """
     if not path.is_file() or path.suffix not in SUFFIXES:
-        raise VisionError('VIS-INPUT-614', f'{path} is no {", ".join(SUFFIXES)} file that exists.',
+        raise VisionError('VIS-INPUT-623', f'{path} is no {", ".join(SUFFIXES)} file that exists.',
                           do='save the weights with vision.common.nn.checkpoint.save_weights')
     if path.suffix != '.pth' and path.stat().st_size > MAX_BYTES:
-        raise VisionError('VIS-INPUT-614', f'{path} has {path.stat().st_size} bytes.',
+        raise VisionError('VIS-INPUT-624', f'{path} has {path.stat().st_size} bytes.',
                           why=f'the package takes at most {MAX_BYTES}',
                           do='publish it at an https address and write the entry by hand')
 
@@ -116,7 +116,7 @@ def onnx_names(file: Path) -> tuple[str, ...]:
     try:
         session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime has an exception class for each fault
-        raise VisionError('VIS-INPUT-614', f'{file} cannot be run', where=str(file),
+        raise VisionError('VIS-INPUT-625', f'{file} cannot be run', where=str(file),
                           why=str(error).split('\n')[0], do='export it again') from error
     try:
         stored = ast.literal_eval(session.get_modelmeta().custom_metadata_map.get('names', ''))
@@ -127,7 +127,7 @@ def onnx_names(file: Path) -> tuple[str, ...]:
 
 def _other_classes(file: Path, named: Sequence[str]) -> VisionError:
     shown = ', '.join(named[:10]) + ', ...' * (len(named) > 10)
-    return VisionError('VIS-INPUT-614', f'--classes differ from the names in {file}',
+    return VisionError('VIS-INPUT-626', f'--classes differ from the names in {file}',
                        why=f'it has {len(named)} names: {shown}', do='leave --classes out')
 
 

@@ -32,7 +32,7 @@ def find_videos(root: Path, split: str) -> dict[str, list[Path]]:
         if found:
             videos[Path(where).relative_to(folder).as_posix()] = [Path(where, n) for n in found]
     if not videos:
-        raise VisionError('VIS-DATA-219', f'no xml under {folder}', why='-i is the folder that '
+        raise VisionError('VIS-DATA-241', f'no xml under {folder}', why='-i is the folder that '
                           'holds Annotations and Data', do='datasets/imagenet_vid/README.md shows '
                           'the tree')
     for name, paths in videos.items():
@@ -58,7 +58,7 @@ def read_list(path: Path, split: str) -> dict[str, list[tuple[int, int]]]:
             continue
         numbers = [whole_number(part) for part in parts[1:]]
         if len(parts) != 4 or None in numbers or not stays_inside(parts[0]):
-            raise VisionError('VIS-DATA-217', f'{path} line {i}: {line!r:.80}', where=str(path),
+            raise VisionError('VIS-DATA-237', f'{path} line {i}: {line!r:.80}', where=str(path),
                               why='"path number number number" is wanted',
                               do='get the list again')
         rows[parts[0].removeprefix(f'{split}/')].append(tuple(numbers[1:]))

@@ -38,7 +38,7 @@ def read_seqinfo(folder: Path) -> dict[str, str]:
                 raise ValueError(f'{key} = {values[key]:.40}')
         return values
     except (OSError, configparser.Error, KeyError, ValueError) as error:
-        raise VisionError('VIS-DATA-217', f'{folder}/seqinfo.ini cannot be read: {error!r}',
+        raise VisionError('VIS-DATA-238', f'{folder}/seqinfo.ini cannot be read: {error!r}',
                           where=str(folder), why='[Sequence] with imWidth, imHeight and frameRate '
                           'is wanted', do='get the file from the data set again') from error
 
@@ -55,7 +55,7 @@ def find_sequences(root: Path, split: str) -> list[Path]:
     found = [] if kind == 'test' and folder == root else sorted(
         path.parent for path in folder.glob('*/seqinfo.ini'))
     if not found:
-        raise VisionError('VIS-DATA-219', f'no sequence for {split} in {root}', where=str(folder),
+        raise VisionError('VIS-DATA-242', f'no sequence for {split} in {root}', where=str(folder),
                           why='a sequence is a folder with seqinfo.ini',
                           do='datasets/mot/README.md shows the tree')
     return found
@@ -74,7 +74,7 @@ def add_sequence(writer: CocoVidWriter, root: Path, folder: Path, split: str,
         print(f'{folder.name}: {len(frames)} frames, seqinfo.ini says {info["seqlength"]}')
     rows = np.zeros((0, 9)) if split == 'test' else read_mot_text(folder / 'gt' / 'gt.txt')
     if len(rows) and rows[:, 0].max() > len(frames):
-        raise VisionError('VIS-DATA-220', f'{folder}/gt/gt.txt speaks of frame '
+        raise VisionError('VIS-DATA-243', f'{folder}/gt/gt.txt speaks of frame '
                           f'{rows[:, 0].max():.0f}, {len(frames)} images are there',
                           why='boxes without an image would be lost', do='get all images')
     flag, kind = rows[:, 6], rows[:, 7]

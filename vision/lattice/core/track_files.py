@@ -57,7 +57,7 @@ def _named(read: Callable) -> Callable:
                 LookupError, TypeError, OverflowError, OSError) as error:
             if isinstance(error, VisionError):
                 raise
-            raise VisionError('VIS-DATA-217', f'{path} cannot be read: {error}', where=str(path),
+            raise VisionError('VIS-DATA-239', f'{path} cannot be read: {error}', where=str(path),
                               why=f'not the form that {read.__name__} reads',
                               do='open the file; was it cut short, or is it of another kind?'
                               ) from error
@@ -182,7 +182,7 @@ def numbered_frames(folder: Path) -> list[Path]:
     for (before, _), (number, path) in zip(order, order[1:], strict=False):
         if number != before + 1:
             what = f'{path} follows number {before}'
-            raise VisionError('VIS-VIDEO-218', f'{folder} has a gap: {what}', where=str(path),
+            raise VisionError('VIS-VIDEO-246', f'{folder} has a gap: {what}', where=str(path),
                               why='motion is measured between neighbours, so a missing or doubled '
                               'frame would bend every box near it',
                               do='extract the frames again, or make two folders of it')

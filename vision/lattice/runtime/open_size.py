@@ -57,7 +57,7 @@ def check(source: Path, content: bytes, size: int) -> None:
         for height, width in ((256, 416), (640, 320)):
             new.run(None, {name: np.zeros((1, 3, height, width), np.float32)})
     except Exception as error:  # onnxruntime raises kinds of its own
-        raise VisionError('VIS-CKPT-807', f'{source.name} runs at one size alone',
+        raise VisionError('VIS-CKPT-818', f'{source.name} runs at one size alone',
                           where=str(source), why=str(error).splitlines()[0],
                           do='export it without decoding (decode_in_inference off)') from error
     assert is_equal, 'the same weights gave another output'

@@ -18,11 +18,11 @@ def make_table(name: str, num_ranks: int, num_chunks: int, num_microbatches: int
         num_ranks: P; num_chunks: V, stages of a rank; num_microbatches: M, of one step.
 
     Raises:
-        VisionError: VIS-CONFIG-1504, an unknown name; VIS-CONFIG-1538 to VIS-CONFIG-1540, a
+        VisionError: VIS-CONFIG-1550, an unknown name; VIS-CONFIG-1538 to VIS-CONFIG-1540, a
             combination it has not.
     """
     if name not in SCHEDULES:
-        raise VisionError('VIS-CONFIG-1504', f'there is no schedule {name!r}',
+        raise VisionError('VIS-CONFIG-1550', f'there is no schedule {name!r}',
                           why=f'made by name are {", ".join(SCHEDULES)}; zeropp is made from '
                           'measured costs (vision.pipeline.core.zeropp), the zero-bubble tables '
                           'come from torch (vision.pipeline.nn)', do='give one of these names')

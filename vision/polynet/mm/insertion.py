@@ -67,7 +67,7 @@ def backbone_options(name: str) -> dict:
                                             local_rank=0, work_dir=None))
     backbone = config.get('model', {}).get('backbone', {})
     if str(backbone.get('type', '')).split('.')[-1] != 'PolyNet':
-        raise VisionError('VIS-INPUT-055', f'{name} has no PolyNet as backbone',
+        raise VisionError('VIS-INPUT-070', f'{name} has no PolyNet as backbone',
                           where='model.backbone', do='give a config of a PolyNet')
     options = {key: value for key, value in backbone.items() if key != 'type'}
     if isinstance(options.get('init_cfg'), dict) and options['init_cfg']['type'] == 'Pretrained':

@@ -95,7 +95,7 @@ def _require_identity(target: PolyNetTrunk, insertion: Insertion) -> None:
     probe = torch.linspace(0, 3, 7)
     act = target.layers.act()
     if has_new_module and not torch.equal(act(probe.clone()), probe):
-        raise VisionError('VIS-CONFIG-054', f'no identity start with {type(act).__name__}',
+        raise VisionError('VIS-CONFIG-069', f'no identity start with {type(act).__name__}',
                           why='a silent new module still applies the activation once more, which '
                           'changes nothing only for activations that leave x >= 0 as it is',
                           do='use ReLU, or start without identity')

@@ -87,7 +87,7 @@ def read_tracks(path: Path, classes: list[str]) -> list[Track]:
         key = int(number), int(kind)
         one = tracks.setdefault(key, Track(classes[int(kind) - 1], key[0], {}, set()))
         if int(frame) - 1 in one.boxes:
-            raise VisionError('VIS-DATA-217', f'{path}: frame {frame:.0f} has id {key[0]} twice',
+            raise VisionError('VIS-DATA-240', f'{path}: frame {frame:.0f} has id {key[0]} twice',
                               where=str(path), why='a track has one box in a frame',
                               do='mend the ids')
         one.boxes[int(frame) - 1] = (x, y, x + w, y + h)
@@ -108,12 +108,12 @@ def add_video(writer: CocoVidWriter, name: str, files: list[Path], fps: float | 
     rows: list[list[tuple]] = [[] for _ in files]
     for number, one in enumerate(tracks or (), 1):
         if one.name not in labels:
-            raise VisionError('VIS-INPUT-223', f'{name}: track {one.track_id} has the label '
+            raise VisionError('VIS-INPUT-245', f'{name}: track {one.track_id} has the label '
                               f'{one.name!r}', why=f'--classes are {", ".join(labels)}',
                               do='add it to --classes, or leave --classes out for CVAT files')
         beyond = [frame for frame in one.boxes if not 0 <= frame < len(files)]
         if beyond:
-            raise VisionError('VIS-DATA-220', f'{name}: track {one.track_id} has a box in frame '
+            raise VisionError('VIS-DATA-244', f'{name}: track {one.track_id} has a box in frame '
                               f'{beyond[0]}, the video has {len(files)}', why='annotation and '
                               'video do not belong together', do='check their order')
         for frame, box in one.boxes.items():

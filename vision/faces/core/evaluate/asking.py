@@ -125,7 +125,7 @@ def check_options(asked: Protocol) -> None:
                           *(('--ranks', rank) for rank in asked.ranks or ()),
                           *([('--folds', asked.folds - 1)] if asked.folds is not None else [])):
         if value < 1:
-            raise VisionError('VIS-CONFIG-1085', f'{option} {value}', where=option,
+            raise VisionError('VIS-CONFIG-1126', f'{option} {value}', where=option,
                               why='it must be above 0', do=f'give another {option}; see --help')
     if 'bin' in allowed:
         source = '--lists DIR' if asked.protocol == 'cfp' else '--pairs FILE'
@@ -207,4 +207,4 @@ def note_left_out(asked: Protocol, usual: tuple[float, ...], question) -> None:
 
 
 def _which(why: str) -> VisionError:
-    return VisionError('VIS-CONFIG-1085', 'which pairs or pictures?', why=why, do='see --help')
+    return VisionError('VIS-CONFIG-1131', 'which pairs or pictures?', why=why, do='see --help')
