@@ -128,3 +128,29 @@ def test_a_file_that_is_no_classifier(tmp_path):
     (tmp_path / 'x.onnx').write_bytes(b'nonsense')
     with pytest.raises(VisionError, match='VIS-CKPT-1739'):
         OnnxClassifier(tmp_path / 'x.onnx')
+
+
+def test_a_recogniser_classifies_by_the_means_of_its_classes(tmp_path):
+    """Pictures of one grey each: the mean embedding of a class is its own picture's."""
+    from vision.classify.mm.export import _take_means
+    from vision.faces.mm.recognizer import RowClassifier
+
+    class Pictures:
+        steps = []
+
+        def __len__(self):
+            return 6
+
+        def raw(self, index):
+            image = np.zeros((2, 1, 3), np.uint8)
+            image[0, 0, index % 3] = 100 + index
+            return image, int(index % 3)
+
+    module = RowClassifier(torch.nn.Flatten(), torch.randn(4, 6), 2.0)
+    own = module.rows[:, 3].clone()
+    _take_means(module, Pictures())
+    expected = torch.zeros(6, 3)
+    expected[[0, 2, 4], [0, 1, 2]] = 1
+    torch.testing.assert_close(module.rows[:, :3], expected)
+    assert torch.equal(module.rows[:, 3], own)  # nobody showed a picture of it
+    module(torch.ones(1, 6).requires_grad_())

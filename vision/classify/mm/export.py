@@ -148,7 +148,7 @@ class _Pictures:
         return np.array([self.raw(i)[1] for i in indices])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # tensors of inference_mode could not be traced afterwards
 def _take_means(module: nn.Module, train: _Pictures) -> None:
     """Mean embeddings, of length one, in place of the rows (d, K); a class without pictures keeps
     its own."""
