@@ -1,7 +1,7 @@
 """Scale-Time Lattice over YOLOX-nano (80 COCO classes) for real video; no training needed.
 
 First: vision convert yolox zoo:yolox-nano_coco work_dirs/yolox_nano.pth
-Run: python tools/video_demo.py VIDEO --config configs/lattice/lattice_yolox-nano_t8-s2_coco.py \
+Run: vision video VIDEO --config configs/lattice/lattice_yolox-nano_t8-s2_coco.py \
          --checkpoint zoo:lattice-pru_moving-sprites
 The propagation and refinement weights were trained on MovingSprites alone. The detector's are made
 once by `vision convert yolox` (see configs/detectors/yolox-nano_coco.py).

@@ -1,4 +1,4 @@
-"""Print a config with everything that it inherits: python tools/print_config.py CONFIG"""
+"""Print a config with everything that it inherits: vision config CONFIG"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write, name_below
-from vision.common.core.packages import require_package
+from vision.common.core.extras import import_extra
 from vision.lattice.core.structures import FrameBoxes
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
@@ -58,10 +58,9 @@ class DetectionResult:
         """``supervision.Detections`` with the names as data ``class_name``.
 
         Raises:
-            VisionError: VIS-ENV-1796, supervision is not installed.
+            VisionError: VIS-ENV-1713, supervision is not installed.
         """
-        require_package('supervision', use='Detections', extra='train')
-        import supervision as sv
+        sv = import_extra('supervision', extra='results', needed_for='to_supervision()')
         return sv.Detections(xyxy=self.boxes_xyxy.copy(), confidence=self.scores.copy(),
                              class_id=self.labels.copy(),
                              data=dict(class_name=np.array(self.names, dtype=str)))
@@ -70,9 +69,9 @@ class DetectionResult:
         """A data frame with a row a box: x1, y1, x2, y2, score, label, name.
 
         Raises:
-            VisionError: VIS-ENV-1796, pandas is not installed.
+            VisionError: VIS-ENV-1713, pandas is not installed.
         """
-        pandas = require_package('pandas', use='data frames')
+        pandas = import_extra('pandas', extra='results', needed_for='to_pandas()')
         columns = dict(zip(('x1', 'y1', 'x2', 'y2'), self.boxes_xyxy.T, strict=True))
         return pandas.DataFrame(columns | dict(score=self.scores, label=self.labels,
                                                name=self.names))
@@ -179,7 +178,7 @@ def load_detector(source: Any, weights: str | os.PathLike | None = None, *, devi
         return DetectionModel(as_detector(source, **options))
     if options:
         raise _not_for(text, f'a config takes no {", ".join(options)}')
-    require_package('mmdet', use='detectors of MMDetection', extra='train')
+    import_extra('mmdet', extra='train', needed_for='a detector of MMDetection')
     from vision.lattice.mm.mmdet_adapter import MMDetDetector
     if not text.startswith('mmdet::'):
         from vision.common.mm.launch import read_config_alone

@@ -112,7 +112,7 @@ def read_config(args: argparse.Namespace) -> Config:
             ImportError) as error:
         raise VisionError('VIS-CONFIG-339', f'the config {path} cannot be read', where=str(path),
                           why=f'{type(error).__name__}: {error}',
-                          do='mend the file; python tools/print_config.py prints what it says'
+                          do='mend the file; vision config prints what it says'
                           ) from error
     # MMEngine's Config is no Mapping: a walk over it would end at once and refuse nothing.
     check_top_level(_unread(config, path))

@@ -9,7 +9,7 @@ import numpy as np
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
-from vision.common.core.packages import require_package
+from vision.common.core.extras import import_extra
 
 MAX_WRITTEN = 30  # classes; cells of more are too small for figures
 
@@ -18,9 +18,9 @@ def new_figure(width: float, height: float):
     """An empty figure of matplotlib, in inches, that no window belongs to.
 
     Raises:
-        VisionError: VIS-ENV-1796, matplotlib is not installed.
+        VisionError: VIS-ENV-1713, matplotlib is not installed.
     """
-    agg = require_package('matplotlib.backends.backend_agg', use='figures', extra='train')
+    agg = import_extra('matplotlib.backends.backend_agg', extra='train', needed_for='a figure')
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout='constrained')
     agg.FigureCanvasAgg(figure)
