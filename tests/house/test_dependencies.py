@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Import name of a package that is called otherwise.
 PACKAGES = {'PIL': 'pillow', 'fontTools': 'fonttools', 'cv2': 'opencv-python',
             'faiss': 'faiss-cpu', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection',
-            'mmengine': 'onedl-mmengine', 'yaml': 'pyyaml'}
+            'mmengine': 'onedl-mmengine', 'mkdocs': 'mkdocs-material', 'yaml': 'pyyaml'}
 # Declared and not imported by name.
 USED_OTHERWISE = {
     'gradio': 'vision web',
@@ -27,6 +27,12 @@ USED_OTHERWISE = {
 NOT_NEEDED = {'torchvision', 'packaging'}
 
 
+def by_extra(node: ast.AST) -> bool:
+    """Is it ``import_extra('PACKAGE', ...)``?"""
+    return (isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'import_extra'
+            and isinstance(node.args[0], ast.Constant))
+
+
 def imported(*folders: str) -> dict[str, set[str]]:
     """Package -> files that import it; modules of the standard library and ours left out."""
     found: dict[str, set[str]] = {}
@@ -37,7 +43,8 @@ def imported(*folders: str) -> dict[str, set[str]]:
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) else []
+                [node.module] if isinstance(node, ast.ImportFrom) else \
+                [node.args[0].value] if by_extra(node) else []
             for name in {name.split('.')[0] for name in names}:
                 if name not in sys.stdlib_module_names and name not in ours:
                     found.setdefault(PACKAGES.get(name, name), set()).add(

@@ -73,7 +73,7 @@ def profiled(args: argparse.Namespace) -> Costs:
     """Of the model of ``--profile`` on this machine, in even stages.
 
     Raises:
-        VisionError: VIS-CONFIG-1511, a batch that has fewer samples than micro-batches.
+        VisionError: VIS-CONFIG-1551, a batch that has fewer samples than micro-batches.
     """
     from vision.common.mm.launch import model_and_batch
     from vision.pipeline.mm.plan import measured_costs

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import atomic_write, name_below
 from vision.common.core.extras import import_extra
+from vision.common.core.files import atomic_write, name_below
 from vision.lattice.core.structures import FrameBoxes
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')

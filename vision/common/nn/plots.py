@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
-from vision.common.core.files import atomic_write
 from vision.common.core.extras import import_extra
+from vision.common.core.files import atomic_write
 
 MAX_WRITTEN = 30  # classes; cells of more are too small for figures
 

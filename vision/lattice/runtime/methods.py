@@ -60,7 +60,7 @@ def build_filler(method: str, flow: FlowOptions | None = None) -> Filler:
 
 
 def require_method(method: str, methods: tuple[str, ...], *, where: str) -> str:
-    """``method``; VIS-CONFIG-107 when it is none of ``methods``."""
+    """``method``; VIS-CONFIG-111 when it is none of ``methods``."""
     if method not in methods:
         raise VisionError('VIS-CONFIG-111', f'method={method!r} is not known', where=where,
                           why=f'the methods are {", ".join(methods)}', do='use one of these')

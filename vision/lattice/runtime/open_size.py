@@ -46,7 +46,7 @@ def check(source: Path, content: bytes, size: int) -> None:
     """Equal at the old size, and alive at two others.
 
     Raises:
-        VisionError: VIS-CKPT-807, the file holds constants of one size.
+        VisionError: VIS-CKPT-818, the file holds constants of one size.
     """
     import onnxruntime
     old, new = onnxruntime.InferenceSession(str(source)), onnxruntime.InferenceSession(content)
