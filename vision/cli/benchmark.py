@@ -15,8 +15,7 @@ import argparse
 from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
-from vision.common.core.files import refuse_unwritable
-from vision.common.core.report import write_report
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--num-warmup', type=int, default=5, metavar='N', help='steps before (default: 5)')
     add('--fuse-conv-bn', action='store_true', help='fold batch norms into convolutions')
     add('--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)')
-    add('--json', type=Path, metavar='FILE', help='write the rows to this file too')
+    add_report_options(parser)
     add_config_arguments(parser)
     return parser
 
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if min(args.max_iter, *(args.batch_size or [1]), *(args.shape or [1])) < 1 \
             or args.num_warmup < 0:
         parser.error('--max-iter, --batch-size and --shape are at least 1, --num-warmup 0')
-    refuse_unwritable(args.json)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     from vision.common.mm.launch import explained, read_config_alone
     from vision.common.mm.predictions import require_parts
     from vision.common.mm.tasks import task_of
@@ -64,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = loading(config, args) if args.task == 'dataloader' else inference(config, args)
     show(rows, f'{args.task} of {args.config}')
     if args.json:
-        write_report(args.json, rows, config=args.config, weights=args.weights)
+        write_report(args.json, rows, is_recorded=args.record, config=args.config,
+                     weights=args.weights)
     return 0
 
 

@@ -18,10 +18,12 @@ that its head was trained on.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,10 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     add('--unknown', metavar='OPTION=VALUE', help='options of the test data set that make it one '
         'of pictures of no class')
     add('--test', type=int, default=0, metavar='N', help='measure the file on N test pictures')
-    add('--json', type=Path, help='write the measures with device, versions and commit')
+    add_report_options(parser, what='measures')
     add('--data-root', help='where the data set is, in place of the config\'s folder')
     args = parser.parse_args(argv)
-    refuse_unwritable(args.target, args.json)
+    refuse_unwritable(args.target)
+    refuse_no_evidence(args.json, is_recorded=args.record)
     from vision.classify.mm.export import export_classifier
     done = export_classifier(args.config, args.checkpoint, args.target,
                              half_rows=args.half_rows, class_means=args.class_means,
@@ -56,11 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     if done.unknown_accuracy is not None:
         print(f'of pictures of no class {done.unknown_accuracy:.2f} % are called unknown')
     if args.json:
-        from dataclasses import asdict
-
-        from vision.common.core.report import write_report
         write_report(args.json, [asdict(done) | dict(size_bytes=args.target.stat().st_size)],
-                     seed=0)
+                     seed=0, is_recorded=args.record)
     return 0
 
 

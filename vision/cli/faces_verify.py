@@ -32,6 +32,7 @@ from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 
 # Also vision.faces.core.evaluate.asking.OPTIONS, which this must not import to print its help.
 PROTOCOLS = ('lfw', 'agedb', 'calfw', 'cplfw', 'pairs', 'cfp', 'ijbb', 'ijbc', 'megaface',
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='IJB: a picture counts by the score of its detection')
     add('--embeddings', type=Path, help='.npy or .npz, instead of config, checkpoint, pictures')
     add('--save-embeddings', type=Path, help='write them to this .npz')
-    add('--json', type=Path, help='write the result with device, versions and commit')
+    add_report_options(parser, what='result')
     add('--flip-fusion', action=argparse.BooleanOptionalAction,
         help='add the embedding of the mirrored picture (default: as the config says)')
     add('--image-size', type=int, default=112, help='px of the aligned faces (default: 112)')
@@ -76,15 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     options = vars(build_parser().parse_args(argv))
     options.pop('verbose', None)
-    target = options.pop('json')
+    target, is_recorded = options.pop('json'), options.pop('record')
+    refuse_no_evidence(target, is_recorded=is_recorded)
     from vision.faces.core.evaluate.asking import Protocol
     protocol = Protocol(**options)
-    refuse_unwritable(target, protocol.save_embeddings)
+    refuse_unwritable(protocol.save_embeddings)
     row = protocol.answer(embed)
     show(row)
     if target:
-        from vision.common.core.report import write_report
-        write_report(target, [row])
+        write_report(target, [row], is_recorded=is_recorded)
         print(f'written: {target}')
     return 0
 
