@@ -12,7 +12,6 @@ workers. Without WEIGHTS a detector finds other boxes than a trained one, which 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
