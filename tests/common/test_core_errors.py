@@ -45,7 +45,7 @@ def test_a_package_that_is_not_installed_is_named_and_our_own_fault_is_not_hidde
     if is_told:
         assert done.returncode == 3 and len(lines) == 4
         assert lines[0] == 'ERROR VIS-ENV-909: the package no_such_package is not installed'
-        assert lines[1] == f'Where: {sys.executable}' and lines[3].startswith('Do: make env')
+        assert lines[1] == f'Where: {sys.executable}' and lines[3].startswith('Do: pip install')
     else:
         assert done.returncode == 1 and lines[-1].startswith('ModuleNotFoundError')
 

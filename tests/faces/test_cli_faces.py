@@ -93,7 +93,7 @@ def test_pictures_of_another_size_or_cut_are_refused_before_the_embedder_is_ther
 
 def test_verification_refuses(tool, model, pairs, tmp_path):
     verify = tool('verify')
-    with pytest.raises(VisionError, match='VIS-CONFIG-1085'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1131'):
         verify.main([*model, '--pairs', pairs[1]])
     cv2.imwrite(str(tmp_path / 'p3/a.png'), np.zeros((90, 112, 3), np.uint8))
     with pytest.raises(VisionError, match='112 x 90 px'):
@@ -123,7 +123,7 @@ def test_what_pairs_cannot_tell_is_refused_before_a_picture_is_read(tool, model,
         verify([*model, *pairs, '--json', str(tmp_path)])
     only = tmp_path / 'genuine.txt'
     only.write_text(''.join(f'p{row}/a.png p{row}/b.png 1\n' for row in range(10)))
-    with pytest.raises(VisionError, match='VIS-DATA-106[24]'):
+    with pytest.raises(VisionError, match='VIS-DATA-1110'):
         verify([*model, '--pairs', str(only), '--images', str(tmp_path), '--far', '0.1'])
 
 
@@ -483,5 +483,5 @@ def test_a_gallery_is_not_begun_with_options_that_cannot_be_meant(tool, tmp_path
 
 @pytest.mark.parametrize('option', ['--batch-size', '--image-size'])
 def test_pictures_by_the_none_are_refused_before_work(tool, option):
-    with pytest.raises(VisionError, match=f'VIS-CONFIG-1085: {option} 0'):
+    with pytest.raises(VisionError, match=f'VIS-CONFIG-1126: {option} 0'):
         tool('verify').main(['c.py', 'w.pth', '--bin', 'x.bin', option, '0'])

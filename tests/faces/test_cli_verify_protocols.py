@@ -178,7 +178,7 @@ def test_embeddings_that_do_not_fit(ask, people, tool, tmp_path):
 
 @pytest.mark.parametrize(('options', 'code'), [
     (['--far', '0.3'], 'VIS-DATA-1064'), (['--fpir', '0.4'], 'VIS-DATA-1064'),
-    (['--ranks', '0'], 'VIS-CONFIG-1085'), (['--sizes', '3'], 'VIS-CONFIG-1085'),
+    (['--ranks', '0'], 'VIS-CONFIG-1126'), (['--sizes', '3'], 'VIS-CONFIG-1085'),
     (['--pairs', 'p.txt'], 'VIS-CONFIG-1085')])
 def test_what_ijb_cannot_tell_is_refused_before_the_embedder_is_there(tool, ijb, monkeypatch,
                                                                       options, code):
@@ -223,5 +223,5 @@ def test_what_a_set_cannot_tell_is_refused_before_the_embedder_is_there(
     ['c.py', 'w.pth', '--protocol', 'lfw', '--pairs', 'x'],
     ['--protocol', 'ijbb', '--lists', 'x', '--images', 'y', '--embeddings', 'z']])
 def test_what_does_not_say_what_to_compare_is_refused(tool, options):
-    with pytest.raises(VisionError, match='VIS-CONFIG-1085'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-1131'):
         tool.main(options)

@@ -55,7 +55,7 @@ def test_hostile_annotations_are_refused_at_once(tmp_path, case):
     read, text = HOSTILE[case]
     (tmp_path / 'x').write_text(text)
     start = time.perf_counter()
-    with pytest.raises(VisionError, match='VIS-DATA-217'):
+    with pytest.raises(VisionError, match='VIS-DATA-239'):
         read(tmp_path / 'x')
     assert time.perf_counter() - start < 10
 

@@ -124,7 +124,7 @@ def test_a_method_without_networks_has_nothing_to_save_to_load_or_to_train(metho
 
 
 @pytest.mark.parametrize(('options', 'code'), [
-    (dict(method='magic'), 'VIS-CONFIG-107'), (dict(method='detect'), 'VIS-CONFIG-107'),
+    (dict(method='magic'), 'VIS-CONFIG-111'), (dict(method='detect'), 'VIS-CONFIG-111'),
     (dict(propagation={}), 'VIS-CONFIG-711'), (dict(refinement={}), 'VIS-CONFIG-711'),
     (dict(keyframes=dict(type='Uniform')), 'VIS-CONFIG-704')])
 def test_bad_configs_are_refused_before_work_starts(options, code):

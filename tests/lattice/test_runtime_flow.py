@@ -264,7 +264,7 @@ def test_a_grey_frame_is_the_mean_of_whole_blocks():
 def test_methods_by_name():
     scene = Scene([curve], num_frames=9)
     assert all(r.is_keyframe for r in run(scene, 'detect'))
-    with pytest.raises(VisionError, match='VIS-CONFIG-107') as caught:
+    with pytest.raises(VisionError, match='VIS-CONFIG-111') as caught:
         build_filler('magic')
     assert all(method in str(caught.value) for method in METHODS)
     policy = UniformKeyframes(3)

@@ -156,5 +156,5 @@ def test_the_wrong_direction_and_useless_options_are_refused(tool, port, tmp_pat
         run(tool, {'conv1.weight': torch.zeros(1)}, tmp_path)
     with pytest.raises(VisionError, match='VIS-INPUT-058'):
         run(tool, port, tmp_path, '--reverse', '--backbone-only')
-    with pytest.raises(VisionError, match='VIS-INPUT-058'):
+    with pytest.raises(VisionError, match='VIS-INPUT-071'):
         run(tool, port, tmp_path, '--in-channels', '0')

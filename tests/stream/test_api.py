@@ -193,7 +193,7 @@ def test_a_budget_is_kept_and_told(model, frames):
     ('VIDEO', dict(target_fps=3, target_ms=4), 'VIS-CONFIG-519'),
     ('VIDEO', dict(classes=['a']), 'VIS-CONFIG-519'),
     ('VIDEO', dict(detector='nothing.onnx'), 'VIS-INPUT-611'),
-    ('VIDEO', dict(method='magic'), 'VIS-CONFIG-107'),
+    ('VIDEO', dict(method='magic'), 'VIS-CONFIG-111'),
 ])
 def test_what_is_refused_and_how(model, frames, tmp_path, source, options, code):
     video = written(tmp_path / 'clip.mp4', frames)
@@ -220,7 +220,7 @@ def test_one_picture(model, frames, tmp_path):
     assert model.image(frames[3], score_thr=0.95).names == []
     with pytest.raises(VisionError, match='VIS-DATA-210'):
         model.image(__file__)
-    with pytest.raises(VisionError, match='VIS-INPUT-103'):
+    with pytest.raises(VisionError, match='VIS-INPUT-812'):
         model.image(frames[3][..., 0])
 
 

@@ -169,17 +169,17 @@ def test_live_features_of_the_full_arm_are_kept(finished):
 def test_rows_of_other_settings_or_code_are_refused(finished, monkeypatch):
     rows = finished[2]['rows']
     tool.refuse_others(rows, SMALL)
-    with pytest.raises(VisionError, match='VIS-RUN-1240(.|\n)*other settings'):
+    with pytest.raises(VisionError, match='VIS-RUN-1248(.|\n)*other settings'):
         tool.refuse_others(rows, replace(SMALL, lr=1.0))
     monkeypatch.setitem(tool.ARMS, 'random-10', replace(tool.ARMS['random-10'], share=0.2))
-    with pytest.raises(VisionError, match='VIS-RUN-1240(.|\n)*--again random-10'):
+    with pytest.raises(VisionError, match='VIS-RUN-1249(.|\n)*--again random-10'):
         tool.refuse_others(rows, SMALL)
 
 
 def test_pilots_change_settings_by_name():
     changed = tool.with_values(task.Settings(), ['lr=0.5', 'batch=32'])
     assert (changed.lr, changed.batch) == (0.5, 32)
-    with pytest.raises(VisionError, match='VIS-RUN-1240'):
+    with pytest.raises(VisionError, match='VIS-RUN-1241'):
         tool.with_values(task.Settings(), ['learning=0.5'])
 
 

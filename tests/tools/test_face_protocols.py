@@ -38,5 +38,5 @@ def test_people_of_a_file_among_distractors(tool, tmp_path):
     assert row['num_questions'] == 6
     assert row['rank1'] == [dict(distractors=10, rate=1), dict(distractors=100, rate=1)]
     (tmp_path / 'e.npz').write_bytes(b'PK nonsense')
-    with pytest.raises(VisionError, match='VIS-DATA-1087'):
+    with pytest.raises(VisionError, match='VIS-DATA-1132'):
         tool.main(['megaface', '--people', str(tmp_path / 'e.npz')])

@@ -55,4 +55,4 @@ def test_all_parts_have_their_rows(clip, tmp_path, repository):
 
 def test_parts_that_are_none_are_refused(clip, repository):
     result = run(repository, clip, '--parts', 'speed')
-    assert result.returncode == 2 and 'VIS-CONFIG-513' in result.stderr
+    assert result.returncode == 2 and 'VIS-CONFIG-517' in result.stderr

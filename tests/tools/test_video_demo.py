@@ -140,8 +140,8 @@ def test_bad_options_are_refused_before_work(job, tmp_path, extra, code):
 
 
 @pytest.mark.parametrize('text, code', [
-    ('Uniform:gap_frames=4', 704), ('UniformKeyframes:4', 704),
-    ('UniformKeyframes:gap_frames=os', 704), ('UniformKeyframes:gap=4', 709)])
+    ('Uniform:gap_frames=4', 704), ('UniformKeyframes:4', 712),
+    ('UniformKeyframes:gap_frames=os', 712), ('UniformKeyframes:gap=4', 709)])
 def test_a_policy_that_is_none_is_refused(job, text, code):
     main, (frames, *_), _ = job
     with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}'):

@@ -42,11 +42,11 @@ def test_all_rows_have_their_figures(frames, tmp_path, repository):
                for row in rows.values())
 
 
-@pytest.mark.parametrize('options', [('--rows', 'fast'), ('--size', '1920'),
-                                     ('--size', '0x40')])
-def test_rows_and_sizes_that_are_none_are_refused(frames, repository, options):
+@pytest.mark.parametrize(('code', 'options'), [
+    (521, ('--rows', 'fast')), (522, ('--size', '1920')), (522, ('--size', '0x40'))])
+def test_rows_and_sizes_that_are_none_are_refused(frames, repository, code, options):
     result = run(repository, str(frames), *options)
-    assert result.returncode == 2 and 'VIS-CONFIG-513' in result.stderr
+    assert result.returncode == 2 and f'VIS-CONFIG-{code}' in result.stderr
 
 
 def test_another_size_is_measured_on_a_scaled_clip(frames, tmp_path, repository):
