@@ -61,9 +61,10 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
         checkpoint: .pth, .safetensors or zoo:NAME.
         half_rows: large matrices as float16: half the file.
         classes: names in label order, where the checkpoint does not name them.
-        class_means: a recogniser's classes are the mean embeddings of their training pictures,
-            prepared as in the test, and not the rows that its head learned: better where a class
-            was met a few times only.
+        class_means: a recogniser's classes are those of its training data set, each the mean
+            embedding of its pictures, prepared as in the test, and not the rows that its head
+            learned: better where a class was met a few times only, and ``data_root`` may have
+            classes that it was not trained on.
         unknown: OPTION=VALUE,... of the test data set that make it one of pictures of no class,
             e.g. ``split=unseen``: the file gets a place for what is unknown, and probabilities
             fitted on ``num_calibration`` pictures of each kind. None: neither.
@@ -72,8 +73,8 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
             on; 0: none.
 
     Raises:
-        VisionError: VIS-CONFIG-1738 a preparation that a file cannot hold, VIS-RUN-1007 a graph
-            that differs, VIS-CKPT-1745, VIS-CONFIG-1746, VIS-CONFIG-1747, 1748.
+        VisionError: VIS-DATA-1831 a class without pictures, VIS-CONFIG-1738 a preparation that a
+            file cannot hold, VIS-RUN-1007 a graph that differs, VIS-CKPT-1745, VIS-CONFIG-1746, VIS-CONFIG-1747, 1748.
     """
     path = resolve(checkpoint)
     content = load_checkpoint(path)
@@ -89,11 +90,16 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
     steps = [dict(step, type=kind_of(step)) for step in steps]
     steps = json.loads(json.dumps(steps))
     check_steps(steps, str(config))
-    names = names_of(content, model.head.num_classes, str(path), classes)
+    if class_means:
+        train = _Pictures(settings.train_dataloader.dataset, {}, steps)
+        known = train.dataset.metainfo
+        classes = classes or known.get('classes')
+        names = names_of({} if classes else content, known['num_classes'], str(path), classes)
+        _take_means(module, train, names)
+    else:
+        names = names_of(content, model.head.num_classes, str(path), classes)
     metadata = dict(task='classify', names=json.dumps(names), preparation=json.dumps(steps),
                     gives='logits')
-    if class_means:
-        _take_means(module, _Pictures(settings.train_dataloader.dataset, {}, steps))
     rng = np.random.default_rng(SEED)
     held_out = _Pictures(settings.test_dataloader.dataset, {}, steps)
     order = rng.permutation(len(held_out))
@@ -149,18 +155,20 @@ class _Pictures:
 
 
 @torch.no_grad()  # tensors of inference_mode could not be traced afterwards
-def _take_means(module: nn.Module, train: _Pictures) -> None:
-    """Mean embeddings, of length one, in place of the rows (d, K); a class without pictures keeps
-    its own."""
-    sums = torch.zeros(module.rows.shape[1], module.rows.shape[0])
+def _take_means(module: nn.Module, train: _Pictures, names: Sequence[str]) -> None:
+    """Mean embeddings, of length one, in place of the rows (d, K)."""
+    sums = torch.zeros(len(names), module.rows.shape[0])
     for part in np.array_split(np.arange(len(train)), max(1, len(train) // 256)):
         pairs = [train.raw(i) for i in part]
         planes = np.stack([prepare(image, train.steps) for image, _ in pairs])
         sums.index_add_(0, torch.tensor([label for _, label in pairs]),
                         module.embedder(torch.from_numpy(planes)))
-    has_pictures = sums.abs().sum(dim=1) > 0
-    means = torch.nn.functional.normalize(sums)
-    module.rows = torch.where(has_pictures, means.t(), module.rows).contiguous()
+    if not (has_pictures := sums.abs().sum(dim=1) > 0).all():
+        lacking = [names[i] for i in torch.nonzero(~has_pictures)[:3]]
+        raise VisionError('VIS-DATA-1831', f'{int((~has_pictures).sum())} classes have no training '
+                          f'picture, such as {", ".join(lacking)}', where='--class-means',
+                          why='a class is the mean of its pictures', do='leave --class-means out')
+    module.rows = torch.nn.functional.normalize(sums).t().contiguous()
 
 
 @torch.inference_mode()
