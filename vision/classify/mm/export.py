@@ -74,7 +74,8 @@ def export_classifier(config: Path, checkpoint: str, target: Path, *, half_rows:
 
     Raises:
         VisionError: VIS-DATA-1831 a class without pictures, VIS-CONFIG-1738 a preparation that a
-            file cannot hold, VIS-RUN-1007 a graph that differs, VIS-CKPT-1745, VIS-CONFIG-1746, VIS-CONFIG-1747, 1748.
+            file cannot hold, VIS-RUN-1007 a graph that differs, VIS-CKPT-1745, VIS-CONFIG-1746,
+            VIS-CONFIG-1747, VIS-CONFIG-1748.
     """
     path = resolve(checkpoint)
     content = load_checkpoint(path)
@@ -165,8 +166,8 @@ def _take_means(module: nn.Module, train: _Pictures, names: Sequence[str]) -> No
                         module.embedder(torch.from_numpy(planes)))
     if not (has_pictures := sums.abs().sum(dim=1) > 0).all():
         lacking = [names[i] for i in torch.nonzero(~has_pictures)[:3]]
-        raise VisionError('VIS-DATA-1831', f'{int((~has_pictures).sum())} classes have no training '
-                          f'picture, such as {", ".join(lacking)}', where='--class-means',
+        raise VisionError('VIS-DATA-1831', f'{int((~has_pictures).sum())} classes have no '
+                          f'training picture, such as {", ".join(lacking)}', where='--class-means',
                           why='a class is the mean of its pictures', do='leave --class-means out')
     module.rows = torch.nn.functional.normalize(sums).t().contiguous()
 
