@@ -42,7 +42,7 @@ def test_a_notebook_is_its_page(page):
 
 @pytest.fixture(scope='module')
 def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('clip')
+    folder = tmp_path_factory.mktemp('clip') / 'photo_clip'  # is not there yet
     subprocess.run([sys.executable, 'datasets/photo_clip/prepare.py', '--out', str(folder)],
                    cwd=ROOT, check=True, capture_output=True,
                    env=os.environ | dict(PYTHONPATH=str(ROOT)))

@@ -88,6 +88,9 @@ def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
     if batches is not None:
         config['batch_sampler'] = SkippableBatches(batches, seed)
         config.pop('batch_size', None)
+    if not config.get('num_workers'):  # torch refuses options of processes that there are none of
+        config.pop('prefetch_factor', None)
+        config['persistent_workers'] = False
     return Runner.build_dataloader(config, seed=seed)
 
 

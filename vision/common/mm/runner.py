@@ -150,7 +150,7 @@ class ExactRuns:
         if metainfo is not None:
             if hasattr(model, 'check_dataset'):
                 model.check_dataset(metainfo, f'{name}.dataset')
-            else:
+            elif isinstance(model, torch.nn.Module):  # of a FlexibleRunner it is a config here
                 require_head_classes(model, metainfo, f'{name}.dataset')
         if name == 'train_dataloader' and isinstance(dataloader, DataLoader) \
                 and not _has_batch(dataloader):
