@@ -135,3 +135,12 @@ def test_an_argument_of_a_part_comes_with_the_nearest(read):
     with pytest.raises(VisionError, match='VIS-CONFIG-317[^$]*did you mean num_classes'), \
             launch.explained(config):
         MODELS.build(config.model)
+
+
+def test_a_config_of_the_package_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('vit-tiny_imagenette160', 'configs/classify/vit-tiny_imagenette160.py'):
+        config = launch.read_config_alone(name)
+        assert config.model.backbone.type == 'VisionTransformer'
+    with pytest.raises(VisionError, match='VIS-CONFIG-313[^$]*vit-tiny_imagenette160'):
+        launch.read_config_alone('vit-tiny_imagenette161')

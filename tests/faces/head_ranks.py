@@ -30,7 +30,8 @@ HEADS = dict(
     random=dict(selector=dict(type='random', num_active=12),
                 store=dict(backend='host', optimizer=SGD)),  # rows are fetched ahead
     # 2, 3 or 4 do not divide 25: the rows of a class stay together all the same.
-    centres=dict(selector=dict(type='random', num_active=30), num_classes=25, num_subcentres=3),
+    centres=dict(selector=dict(type='random', num_active=30), num_classes=25, spare_classes=True,
+                 num_subcentres=3),
     ivf=dict(selector=dict(type='ivf', num_active=12, num_lists=2, nprobe=1,
                            upkeep=dict(interval=3, swap_lag=1))))
 SAMPLES, STEPS = 12, 12

@@ -63,7 +63,7 @@ def test_bubbles_are_the_published_ones(name, chunks, bubble):
 
 
 @pytest.mark.parametrize(('arguments', 'code', 'said'), [
-    (('zigzag', 4, 1, 8), 1504, 'gpipe, 1f1b, interleaved-1f1b, breadth-first'),
+    (('zigzag', 4, 1, 8), 1550, 'gpipe, 1f1b, interleaved-1f1b, breadth-first'),
     (('1f1b', 4, 2, 8), 1539, 'use interleaved-1f1b'),
     (('gpipe', 4, 2, 8), 1539, 'use breadth-first'),
     (('interleaved-1f1b', 4, 2, 9), 1538, 'such as 8 or 12'),

@@ -102,4 +102,6 @@ def test_what_runs_is_required_without_torch_and_everything_by_the_full_one(repo
     base = config['options']['install_requires']
     assert not any(name in base for name in ('torch', 'mm', 'supervision', 'faiss'))
     used = Path(repository / 'tools' / 'environment.py').read_text()
-    assert f"[{','.join(e for e in config['options.extras_require'])}]" in used
+    # Its packages are locked and installed; what pip would ask of it, gradio's old pillow, is not.
+    extras = [extra for extra in config['options.extras_require'] if extra != 'web']
+    assert f"[{','.join(extras)}]" in used

@@ -37,6 +37,7 @@ TAIL = """    esac
 }
 complete -o filenames -F _vision vision
 """
+PARSES = 'parse_args', 'parse_intermixed_args'
 ZSH = 'autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n'
 
 
@@ -60,8 +61,9 @@ def parser_of(module: str) -> argparse.ArgumentParser | None:
     """The parser that a command makes, caught when it would parse; None where it cannot run."""
     def caught(parser: argparse.ArgumentParser, *_args, **_options) -> None:
         raise _Built(parser)
-    own, argv = argparse.ArgumentParser.parse_args, sys.argv
-    argparse.ArgumentParser.parse_args = caught
+    own, argv = {name: getattr(argparse.ArgumentParser, name) for name in PARSES}, sys.argv
+    for name in PARSES:
+        setattr(argparse.ArgumentParser, name, caught)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module(module).main([])
@@ -70,7 +72,9 @@ def parser_of(module: str) -> argparse.ArgumentParser | None:
     except ModuleNotFoundError:  # of an extra that is not installed
         return None
     finally:
-        argparse.ArgumentParser.parse_args, sys.argv = own, argv
+        sys.argv = argv
+        for name in PARSES:
+            setattr(argparse.ArgumentParser, name, own[name])
     return None
 
 

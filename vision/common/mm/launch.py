@@ -21,7 +21,12 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from vision import registry
-from vision.common.core.config_files import Unread, unread_variables
+from vision.common.core.config_files import (
+    Unread,
+    config_names,
+    find_config,
+    unread_variables,
+)
 from vision.common.core.config_inputs import nearest_names, require_inputs, weights_named
 from vision.common.core.config_keys import (
     TOP_LEVEL,
@@ -95,11 +100,16 @@ def read_config(args: argparse.Namespace) -> Config:
             read; and what the checks of keys, options and arguments refuse.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    path = Path(args.config)
-    if not path.is_file():
+    path = find_config(os.fspath(args.config))
+    if path is None:
+        path = Path(args.config)
+        near = difflib.get_close_matches(path.stem, config_names(), n=3)
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
-                          where=str(path.absolute()), why=nearest_names(path),
-                          do='configs/README.md lists ours')
+                          where=str(path.absolute()),
+                          why=nearest_names(path) or
+                          (f'nearest of ours: {", ".join(near)}' if near else ''),
+                          do='configs/README.md lists ours; they may be named without folder and '
+                          'suffix')
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise VisionError('VIS-CONFIG-338', f'{path} is no config', where=str(path),
                           why='a config ends in .py, .json, .yaml or .yml',

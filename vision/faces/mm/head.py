@@ -98,7 +98,8 @@ class ActiveClassHead(BaseModule):
             num_identities: of the data set; None: it does not say.
 
         Raises:
-            VisionError: VIS-DATA-1015, more identities than classes; VIS-DIST-1024, on every
+            VisionError: VIS-DATA-1015, more identities than classes; VIS-CONFIG-1806, fewer,
+                and the head does not say that it may; VIS-DIST-1024, on every
                 rank, when ranks read different data.
         """
         if self.group is not None:
@@ -109,6 +110,14 @@ class ActiveClassHead(BaseModule):
                               where='train_dataloader.dataset', why=f'the head has '
                               f'{self.num_classes} classes', do='set model.head.num_classes='
                               f'{num_identities}')
+        if num_identities is not None and num_identities < self.num_classes \
+                and not self.spare_classes:
+            raise VisionError('VIS-CONFIG-1806', f'the head has {self.num_classes} classes, the '
+                              f'data {num_identities} identities',
+                              where='model.head.num_classes', why='rows without pictures cost '
+                              'memory and time and are drawn among the others',
+                              do=f'set model.head.num_classes={num_identities}, or '
+                              'model.head.spare_classes=True if the rest is to come')
 
     def prefetch(self, labels: Tensor) -> None:
         """Begin to fetch the rows that the labels decide, while the backbone works.

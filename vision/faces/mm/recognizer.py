@@ -42,22 +42,6 @@ class FaceRecognizer(BaseModel):
         self.head = None if head is None else MODELS.build(head)
         self.flip_fusion = flip_fusion
 
-    def check_dataset(self, metainfo: Mapping, where: str) -> None:
-        """Called with a data set before the first step; the training set's identities count.
-
-        Raises:
-            VisionError: VIS-CONFIG-1806, the head has more classes and does not say that it may.
-        """
-        known, found = getattr(self.head, 'num_classes', None), metainfo.get('num_classes')
-        if not where.startswith('train') or known is None or found is None or known <= found \
-                or getattr(self.head, 'spare_classes', True):
-            return  # too few are refused by the head, on all ranks
-        raise VisionError('VIS-CONFIG-1806', f'the head has {known} classes, the data '
-                          f'{found} identities', where='model.head.num_classes',
-                          why='rows without pictures cost memory and time and are drawn among '
-                          'the others', do=f'set model.head.num_classes={found}, or '
-                          'model.head.spare_classes=True if the rest is to come')
-
     def forward(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None,
                 mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
         """inputs (B, C, H, W), as the preprocessor gives them -> by ``mode``, see above."""
