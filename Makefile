@@ -9,7 +9,7 @@ RUN = .venv/bin/python
 help:
 	@echo 'make demo        annotated video, table and curve of a small clip; no training (3 minutes)'
 	@echo 'make demo-train  generate video, train detector and lattice, measure, render (9 to 11 minutes)'
-	@echo 'make test        run the tests (7 to 10 minutes)'
+	@echo 'make test        run the tests (10 to 12 minutes)'
 	@echo 'make chaos       kill, hang, cut, flip, fill the disk: nothing is lost (10 minutes)'
 	@echo 'make lint        ruff'
 	@echo 'make fuzz        1,100,000 spoiled files for all readers (half an hour; goes on where it was ended)'

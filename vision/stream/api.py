@@ -260,7 +260,7 @@ class VideoModel(Verbs):
         """The detector alone on one picture: a path, or (H, W, 3) uint8 BGR.
 
         Raises:
-            VisionError: VIS-DATA-210 a file that is no picture, VIS-INPUT-103 an array that is
+            VisionError: VIS-DATA-210 a file that is no picture, VIS-INPUT-812 an array that is
                 none.
         """
         picture = read_image(image) if isinstance(image, (str, os.PathLike)) else image
