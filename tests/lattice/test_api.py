@@ -101,7 +101,7 @@ def test_what_is_no_picture_is_refused(model, tmp_path):
     (tmp_path / 'clip.mp4').write_bytes(b'x')
     for name, why in (('none.jpg', 'no such file'), ('empty', 'no file in it'),
                       ('clip.mp4', 'vision video')):
-        with pytest.raises(VisionError, match=f'(?s)VIS-INPUT-1791.*{why}'):
+        with pytest.raises(VisionError, match=f'(?s)VIS-INPUT-1749.*{why}'):
             find_images(tmp_path / name)
     with pytest.raises(ValueError, match='batch_size=0'):
         model(picture(), batch_size=0)

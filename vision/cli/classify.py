@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     add('--device', default='cpu', help='cpu or cuda:N, for what runs in torch (default: cpu)')
     args = parser.parse_args(argv)
     refuse_unwritable(args.out)
-    from vision.cli.pictures import pictures_of
+    from vision.common.core.picture_files import pictures_of
     from vision.loading import load
     paths = pictures_of(args.images)
     model = load(args.model, args.weights, device=args.device, task='classify')

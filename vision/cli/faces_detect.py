@@ -17,7 +17,7 @@ from vision.common.core.files import atomic_write, refuse_unwritable
 
 
 def main(argv: list[str] | None = None) -> int:
-    from vision.cli.pictures import pictures_of
+    from vision.common.core.picture_files import pictures_of
     parser = command_parser(__doc__)
     add = parser.add_argument
     add('images', nargs='+', metavar='IMAGE', help='picture, or folder of pictures')
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             for box, score in zip(found.boxes_xyxy, found.scores, strict=True)))
         if args.save:
             target = save_picture(found.draw(), path, args.save, names)
-            rows.append(dict(image=path, drawn=target.name, faces=found.to_dicts()))
+            rows.append(dict(image=str(path), drawn=target.name, faces=found.to_dicts()))
     if args.save:
         with atomic_write(lines) as file:
             file.write(''.join(json.dumps(row) + '\n' for row in rows).encode())
@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def save_picture(image, path: str, folder: Path, names: set[str]) -> Path:
+def save_picture(image, path: Path, folder: Path, names: set[str]) -> Path:
     """As NAME.jpg, or NAME_2.jpg where another folder had a picture of this name."""
     import cv2
-    stem, count = Path(path).stem, 1
+    stem, count = path.stem, 1
     name = f'{stem}.jpg'
     while name in names or (folder / name).exists() and (folder / name).samefile(path):
         count += 1

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from vision.cli.faces_options import add_model, open_model
-from vision.cli.pictures import pictures_of
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
+from vision.common.core.picture_files import pictures_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def faces(model, paths: list[str], args, used: list[str]):
+def faces(model, paths: list[Path], args, used: list[str]):
     """Aligned faces of pictures, one by one; what gave none is told, and left out of ``used``."""
     for path in paths:
         try:
@@ -51,7 +51,7 @@ def faces(model, paths: list[str], args, used: list[str]):
                 raise
             print(f'WARNING {error.what}: left out', file=sys.stderr)
             continue
-        used.append(path)
+        used.append(str(path))
         yield crop
 
 

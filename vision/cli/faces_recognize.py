@@ -25,8 +25,7 @@ from pathlib import Path
 from vision.cli.faces_options import add_model, open_model
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import refuse_unwritable
-
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+from vision.common.core.picture_files import is_picture
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_numbers(args)
-    if Path(args.source).suffix.lower() in PICTURES:
+    if is_picture(args.source):
         return run_picture(args)
     return run_stream(args)
 

@@ -14,10 +14,9 @@ import numpy as np
 from vision.common.core.errors import VisionError
 from vision.common.core.extras import import_extra
 from vision.common.core.files import atomic_write, name_below
+from vision.common.core.picture_files import pictures_of
 from vision.lattice.core.structures import FrameBoxes
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
-VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v')
 SCORE_THR = 0.3
 Images = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike | np.ndarray]
 
@@ -116,7 +115,7 @@ class DetectionModel:
                 ``out_dir/preds``, in the folders that the pictures lie in.
 
         Raises:
-            VisionError: VIS-INPUT-1791, there is no picture; and what reading them raises.
+            VisionError: VIS-INPUT-1749, there is no picture; and what reading them raises.
         """
         single = not isinstance(images, list | tuple) and not (
             isinstance(images, str | os.PathLike) and Path(images).is_dir())
@@ -194,24 +193,13 @@ def find_images(images: Images) -> list[Path | np.ndarray]:
     uint8 BGR as they are.
 
     Raises:
-        VisionError: VIS-INPUT-1791, there is none.
+        VisionError: VIS-INPUT-1749, there is none.
     """
     if isinstance(images, np.ndarray):
         return [images]
     if isinstance(images, list | tuple):
         return [one for part in images for one in find_images(part)]
-    path = Path(images)
-    found = sorted(one for one in path.rglob('*') if one.suffix.lower() in IMAGE_SUFFIXES) \
-        if path.is_dir() else [path] if path.is_file() else []
-    if not found or path.suffix.lower() in VIDEO_SUFFIXES:
-        raise VisionError('VIS-INPUT-1791', f'{path} is no picture and no folder of pictures',
-                          where=str(path.absolute()),
-                          why='it is a video' if found else 'there is no such file'
-                          if not path.exists() else
-                          f'no file in it ends in {", ".join(IMAGE_SUFFIXES)}',
-                          do='vision video takes videos' if found else
-                          'give a picture, a folder of pictures, or a list of them')
-    return found
+    return pictures_of([images])
 
 
 def _read(path: Path) -> np.ndarray:

@@ -22,6 +22,7 @@ import numpy as np
 from vision.common.core.config_files import model_of_config
 from vision.common.core.errors import VisionError
 from vision.common.core.extras import import_extra
+from vision.common.core.picture_files import is_video
 from vision.common.core.verbs import Verbs
 from vision.common.nn.images import read_image
 from vision.lattice.core.engine import LatticeEngine
@@ -36,7 +37,7 @@ from vision.stream.core.session import StreamStats
 from vision.stream.io.opening import Named, Source, open_source, output_stem
 from vision.stream.io.player import Played, Player, PlayOptions
 from vision.stream.io.progress import progress_bar
-from vision.stream.io.sources import VIDEO_SUFFIXES, FrameFolder, FrameSequence
+from vision.stream.io.sources import FrameFolder, FrameSequence
 from vision.stream.io.video_frame import VideoFrame, frame_of
 from vision.zoo import ModelEntry
 
@@ -329,7 +330,7 @@ def stem_of(save: str | os.PathLike | None, source: Named) -> Path | None:
     if save is None:
         return None
     path = Path(save)
-    if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
+    if is_video(path) and not path.is_dir():
         if path.suffix != '.mp4':
             raise VisionError('VIS-CONFIG-1717', f'save={str(save)!r}', where='save',
                               why='videos are written as .mp4 (H.264)',

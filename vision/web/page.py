@@ -19,6 +19,7 @@ import cv2
 import gradio as gr
 
 from vision.common.core.errors import VisionError
+from vision.common.core.picture_files import PICTURE_SUFFIXES
 from vision.web import pieces
 from vision.web.guard import key_of
 from vision.web.limits import Limits, check_clip, first_frame, read_picture
@@ -32,7 +33,6 @@ LOG = logging.getLogger('vision.web')
 JOBS, LOOKS = 'jobs', 'looks'  # what shares one limit of runs at once
 FRAME_EVERY_S = 0.1  # a camera's pictures are sent so often, if the answers keep up
 CAMERA = dict(video=dict(width=640, height=480))  # more would be scaled down by the detector
-PICTURE_TYPES = ['.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff']
 
 
 @dataclass
@@ -330,7 +330,8 @@ def faces_tab(desk: Desk) -> None:
         with gr.Column(min_width=320):
             name = gr.Textbox(label='name', elem_id='face-name')
             pictures = gr.File(label='pictures of this person', file_count='multiple',
-                               file_types=PICTURE_TYPES, elem_id='face-pictures', height=140)
+                               file_types=list(PICTURE_SUFFIXES), elem_id='face-pictures',
+                               height=140)
             with gr.Row():
                 enrol = gr.Button('Enrol', variant='primary', elem_id='enrol')
                 forget = gr.Button('Delete the gallery', elem_id='forget')

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.picture_files import PICTURE_SUFFIXES, is_picture
 from vision.common.core.plain_values import stays_inside, whole_number
-
-EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,12 @@ class ImageList:
         return len(self.paths)
 
 
-def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
-                      extensions: Sequence[str] = EXTENSIONS) -> ImageList:
-    """Images under ``root/CLASS/``, sorted, so that the order is the same on every machine.
+def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None) -> ImageList:
+    """Images under ``root/CLASS/``, sorted, so that the order is the same on every machine; other
+    files are passed over.
 
     Args:
         classes: folder names in the order of their labels; default: all folders, sorted.
-        extensions: lower-case endings of image files; other files are passed over.
 
     Raises:
         VisionError: VIS-DATA-1201 no such folder, VIS-DATA-1202 no class folder in it,
@@ -59,11 +57,10 @@ def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
                               + (f' and {len(names) - 20} more' if len(names) > 20 else ''),
                               do='give classes as the folders are called, or complete the data')
         names = list(classes)
-    endings = tuple(extensions)
     paths, labels, empty = [], [], []
     for label, name in enumerate(names):
         found = sorted(path.relative_to(root).as_posix() for path in (root / name).rglob('*')
-                       if path.suffix.lower() in endings and path.is_file())
+                       if is_picture(path) and path.is_file())
         if not found:
             empty.append(name)
         paths += found
@@ -71,7 +68,7 @@ def list_image_folder(root: str | Path, *, classes: Sequence[str] | None = None,
     if empty:
         raise VisionError('VIS-DATA-1203', f'{len(empty)} of {len(names)} class folders hold no '
                           f'image, first {empty[0]!r}', where=str(root / empty[0]),
-                          why=f'image files end in {", ".join(endings)}',
+                          why=f'image files end in {", ".join(PICTURE_SUFFIXES)}',
                           do='remove the folder, or put its images there')
     return ImageList(tuple(names), tuple(paths), np.asarray(labels, dtype=np.int64))
 

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.picture_files import PICTURE_SUFFIXES, is_picture
 from vision.common.core.plain_values import MOST
 
 # A day at 60 frames a second; and boxes of a file whose tracks are written out frame by frame.
@@ -169,12 +170,11 @@ def numbered_frames(folder: Path) -> list[Path]:
     Raises:
         VisionError: no image; the numbers at the ends of the names have a gap.
     """
-    kinds = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
-    files = [path for path in folder.iterdir() if path.suffix.lower() in kinds] \
-        if folder.is_dir() else []
+    files = list(filter(is_picture, folder.iterdir())) if folder.is_dir() else []
     if not files:
         raise VisionError('VIS-DATA-216', f'no image in {folder}', why='a frame folder holds '
-                          'numbered jpg, png, bmp or webp files', do='look at the path')
+                          'numbered pictures: ' + ', '.join(PICTURE_SUFFIXES),
+                          do='look at the path')
     numbers = [re.search(r'(\d+)\D*$', path.stem) for path in files]
     if not all(numbers):
         return sorted(files)

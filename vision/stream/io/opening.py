@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.picture_files import is_video
 from vision.stream.io.live_reader import CameraCapture, LiveReader, NetworkCapture, require_camera
 from vision.stream.io.sources import (
     ADDRESS,
-    VIDEO_SUFFIXES,
     FrameFolder,
     FrameSequence,
     VideoFile,
@@ -55,7 +55,7 @@ def _open_named(text: str, *, fps: float | None, keep_going: bool, max_reconnect
         return LiveReader(lambda: CameraCapture(int(text)), f'camera {text}',
                           max_reconnect=max_reconnect)
     if ADDRESS.match(text):
-        if Path(urlsplit(text).path).suffix.lower() in VIDEO_SUFFIXES and text[:4] == 'http':
+        if is_video(urlsplit(text).path) and text[:4] == 'http':
             return VideoFile(text)
         return LiveReader(lambda: NetworkCapture(text), text, max_reconnect=max_reconnect)
     if Path(text).is_dir():

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.picture_files import PICTURE_SUFFIXES, is_picture
 from vision.common.nn.images import read_image
 from vision.stream.io.containers import holds_video, open_address, open_file, why_closed
 
-IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
-VIDEO_SUFFIXES = {'.mp4', '.avi', '.mkv', '.webm', '.mov'}
 ADDRESS = re.compile(r'^(rtsp|rtsps|http|https)://', re.I)
 NETWORK_TIMEOUT_S = 10.0
 LIVE = 'live'
@@ -193,12 +192,11 @@ class FrameFolder:
     def __init__(self, path: str | Path, *, fps: float = 25.0, keep_going: bool = False) -> None:
         self.path, self.fps, self.keep_going = str(path), fps, keep_going
         self.problem: VisionError | None = None
-        self.files = sorted((file for file in Path(path).iterdir()
-                             if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+        self.files = sorted(filter(is_picture, Path(path).iterdir()), key=natural_key)
         self.num_frames = len(self.files)
         if not self.files:
             raise VisionError('VIS-DATA-505', f'no image in the folder {path}',
-                              why=f'frames end in {", ".join(sorted(IMAGE_SUFFIXES))}',
+                              why=f'frames end in {", ".join(PICTURE_SUFFIXES)}',
                               do='name the folder that holds the frames themselves')
         num_missing, first = missing_numbers([file.stem for file in self.files])
         if num_missing:

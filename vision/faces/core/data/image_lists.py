@@ -10,9 +10,8 @@ import numpy as np
 
 from vision.classify.core.folders import list_image_folder
 from vision.common.core.errors import VisionError
+from vision.common.core.picture_files import PICTURE_SUFFIXES, is_picture
 from vision.common.core.plain_values import stays_inside, whole_number
-
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.pgm', '.webp')
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,17 @@ def read_pictures(root: Path) -> LabelledPaths:
         VisionError: VIS-DATA-1075, there is none.
     """
     root = Path(root)
-    paths = sorted(str(path.relative_to(root)) for path in root.rglob('*')
-                   if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(str(path.relative_to(root)) for path in filter(is_picture, root.rglob('*')))
     if not paths:
         raise VisionError('VIS-DATA-1075', f'no picture in {root}', why=f'looked for '
-                          f'{", ".join(EXTENSIONS)}, also in folders of it', do='name another one')
+                          f'{", ".join(PICTURE_SUFFIXES)}, also in folders of it',
+                          do='name another one')
     return without_labels(root, paths)
 
 
 def read_identity_folders(root: Path) -> LabelledPaths:
     """``root/NAME/*.jpg``; labels follow the sorted names. Errors: see ``list_image_folder``."""
-    found = list_image_folder(root, extensions=EXTENSIONS)
+    found = list_image_folder(root)
     return LabelledPaths(Path(root), found.paths, found.labels, found.classes)
 
 
