@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vision.common.core.config_files import config_names, find_config, model_type
+from vision.common.core.config_files import TASKS, config_names, find_config, model_type
 from vision.common.core.errors import VisionError
 from vision.zoo import ModelEntry, find_model, load_index, load_models
 from vision.zoo.store import whereabouts
@@ -23,8 +23,6 @@ OPENERS = dict(video=('vision.stream.api', 'open_video'),
                classify=('vision.classify.api', 'open_classifier'),
                faces=('vision.faces.api', 'open_faces'),
                detect=('vision.lattice.api', 'load_detector'))
-# Type of a config's model -> task; any other type is taken for a detector of MMDetection.
-TASK_OF_TYPE = dict(LatticeDetector='video', ImageClassifier='classify', FaceRecognizer='faces')
 INSTALLED = 'mmdet::'  # a config that MMDetection has
 TASK_OF_METADATA = dict(video='video', detect='video', classify='classify', faces='faces')
 
@@ -156,7 +154,7 @@ def _task_of(path: Path) -> str:
         return 'detect'
     if path.suffix.lower() != '.onnx':
         kind = model_type(path).rpartition('.')[2]
-        return TASK_OF_TYPE.get(kind, 'detect' if kind else '')
+        return TASKS.get(kind, 'detect' if kind else '')
     return _task_of_onnx(path)
 
 
@@ -164,12 +162,12 @@ def _task_of_onnx(path: Path) -> str:
     """As its metadata ``task`` says (Ultralytics' export writes detect or classify), else by its
     outputs: boxes have three axes, classes two and names."""
     import onnxruntime
+
+    from vision.common.runtime.onnx_session import open_session
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(str(path), options,
-                                               providers=['CPUExecutionProvider'])
+        session = open_session(path, options)
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception:  # onnxruntime raises kinds of its own
         return 'video'  # whoever opens it says what is wrong with the file

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from vision.classify.core.probabilities import probabilities
 from vision.classify.runtime.preparation import check_steps, prepare
 from vision.common.core.errors import VisionError
+from vision.common.runtime.onnx_session import open_session
 
 MAX_TEXT = 4_000_000  # letters of a file's class names
 UNKNOWN = 'unknown'
@@ -40,11 +40,8 @@ class OnnxClassifier:
     """
 
     def __init__(self, path: str | Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # its warnings about unused parts help nobody
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options,
-                                                         providers=['CPUExecutionProvider'])
+            self._session = open_session(path)
             self._metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime has an exception class for each fault
             raise _no_classifier(path, str(error).split('\n')[0][:300]) from error

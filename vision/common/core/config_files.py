@@ -34,6 +34,10 @@ class Unread:
     base: str
 
 
+# Task of a config, by the type of its model; any other type is a detector of MMDetection.
+TASKS = {'LatticeDetector': 'video', 'ImageClassifier': 'classify', 'FaceRecognizer': 'faces'}
+
+
 def find_config(text: str) -> Path | None:
     """A config file by its path, by its path from the root of the repository, or by its name
     without folder and suffix; None: there is none."""

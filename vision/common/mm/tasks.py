@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from mmengine.config import Config
 
+from vision.common.core.config_files import TASKS
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import find_classes
-
-# Classes of ours by name; a detector is any class of MMDetection.
-TASKS = {'LatticeDetector': 'video', 'ImageClassifier': 'classify', 'FaceRecognizer': 'faces'}
 
 
 def task_of(config: Config) -> str:

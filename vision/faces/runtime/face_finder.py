@@ -11,6 +11,7 @@ import numpy as np
 
 from vision.common.core.boxes import nms
 from vision.common.core.errors import VisionError
+from vision.common.runtime.onnx_session import open_session
 from vision.faces.core.gallery.alignment import similarity_transforms, template
 
 STRIDES = (8, 16, 32)
@@ -38,24 +39,15 @@ class FaceFinder:
         min_score: faces below it are left out.
 
     Raises:
-        VisionError: VIS-CKPT-1103 when the file is absent or another network, VIS-ENV-1107 without
-            onnxruntime.
+        VisionError: VIS-CKPT-1103 when the file is absent or another network.
     """
 
     def __init__(self, weights: Path, *, min_score: float = 0.7) -> None:
         self.min_score = min_score
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise VisionError('VIS-ENV-1107', 'the package onnxruntime is not installed',
-                              why=str(error), do='pip install onnxruntime') from error
         if not Path(weights).is_file():
             raise _no_detector(weights, 'there is no such file')
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # its warnings about unused parts help nobody
         try:
-            self._net = onnxruntime.InferenceSession(str(weights), options,
-                                                     providers=['CPUExecutionProvider'])
+            self._net = open_session(weights)
         except Exception as error:  # onnxruntime has an exception class for each fault
             raise _no_detector(weights, str(error)) from error
         self._outputs = [output.name for output in self._net.get_outputs()]

@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from vision.common.core.errors import VisionError
 from vision.common.core.files import sha256_of
+from vision.common.runtime.onnx_session import open_session
 from vision.faces.core.gallery.alignment import checked_faces
 
 BATCH = 64
@@ -31,11 +31,8 @@ class OnnxEmbedder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # its warnings about unused parts help nobody
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options,
-                                                         providers=['CPUExecutionProvider'])
+            self._session = open_session(path)
             (given,), (wanted,) = self._session.get_outputs(), self._session.get_inputs()
             is_fine = len(wanted.shape) == 4 and wanted.shape[1] == 3 and len(given.shape) == 2
             fault = '' if is_fine else f'it takes {wanted.shape} and gives {given.shape}'

@@ -18,6 +18,7 @@ import onnxruntime
 
 from vision.common.core.errors import VisionError
 from vision.common.core.plain_values import whole_number
+from vision.common.runtime.onnx_session import open_session
 from vision.lattice.core.class_names import COCO_CLASSES
 from vision.lattice.core.structures import FrameBoxes
 from vision.zoo import resolve
@@ -306,11 +307,9 @@ def require_picture(image_bgr: np.ndarray) -> None:
 def _open(path: Path, threads: int, spinning: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what matters is raised
     options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spinning)))
     try:
-        session = onnxruntime.InferenceSession(str(path), options,
-                                               providers=['CPUExecutionProvider'])
+        session = open_session(path, options)
     except Exception as error:  # onnxruntime raises kinds of its own
         raise _broken(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
     inputs = session.get_inputs()

@@ -1,0 +1,20 @@
+"""An .onnx file, opened the same way everywhere."""
+
+from __future__ import annotations
+
+import os
+
+import onnxruntime
+
+
+def open_session(path: str | os.PathLike, options: onnxruntime.SessionOptions | None = None
+                 ) -> onnxruntime.InferenceSession:
+    """A session on the CPU that is silent: what matters is raised, in exceptions of its own kinds.
+
+    Args:
+        options: further ones; None: the library's.
+    """
+    options = options or onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its warnings about unused parts help nobody
+    return onnxruntime.InferenceSession(os.fspath(path), options,
+                                        providers=['CPUExecutionProvider'])
