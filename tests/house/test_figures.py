@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MARK = re.compile(r'<!-- (?:(\w+) )?rows of (\S+\.json) -->\n((?:\|.*\n)+)')
 PAGES = [ROOT / 'docs' / 'figures.md', *(ROOT / 'vision' / room / 'README.md'
-                               for room in ('lattice', 'memory', 'pipeline'))]
+                               for room in ('classify', 'lattice', 'memory', 'pipeline'))]
 KEYS = 'method', 'setting', 'budget'  # columns that say which row it is, where a table has them
 
 
