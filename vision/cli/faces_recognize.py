@@ -107,6 +107,7 @@ def run_stream(args: argparse.Namespace) -> int:
     """Frame by frame; whatever ends it, what was recognised by then is in finished files."""
     from vision.stream.io.face_overlay import draw_faces
     from vision.stream.io.opening import open_source, output_stem
+    from vision.stream.io.progress import progress_bar
     from vision.stream.io.sinks import JsonObjectsSink, VideoSink
     from vision.stream.io.stopping import stop_signals
     source = open_source(args.source, fps=args.fps, keep_going=args.keep_going)
@@ -129,7 +130,9 @@ def run_stream(args: argparse.Namespace) -> int:
             stack.callback(close, sink)
         if source.is_live:
             stack.callback(source.stop)
-        for count, frame in enumerate(with_progress(source, args.max_frames), 1):
+        on_frame = stack.enter_context(progress_bar(source, args.max_frames))
+        for count, frame in enumerate(islice(source, args.max_frames), 1):
+            on_frame(count)
             faces = [face.to_dict() for face in recognise(frame.image_bgr)]
             names.update(face['name'] for face in faces)
             video.write(draw_faces(frame.image_bgr, faces), frame.timestamp_s)
@@ -154,15 +157,6 @@ def outputs(args: argparse.Namespace, stem: str, suffix: str) -> tuple[Path, Pat
                           'name another folder with --out-dir')
     refuse_unwritable(*paths)
     return paths
-
-
-def with_progress(source, max_frames: int | None):
-    """The frames of a source, at most so many, with a bar beside the output."""
-    from rich.console import Console
-    from rich.progress import track
-    totals = [number for number in (source.num_frames, max_frames) if number]
-    return track(islice(source, max_frames), total=min(totals, default=None),
-                 description='frames', console=Console(stderr=True))
 
 
 def summary(names: Counter, num_frames: int, paths: list[Path]) -> None:
