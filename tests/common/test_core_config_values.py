@@ -1,5 +1,6 @@
 """Values that cannot work are refused with path, value and what belongs there."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +137,16 @@ def test_impossible_amounts_are_refused(path, value):
 def test_class_names_that_are_no_list_are_refused(metainfo, what):
     with pytest.raises(VisionError, match=f'VIS-CONFIG-1804[^$]*{what}'):
         check_class_names(dict(train_dataloader=dict(dataset=dict(metainfo=metainfo))))
+
+
+def test_a_million_class_names_are_looked_at_in_seconds():
+    names = [str(number) for number in range(1_000_000)]
+    begin = time.monotonic()
+    check_class_names(dict(train_dataloader=dict(dataset=dict(metainfo=dict(classes=names)))))
+    with pytest.raises(VisionError, match="'7' twice"):
+        check_class_names(dict(train_dataloader=dict(dataset=dict(metainfo=dict(
+            classes=[*names, '7'])))))
+    assert time.monotonic() - begin < 60  # each beside each other would take hours
 
 
 def test_class_names_in_a_file_pass(tmp_path):

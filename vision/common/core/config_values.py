@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -87,7 +88,8 @@ def _require_names(metainfo: Any, path: str, where: str) -> None:
     if isinstance(classes, str) and os.path.isfile(classes):
         return  # MMEngine reads a name from each line
     is_list = isinstance(classes, list | tuple) and all(isinstance(one, str) for one in classes)
-    doubled = is_list and next((one for one in classes if classes.count(one) > 1), None)
+    # Counted once: there may be a million.
+    doubled = is_list and next((one for one, count in Counter(classes).items() if count > 1), None)
     if metainfo is None or is_list and not doubled:
         return
     what = f'{path} is {metainfo!r:.60}' if classes is None else \

@@ -102,10 +102,11 @@ def _require_names(ann_file: str | None, root: str | None, classes: tuple[str, .
     content = json.loads(path.read_bytes())
     rows = content.get('categories', []) if isinstance(content, dict) else []
     known = [str(row['name']) for row in rows if isinstance(row, dict) and 'name' in row]
-    missing = missing_names(classes, known)
-    if missing:
+    there = set(known)
+    if missing := [name for name in classes if name not in there]:
         raise VisionError('VIS-DATA-1808', f'{len(missing)} of {len(classes)} class names are not '
-                          f'in the file: {", ".join(missing[:10])}', where=str(path),
+                          f'in the file: {", ".join(missing_names(missing[:10], known))}',
+                          where=str(path),
                           why=f'the file has: {", ".join(known[:20])}',
                           do='write the names as in the file: metainfo=dict(classes=(...)) of '
                           'the data set (without metainfo they are those of its type)')
