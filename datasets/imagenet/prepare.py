@@ -12,14 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vision.classify.core.folders import (
-    EXTENSIONS,
-    class_folders,
-    list_image_folder,
-    read_image_list,
-)
+from vision.classify.core.folders import class_folders, list_image_folder, read_image_list
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
+from vision.common.core.picture_files import is_picture
 
 NUM_CLASSES = 1000
 GROUND_TRUTH = 'data/ILSVRC2012_validation_ground_truth.txt'
@@ -52,7 +48,7 @@ def devkit_labels(devkit: Path, wnids: tuple[str, ...]) -> list[int]:
 
 def write_list(root: Path, names: list[str], labels: list[int]) -> None:
     """``val.txt``, after every image of it was found, and no other."""
-    found = {path.name for path in (root / 'val').iterdir() if path.suffix.lower() in EXTENSIONS}
+    found = {path.name for path in (root / 'val').iterdir() if is_picture(path)}
     missing, extra = sorted(set(names) - found), sorted(found - set(names))
     if missing or extra or len(names) != len(labels):
         raise VisionError('VIS-DATA-1217', f'{len(missing)} images of the list are not in val, '
@@ -84,7 +80,7 @@ def prepare(root: Path, devkit: Path | None, labels: Path | None, *, is_subset: 
         names, values = read_image_list(labels, num_classes=num_classes)
         write_list(root, names, values.tolist())
     else:
-        names = sorted(path.name for path in val.iterdir() if path.suffix.lower() in EXTENSIONS)
+        names = sorted(path.name for path in val.iterdir() if is_picture(path))
         write_list(root, names, devkit_labels(devkit, train.classes))
     return f'{seen}, {len(names)} validation images: {root / "val.txt"}'
 
