@@ -107,9 +107,9 @@ NETS = dict(resnet=(ResNet, (8, 3, 32, 32)), pyramid=(Pyramid, (2, 3, 48, 48)),
 
 def train(name: str, manager=None, *, num_steps: int = 4, sizes=(1.0,), accumulate: int = 1,
           dtype: torch.dtype | None = None, channels_last: bool = False, num_backwards: int = 1,
-          on_step=None) -> dict[str, list[torch.Tensor]]:
+          device: str = 'cpu', on_step=None) -> dict[str, list[torch.Tensor]]:
     """Everything that a training leaves: losses, gradients of each step, weights, buffers, the
-    generator's state.
+    scale of float16's gradients, the generators' states.
 
     Args:
         sizes: factors of the last two axes of an image batch, in turn.
@@ -119,10 +119,12 @@ def train(name: str, manager=None, *, num_steps: int = 4, sizes=(1.0,), accumula
     """
     torch.manual_seed(0)
     build, shape = NETS[name]
-    model = build().train()
+    model = build().to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**10, growth_interval=2,
+                                  enabled=dtype == torch.float16)
     found = dict(losses=[], gradients=[])
     for number in range(num_steps):
         factor = sizes[number % len(sizes)]
@@ -130,21 +132,26 @@ def train(name: str, manager=None, *, num_steps: int = 4, sizes=(1.0,), accumula
             if factor != 1.0 else torch.randn(shape)
         if channels_last:
             x = x.to(memory_format=torch.channels_last)
+        x = x.to(device)
         with manager or nullcontext():
-            with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
+            with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
                 loss = model(x).float().square().mean()
             for left in reversed(range(num_backwards)):
-                loss.backward(retain_graph=left > 0)
+                scaler.scale(loss).backward(retain_graph=left > 0)
             found['gradients'] += [parameter.grad.clone() for parameter in model.parameters()]
             if (number + 1) % accumulate == 0:
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 optimizer.zero_grad()
         found['losses'].append(loss.detach())
         if on_step is not None:
             on_step(manager)
     found['weights'] = [parameter.detach().clone() for parameter in model.parameters()]
     found['buffers'] = [buffer.clone() for buffer in model.buffers()]
+    found['scale'] = [torch.tensor(scaler.get_scale())]
     found['generator'] = [torch.get_rng_state()]
+    if device == 'cuda':
+        found['generator'].append(torch.cuda.get_rng_state())
     return found
 
 

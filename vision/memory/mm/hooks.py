@@ -90,8 +90,10 @@ class ActivationMemoryHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         kept = find_modules(model, self.ignore)
         _tell_checkpointed(model, runner.logger)
+        # Of the model: a run on the CPU may see a GPU.
+        device = next((parameter.device for parameter in model.parameters()), None)
         self.manager = MemoryBudget(log=lambda line: runner.logger.info(f'memory: {line}'),
-                                    **self.options)
+                                    device=device, **self.options)
         self._restore.append(self.manager.close)
         for module in kept:
             self.manager.keep(module)

@@ -233,7 +233,7 @@ class Control:
         total = sum(node.num_bytes for node in self.idle)
         before = self.step.bytes.live
         self._make_room(limit=before - total // 2)
-        self.residence.transfer.settle(must_wait=True)
+        self.residence.transfer.settle(must_free=math.inf)
         freed = before - self.step.bytes.live
         self.log(f'an operator found no memory: {freed / 1e6:.1f} MB of saved values left, '
                  'and it ran again' if freed else 'an operator found no memory, and nothing was '
@@ -353,7 +353,7 @@ class Control:
             return step.bytes.live - transfer.leaving_bytes + needed <= limit
         if not fits():
             self._let_go(fits, limit)
-        transfer.settle(must_wait=step.bytes.live + needed > limit)
+        transfer.settle(must_free=step.bytes.live + needed - limit)
 
     def _let_go(self, fits: Callable[[], bool], limit: float) -> None:
         residence = self.residence

@@ -109,6 +109,7 @@ class MemoryBudget:
         self._records_all = self.device.type == 'cuda'
         self._hooks: list[Any] = []
         self._num_managed = 0
+        self._is_timed, self._wants_times = True, False  # operators, as the device took them
         self._step: Step | None = None
         self._control: Control
         self._residence: Residence
@@ -122,6 +123,8 @@ class MemoryBudget:
             raise RuntimeError('this MemoryBudget is in a step already: one manager for one '
                                'thread and one step at a time')
         self._notes: list[str] = []
+        if self.device.type == 'cuda':
+            self._transfer.link  # noqa: B018  measured now, while there is room for its trial
         scripts = self._scripts if self.mode == 'planned' else []
         self._control = Control(budget_bytes=self.budget_bytes, scripts=scripts,
                                 actions=self.actions, verify=self.verify,
@@ -153,13 +156,15 @@ class MemoryBudget:
                 self._tell_once('a graph outlives its step: what was dropped of it is made when '
                                 'it is asked for, uncounted')
             self._control.detach()
-            self._transfer.settle(must_wait=True)
+            self._transfer.settle(must_free=math.inf)
 
     def _new_clock(self) -> Clock:
-        """Events cost more than they tell once a plan's times are known."""
-        script = self._control.script
-        is_known = script is not None and script.num_used >= TIMED_STEPS
-        return CudaClock() if self.device.type == 'cuda' and not is_known else Clock()
+        """On a GPU only events tell times, and they cost more than that once all are known."""
+        is_known = not self._wants_times and bool(self._scripts) and all(
+            script.num_used >= TIMED_STEPS for script in self._scripts)
+        is_cuda = self.device.type == 'cuda'
+        self._is_timed = not is_cuda or (self.mode == 'planned' and not is_known)
+        return CudaClock() if is_cuda and self._is_timed else Clock()
 
     def _learn(self, step: Step) -> None:
         control, residence = self._control, self._residence
@@ -189,6 +194,10 @@ class MemoryBudget:
             report.is_over = report.peak_bytes > 1.05 * self.budget_bytes
         if control.is_half_recorded and not self._records_all:
             self._records_all = True  # steps part late here: record all that any plan may need
+            return
+        if not self._is_timed and (control.script is None
+                                   or control.script.num_used < TIMED_STEPS):
+            self._wants_times = True  # a step that was not expected: the next one has them
             return
         if control.script is not None:
             self._used(control.script, step)
@@ -241,6 +250,7 @@ class MemoryBudget:
                        f'{format_bytes(report.peak_bytes)}: scores decide')
             return
         self._tell_plan('planned', trace, plan)
+        self._wants_times = False
         if not plan.fits:
             self._tell_once(f'no plan holds {format_bytes(budget)}: the least found is '
                             f'{format_bytes(plan.peak_bytes)}')

@@ -23,8 +23,10 @@ _BATCH_NORMS = {'native_batch_norm': (3, 4), '_native_batch_norm_legit': (3, 4),
                 '_batch_norm_with_update': (3, 4)}
 _COLLECTIVES = ('c10d', '_c10d_functional', '_c10d_functional_autograd', 'symm_mem')
 # Dtypes of which (dtype, size, stride, offset) says all: not complex (conjugation), not quantized.
+# CUDA's attention gives its generator's state as uint64.
 PLAIN_DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64,
-                          torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool))
+                          torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32,
+                          torch.uint16, torch.uint8, torch.bool))
 
 
 class Operator:

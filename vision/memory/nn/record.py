@@ -33,7 +33,7 @@ def record_step(model: nn.Module, batch: Any, optimizer: Any) -> tuple[Trace, in
     _keep_gradients(optimizer)
     with LiveMemory() as live:
         step()
-    manager = MemoryBudget(ratio=1.0)
+    manager = MemoryBudget(ratio=1.0, device=next(model.parameters()).device)
     manager.name(model)
     with manager:
         step()

@@ -185,6 +185,7 @@ class Residence:
         """Free its memory; False: it cannot leave that way."""
         if node.locks or node.is_pinned or not self.is_idle(node):
             return False
+        self.arrived(node)  # its copy back may be on its way, and nothing has read it
         storage = node.storage()
         if action == 'drop':
             chain = self.chain(node)
@@ -440,6 +441,7 @@ class Residence:
         chain = self.chain(node)
         if chain is None or chain.swapped:
             return False
+        self.arrived(node)
         before = self.replayed_calls, self.replay_seconds
         try:
             with self.step.passing():

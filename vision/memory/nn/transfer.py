@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,8 +68,9 @@ class Transfer:
         """Give a block of host memory back to the pool; its bytes are lost."""
         self.pool.release(block)
 
-    def settle(self, *, must_wait: bool = False) -> None:
-        """Free device memory whose copy to the host is done."""
+    def settle(self, *, must_free: float = 0) -> None:
+        """Free device memory whose copy to the host is done; ``must_free`` bytes at least, as far
+        as so many are leaving."""
 
     def close(self) -> None:
         """Free all host memory; blocks that are still out are worthless afterwards."""
@@ -99,6 +101,16 @@ class Transfer:
             return _rate(far, near), _rate(near, far)
 
 
+@dataclass
+class _Reader:
+    """A copy back: it reads the block until ``event``; the memory that it fills stays ours until
+    then, or until the compute stream waits for it."""
+
+    event: torch.cuda.Event
+    block: Block
+    storage: torch.UntypedStorage | None
+
+
 class CudaTransfer(Transfer):
     """Copies on two side streams beside the computation, through pinned memory.
 
@@ -106,6 +118,10 @@ class CudaTransfer(Transfer):
     a side stream's context is entered (torchtitan PR 2581); device memory is held in a stash
     until its copy has ended, without ``record_stream`` (TRL 5700: the stash is emptied at the end
     of a step); a host block is reused only after the copy that read it (torchtune 1867).
+
+    The host is ahead of the device by as many operators as the queue holds, and never waits here:
+    the allocator gives freed memory to what the compute stream runs later, so it is enough that
+    this stream waits for the copy.
     """
 
     overlaps = True
@@ -116,38 +132,49 @@ class CudaTransfer(Transfer):
         self.to_device = torch.cuda.Stream(self.device)
         self.stash: list[tuple[torch.cuda.Event, torch.UntypedStorage]] = []
         self.written: dict[Block, torch.cuda.Event] = {}  # copies to the host
-        # Copies from it; the memory that they fill stays ours until then, read or not.
-        self.readers: list[tuple[torch.cuda.Event, Block, torch.UntypedStorage]] = []
+        self.readers: list[_Reader] = []
 
     @property
     def leaving_bytes(self) -> int:
         """Device memory held in the stash until its copy to the host has ended."""
         return sum(storage.nbytes() for _, storage in self.stash)
 
-    def settle(self, *, must_wait: bool = False) -> None:
+    def out(self, storage: torch.UntypedStorage) -> Block | None:
+        """Begin to copy to the host; None: the cap of the pool is reached."""
+        self.settle()  # blocks that have been read since can be had again
+        return super().out(storage)
+
+    def settle(self, *, must_free: float = 0) -> None:
         """Free device memory whose copy to the host is done, and host blocks whose copy back is.
 
-        With ``must_wait`` the newest copy to the host is waited for first.
+        For ``must_free`` bytes, the oldest first, the compute stream waits where it must.
         """
-        if must_wait and self.stash:
-            self.stash[-1][0].synchronize()
-        self.stash = [entry for entry in self.stash if not entry[0].query()]
-        waiting = []
-        for entry in self.readers:
-            if entry[0].query():
-                self.pool.release(entry[1])
-            else:
-                waiting.append(entry)
-        self.readers = waiting
+        num_gone, freed, awaited = 0, 0, None
+        for event, storage in self.stash:  # done in this order
+            if awaited is not None or not event.query():
+                if freed >= must_free:
+                    break
+                awaited = event
+            num_gone, freed = num_gone + 1, freed + storage.nbytes()
+        if awaited is not None:
+            torch.cuda.current_stream(self.device).wait_event(awaited)
+        self._free([storage for _, storage in self.stash[:num_gone]])
+        del self.stash[:num_gone]
+        while self.readers and self.readers[0].event.query():
+            self.pool.release(self.readers.pop(0).block)
 
     def wait(self, arrival: torch.cuda.Event) -> None:
         """The compute stream goes on only after this copy back; the host does not wait."""
         torch.cuda.current_stream(self.device).wait_event(arrival)
+        last = next((index for index, reader in enumerate(self.readers)
+                     if reader.event is arrival), -1)
+        for reader in self.readers[:last + 1]:  # copies run in this order
+            reader.storage = None
 
     def release(self, block: Block) -> None:
         """Give the block back to the pool, later if a copy still reads it."""
         self.written.pop(block, None)
-        if not any(reader is block for _, reader, _ in self.readers):
+        if not any(reader.block is block for reader in self.readers):
             self.pool.release(block)
 
     def close(self) -> None:
@@ -157,6 +184,10 @@ class CudaTransfer(Transfer):
         self.readers.clear()
         self.written.clear()
         super().close()
+
+    def _free(self, storages: list[torch.UntypedStorage]) -> None:
+        """What the compute stream runs from now on may have this memory."""
+        storages.clear()
 
     def _new_arena(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -180,7 +211,7 @@ class CudaTransfer(Transfer):
             self.to_device.wait_event(self.written[block])
             self._copy(as_bytes(storage), host)
             event = self.to_device.record_event()
-        self.readers.append((event, block, storage))
+        self.readers.append(_Reader(event, block, storage))
         return event
 
 

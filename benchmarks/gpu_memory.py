@@ -1,0 +1,372 @@
+"""Activation memory on a GPU: bytes that the allocator gives out, time, fidelity, beside rivals.
+
+ResNet-50 (224 px, batch 64), a transformer of 12 layers (width 768, length 1024, batch 8, bfloat16
+autocast) and a Very Deep PolyNet (331 px, batch 16); a step is forward and backward, gradients and
+parameters are there before. One row is written a method, as it is done:
+
+  peak_mb, peak_ratio   most that torch.cuda.max_memory_allocated says during a step, above what is
+                        held between steps; over the free step's.
+  first_peak_mb         the same over the steps before a plan has settled.
+  step_ms, step_ratio   of steps queued one after the other, by events, median of blocks that take
+                        turns with the free step's; over those of the free step.
+  host_ms               until a step is queued, on an idle device.
+  overhead_us_per_op    what that is more than the free step's, an operator.
+  link_gb               copied to the host and back in a step.
+  host_mb               held for that on the host.
+  bit_equal             losses, gradients, weights, buffers after 4 steps of SGD are those of the
+                        free run, with deterministic algorithms; None: two free runs differ.
+
+'ours, nothing to do' has a budget of twice the peak: what the bookkeeping costs. A row that fails
+has the reason instead of figures, and rows beyond --seconds say so.
+
+Examples:
+  python benchmarks/gpu_memory.py --json docs/results/gpu_memory.json --record
+  VISION_TEST_DEVICE=cpu python benchmarks/gpu_memory.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read once, when CUDA starts
+
+import numpy as np
+import torch
+from memory_models import (
+    Classifier,
+    Task,
+    classification_loss,
+    labelled,
+    polynet,
+    transformer,
+)
+from memory_rivals import Checkpointed, Method, Ours
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vision.common.core.errors import command_parser, run_cli
+from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.core.tables import cells_of, print_table
+from vision.memory.nn.manager import TIMED_STEPS
+from vision.memory.nn.tracker import LiveMemory
+from vision.memory.nn.transfer import CudaTransfer, Transfer
+
+COLUMNS = ('model', 'method', 'budget', 'peak_mb', 'peak_ratio', 'first_peak_mb', 'step_ms',
+           'step_ratio', 'host_ms', 'link_gb', 'host_mb', 'bit_equal')
+BUDGETS = (0.4, 0.5, 0.3, 0.7)  # the most telling first: the time may end
+ACTIONS = ('both', 'recompute', 'swap')
+SETTLED = TIMED_STEPS + 4  # steps until a plan was made again with measured times, and used
+FIDELITY_STEPS, BLOCK_STEPS = 4, 4
+SHARES = dict(resnet50=0.36, transformer=0.34, polynet=0.3)  # of --seconds
+SEED = 0
+
+
+class Bottleneck(nn.Module):
+    """He et al., arXiv:1512.03385, with the stride on the 3 x 3."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        sizes = [(channels, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
+        layers = [layer for a, b, side, step in sizes for layer in (
+            nn.Conv2d(a, b, side, step, side // 2, bias=False), nn.BatchNorm2d(b),
+            nn.ReLU(inplace=True))]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Identity() if channels == 4 * width else nn.Sequential(
+            nn.Conv2d(channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu_(self.layers(x).add_(self.shortcut(x)))
+
+
+class ResNet50(nn.Module):
+    """The maps of its last stage, as ``Classifier`` wants them."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width),
+                                  nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+        blocks, channels = [], width
+        for stage, depth in enumerate((3, 4, 6, 3)):
+            for index in range(depth):
+                stride = 2 if stage and not index else 1
+                blocks.append(Bottleneck(channels, width << stage, stride))
+                channels = 4 * width << stage
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return self.blocks(self.stem(x)),
+
+
+def resnet50(width: int = 64, side: int = 224, batch: int = 64) -> Task:
+    return Task('resnet50', lambda: Classifier(ResNet50(width), 32 * width).train(),
+                labelled((3, side, side)), classification_loss,
+                lambda model: list(model.backbone.blocks), batch, f'{side} px, batch {batch}')
+
+
+def tasks(device: torch.device, *, is_quick: bool) -> list[Task]:
+    if is_quick:
+        made = [resnet50(8, 64, 4), transformer(width=32, depth=3, heads=2, length=64, batch=4),
+                polynet('small', side=107, batch=2)]
+    else:
+        made = [resnet50(), transformer(width=768, depth=12, heads=12, length=1024, batch=8),
+                polynet(side=331, batch=16)]
+    return [replace(task, loss=autocast(task.loss, device)) if task.name == 'transformer' else task
+            for task in made]
+
+
+def autocast(loss: Callable, device: torch.device) -> Callable:
+    def lowered(*args) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return loss(*args)
+    return lowered
+
+
+class SavedOnHost(Method):
+    """torch.autograd.graph.save_on_cpu, through pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__('save_on_cpu')
+        self.is_pinned = device.type == 'cuda'
+
+    def around(self, task: Task, model: nn.Module) -> AbstractContextManager:
+        self.swapped_bytes = 0
+        inner = torch.autograd.graph.save_on_cpu(pin_memory=self.is_pinned)
+        pack = inner.pack_hook
+
+        def counted(tensor: Tensor) -> Any:
+            self.swapped_bytes += tensor.nbytes
+            self.host_peak_bytes = self.swapped_bytes
+            return pack(tensor)
+        inner.pack_hook = counted
+        return inner
+
+
+class Bench:
+    """One network on the device, on which the methods take turns."""
+
+    def __init__(self, task: Task, device: torch.device, rounds: int) -> None:
+        torch.manual_seed(SEED)
+        self.task, self.device, self.rounds = task, device, rounds
+        self.model = task.build().to(device)
+        self.batches = [tuple(part.to(device) for part in batch)
+                        for batch in task.batches(task.batch)]
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.free = Method('free')
+        self.free_row: dict[str, Any] = {}
+        self.expected: dict[str, Tensor] | None = None
+
+    def step(self, method: Method, index: int = 0) -> Tensor:
+        return method.step(self.task, self.model, self.batches[index % len(self.batches)])
+
+    def row(self, method: Method) -> dict[str, Any]:
+        """All figures of one method, warmed up here."""
+        began = time.perf_counter()
+        is_ours = isinstance(method, Ours)
+        first = max(self.peak(method) for _ in range(SETTLED if is_ours else 2))
+        peak = self.peak(method)
+        row = dict(peak_mb=peak / 1e6, first_peak_mb=first / 1e6,
+                   host_ms=self.host_ms(method), link_gb=2 * method.swapped_bytes / 1e9,
+                   host_mb=method.host_peak_bytes / 1e6)
+        if is_ours:
+            report, trace = method.report, method.manager.trace()
+            row |= dict(mode=report.mode, drops=report.drops, is_over=report.is_over,
+                        counted_mb=report.peak_bytes / 1e6,
+                        budget_mb=report.budget_bytes / 1e6, replayed=report.replayed_calls,
+                        num_ops=None if trace is None else len(trace.seconds))
+        row |= self.times(method, row)
+        if method is self.free:
+            self.free_row = row
+        row |= dict(peak_ratio=row['peak_mb'] / self.free_row['peak_mb'],
+                    step_ratio=row['step_ms'] / row.pop('free_ms'),
+                    bit_equal=self.is_bit_equal(method))
+        if row.get('num_ops'):
+            row['overhead_us_per_op'] = 1e3 * (row['host_ms'] - self.free_row['host_ms']) \
+                / row['num_ops']
+        return row | dict(seconds=time.perf_counter() - began)
+
+    def peak(self, method: Method) -> int:
+        """Bytes above those between steps."""
+        if self.device.type != 'cuda':
+            with LiveMemory() as live:
+                self.step(method)
+            return live.peak_bytes
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.step(method)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def host_ms(self, method: Method) -> float:
+        times = []
+        for _ in range(self.rounds):
+            synchronize(self.device)
+            start = time.perf_counter()
+            self.step(method)
+            times.append(1e3 * (time.perf_counter() - start))
+        synchronize(self.device)
+        return float(np.median(times))
+
+    def times(self, method: Method, row: dict[str, Any]) -> dict[str, float]:
+        """Step time of the method and of the free step in turn with it."""
+        found: dict[Method, list[float]] = {self.free: [], method: []}
+        for _ in range(self.rounds):
+            for each, times in found.items():
+                synchronize(self.device)
+                start = time.perf_counter()
+                for _ in range(BLOCK_STEPS):
+                    self.step(each)
+                synchronize(self.device)
+                times.append(1e3 * (time.perf_counter() - start) / BLOCK_STEPS)
+        return dict(step_ms=float(np.median(found[method])),
+                    free_ms=float(np.median(found[self.free])))
+
+    def is_bit_equal(self, method: Method) -> bool | None:
+        with deterministic():
+            if self.expected is None:
+                self.expected = self.trained(self.free)
+            actual = self.trained(method)
+        is_equal = all(torch.equal(value, actual[name]) for name, value in self.expected.items())
+        if method is self.free:
+            self.can_compare = is_equal
+        return is_equal if self.can_compare else None
+
+    def trained(self, method: Method) -> dict[str, Tensor]:
+        """All that some steps end with, and their losses."""
+        self.model.load_state_dict(self.start)
+        torch.manual_seed(SEED)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        losses = []
+        for index in range(FIDELITY_STEPS):
+            optimizer.zero_grad(set_to_none=False)
+            losses.append(self.step(method, index))
+            optimizer.step()
+        named = dict(self.model.named_parameters())
+        return dict(loss=torch.stack(losses)) | {
+            f'{kind} {name}': value.detach().clone() for kind, name, value in (
+                *(('weight', name, value) for name, value in named.items()),
+                *(('gradient', name, value.grad) for name, value in named.items()),
+                *(('buffer', name, value) for name, value in self.model.named_buffers()))}
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Where torch has no such kernel (max pooling's backward) two free runs tell."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def rivals(task: Task, device: torch.device) -> list[Callable[[Bench], Method]]:
+    """Makers of the methods, in the order in which they run."""
+    def ours(actions: str, ratio: float) -> Callable[[Bench], Method]:
+        return lambda bench: Ours(
+            f'ours {actions}', ratio, max(int(ratio * 1e6 * bench.free_row['peak_mb']), 1),
+            actions=actions, device=device)
+
+    def idle(bench: Bench) -> Method:
+        return Ours('ours, nothing to do', 2.0, int(2e6 * bench.free_row['peak_mb']) + 10**9,
+                    actions='recompute', device=device)
+
+    budgets = BUDGETS[:1] if task.name == 'polynet' else BUDGETS
+    return [lambda bench: bench.free, lambda _: Checkpointed('block checkpoint', 'non-reentrant'),
+            lambda _: SavedOnHost(device), idle,
+            *(ours(actions, ratio) for ratio in budgets for actions in ACTIONS)]
+
+
+def measure(task: Task, device: torch.device, rounds: int, until: float) -> Iterator[dict]:
+    """A row for each method, with the reason where there are no figures."""
+    bench = None
+    for make in rivals(task, device):
+        row: dict[str, Any] = dict(model=task.name, setting=task.setting)
+        if time.perf_counter() > until:
+            yield row | dict(failed='no time was left for the rows from here on')
+            return
+        method = None
+        try:
+            bench = bench or Bench(task, device, rounds)
+            method = make(bench)
+            row |= dict(method=method.name, budget=method.budget)
+            row |= bench.row(method)
+        except Exception as error:  # there is no second try: the next row may have figures
+            row['failed'] = f'{type(error).__name__}: {str(error)[:300]}'
+            row['traceback'] = traceback.format_exc().splitlines()[-12:]
+        if method is not None:
+            method.close()
+        gc.collect()
+        if device.type == 'cuda':
+            torch.cuda.empty_cache()
+        yield row
+
+
+def link_row(device: torch.device) -> dict[str, Any]:
+    moves = (CudaTransfer if device.type == 'cuda' else Transfer)(device, None, None)
+    link = moves.link
+    return dict(model='link', method='pinned copies', out_gb_per_s=link.out_bytes_per_s / 1e9,
+                in_gb_per_s=link.in_bytes_per_s / 1e9)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    parser.add_argument('--quick', action='store_true', help='small networks: does all of it run?')
+    parser.add_argument('--models', nargs='+', choices=sorted(SHARES), default=sorted(SHARES),
+                        help='those of the three')
+    parser.add_argument('--seconds', type=float, default=115, metavar='S',
+                        help='no row begins later (default: 115)')
+    parser.add_argument('--rounds', type=int, default=3, help='timed blocks of 4 steps (3)')
+    add_report_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    refuse_no_evidence(args.json, is_recorded=args.record)
+    device = torch.device(os.environ.get('VISION_TEST_DEVICE', 'cuda'))
+    began = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        told = {name: round(value, 3) if isinstance(value, float) else value
+                for name, value in row.items() if name not in ('traceback', 'setting')}
+        print(f'{time.perf_counter() - began:6.1f} s  {told}', flush=True)
+        if args.json:
+            write_report(args.json, rows, is_recorded=args.record, seed=SEED, quick=args.quick,
+                         gpu=gpu_name(device))
+
+    add(link_row(device))
+    until = began
+    for task in tasks(device, is_quick=args.quick):
+        until += args.seconds * SHARES[task.name]
+        if task.name in args.models:
+            for row in measure(task, device, args.rounds, until):
+                add(row)
+    print_table(COLUMNS, [cells_of(row, ('model', 'method', 'budget', 'failed')
+                                   if 'failed' in row else COLUMNS, digits=3)
+                          for row in rows[1:]], num_left=2, min_width=150)
+    return 0
+
+
+def gpu_name(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else None
+
+
+if __name__ == '__main__':
+    run_cli(main)
