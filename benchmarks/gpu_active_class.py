@@ -183,6 +183,7 @@ def measured(args: argparse.Namespace, bench: Bench, name: str, num_active: int 
                    ivf=dict(nprobe=NPROBE, upkeep=NO_RENEWAL, num_threads=THREADS))
     selector = bench.selector(name, num_active or bench.num_classes, **options.get(name, {}))
     row = {}
+    bench.generator.manual_seed(args.seed + 2)  # the same samples for every head
     if name in options:
         if name not in kept:
             row, kept[name] = built(args, bench, selector)
