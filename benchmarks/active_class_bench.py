@@ -36,14 +36,17 @@ class Bench:
     rows: Tensor
     seed: int = 0
     live: tuple[Tensor, Tensor] | None = None  # features and labels of a training
+    matmul_dtype: torch.dtype | None = None  # of the head's products
 
     def __post_init__(self) -> None:
         self.num_classes, self.dim = self.rows.shape
         self.margin = build_margin(self.args.loss, scale=self.args.scale,
                                    margin=self.args.margin)
-        self.store = build_store(self.num_classes, self.dim, seed=self.seed, optimizer=dict(
-            type='sgd', momentum=MOMENTUM, weight_decay=WEIGHT_DECAY))
-        self.generator = torch.Generator().manual_seed(self.seed + 1)
+        self.device = self.rows.device
+        self.store = build_store(
+            self.num_classes, self.dim, seed=self.seed, device=self.device, is_filled=False,
+            optimizer=dict(type='sgd', momentum=MOMENTUM, weight_decay=WEIGHT_DECAY))
+        self.generator = torch.Generator(self.device).manual_seed(self.seed + 1)
         self.reset_rows(self.rows)
 
     def reset_rows(self, rows: Tensor) -> None:
@@ -58,17 +61,19 @@ class Bench:
         """(features that need a gradient, labels): live ones, or made of these rows."""
         if self.live is not None:
             features, labels = self.live
-            drawn = torch.randint(len(labels), (self.args.batch,), generator=self.generator)
+            drawn = torch.randint(len(labels), (self.args.batch,), generator=self.generator,
+                                  device=self.device)
             return features[drawn].clone().requires_grad_(), labels[drawn]
         rows = self.rows if rows is None else rows
-        labels = torch.randint(self.num_classes, (self.args.batch,), generator=self.generator)
-        noise = torch.randn(len(labels), self.dim, generator=self.generator)
+        labels = torch.randint(self.num_classes, (self.args.batch,), generator=self.generator,
+                               device=self.device)
+        noise = torch.randn(len(labels), self.dim, generator=self.generator, device=self.device)
         features = functional.normalize(rows[labels]) + noise / self.dim**0.5
         return functional.normalize(features).requires_grad_(), labels
 
     def step(self, selector, number: int, features: Tensor, labels: Tensor) -> None:
         selection = selector.select(features.detach(), labels, number)
-        weights = self.store.pull(selection.rows)
+        weights = self.store.pull(selection.rows, is_checked=True)
         self.loss(features, weights, selection).loss.backward()
         self.store.push(selection.rows, weights.grad, lr=LR)
         selector.after_update(selection.rows, number)
@@ -77,7 +82,8 @@ class Bench:
         is_weighed = self.args.correction == 'sampled'
         return selective_loss(
             features, weights, selection.columns, self.margin, correction=self.args.correction,
-            expected_counts=selection.expected_counts if is_weighed else None)
+            expected_counts=selection.expected_counts if is_weighed else None,
+            matmul_dtype=self.matmul_dtype)
 
     def selector(self, name: str, num_active: int, **options):
         if name not in ('full', 'random'):
@@ -91,16 +97,16 @@ class Bench:
         return max(self.args.batch, round(share * self.num_classes))
 
 
-def synthetic_rows(num: int, dim: int, seed: int) -> Tensor:
+def synthetic_rows(num: int, dim: int, seed: int, device: torch.device | str = 'cpu') -> Tensor:
     """(num, dim) unit rows: clusters of 40 around centres in groups of 25, in random order."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def spread(count: int) -> Tensor:
-        return torch.randn(count, dim, generator=generator) / dim**0.5
+        return torch.randn(count, dim, generator=generator, device=device) / dim**0.5
     groups = functional.normalize(spread(math.ceil(num / 1000)))
     centres = functional.normalize(groups.repeat_interleave(25, 0) + spread(25 * len(groups)))
     rows = centres.repeat_interleave(40, 0)[:num] + 0.8 * spread(num)
-    return functional.normalize(rows)[torch.randperm(num, generator=generator)]
+    return functional.normalize(rows)[torch.randperm(num, generator=generator, device=device)]
 
 
 def read_rows(path: Path) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -124,25 +130,30 @@ def read_rows(path: Path) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
 
 def moved(rows: Tensor, cosine: float, generator: torch.Generator) -> Tensor:
     """Rows turned in random directions, to about this cosine with what they were."""
-    noise = torch.randn(rows.shape, generator=generator) / rows.shape[1]**0.5
+    noise = torch.randn(rows.shape, generator=generator, device=rows.device) / rows.shape[1]**0.5
     return functional.normalize(rows + math.sqrt(1 / cosine**2 - 1) * noise)
 
 
 def dense_step_ms(bench: Bench) -> float:
+    step = dense_step(bench)
+    return median_ms([partial(step, *bench.batch()) for _ in range(FULL_STEPS + 1)])
+
+
+def dense_step(bench: Bench) -> Callable[[Tensor, Tensor], None]:
     """Forward, backward and SGD of the whole matrix in plain PyTorch, ArcFace on the target."""
     weights, momentum = bench.rows.clone().requires_grad_(), torch.zeros_like(bench.rows)
 
     def step(features: Tensor, labels: Tensor) -> None:
         weights.grad = None
         cosine = features @ functional.normalize(weights).T
-        place = torch.arange(len(labels)), labels
+        place = torch.arange(len(labels), device=labels.device), labels
         target = bench.margin.target(cosine[place].clamp(-0.9999, 0.9999))
         logits = cosine.index_put(place, target) * bench.margin.scale
         functional.cross_entropy(logits, labels).backward()
         with torch.no_grad():
             momentum.mul_(MOMENTUM).add_(weights.grad.add_(weights, alpha=WEIGHT_DECAY))
             weights.sub_(momentum, alpha=LR)
-    return median_ms([partial(step, *bench.batch()) for _ in range(FULL_STEPS + 1)])
+    return step
 
 
 def time_steps(bench: Bench, selector, repeats: int | None = None, first: int = 0) -> float:
@@ -165,7 +176,7 @@ def median_ms(calls: list[Callable]) -> float:
 def fidelity(bench: Bench, selector, num_batches: int = 2) -> dict:
     """Gradient of the features over active rows against that over all, on the live rows."""
     everything = bench.selector('full', bench.num_classes)
-    live = bench.store.pull(torch.arange(bench.num_classes)).detach()
+    live = bench.store.pull(torch.arange(bench.num_classes, device=bench.device)).detach()
     cosines, errors, outside = [], [], []
     for number in range(num_batches):
         features, labels = bench.batch(live)

@@ -14,6 +14,7 @@ from vision.faces.nn.head.gather import batch_sizes, gather_batch, gather_labels
 from vision.faces.nn.head.margins import build_margin
 from vision.faces.nn.head.selective import selective_loss, wrong_head
 from vision.faces.nn.store.ranks import check_ranks
+from vision.faces.nn.store.side_stream import LaterAnswer
 from vision.registry import MODELS
 
 DTYPES = {None: None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -68,6 +69,7 @@ class ActiveClassHead(BaseModule):
         self.store = self.selector = self.group = None
         self.step = 0  # set by the hook, so that a resumed run goes on counting
         self.pending: tuple[Tensor, Tensor] | None = None
+        self._doubt: tuple[LaterAnswer, Tensor, list[int]] | None = None
 
     def build(self, device: torch.device | str, seed: int = 0, *, is_filled: bool = True) -> None:
         """Take the memory of the rows and make the selector; every rank must come here.
@@ -148,11 +150,13 @@ class ActiveClassHead(BaseModule):
             labels: (B,) int64.
 
         Raises:
-            VisionError: VIS-DATA-1014, a label outside the classes; VIS-CONFIG-1012, the rows of
-                the step before were never updated; what the selector says. What one rank has to
-                say is raised on every one.
+            VisionError: VIS-DATA-1014, a label outside the classes (with a selector that never
+                waits it is raised by ``step_rows`` and ``drop_step``); VIS-CONFIG-1012, the rows
+                of the step before were never updated; what the selector says. What one rank has
+                to say is raised on every one.
         """
         self.build(features.device)
+        self._settle_doubt()
         if self.pending is not None and self.training:
             raise VisionError('VIS-CONFIG-1012', 'the rows of the last step were never updated',
                               where='custom_hooks', why='class rows are stepped by a hook',
@@ -160,19 +164,27 @@ class ActiveClassHead(BaseModule):
         sizes = batch_sizes(labels, self.group)
         features, labels = gather_batch(features, labels, self.group, sizes=sizes,
                                         gradient_factor=len(sizes))
-        self._check_labels(labels, sizes)
-        rows, columns, counts, stats = self._select(features.detach().float(), labels)
-        weights = self.store.pull(rows)
+        is_step = self.training and torch.is_grad_enabled()
+        if is_step and self.selector.never_waits:
+            self._doubt = LaterAnswer(self._is_bad(labels).any()), labels, sizes
+        else:
+            self._check_labels(labels, sizes)
+        # In half precision other rows would be chosen, and those of an index built here and in a
+        # thread, which knows no autocast, would not be the same.
+        with torch.autocast(features.device.type, enabled=False):
+            rows, columns, counts, stats = self._select(features.detach().float(), labels)
+        weights = self.store.pull(rows, is_checked=True)
         result = selective_loss(
             features, weights, columns, self.margin, is_cosine=self.is_cosine,
             num_subcentres=self.num_subcentres, correction=self.correction,
             expected_counts=counts, group=self.group, matmul_dtype=self.matmul_dtype)
-        if self.training and torch.is_grad_enabled():
+        if is_step:
             self.pending = rows, weights
         figures = stats | dict(target_probability=result.target_probability.mean(),
                                num_active=len(rows) // self.num_subcentres)
         return dict(loss=result.loss, **{
-            name: torch.as_tensor(value, dtype=torch.float32, device=features.device)
+            name: value.float() if isinstance(value, Tensor) else
+            torch.full((), float(value), device=features.device)
             for name, value in figures.items()})
 
     def step_rows(self, lr: float, gradient_scale: float = 1.0) -> None:
@@ -180,16 +192,26 @@ class ActiveClassHead(BaseModule):
 
         Args:
             gradient_scale: what the loss was multiplied by before the backward pass.
+
+        Raises:
+            VisionError: VIS-DATA-1014, a label of the step was outside the classes, where ``loss``
+                has not looked; no row has changed.
         """
         rows, weights = self.pending
         self.pending = None
+        self._settle_doubt()
         gradient = weights.grad if gradient_scale == 1 else weights.grad / gradient_scale
         self.store.push(rows, gradient, lr=lr * self.lr_mult)
         self.selector.after_update(rows, self.step)
 
     def drop_step(self) -> None:
-        """Leave the rows of the last loss as they are: its gradients were not finite."""
+        """Leave the rows of the last loss as they are: its gradients were not finite.
+
+        Raises:
+            VisionError: as ``step_rows``.
+        """
         self.pending = None
+        self._settle_doubt()
 
     def rows_state(self, *, is_exact: bool = True) -> dict[str, Any]:
         """Rows, optimizer and selector of this rank; the run is not changed by it.
@@ -267,9 +289,17 @@ class ActiveClassHead(BaseModule):
         classes = torch.unique(rows // k)
         return (classes[:, None] * k + torch.arange(k, device=classes.device)).flatten()
 
+    def _settle_doubt(self) -> None:
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None and doubt[0]:
+            self._check_labels(*doubt[1:])
+
+    def _is_bad(self, labels: Tensor) -> Tensor:
+        return (labels < 0) | (labels >= self.num_classes)
+
     def _check_labels(self, labels: Tensor, sizes: list[int]) -> None:
         """Look at the labels of all ranks, so that all raise what one would have to."""
-        is_bad = (labels < 0) | (labels >= self.num_classes)
+        is_bad = self._is_bad(labels)
         if not bool(is_bad.any()):
             return
         first = int(is_bad.nonzero()[0])

@@ -66,10 +66,11 @@ class FaceRecognizer(BaseModel):
         """The network for use and export, image preparation inside; shares the weights."""
         prepare = self.data_preprocessor
         has_mean = getattr(prepare, '_enable_normalize', False)
-        return Embedder(_Features(self), with_flip=self.flip_fusion,
+        made = Embedder(_Features(self), with_flip=self.flip_fusion,
                         mean=prepare.mean.flatten().tolist() if has_mean else None,
                         std=prepare.std.flatten().tolist() if has_mean else None,
                         swaps_channels=getattr(prepare, '_channel_conversion', False))
+        return made.to(next(self.parameters()).device)
 
     def as_classifier(self, content: Mapping[str, Any], where: str) -> nn.Module:
         """Images (B, C, H, W), 0 to 255, to logits (B, classes): the head's rows of a checkpoint
@@ -90,8 +91,9 @@ class FaceRecognizer(BaseModel):
                               'of vision train), and the config that it was trained with')
         self.head.build('cpu', is_filled=False)
         self.head.load_rows_state(rows, with_selector=False)
-        return RowClassifier(self.embedder(), self.head.store.snapshot(torch.float32),
+        made = RowClassifier(self.embedder(), self.head.store.snapshot(torch.float32),
                              self.head.margin.scale)
+        return made.to(next(self.parameters()).device)
 
     def _loss(self, inputs: Tensor, samples: Sequence[BaseDataElement] | None
               ) -> dict[str, Tensor]:

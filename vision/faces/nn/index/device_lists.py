@@ -180,7 +180,7 @@ def restore_lists(state: dict, rows: Tensor | None, device: torch.device | str) 
 
 def _renewed(centroids: Tensor, rows: Tensor, previous: Tensor, num_iterations: int
              ) -> DeviceLists:
-    rows = _checked(rows)
+    rows = _checked(rows.to(centroids.device))  # of a checkpoint, they are on the host
     assignment = assign_near(rows, previous, centroids, is_cosine=True)
     for _ in range(num_iterations):
         centroids = update_centroids(rows, assignment, centroids, is_cosine=True)

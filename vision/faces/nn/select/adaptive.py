@@ -111,6 +111,8 @@ class AdaptiveSelector:
             step at a million rows.
     """
 
+    never_waits = False
+
     def __init__(self, inner: IndexSelector, rules: Rules | None = None, *,
                  monitor_every: int = 200) -> None:
         self.inner, self.rules, self.monitor_every = inner, rules or Rules(), monitor_every

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
@@ -23,6 +24,7 @@ from vision.faces.nn.index.forest_index import ForestIndex
 from vision.faces.nn.select.adaptive import AdaptiveSelector
 from vision.faces.nn.select.device import DeviceSelector
 from vision.faces.nn.select.selectors import (
+    FullSelector,
     IndexSelector,
     OracleSelector,
     RandomSelector,
@@ -31,7 +33,7 @@ from vision.faces.nn.select.selectors import (
 from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
 NAMES = ('full', 'random', 'oracle', 'forest', *KINDS, 'device')
-_PLAIN = dict(full=Selector, random=RandomSelector, oracle=OracleSelector)
+_PLAIN = dict(full=FullSelector, random=RandomSelector, oracle=OracleSelector)
 # Leaves of 50 trees hold far more rows than are kept, so more kept ones cost little beside them.
 # Planes and short codes rank coarsely: twice as much mass is left outside with one candidate for
 # each kept one as with four.
@@ -81,7 +83,8 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
         if name == 'device':
             if adaptive is not None:
                 raise TypeError('adaptive is not for shapes that are fixed')
-            keeper = IndexUpkeep(store, partial(_build_lists, options.pop('num_lists', 0)),
+            keeper = IndexUpkeep(store, partial(_build_lists, options.pop('num_lists', 0),
+                                                store.device),
                                  partial(restore_lists, device=store.device), schedule, seed=seed)
             return DeviceSelector(store, keeper, **common, **options)
         own = _DEFAULTS.get(name, {}) | {key: options.pop(key) for key in (
@@ -99,8 +102,9 @@ def build_selector(name: str, store, *, num_active: int | None = None, seed: int
                           do='see vision/faces/README.md, the selectors') from error
 
 
-def _build_lists(num_lists: int, rows: Tensor, seed: int) -> DeviceLists:
-    return DeviceLists.build(rows, num_lists=num_lists, seed=seed)
+def _build_lists(num_lists: int, device: torch.device, rows: Tensor, seed: int) -> DeviceLists:
+    # The rows of a build that a checkpoint begins again come from a file.
+    return DeviceLists.build(rows.to(device), num_lists=num_lists, seed=seed)
 
 
 def _index_makers(name: str, dim: int, seed: int, is_cosine: bool, options: dict

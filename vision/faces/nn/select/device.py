@@ -54,6 +54,8 @@ class DeviceSelector(CandidateSelector):
             that this selector cannot work with.
     """
 
+    never_waits = True
+
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25, nprobe: int = 16,
                  **options) -> None:
         super().__init__(store, **options)

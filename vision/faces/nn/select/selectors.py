@@ -32,6 +32,7 @@ from torch.nn import functional
 from vision.common.core.errors import VisionError
 from vision.faces.core.select.sampling import draw_outside
 from vision.faces.nn.select.upkeep import IndexUpkeep
+from vision.faces.nn.store.side_stream import sent
 
 _CHUNK = 1 << 16  # rows pulled at once by the oracle
 _QUERIES = 16  # ranked at once on live rows: of 50 trees, 16 have some 25,000 candidates
@@ -56,7 +57,7 @@ class Selection:
 
 
 class Selector:
-    """All rows; the base of the others.
+    """What all have.
 
     Args:
         store: class rows: ``num_classes, row_start, row_end, device, group, peek, snapshot``.
@@ -76,6 +77,8 @@ class Selector:
     Raises:
         VisionError: VIS-CONFIG-1099, ``num_active`` below 1 or ``random_frac`` outside [0, 1].
     """
+
+    never_waits = False  # for the device, nor looks at labels
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
                  is_cosine: bool = True, scale: float = 64.0,
@@ -117,7 +120,7 @@ class Selector:
         rows = torch.from_numpy(np.insert(chosen, places, drawn))
         counts = torch.from_numpy(np.insert(np.ones(len(chosen), np.float32), places, chance))
         columns = torch.searchsorted(rows, local).where(local >= 0, -1)
-        return Selection(*(each.to(labels.device) for each in (rows, columns, counts)),
+        return Selection(*(sent(each, labels.device) for each in (rows, columns, counts)),
                          stats=dict(num_active=float(len(rows))))
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
@@ -147,7 +150,7 @@ class Selector:
     def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
         """Local ids that were chosen, others that were drawn, both sorted; the chance of those."""
-        return np.arange(self.num_local), np.arange(0), 1.0
+        raise AssertionError('a subclass says which rows are active')
 
     def local_ids(self, labels: Tensor) -> Tensor:
         """(B,) int64 on the host: local id of each label's row, -1 on another rank.
@@ -164,6 +167,17 @@ class Selector:
                               f'{self.store.num_classes - 1}', do='check the label files')
         local = labels - self.store.row_start
         return local.where((local >= 0) & (local < self.num_local), -1)
+
+
+class FullSelector(Selector):
+    """All rows."""
+
+    def select(self, features: Tensor, labels: Tensor, step: int) -> Selection:
+        """As ``Selector.select``, made where the labels are: features (B, d) do not count."""
+        rows = torch.arange(self.num_local, device=labels.device)
+        counts = torch.ones(self.num_local, device=labels.device)
+        return Selection(rows, sent(self.local_ids(labels), labels.device), counts,
+                         stats=dict(num_active=float(self.num_local)))
 
 
 class RandomSelector(Selector):

@@ -25,6 +25,7 @@ from torch.nn import functional
 from vision.common.core.errors import VisionError
 from vision.faces.core.select.faults import damaged_index
 from vision.faces.nn.store.ranks import raise_together
+from vision.faces.nn.store.side_stream import on_stream
 
 _DRIFT_ROWS = 1024  # sampled for the drift: its standard error is then about 3 % of itself
 
@@ -112,6 +113,7 @@ class IndexUpkeep:
         self._job: _Job | None = None
         self._built_step = self._num_renewals = 0
         self._pool: ThreadPoolExecutor | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._touched: list[Tensor] = []
         self.seconds = dict(snapshot=0.0, wait=0.0, build=0.0, touched=0.0)
 
@@ -278,6 +280,10 @@ class IndexUpkeep:
         self._job, work = job, partial(self._timed, work)
         if self.schedule.is_async:
             self._pool = self._pool or ThreadPoolExecutor(1, 'class-index')
+            if self.store.device.type == 'cuda':
+                # Beside the training's: on one stream with it, each would wait for the other.
+                self._stream = self._stream or torch.cuda.Stream(self.store.device)
+                work = on_stream(self._stream, work)
             self._coming = self._pool.submit(work)
             return
         self._coming = Future()

@@ -57,13 +57,13 @@ def build_store(num_classes: int, dim: int, *, backend: str = 'device',
     assert num_classes % rows_per_class == 0
     start, end = (rows_per_class * edge
                   for edge in row_range(num_classes // rows_per_class, rank, world))
-    rows = initial_rows(start, end, dim, seed) if is_filled else torch.empty(end - start, dim)
-    rows = rows.to(dtype)
+    place = 'cpu' if backend == 'host' else device
+    rows = initial_rows(start, end, dim, seed).to(place, dtype) if is_filled else \
+        torch.empty(end - start, dim, dtype=dtype, device=place)
     if backend == 'host':
         return HostStore(rows, made, num_classes=num_classes, row_start=start, group=group,
                          device=device)
-    return ClassStore(rows.to(device), made, num_classes=num_classes, row_start=start,
-                      group=group)
+    return ClassStore(rows, made, num_classes=num_classes, row_start=start, group=group)
 
 
 def class_rows(states: list[dict]) -> Tensor:

@@ -55,16 +55,18 @@ class ClassStore:
         self._missed = MissedSteps(optimizer.order, self.device)
         self._pulled: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
 
-    def pull(self, rows: Tensor) -> Tensor:
+    def pull(self, rows: Tensor, *, is_checked: bool = False) -> Tensor:
         """(M, d) rows as of now, a leaf that requires grad, on ``device``.
 
         Args:
             rows: (M,) int64 local ids, ascending, each once.
+            is_checked: they are a selector's, which gives no others. To look at them an
+                accelerator has to be waited for.
 
         Raises:
             VisionError: VIS-INPUT-1022, other ids.
         """
-        if fault := self._fault_of_rows(rows):
+        if not is_checked and (fault := self._fault_of_rows(rows)):
             raise fault
         weights, state = self._current(rows)
         self._pulled = rows, weights, state
@@ -173,7 +175,9 @@ class ClassStore:
     def _current(self, rows: Tensor | slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Copies of rows and state as of now, on ``device``."""
         weights, state, last = self._fetch(rows)
-        factors = self._missed.factors(last, weights.dtype)
+        # A row that is up to date is multiplied by one: cheaper than to wait for an accelerator.
+        factors = self._missed.factors(last, weights.dtype,
+                                       may_wait=self.device.type == 'cpu')
         if factors is not None:
             self.optimizer.catch_up_(weights, state, factors)
         return weights, state
@@ -195,7 +199,11 @@ class ClassStore:
         _put(self._rows, rows, weights)
         for name, value in state.items():
             _put(self._state[name], rows, value)
-        self._last[rows] = self._missed.num_steps if num_steps is None else num_steps
+        num_steps = self._missed.num_steps if num_steps is None else num_steps
+        if isinstance(rows, slice):
+            self._last[rows] = num_steps
+        else:  # by an index, the number would go to the device as a tensor that is waited for
+            self._last.index_fill_(0, rows, num_steps)
 
     def _catch_up_all(self) -> None:
         for chunk in self._chunks():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vision.faces.nn.store.device_store import ClassStore
+from vision.faces.nn.store.side_stream import on_stream
 
 Fetched = tuple[Tensor, dict[str, Tensor], Tensor]
 
@@ -137,17 +139,9 @@ class HostStore(ClassStore):
 
     def _submit(self, work: Callable, *args) -> Future:
         """Have the thread do it after all that it was given before, on its own stream."""
-        if self._stream is None:
-            return self._pool.submit(work, *args)
-        computed = torch.cuda.current_stream(self.device).record_event()
-
-        def on_stream():
-            with torch.cuda.stream(self._stream):
-                self._stream.wait_event(computed)
-                result = work(*args)
-                self._stream.synchronize()
-            return result
-        return self._pool.submit(on_stream)
+        work = partial(work, *args)
+        return self._pool.submit(
+            work if self._stream is None else on_stream(self._stream, work))
 
     def _settle(self) -> None:
         """Wait until everything is written."""

@@ -59,7 +59,9 @@ class MissedSteps:
         if matrix != [[float(i == j) for j in range(order)] for i in range(order)]:
             self.is_identity = False
             now = self._to_now[:, :, :self.num_steps + 1]
-            step = torch.tensor(matrix, dtype=torch.float64, device=now.device)
+            step = torch.tensor(matrix, dtype=torch.float64)
+            if now.device.type == 'cuda':  # from page-locked memory nothing waits for it
+                step = step.pin_memory().to(now.device, non_blocking=True)
             now.copy_((step @ now.reshape(order, -1)).view_as(now))
         self.num_steps += 1
 
@@ -97,7 +99,7 @@ class MissedSteps:
         assert to_now.shape[0] == len(self._to_now) and state['num_steps'] <= self.window
         self._to_now[:, :, :to_now.shape[2]] = to_now.to(self._to_now)
         self.num_steps = state['num_steps']
-        eye = torch.eye(len(to_now), dtype=torch.float64)[:, :, None]
+        eye = torch.eye(len(to_now), dtype=torch.float64, device=to_now.device)[:, :, None]
         self.is_identity = bool((to_now == eye).all())
 
 

@@ -31,7 +31,7 @@ def copy_ranges(sources: list[dict], target: dict) -> None:
         there = slice(start - target['row_start'], end - target['row_start'])
         here = slice(start - source['row_start'], end - source['row_start'])
         for name, tensor in _by_row(target).items():
-            tensor[there] = _by_row(source)[name][here].to(tensor)
+            tensor[there].copy_(_by_row(source)[name][here])  # no second copy on the device
 
 
 def is_alike(source: dict, target: dict) -> bool:
