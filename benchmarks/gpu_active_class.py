@@ -87,9 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def write(args: argparse.Namespace, rows: list[dict], machines: dict[str, Machine]) -> None:
-    is_gpu = args.device.type == 'cuda'
     write_report(args.json, rows, is_recorded=args.record, seed=args.seed, kind='synthetic rows',
-                 accelerator=torch.cuda.get_device_name() if is_gpu else 'none',
                  cuda=torch.version.cuda, machines={k: vars(v) for k, v in machines.items()},
                  break_even={f'{name}, {batch} x {dim}, against {rival}': break_even(
                      machine, HeadPlan(batch, dim, num_probed=NPROBE), against=rival)
@@ -226,7 +224,6 @@ def timed(args: argparse.Namespace, bench: Bench, step: Callable[[int, Tensor, T
     """``step(number, features, labels)`` by events, by the clock and by the host."""
     batches = [bench.batch() for _ in range(WARM_UP + args.steps + 1)]
     run = [partial(step, number, *batch) for number, batch in enumerate(batches)]
-    is_gpu = args.device.type == 'cuda'
     for call in run[:WARM_UP]:
         call()
     marks, host_ms = [], []

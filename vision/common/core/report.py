@@ -190,15 +190,18 @@ def commit() -> str:
 
 
 def device() -> dict[str, Any]:
-    """Processor, cores that this process may use, and system."""
+    """Processor, cores that this process may use, and system; the accelerator, if the process has
+    used one."""
     name = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists():
         name = next((line.split(':', 1)[1].strip() for line in info.read_text().splitlines()
                      if line.startswith('model name')), name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cuda = getattr(sys.modules.get('torch'), 'cuda', None)  # nothing here imports it
+    gpu = dict(accelerator=cuda.get_device_name()) if cuda and cuda.is_initialized() else {}
     return dict(processor=name, cores=cores, system=platform.system(),
-                python=platform.python_version())
+                python=platform.python_version(), **gpu)
 
 
 def versions() -> dict[str, str]:
