@@ -33,12 +33,15 @@ from resume_points import KINDS  # noqa: E402
 pytestmark = pytest.mark.gpu
 # Sums of float32 in another order: the first losses agree to this, relative; what follows goes
 # apart, as every step carries the difference on.
-SAME_LOSS = 2e-3
+SAME_LOSS = 1e-3
 
 
 @pytest.fixture(autouse=True)
-def algorithms_as_they_were():
+def float32_is_float32():
+    """torch lets cuDNN round convolutions' inputs to TF32, which is no float32 to compare."""
+    torch.backends.cudnn.allow_tf32 = False
     yield
+    torch.backends.cudnn.allow_tf32 = True
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False
 
@@ -287,7 +290,8 @@ def sprites(tmp_path_factory) -> Path:
 
 def of_sprites(folder: Path) -> list[str]:
     """Options of a detector's config: three data sets, and what they are judged by."""
-    return [*(f'{name}_dataloader.dataset.data_root={folder}' for name in ('train', 'val', 'test')),
+    return [*(f'{name}_dataloader.dataset.data_root={folder}'
+              for name in ('train', 'val', 'test')),
             *(f'{name}_evaluator.ann_file={folder}/annotations/val.json'
               for name in ('val', 'test'))]
 
@@ -318,10 +322,11 @@ def assert_same_boxes(found, wanted) -> None:
 
 
 def test_a_detector_trains_in_float16(device, tmp_path, at_root, sprites):
+    if device.type != 'cuda':
+        pytest.skip('roi_align has no narrow form on a CPU')
     losses = train(TINY, tmp_path, *of_sprites(sprites), *in_process('train', batch=4),
                    'train_cfg.max_iters=6', 'train_cfg.val_interval=100',
-                   'optim_wrapper.type=AmpOptimWrapper',
-                   *(['optim_wrapper.dtype=bfloat16'] if device.type == 'cpu' else []))
+                   'optim_wrapper.type=AmpOptimWrapper')
     assert len(losses) == 6 and all(loss < 100 for loss in losses)
 
 
