@@ -1,15 +1,11 @@
-"""Runs on a GPU: against the same run on a CPU, resumed against uninterrupted, and launched.
+"""Runs on a GPU: against the same run on a CPU, and resumed against uninterrupted.
 
 A run takes the device that MMEngine finds, so the reference is made by hiding the GPU from it.
 """
 
 import importlib
 import json
-import os
 import runpy
-import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +15,6 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
-from vision.common.core.errors import EXIT_CODES
 from vision.common.mm.runner import ExactRunner
 from vision.common.nn.checkpoint import load_checkpoint
 
@@ -337,142 +332,3 @@ def test_a_lattice_trains(device, tmp_path, on_cpu, at_root, sprites):
     found = train(config, tmp_path / 'device', *options)
     on_cpu()
     assert_as_on_cpu(found, train(config, tmp_path / 'cpu', *options))
-
-
-# Launched processes.
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
-
-
-def environment(**more: object) -> dict[str, str]:
-    paths = ROOT, ROOT / 'tests' / 'common', os.environ.get('PYTHONPATH', '')
-    return dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=':'.join(map(str, paths)),
-                PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
-                MASTER_ADDR='127.0.0.1', **{name: str(value) for name, value in more.items()})
-
-
-def start(*command: object, **more: object) -> subprocess.Popen:
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, text=True,
-                            env=environment(**more), stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
-
-
-def write_config(path: Path, *lines: str) -> Path:
-    path.write_text('\n'.join((
-        f"_base_ = [{str(ROOT / 'configs/_base_/runtime.py')!r}]",
-        "custom_imports = dict(imports=['toy'])", "model = dict(type='ToyModel')",
-        "randomness = dict(deterministic=True)",
-        "train_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(type='ToyDataset'),",
-        "    sampler=dict(type='DefaultSampler', shuffle=True))",
-        "train_cfg = dict(type='IterBasedTrainLoop', max_iters=12, val_interval=1000)",
-        "optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.01))",
-        "default_hooks = dict(checkpoint=dict(interval=3))", *lines, '')))
-    return path
-
-
-STRATEGIES = dict(
-    plain=[], ddp=["runner_type = 'ExactFlexibleRunner'", "strategy = dict(type='DDPStrategy')"],
-    fsdp2=["runner_type = 'ExactFlexibleRunner'",
-           "strategy = dict(type='FSDP2Strategy', wrap=['Sequential'])"],
-    fsdp2_bf16=["runner_type = 'ExactFlexibleRunner'", "strategy = dict(type='FSDP2Strategy', "
-                "wrap=['Sequential'], param_dtype='bfloat16')",
-                "model = dict(type='ToyModel', is_plain=True)"])  # a CPU's BatchNorm: float32
-
-
-def dist_train(config: Path, work_dir: Path, *options: object) -> subprocess.Popen:
-    return start('bash', 'tools/dist_train.sh', config, 1, '--work-dir', work_dir, *options,
-                 MASTER_PORT=port())
-
-
-def state_of(path: Path) -> dict[str, torch.Tensor]:
-    content = load_checkpoint(path)
-    return dict(runs._tensors({name: content[name] for name in ('state_dict', 'optimizer')}, ''))
-
-
-def test_a_launched_run_is_cut_and_goes_on_under_each_strategy(device, tmp_path):
-    """One rank of NCCL (of gloo on a CPU): a run of 12 steps, beside one of 6 that goes on to 12,
-    ends with the same bits; FSDP2's checkpoints are folders. All end by themselves."""
-    configs = {name: write_config(tmp_path / f'{name}.py', *lines)
-               for name, lines in STRATEGIES.items()}
-    short = '--cfg-options', 'train_cfg.max_iters=6'
-
-    def play(*ended: tuple) -> None:
-        started = {name: dist_train(*arguments) for name, *arguments in ended}
-        for name, process in started.items():
-            output = process.communicate(timeout=240)[0]
-            assert process.returncode == 0, f'{name}: {output[-3000:]}'
-    play(*((name, config, tmp_path / name / 'cut', *short) for name, config in configs.items()))
-    play(*((name, config, tmp_path / name / 'cut', '--resume')
-           for name, config in configs.items()))
-    play(*((name, config, tmp_path / name / 'straight') for name, config in configs.items()))
-    for name in configs:
-        path = tmp_path / name
-        assert (path / 'straight' / 'iter_12.pth').is_dir() == name.startswith('fsdp2')
-        runs.assert_equal(state_of(path / 'straight' / 'iter_12.pth'),
-                          state_of(path / 'cut' / 'iter_12.pth'))
-    # One rank of DDP computes what no rank does.
-    runs.assert_equal(state_of(tmp_path / 'plain' / 'straight' / 'iter_12.pth'),
-                      state_of(tmp_path / 'ddp' / 'straight' / 'iter_12.pth'))
-
-
-def test_a_fault_of_the_only_rank_ends_the_run(device, tmp_path):
-    config = write_config(tmp_path / 'c.py', "custom_hooks = [dict(type='CrashHook', step=4)]")
-    process = dist_train(config, tmp_path / 'work')
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode != 0 and 'RuntimeError: crash' in output, output[-3000:]
-
-
-RANK_FAULT = '''
-import os
-custom_hooks = [dict(type='CrashHook', step=4, kill=True)] if os.environ['RANK'] == '1' else []
-env_cfg = dict(dist_cfg=dict(backend='gloo', timeout=60))
-'''
-
-
-def two_ranks(config: Path, work_dir: Path) -> list[tuple[int, str]]:
-    """Exit codes and outputs of two ranks that share the device; NCCL wants one for each, so they
-    talk by gloo."""
-    meet = port()
-    started = [start(sys.executable, 'tools/train.py', config, '--work-dir', work_dir,
-                     '--launcher', 'pytorch', RANK=rank, WORLD_SIZE=2, LOCAL_RANK=0,
-                     MASTER_PORT=meet) for rank in range(2)]
-    return [(process.returncode, output) for process in started
-            for output in process.communicate(timeout=180)[:1]]
-
-
-def test_two_ranks_on_one_device_and_one_that_dies(device, tmp_path):
-    """DDP over gloo with tensors of the device; then rank 1 is killed, and rank 0 ends and says
-    so."""
-    whole = write_config(tmp_path / 'whole.py',
-                         "env_cfg = dict(dist_cfg=dict(backend='gloo', timeout=60))")
-    for code, output in two_ranks(whole, tmp_path / 'whole'):
-        assert code == 0, output[-3000:]
-    assert load_checkpoint(tmp_path / 'whole' / 'iter_12.pth')['meta']['iter'] == 12
-    faulty = write_config(tmp_path / 'faulty.py', RANK_FAULT)
-    (code, output), (killed, _) = two_ranks(faulty, tmp_path / 'faulty')
-    assert killed == -signal.SIGKILL
-    assert code == EXIT_CODES['DIST'] and 'rank 1 of 2 is gone' in output, output[-3000:]
-
-
-def test_collectives_of_nccl_are_recorded(device, tmp_path):
-    """What the watchdog tells of a hang: the number of collectives begun, and the last one."""
-    if device.type != 'cuda':
-        pytest.skip('NCCL is of GPUs')
-    code = '''
-import torch, torch.distributed as dist
-from vision.common.nn.watchdog import last_collective
-torch.cuda.set_device(0)
-dist.init_process_group('nccl')
-for _ in range(3):
-    dist.all_reduce(torch.ones(5, device='cuda'))
-torch.cuda.synchronize()
-print(last_collective())
-dist.destroy_process_group()
-'''
-    process = start(sys.executable, '-c', code, RANK=0, WORLD_SIZE=1, LOCAL_RANK=0,
-                    MASTER_PORT=port())
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
-    assert "'begun': 3" in output and 'all_reduce of (5,)' in output, output
