@@ -1,8 +1,10 @@
 """What we use of torch without its promise is there, and its absence costs no run."""
 
+import json
 import os
 import signal
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -57,3 +59,15 @@ def test_no_module_of_a_torch_that_moved_them(monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     assert len(torch_private.missing_names()) == len(torch_private.NAMES)
     assert torch_private.loader_processes(ValueError()) == []
+
+
+def test_collectives_of_nccl_come_before_those_of_gloo(monkeypatch):
+    """NCCL has a recorder of its own, in CUDA builds; gloo's is empty then."""
+    module = sys.modules[torch_private.RECORDER[0]]
+    for name, entries in ((torch_private.NCCL_RECORDER, [dict(record_id=1)]),
+                          (torch_private.RECORDER, [])):
+        monkeypatch.setattr(module, name[1], partial(json.dumps, dict(entries=entries)),
+                            raising=False)
+    assert torch_private.flight_record()['entries'] == [dict(record_id=1)]
+    monkeypatch.setattr(module, torch_private.NCCL_RECORDER[1], lambda: '{}')
+    assert torch_private.flight_record() == dict(entries=[])

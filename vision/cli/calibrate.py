@@ -22,7 +22,7 @@ from vision.common.core.files import atomic_write, refuse_unwritable
 from vision.simulator.core.calibration import cluster_text
 from vision.simulator.core.cluster import read_cluster
 
-DTYPES = ('float32', 'bfloat16', 'float16')
+DTYPES = ('float32', 'bfloat16', 'float16', 'tf32')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--out', type=Path, required=True, metavar='FILE', help='cluster file to write')
     add('--ranks', type=int, help='that take part in collectives (default: GPUs, or 2 on a CPU)')
     add('--dtype', choices=DTYPES, action='append', help='of products, again for further ones '
-        '(default: float32, and bfloat16 on GPUs); the first one has its curve in the file')
+        '(default: float32; on GPUs bfloat16, float32 and tf32); the first one has its curve in '
+        'the file')
     add('--per-size', type=float, default=0.3, metavar='SECONDS', help='for each size measured')
     add('--name', default=platform.node() or 'this-machine', help='of the cluster')
     return parser
@@ -43,16 +44,18 @@ def main(argv: list[str] | None = None) -> int:
     refuse_unwritable(args.out)
     import torch
 
-    from vision.simulator.nn.calibrate import alone, between_ranks
+    from vision.simulator.nn.calibrate import TF32, alone, between_ranks
     from vision.simulator.nn.measure import Budget
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     ranks = args.ranks if args.ranks is not None else (
         torch.cuda.device_count() if device == 'cuda' else 2)
-    if ranks < 1 or args.per_size <= 0 or device == 'cuda' and ranks > torch.cuda.device_count():
+    dtypes = args.dtype or (['bfloat16', 'float32', TF32] if device == 'cuda' else ['float32'])
+    if ranks < 1 or args.per_size <= 0 or (
+            ranks > torch.cuda.device_count() if device == 'cuda' else TF32 in dtypes):
         raise VisionError('VIS-CONFIG-1647', f'{ranks} ranks on {device}, {args.per_size:g} s for '
-                          'each size', why='at least one rank, not more than there are GPUs, and '
-                          'a time above 0', do='correct --ranks or --per-size')
-    dtypes = args.dtype or (['bfloat16', 'float32'] if device == 'cuda' else ['float32'])
+                          f'each size of {", ".join(dtypes)}', why='at least one rank, not more '
+                          'than there are GPUs, a time above 0, and tf32 on GPUs alone',
+                          do='correct --ranks, --per-size or --dtype')
     budget = Budget(args.per_size, max(0.5, args.per_size))
     measured = between_ranks(ranks, device, budget) if ranks > 1 else {}
     torch.set_num_threads(1)  # a rank of a run on a CPU has one; threads of its own would be more

@@ -7,6 +7,7 @@ import itertools
 import resource
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def network_speed(config: Config, model: torch.nn.Module, *, batch_size: int = 1
         torch.cuda.reset_peak_memory_stats(device)
     with torch.no_grad():
         found = speed(model.test_step, batches, num_warmup=num_warmup, max_iter=max_iter,
-                      sync=torch.cuda.synchronize if is_cuda else lambda: None)
+                      sync=partial(torch.cuda.synchronize, device) if is_cuda else lambda: None)
     peak = torch.cuda.max_memory_allocated(device) if is_cuda else \
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return dict(batch_size=batch_size, **found, peak_bytes=int(peak), device=str(device))

@@ -11,7 +11,7 @@ import torch
 
 
 def seed_everything(*key: int) -> None:
-    """Seed python, numpy and torch (all devices) from a tuple of whole numbers >= 0.
+    """Seed python, numpy and torch (all devices in use) from a tuple of whole numbers >= 0.
 
     Neighbouring keys give unrelated streams (numpy's SeedSequence), so a key may be as plain as
     (seed, epoch, place).
@@ -20,11 +20,16 @@ def seed_everything(*key: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(words[1])
     value = int(words[2]) << 32 | int(words[3])
-    # torch.manual_seed also notes, for each kind of device that is not there, who called it: a
-    # formatted stack of more than a millisecond, once for every sample that is loaded.
-    seed = torch.manual_seed if torch.accelerator.is_available() else \
-        torch.default_generator.manual_seed
-    seed(value)
+    # torch.manual_seed also notes, for each kind of device that is not there, or not yet in use,
+    # who called it: a formatted stack of more than a millisecond, once for every step, and for
+    # every sample that is loaded.
+    if torch.cuda.is_initialized():  # not so in a process that loads data
+        torch.default_generator.manual_seed(value)
+        torch.cuda.manual_seed_all(value)
+    elif torch.version.cuda is None and torch.accelerator.is_available():
+        torch.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Underscore names of torch that ``vision.common`` uses to explain and end things; here alone.
+"""Names of torch that are not in all its versions; here alone. Those with an underscore explain
+and end things.
 
 Torch may rename them in any version. One that is not there costs what it would have told or
 saved (the last collective of a rank, the process of a loader that is gone), never the run:
@@ -15,10 +16,18 @@ from importlib import import_module
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch.distributed as dist
+
 RECORDER = 'torch._C._distributed_c10d', '_dump_fr_trace_json'
+NCCL_RECORDER = 'torch._C._distributed_c10d', '_dump_nccl_trace_json'  # of CUDA builds alone
 LOADER = 'torch.utils.data.dataloader', '_MultiProcessingDataLoaderIter'
 HANDLER = 'torch.utils.data._utils.signal_handling', '_SIGCHLD_handler_set'
 NAMES = RECORDER, LOADER, HANDLER
+
+
+# What torch calls them since 2.13, which warns of the names that it had before.
+all_gather_single = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, 'reduce_scatter_single', None) or dist.reduce_scatter_tensor
 
 
 def missing_names() -> list[str]:
@@ -34,12 +43,18 @@ def _found(module: str, name: str) -> Any:
 
 
 def flight_record() -> dict[str, Any]:
-    """Torch's record of the newest collectives of this process; without one, an empty dict."""
-    dump = _found(*RECORDER)
-    try:
-        return json.loads(dump()) if dump else {}
-    except (ValueError, RuntimeError):
-        return {}
+    """Torch's record of the newest collectives of this process; without one, an empty dict. NCCL
+    and gloo keep one each: where NCCL has begun any, they are those of the run."""
+    found: dict[str, Any] = {}
+    for name in (NCCL_RECORDER, RECORDER):
+        dump = _found(*name)
+        try:
+            found = json.loads(dump()) if dump else {}
+        except (ValueError, RuntimeError):
+            found = {}
+        if found.get('entries'):
+            break
+    return found
 
 
 def loader_processes(error: BaseException) -> list[BaseProcess]:

@@ -120,14 +120,15 @@ class PipelinedModel(nn.Module):
     def _loss_of(self, output: Any, mb: int) -> Tensor:
         losses = self.module.finish(output, self._batch[mb], 'loss')
         loss, log = self.module.parse_losses(losses)
-        self._logged[mb] = {name: float(torch.as_tensor(value).detach())
-                            for name, value in log.items()}
+        # No numbers yet: on a GPU each would wait for all that was begun, in every micro-batch.
+        self._logged[mb] = {name: torch.as_tensor(value).detach() for name, value in log.items()}
         return self._scaled(loss / self._table.num_microbatches)
 
     def _told_by_last(self) -> dict[str, float]:
         box: list = [None]
         if self.is_last:
-            logs = [self._logged[mb] for mb in sorted(self._logged)]
+            logs = [{name: float(value) for name, value in self._logged[mb].items()}
+                    for mb in sorted(self._logged)]
             box = [{name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}]
         dist.broadcast_object_list(box, group=self._group, group_src=self._table.rank_of[-1])
         return box[0]

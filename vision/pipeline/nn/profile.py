@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vision.common.nn.torch_private import reduce_scatter_single
 from vision.pipeline.core.tasks import Costs, F, I, W
 from vision.pipeline.nn.runtime import PipelineRuntime
 from vision.pipeline.nn.torch_private import gathered_bytes, is_sharded, reduced_bytes
@@ -98,7 +99,7 @@ def _collective_times(chunk: Any, dp_group: dist.ProcessGroup | None,
     part = torch.zeros(size, dtype=dtype, device=device)
     return dict(gather=_median_seconds(gather, device, after=shard),
                 reduce=_median_seconds(
-                    lambda: dist.reduce_scatter_single(part, whole, group=dp_group), device))
+                    lambda: reduce_scatter_single(part, whole, group=dp_group), device))
 
 
 def _median_seconds(work: Callable[[], Any], device: torch.device,

@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.tasks import Action, B, F, I, Table, W, looped, v_shaped
 
+_OTHER_TORCH = (f'pipelines are written for torch 2.13, found {torch.__version__}: install that, '
+                'or update vision/pipeline/nn/torch_private.py and its contract test')
 try:
     from torch._dynamo import OptimizedModule
     from torch.distributed.pipelining import _backward, schedules
@@ -30,8 +32,7 @@ try:
     from torch.distributed.pipelining.schedules import _ComputationType as Kind
     from torch.distributed.pipelining.stage import _make_tensor_from_meta
 except ImportError as error:
-    raise ImportError(f'written for torch 2.13, found {torch.__version__}: update '
-                      'vision/pipeline/nn/torch_private.py and its contract test') from error
+    raise ImportError(_OTHER_TORCH) from error
 
 _GENERATORS = {'interleaved-zero-bubble': schedules.ScheduleInterleavedZeroBubble,
                'zbv': schedules.ScheduleZBVZeroBubble,
@@ -382,6 +383,8 @@ class Schedule(schedules._PipelineScheduleRuntime):
     order in which they come."""
 
     def __init__(self, stages: list[Stage], table: Table) -> None:
+        if not hasattr(PipelineStage, '_to_tensor'):  # torch 2.12 and before: it would fail later
+            raise ImportError(_OTHER_TORCH)
         super().__init__(stages, table.num_microbatches, loss_fn=_sum_of, scale_grads=False)
         self.register_custom_function(Kind.REDUCE_GRAD, self._reduce)
         self.load(table)

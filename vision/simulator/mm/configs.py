@@ -120,7 +120,11 @@ def read_training(config: Config, *, num_gpus: int | None = None, batch_size: in
     if of_pipeline or hasattr(model, 'pipeline_stages'):
         from vision.pipeline.nn.chunks import pieces_of
         names = of_pipeline.get('stages') if of_pipeline else None
-        stages = tuple(piece.name for piece in pieces_of(model, names))
+        try:
+            stages = tuple(piece.name for piece in pieces_of(model, names))
+        except VisionError:  # a backbone that cannot be cut trains all the same
+            if of_pipeline:
+                raise
     memory = _memory(config.get('activation_memory'), notes, is_pipeline=bool(of_pipeline))
     return Configured(graph, tree, settings, batch, size, memory, rows, of_pipeline, stages,
                       param_dtype, [*graph.notes, *notes])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,14 +16,34 @@ from vision.common.core.errors import VisionError
 from vision.simulator.core.pricing import DTYPE_NAMES
 from vision.simulator.nn import measure
 
+TF32 = 'tf32'  # no type of a tensor: how a GPU multiplies float32
+
 
 def alone(device: str, dtypes: list[str], budget: measure.Budget) -> dict:
     """Of one rank: ``gemm`` by name of a dtype, ``memory`` and ``host``, as ``cluster_text`` reads
-    them."""
-    gemm = {DTYPE_NAMES[name]: measure.gemms(device, getattr(torch, name), budget)
-            for name in dtypes}
+    them.
+
+    Args:
+        dtypes: names of torch's, or ``TF32`` on a GPU.
+    """
+    gemm = {}
+    for name in dtypes:
+        with _tensor_cores(name == TF32):
+            gemm[DTYPE_NAMES.get(name, name)] = measure.gemms(
+                device, torch.float32 if name == TF32 else getattr(torch, name), budget)
     return dict(gemm=gemm, memory=measure.elementwise(device, torch.float32, budget),
                 host=measure.host_seconds(device, budget))
+
+
+@contextmanager
+def _tensor_cores(is_tf32: bool) -> Iterator[None]:
+    """Products of float32 on a GPU round their inputs to TF32 inside, or do not."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = is_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def between_ranks(ranks: int, device: str, budget: measure.Budget) -> dict:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from vision.common.nn.torch_private import all_gather_single
+
 # Sides of square products, numbers of an element-wise operator and bytes of a collective.
 GEMM_SIDES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ELEMENTS = (2**14, 2**16, 2**18, 2**20, 2**22, 2**24, 2**26)
@@ -90,7 +92,7 @@ def collectives(device: str, budget: Budget, sizes: Sequence[int] = MESSAGE_BYTE
         whole = torch.ones(count, device=device)
         part = torch.ones(count // world, device=device)
         runs = dict(all_reduce=lambda whole=whole: dist.all_reduce(whole),
-                    all_gather=lambda whole=whole, part=part: dist.all_gather_single(
+                    all_gather=lambda whole=whole, part=part: all_gather_single(
                         whole, part))
         for name, run in runs.items():
             tables[name].append((4.0 * count, _together(run, device, budget)))
