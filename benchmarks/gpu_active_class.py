@@ -222,6 +222,7 @@ def gradient_errors(bench: Bench, selector) -> dict:
 def timed(args: argparse.Namespace, bench: Bench, step: Callable[[int, Tensor, Tensor], None]
           ) -> dict:
     """``step(number, features, labels)`` by events, by the clock and by the host."""
+    is_gpu = args.device.type == 'cuda'
     batches = [bench.batch() for _ in range(WARM_UP + args.steps + 1)]
     run = [partial(step, number, *batch) for number, batch in enumerate(batches)]
     for call in run[:WARM_UP]:

@@ -51,7 +51,7 @@ def test_some_figures_are_shown():
 
 
 def test_the_table_of_the_experiment_is_its_file():
-    """Rank-1 of each seed, means over the seeds, and the head's time, of each choice of classes."""
+    """Rank-1 of each seed, means over the seeds and the head's time, of each choice."""
     arms = {'all': 'full', 'random 10 %, weighed': 'random-10', '`oracle` 1 %': 'oracle-1',
             '`forest` 1 %': 'forest-1', 'random 1 %, weighed': 'random-1', '`ivf` 1 %': 'ivf-1',
             'own classes alone': 'positives'}
