@@ -346,10 +346,10 @@ def overhead(task: Task, rounds: int) -> list[dict[str, Any]]:
 
 def overhead_times(step: Callable[[], None], rounds: int) -> dict[str, np.ndarray]:
     """Thread CPU seconds of each way, in turn."""
-    planned = MemoryBudget(bytes=10**12)
+    planned = MemoryBudget(bytes=10**12, device='cpu')
 
     def recording() -> MemoryBudget:
-        return MemoryBudget(bytes=10**12, mode='reactive', verify='never')
+        return MemoryBudget(bytes=10**12, mode='reactive', verify='never', device='cpu')
 
     ways: dict[str, Callable[[], Any]] = {
         'eager': nullcontext, 'empty dispatch mode': Empty, 'ours, recording': recording,

@@ -215,9 +215,10 @@ class Ours(Method):
 
     warm_steps = 1  # recorded; from the second on a plan decides
 
-    def __init__(self, name: str, budget: float | None, num_bytes: int, **options) -> None:
+    def __init__(self, name: str, budget: float | None, num_bytes: int, *,
+                 device: torch.device | str = 'cpu', **options) -> None:
         super().__init__(name, budget)
-        self.manager = MemoryBudget(bytes=num_bytes, **options)
+        self.manager = MemoryBudget(bytes=num_bytes, device=device, **options)
 
     def around(self, task: Task, model: nn.Module) -> AbstractContextManager:
         return self.manager

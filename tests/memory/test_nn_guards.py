@@ -22,6 +22,7 @@ LIBRARY = torch.library.Library('memory_tests', 'DEF')
 LIBRARY.define('scaled(Tensor x) -> Tensor')
 LIBRARY.define('hungry(Tensor x) -> Tensor')
 LIBRARY.define('once(Tensor x) -> Tensor')
+LIBRARY.define('seeded(Tensor x) -> (Tensor, Tensor)')
 
 
 @torch.library.impl(LIBRARY, 'scaled', 'CPU')
@@ -37,6 +38,12 @@ def _hungry(x):
         _hungry.refusals -= 1
         raise torch.OutOfMemoryError('out of memory')
     return x * 2
+
+
+@torch.library.impl(LIBRARY, 'seeded', 'CPU')
+def _seeded(x):
+    """As CUDA's attention, which also returns its generator's state."""
+    return x * 2, torch.tensor([1, 2], dtype=torch.uint64)
 
 
 @torch.library.impl(LIBRARY, 'once', 'CPU')
@@ -221,6 +228,48 @@ def test_an_operator_that_finds_no_memory_runs_again_after_room_was_made(number)
     else:
         with pytest.raises(torch.OutOfMemoryError), manager:
             step()
+
+
+@pytest.mark.parametrize(('actions', 'mode'), [
+    ('recompute', 'planned'), ('recompute', 'reactive'), ('swap', 'planned')])
+def test_a_value_that_finds_no_memory_to_come_back_to_does_so_after_room_was_made(actions, mode):
+    lines = []
+    manager = managed(lines, ratio=0.6, actions=actions, mode=mode)
+    back = manager._transfer.back
+
+    def hungry_back(*args):
+        if _hungry.refusals > 0:
+            _hungry.refusals -= 1
+            raise torch.OutOfMemoryError('out of memory')
+        return back(*args)
+    manager._transfer.back = hungry_back
+
+    def step(refusals):
+        _hungry.refusals = 0
+        weight, x = torch.ones(256, 256, requires_grad=True), torch.full((256, 256), 0.5)
+        out = x * weight
+        for _ in range(12):
+            out = (torch.ops.memory_tests.hungry(x) * (out * weight)).tanh()
+        _hungry.refusals = refusals
+        out.sum().backward()
+        return weight.grad
+    for _ in range(3):
+        with manager:
+            expected = step(0)
+    with manager:
+        assert torch.equal(step(1), expected)
+    assert _hungry.refusals == 0
+    assert any('found no memory' in line and 'ran again' in line for line in lines)
+
+
+def test_an_operator_that_also_returns_a_generators_state_runs_again():
+    manager = managed(ratio=1.0)
+    weight = torch.ones(256, 256, requires_grad=True)
+    with manager:
+        out = torch.ops.memory_tests.seeded(weight.detach())[0] * weight
+        out.sum().backward()
+    call, = (call for call in manager.trace().calls if 'seeded' in call.name)
+    assert call.replayable
 
 
 def test_an_error_of_another_kind_is_not_tried_again():

@@ -11,11 +11,13 @@ import warnings
 
 
 def torch_devices() -> dict:
-    """Versions of torch and CUDA, names of the GPUs, threads; computes a small product."""
+    """Versions of torch and CUDA, names of the GPUs, threads; a small product on each device."""
     import torch
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = [torch.cuda.get_device_name(i) for i in range(count)]
-    torch.ones(4, 4) @ torch.ones(4, 4)
+    for device in ('cpu', *(f'cuda:{i}' for i in range(count))):
+        ones = torch.ones(4, 4, device=device)
+        assert float((ones @ ones).sum()) == 64, f'a product on {device} is wrong'
     return dict(version=torch.__version__, cuda_build=torch.version.cuda, gpus=names,
                 threads=torch.get_num_threads())
 

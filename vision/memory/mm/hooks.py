@@ -90,8 +90,9 @@ class ActivationMemoryHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         kept = find_modules(model, self.ignore)
         _tell_checkpointed(model, runner.logger)
-        # Of the model: a run on the CPU may see a GPU.
-        device = next((parameter.device for parameter in model.parameters()), None)
+        # Where the model is: a run on the CPU may see a GPU.
+        device = next((parameter.device for parameter in model.parameters() if parameter.is_cuda),
+                      'cpu')
         self.manager = MemoryBudget(log=lambda line: runner.logger.info(f'memory: {line}'),
                                     device=device, **self.options)
         self._restore.append(self.manager.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -191,10 +192,19 @@ class Control:
                 need = self._needed_bytes(node)
                 if self.step.bytes.live + need > self.limit:
                     self._make_room(need)
-            self.residence.restore(node)
+            self._restore(node)
             self.idle.pop(node, None)
             self.pending.append(node)
         self.residence.arrived(node)
+
+    def _restore(self, node: Node) -> None:
+        try:
+            self.residence.restore(node)
+            return
+        except torch.OutOfMemoryError as error:
+            if not self.makes_room(error):
+                raise
+        self.residence.restore(node)  # out here: the error would hold what its frames hold
 
     def forget(self, node: Node) -> None:
         """Nobody will read this value again, so it need not come back."""
@@ -225,13 +235,15 @@ class Control:
                 waiting += node.dependents  # they may outlive it, and it can be made no more
 
     def makes_room(self, error: RuntimeError) -> bool:
-        """After an operator found no memory: let half of what may leave go. Did anything?"""
+        """After an operator found no memory: let half of what may leave go, and keep what was too
+        much as the limit of this step. Did anything go?"""
         if not isinstance(error, torch.OutOfMemoryError) \
                 and "can't allocate memory" not in str(error):
             return False
         self._settle(self.step.num_ops)
         total = sum(node.num_bytes for node in self.idle)
         before = self.step.bytes.live
+        self.limit = min(self.limit, REACTIVE_SHARE * before)
         self._make_room(limit=before - total // 2)
         self.residence.transfer.settle(must_free=math.inf)
         freed = before - self.step.bytes.live
@@ -250,7 +262,8 @@ class Control:
             if not self._leaves(nodes[index], action):
                 self.late.append((nodes[index], action))
         for index in script.fetching.get(moment, ()):
-            self.residence.fetch(nodes[index])
+            with suppress(torch.OutOfMemoryError):  # then it comes when it is read
+                self.residence.fetch(nodes[index])
 
     def _settle(self, moment: int) -> None:
         """Find what only autograd holds by now."""

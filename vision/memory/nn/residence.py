@@ -317,8 +317,8 @@ class Residence:
 
     def _back_from_host(self, node: Node) -> None:
         start = time.perf_counter()
-        block, node.block = node.block, None
-        storage, node.arrival = self.transfer.back(block, node.num_bytes)
+        storage, node.arrival = self.transfer.back(node.block, node.num_bytes)
+        node.block = None  # only now: there may have been no memory
         self._fill(node, storage)
         self.swap_seconds += time.perf_counter() - start
 
