@@ -2,7 +2,8 @@
 
 One step of a head (selection, forward and backward over the active rows, the optimizer's update
 in the class store) on rows as in active_class.py. The rivals are the full softmax in plain
-PyTorch (float32, TF32, bfloat16 by autocast) and Partial FC's random tenth.
+PyTorch (float32, TF32, bfloat16 by autocast), Partial FC's random tenth, and choosing by all
+logits (`oracle`), which on a GPU is one more product.
 
   step_ms     median between two events around a step, so with what the device waits for the host
   wall_ms     all steps by the clock, divided by their number
@@ -98,7 +99,7 @@ def write(args: argparse.Namespace, rows: list[dict], machines: dict[str, Machin
 
 def all_rows(args: argparse.Namespace, machines: dict[str, Machine]) -> Iterator[dict]:
     """Sizes with all heads on the device, then those whose index is on the CPU."""
-    for names in (('dense', 'full', 'random', 'device'), ('ivf',)):
+    for names in (('dense', 'full', 'random', 'device', 'oracle'), ('ivf',)):
         for size in args.sizes:
             num, dim = map(int, size.split('x'))
             if names == ('ivf',) and num > 2_000_000:
@@ -146,7 +147,7 @@ def heads(args: argparse.Namespace, bench: Bench, names: tuple[str, ...]) -> Ite
 
 def plan(names: tuple[str, ...]) -> Iterator[tuple[str, float, str]]:
     for name in names:
-        shares = dict(dense=(0,), full=(0,), random=(0.1,)).get(name, SHARES)
+        shares = dict(dense=(0,), full=(0,), random=(0.1,), oracle=SHARES[:1]).get(name, SHARES)
         for share in shares:
             for precision in PRECISIONS if name != 'ivf' else PRECISIONS[:1]:
                 yield name, share, precision

@@ -16,6 +16,7 @@ from torch.nn import functional
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import toy_faces  # noqa: E402
+from waits import Waits  # noqa: E402
 
 from vision.common.core.errors import VisionError  # noqa: E402
 from vision.common.mm.optim import AmpOptimWrapper  # noqa: E402
@@ -126,6 +127,56 @@ def test_sampled_correction_weighs_what_was_drawn():
     torch.testing.assert_close(loss, functional.cross_entropy(logits - counts.log(), columns))
 
 
+DEVICE = dict(type='device', num_active=12, num_lists=4, nprobe=2)
+
+
+def test_a_head_that_never_waits_tells_of_a_bad_label_when_the_step_ends():
+    head = build_head(selector=DEVICE)
+    before = all_rows(head)
+    features, labels = batch(0)
+    labels[3] = toy_faces.NUM_CLASSES
+    for end in (lambda: head.step_rows(0.1), head.drop_step, lambda: head.loss(*batch(1))):
+        head.loss(features.requires_grad_(), labels)['loss'].backward()
+        with pytest.raises(VisionError, match='VIS-DATA-1014: 1 of 10 labels'):
+            end()
+        head.pending = None
+    assert torch.equal(all_rows(head), before)
+    with pytest.raises(VisionError, match='VIS-DATA-1014'), torch.no_grad():
+        head.loss(features, labels)  # no step that would end
+
+
+def test_a_step_of_a_head_that_never_waits_waits_once(monkeypatch):
+    """For whether the gradients are finite. A CPU also looks whether rows missed steps."""
+    head = build_head(selector=DEVICE)
+    factors = head.store._missed.factors
+    monkeypatch.setattr(head.store._missed, 'factors',
+                        lambda *args, may_wait=False: factors(*args, may_wait=False))
+    for step in range(3):
+        features, labels = batch(step)
+        with Waits() as loss, torch.enable_grad():
+            head.loss(features.requires_grad_(), labels)['loss'].backward()
+        head._doubt = None  # on an accelerator its answer is on the host by now
+        with Waits() as update:
+            head.step_rows(0.1)
+    assert loss.found == [] and update.found == ['_local_scalar_dense']
+
+
+@pytest.mark.parametrize('selector', [DEVICE, dict(type='oracle', num_active=12)])
+def test_half_precision_around_the_head_changes_no_selection(selector):
+    rows = []
+    for is_on in (False, True):
+        head = build_head(selector=selector)
+        chosen = []
+        for step in range(20):
+            features, labels = batch(step, num=3)
+            with torch.autocast('cpu', dtype=torch.bfloat16, enabled=is_on):
+                head.loss(features, labels)
+            chosen.append(head.pending[0])
+            head.drop_step()
+        rows.append(torch.cat(chosen))
+    assert torch.equal(*rows)
+
+
 def test_evaluating_the_loss_asks_for_no_step():
     head = build_head().eval()
     features, labels = batch(0)
@@ -211,10 +262,10 @@ def test_rows_in_host_memory_are_fetched_while_the_backbone_works(tmp_path, monk
     fetch, forward = ClassStore._fetch, toy_faces.ToyEmbedding.forward
     prefetch = HostStore.prefetch
 
-    def counting_fetch(self, rows):
+    def counting_fetch(self, rows, names=None):
         is_ahead = threading.current_thread() is not threading.main_thread()
         num_read['ahead' if is_ahead else 'then'] += 0 if isinstance(rows, slice) else len(rows)
-        return fetch(self, rows)
+        return fetch(self, rows, names)
 
     monkeypatch.setattr(HostStore, 'prefetch', lambda self, rows: (
         order.append('rows'), prefetch(self, rows)))
@@ -407,6 +458,8 @@ def test_a_resume_with_another_selector_is_refused(tmp_path, selector):
     ('VIS-CONFIG-1806.*24 classes, the data 23', dict(dataset=dict(num_classes=23))),
     ('VIS-DATA-1014', dict(dataset=dict(bad_label=24), head=toy_faces.head_config(
         store=dict(backend='host', optimizer=dict(type='sgd'))))),
+    ('VIS-DATA-1014', dict(dataset=dict(bad_label=24), head=toy_faces.head_config(
+        selector=dict(type='device', num_active=12, num_lists=4)))),
     ('VIS-CONFIG-1012', dict(custom_hooks=[])),
     ('VIS-CONFIG-1013', dict(optim_wrapper=dict(type='OptimWrapper', accumulative_counts=2,
                                                 optimizer=dict(type='SGD', lr=0.1)))),

@@ -97,6 +97,21 @@ def test_reading_leaves_no_trace():
     assert torch.equal(lazy_run(plain, schedule), lazy_run(looked_at, schedule, look_every=7))
 
 
+@pytest.mark.parametrize('optimizer', [
+    dict(type='sgd', momentum=0.9, weight_decay=1e-3), dict(type='sgd', weight_decay=1e-3),
+    dict(type='adamw'), dict(type='row_adagrad', weight_decay=1e-3)])
+def test_not_looking_whether_rows_are_up_to_date_changes_no_bit(optimizer, monkeypatch):
+    """As on an accelerator, which would have to be waited for."""
+    expected = lazy_run(new_store(optimizer), schedule)
+    store, factors = new_store(optimizer), MissedSteps.factors
+    monkeypatch.setattr(MissedSteps, 'factors', lambda self, last, dtype, **_: factors(
+        self, last, dtype, may_wait=False))
+    assert torch.equal(lazy_run(store, schedule), expected)
+    rows = torch.tensor([5, 3, 5, 199])
+    current, _ = store._current(rows)
+    assert torch.equal(store.peek(rows), current)
+
+
 @pytest.mark.parametrize('kind', ['sgd', 'adamw', 'row_adagrad'])
 def test_a_new_window_changes_nothing_but_rounding(kind, monkeypatch):
     optimizer = dict(type=kind, weight_decay=1e-2, **({'momentum': 0.9} if kind == 'sgd' else {}))

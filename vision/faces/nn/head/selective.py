@@ -214,7 +214,7 @@ def _loss_and_gradient(cosine: Tensor, softmax: _Softmax
     powers = logits.sub_(highest[:, None]).exp_()
     # One message: the normaliser, the own logit, and how many ranks have the own class.
     sums = softmax.over_ranks(torch.stack([
-        powers.sum(1), own_logit, (softmax.columns >= 0).to(own_logit)]))
+        powers.sum(1), own_logit, (softmax.columns >= 0).to(own_logit.dtype)]))
     normaliser = highest + sums[0].log()
     losses = torch.where(sums[2] == 1, normaliser - sums[1], torch.nan)
     probability = (-losses).exp()

@@ -80,11 +80,9 @@ class ClassStore:
         Args:
             rows: (M,) int64 local ids in any order, also several times; they are not checked.
         """
-        weights, state, last = self._fetch(rows)
+        weights, state, last = self._fetch(rows, self.optimizer.moved_by)
         factors = self._missed.factors(last, weights.dtype, may_wait=False)
-        if factors is not None:
-            self.optimizer.catch_up_(weights, state, factors)
-        return weights
+        return weights if factors is None else self.optimizer.caught_up(weights, state, factors)
 
     def prefetch(self, rows: Tensor) -> None:
         """Begin to fetch rows (M,) that will be pulled; those on the device need no fetching."""
@@ -182,10 +180,13 @@ class ClassStore:
             self.optimizer.catch_up_(weights, state, factors)
         return weights, state
 
-    def _fetch(self, rows: Tensor | slice) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Copies of rows, state and last steps as they lie, on ``device``."""
+    def _fetch(self, rows: Tensor | slice, names: tuple[str, ...] | None = None
+               ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Copies of rows, state (of these names only) and last steps as they lie, on
+        ``device``."""
         return (self._gather(self._rows, rows),
-                {name: self._gather(value, rows) for name, value in self._state.items()},
+                {name: self._gather(value, rows) for name, value in self._state.items()
+                 if names is None or name in names},
                 self._gather(self._last, rows))
 
     def _gather(self, tensor: Tensor, rows: Tensor | slice) -> Tensor:

@@ -75,19 +75,19 @@ class HostStore(ClassStore):
         self._forget()
         super().load_ranges(states, takes_tensors=takes_tensors)
 
-    def _fetch(self, rows: Tensor | slice) -> Fetched:
+    def _fetch(self, rows: Tensor | slice, names: tuple[str, ...] | None = None) -> Fetched:
         self._settle()
         if isinstance(rows, slice):
-            return super()._fetch(rows)
+            return super()._fetch(rows, names)
         rows = rows.cpu()
         if self._coming is None or not len(self._coming[0]):
-            return super()._fetch(rows)
+            return super()._fetch(rows, names)
         coming, future = self._coming
         position = torch.searchsorted(coming, rows).clamp(max=len(coming) - 1)
         is_here = (coming[position] == rows) & self._is_fresh[position]
         hit, miss = is_here.nonzero()[:, 0], (~is_here).nonzero()[:, 0]
         place = [index.to(self.device) for index in (position[hit], hit, miss)]
-        weights, state, last = super()._fetch(rows[miss])
+        weights, state, last = super()._fetch(rows[miss], names)
         ready = future.result()
         if self._stream is not None:  # its memory is that of another stream
             for tensor in (ready[0], *ready[1].values(), ready[2]):

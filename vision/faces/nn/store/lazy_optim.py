@@ -111,12 +111,13 @@ class LazySGD:
     rates: PyTorch's form, no dampening, no Nesterov.
     """
 
-    name = 'sgd'
+    name = 'sgd'  # moved_by: what of the state moves a row in a step without a gradient
 
     def __init__(self, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         _check('sgd', momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, math.inf))
         self.momentum, self.weight_decay = momentum, weight_decay
         self.order = 2 if momentum else 1
+        self.moved_by = ('momentum',) if momentum else ()
         self.options = dict(momentum=momentum, weight_decay=weight_decay)
 
     def new_state(self, num: int, dim: int, like: Tensor) -> dict[str, Tensor]:
@@ -173,6 +174,7 @@ class LazyAdamW:
 
     name = 'adamw'
     order = 1
+    moved_by = ()
 
     def __init__(self, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2) -> None:
@@ -220,6 +222,7 @@ class RowAdaGrad:
 
     name = 'row_adagrad'
     order = 1
+    moved_by = ()
 
     def __init__(self, *, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         _check('row_adagrad', eps=(eps, 0, math.inf), weight_decay=(weight_decay, 0, math.inf))

@@ -32,7 +32,7 @@ class LaterAnswer:
     only, not for what the device was given since.
 
     Args:
-        answer: () bool.
+        answer: scalar bool.
     """
 
     def __init__(self, answer: Tensor) -> None:
@@ -49,7 +49,7 @@ class LaterAnswer:
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the host on ``device``; nothing waits until it is there."""
+    """A tensor of the host, of any shape, on ``device``; nothing waits until it is there."""
     if torch.device(device).type != 'cuda' or tensor.device.type != 'cpu':
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
