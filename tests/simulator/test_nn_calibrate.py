@@ -47,8 +47,9 @@ def test_the_tool_measures_this_machine(tmp_path):
     assert cluster.device.curves['gemm'][0][1] > 0
 
 
-@pytest.mark.parametrize('wrong', [['--ranks', '0'], ['--per-size', '0']])
-def test_what_cannot_be_measured_is_refused(tmp_path, wrong):
+@pytest.mark.parametrize('wrong', [['--ranks', '0'], ['--per-size', '0'], ['--dtype', 'tf32']])
+def test_what_cannot_be_measured_is_refused(tmp_path, wrong, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)  # which has TF32
     from vision.cli import calibrate as tool
     with pytest.raises(VisionError, match='VIS-CONFIG-1647'):
         tool.main(['--out', str(tmp_path / 'x'), *wrong])
