@@ -33,6 +33,15 @@ def test_text_reads_as_the_cluster_that_was_measured():
     assert 'a test' in cluster.provenance['device']
 
 
+def test_a_small_product_of_a_fast_device_is_not_rounded_to_nothing():
+    """64 x 64 on a GPU of 800 TFLOP/s, in ten microseconds."""
+    text = cluster_text(dict(gemm=dict(bf16=[(5.2e5, 5.2e10), (1e12, 8e14)]),
+                             memory=[(1e5, 1e10), (1e9, 4e12)], host=4e-6), name='fast', ranks=1,
+                        memory_bytes=1.5e11, provenance='2026-11-29, a test')
+    curve = cluster_from(yaml.safe_load(text), where='text').device.curves['gemm']
+    assert curve[0][1] == pytest.approx(6.5e-5)
+
+
 @pytest.mark.distributed
 def test_the_tool_measures_this_machine(tmp_path):
     out = tmp_path / 'machine.yaml'
