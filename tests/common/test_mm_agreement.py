@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 from vision.common.core.errors import VisionError
-from vision.common.mm.agreement import decided_by_first, one_for_all
+from vision.common.mm import agreement
+from vision.common.mm.agreement import decided_by_first, join_ranks, one_for_all
 from vision.common.mm.runner import ExactRunner
+from vision.common.nn import watchdog
 
 sys.path.insert(0, str(Path(__file__).parent))
 import runs
@@ -160,3 +162,27 @@ def test_machines_without_a_common_folder_are_told(tmp_path, other, word):
     answers = on_two_ranks(tmp_path, resume_without_a_share, tmp_path, other)
     for answer in answers:
         assert f'VIS-DIST-325: rank 1 has {word} iter_4.pth' in answer
+
+
+def test_nccl_ends_a_process_later_than_the_watchdog_that_names_the_cause(monkeypatch):
+    """With torch's own ten minutes it would be first, under either runner."""
+    asked = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('vision.common.mm.agreement.init_dist',
+                        lambda launcher, backend, timeout: asked.append((backend, timeout)))
+    join_ranks('pytorch')
+    join_ranks('pytorch', timeout=5)
+    assert asked == [('nccl', watchdog.TIMEOUT_S + agreement.LATER_S),
+                     ('nccl', 5 + agreement.LATER_S)] and agreement.LATER_S > watchdog.GRACE_S
+
+
+def test_a_deterministic_run_names_the_workspace_of_cublas(tmp_path, monkeypatch):
+    """torch refuses products on a GPU without; what a user has set stays."""
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
+    for wanted in (':4096:8', ':16:8'):
+        cfg = runs.config(tmp_path / wanted[1:3], steps=1)
+        cfg.randomness = dict(deterministic=True)
+        ExactRunner.from_cfg(cfg)
+        assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == wanted
+        monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':16:8')
+    torch.use_deterministic_algorithms(False)

@@ -16,7 +16,7 @@ from vision.common.nn import checkpoint as io
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
-from runs import config, train
+from runs import assert_equal, config, outcome, train
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])
@@ -126,3 +126,22 @@ def test_a_loss_scale_that_falls_below_one_counts(tmp_path):
     # 4 -> 2, then 1, 1/2, 1/4, 1/8: only those below one count in a row.
     assert counts == [(0, 0), (1, 0), (1, 0), (2, 0), (3, 1), (4, 2), (5, 3)]
     torch.testing.assert_close(weight.data, torch.full((2,), 0.8))
+
+
+@pytest.mark.parametrize('crash', [1, 2, 4])
+def test_a_step_that_is_left_out_after_a_resume_leaves_as_little_behind(tmp_path, crash):
+    """Of three batches, one before the interruption: what is put back is what was before all."""
+    def ended(name, **options):
+        cfg = config(tmp_path / name, accumulation=3, steps=7, **options)
+        cfg.custom_hooks.append(dict(type='PoisonHook', where='gradient', steps=[3, 5]))
+        cfg.resume, cfg.experiment_name = True, f'{name}-{options}'
+        return outcome(run_of(cfg))
+
+    def run_of(cfg):
+        runner = ExactRunner.from_cfg(cfg)
+        runner.train()
+        return runner
+    straight = ended('straight')
+    with pytest.raises(RuntimeError, match='crash'):
+        ended('cut', crash=crash)
+    assert_equal(straight, ended('cut'))

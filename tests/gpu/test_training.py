@@ -139,14 +139,14 @@ def test_steps_that_overflow_in_float16_are_left_out_until_the_scale_fits(device
     if device.type != 'cuda':
         pytest.skip('float16 is of GPUs')
     config = runs.config(tmp_path, amp=True)
-    config.optim_wrapper.loss_scale = dict(init_scale=2.0 ** 34)
+    config.optim_wrapper.loss_scale = dict(init_scale=2.0 ** 24)
     runner = ExactRunner.from_cfg(config)
     before = {name: value.clone() for name, value in runner.model.state_dict().items()}
     runner.train()
     wrapper = runner.optim_wrapper
     assert wrapper.cast_dtype == torch.float16
-    assert wrapper.num_skipped >= 5 and wrapper.num_skipped_in_row == 0
-    assert wrapper.loss_scaler.get_scale() < 2.0 ** 34
+    assert 3 <= wrapper.num_skipped < 17 and wrapper.num_skipped_in_row == 0
+    assert wrapper.loss_scaler.get_scale() < 2.0 ** 24
     after = runner.model.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(after[name].cpu(), before[name].cpu()) for name in before)
@@ -177,7 +177,6 @@ def test_a_step_waits_once_for_the_device(device, tmp_path):
     runner = ExactRunner.from_cfg(plain(tmp_path))
     runner.train()
     model, wrapper = runner.model, runner.optim_wrapper
-    batch = model.data_preprocessor(next(iter(runner.train_dataloader)), True)
     wrapper.clip_grad_kwargs, waits = None, []
     finite = wrapper._are_gradients_finite
 
@@ -190,7 +189,7 @@ def test_a_step_waits_once_for_the_device(device, tmp_path):
             torch.cuda.set_sync_debug_mode('error')
     wrapper._are_gradients_finite = allowed
     loss = sum(p.square().sum() for p in model.parameters())
-    assert batch['inputs'][0].is_cuda
+    assert loss.is_cuda
     torch.cuda.set_sync_debug_mode('error')
     try:
         wrapper.update_params(loss)
@@ -220,9 +219,9 @@ def in_process(*names: str, batch: int) -> list[str]:
         'num_workers=0', 'persistent_workers=False', f'batch_size={batch}')]
 
 
-def assert_as_on_cpu(found: list[float], wanted: list[float], *, num_same: int = 1) -> None:
-    assert len(found) == len(wanted) > num_same
-    assert found[:num_same] == pytest.approx(wanted[:num_same], rel=SAME_LOSS)
+def assert_as_on_cpu(found: list[float], wanted: list[float], same: float = SAME_LOSS) -> None:
+    assert len(found) == len(wanted) > 1
+    assert found[0] == pytest.approx(wanted[0], rel=same)
     assert found[1:] == pytest.approx(wanted[1:], rel=0.3)
 
 
@@ -242,7 +241,7 @@ def test_a_classifier_trains_validates_and_is_tested(device, tmp_path, on_cpu, a
     config = tmp_path / 'small.py'
     config.write_text(f'''
 _base_ = [{str(ROOT / 'configs/polynet/polynet-small_imagenette160.py')!r}]
-model = dict(backbone=dict(arch=[['1-way']] * 3), head=dict(num_classes=3))
+model = dict(backbone=dict(arch=[['1-way']] * 3), head=dict(num_classes=3, dropout=0.0))
 val_evaluator = dict(topk=(1, 2))
 test_evaluator = dict(topk=(1, 2))
 optim_wrapper = dict(optimizer=dict(lr=0.005))
@@ -295,12 +294,13 @@ TINY = 'configs/detectors/faster-rcnn_r18-tiny_moving-sprites.py'
 
 
 def test_a_detector_trains_and_finds_as_on_a_cpu(device, tmp_path, on_cpu, at_root, sprites):
-    """Faster R-CNN with mmcv's nms and roi_align; then boxes of one picture, by the API."""
+    """Faster R-CNN with mmcv's nms and roi_align; then boxes of one picture, by the API. The
+    scores of a new RPN are so near each other that rounding changes which proposals are taken."""
     options = [*of_sprites(sprites), *in_process('train', batch=4), 'train_cfg.max_iters=4',
                'train_cfg.val_interval=100']
     found = train(TINY, tmp_path / 'device', *options)
     on_cpu()
-    assert_as_on_cpu(found, train(TINY, tmp_path / 'cpu', *options))
+    assert_as_on_cpu(found, train(TINY, tmp_path / 'cpu', *options), same=0.05)
     import vision
     picture = next((sprites / 'val').glob('*/000003.jpg'))
     weights = tmp_path / 'device' / 'iter_4.pth'

@@ -77,7 +77,7 @@ class PipeToy(BaseModel):
         if mode == 'predict':
             return [dict(value=float(value), target=target)
                     for value, target in zip(outputs[:, 0], data_samples, strict=True)]
-        target = torch.tensor(data_samples, dtype=torch.float32)
+        target = torch.tensor(data_samples, dtype=torch.float32, device=outputs.device)
         error = outputs[:, 0].float() - target
         return dict(loss=error.square().mean(), error=error.detach().abs().mean())
 

@@ -298,3 +298,14 @@ def test_search_prints_the_config_of_the_winner(searched):
 def test_a_search_from_a_pipeline_is_refused(cluster):
     with pytest.raises(VisionError, match='VIS-CONFIG-1638'):
         search(read_training(config_of(PIPELINE)), cluster)
+
+
+def test_a_backbone_that_cannot_be_cut_is_simulated_all_the_same(cluster):
+    config = Config(dict(
+        default_scope='vision', train_dataloader=dict(batch_size=2),
+        train_cfg=dict(by_epoch=False), model=dict(
+            type='ImageClassifier', backbone=dict(type='mmdet.ResNet', depth=18),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=512)),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))))
+    found = read_training(config, image_size=(64, 64))
+    assert found.stages == () and predict(found, cluster).step_seconds > 0

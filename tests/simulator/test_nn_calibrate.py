@@ -33,6 +33,15 @@ def test_text_reads_as_the_cluster_that_was_measured():
     assert 'a test' in cluster.provenance['device']
 
 
+def test_a_small_product_of_a_fast_device_is_not_rounded_to_nothing():
+    """64 x 64 on a GPU of 800 TFLOP/s, in ten microseconds."""
+    text = cluster_text(dict(gemm=dict(bf16=[(5.2e5, 5.2e10), (1e12, 8e14)]),
+                             memory=[(1e5, 1e10), (1e9, 4e12)], host=4e-6), name='fast', ranks=1,
+                        memory_bytes=1.5e11, provenance='2026-11-29, a test')
+    curve = cluster_from(yaml.safe_load(text), where='text').device.curves['gemm']
+    assert curve[0][1] == pytest.approx(6.5e-5)
+
+
 @pytest.mark.distributed
 def test_the_tool_measures_this_machine(tmp_path):
     out = tmp_path / 'machine.yaml'
@@ -47,8 +56,9 @@ def test_the_tool_measures_this_machine(tmp_path):
     assert cluster.device.curves['gemm'][0][1] > 0
 
 
-@pytest.mark.parametrize('wrong', [['--ranks', '0'], ['--per-size', '0']])
-def test_what_cannot_be_measured_is_refused(tmp_path, wrong):
+@pytest.mark.parametrize('wrong', [['--ranks', '0'], ['--per-size', '0'], ['--dtype', 'tf32']])
+def test_what_cannot_be_measured_is_refused(tmp_path, wrong, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)  # which has TF32
     from vision.cli import calibrate as tool
     with pytest.raises(VisionError, match='VIS-CONFIG-1647'):
         tool.main(['--out', str(tmp_path / 'x'), *wrong])

@@ -23,6 +23,9 @@ from vision.common.core.errors import VisionError
 from vision.common.nn.watchdog import TIMEOUT_S
 
 Answer = TypeVar('Answer')
+# NCCL ends a process whose collective takes longer, without a word of which rank is the cause:
+# the watchdog, which says it, has to come first.
+LATER_S = 60.0
 
 
 def join_ranks(launcher: str, backend: str = 'nccl', timeout: float = TIMEOUT_S,
@@ -37,7 +40,7 @@ def join_ranks(launcher: str, backend: str = 'nccl', timeout: float = TIMEOUT_S,
         VisionError: VIS-DIST-318, a launcher that only works with GPUs.
     """
     if torch.cuda.is_available():
-        init_dist(launcher, backend, timeout=timeout, **options)
+        init_dist(launcher, backend, timeout=timeout + LATER_S, **options)
         return
     if launcher != 'pytorch':
         raise VisionError('VIS-DIST-318', f'--launcher {launcher} found no GPU',

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from mmengine.dist import all_gather_object, gather, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_comm_device, get_rank, get_world_size
+from mmengine.dist import gather as _gather
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import CheckpointLoader
@@ -353,6 +354,11 @@ def meta_of(runner, position: dict[str, int]) -> dict[str, Any]:
     return meta
 
 
+def gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """MMEngine's, which does not bring a GPU's tensor to where gloo takes it."""
+    return _gather(tensor.contiguous().to(get_comm_device()))
+
+
 def gathered_gradients(wrapper) -> list[list[torch.Tensor | None]]:
     """Gradients that wait for their step (``accumulative_counts``), of each rank, on rank 0, in
     host memory; [] when none wait. Each has the shape of its parameter, None where there is none.
@@ -382,11 +388,35 @@ def gathered_buffers(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
         return []
     ranks: list[dict[str, torch.Tensor]] = [{} for _ in range(get_world_size())]
     for name, buffer in model.named_buffers():
-        parts = gather(buffer.contiguous())
+        parts = gather(buffer)
         for rank, part in enumerate(parts):
             if not torch.equal(part, parts[0]):
                 ranks[rank][name] = part.cpu()
     return ranks
+
+
+def gathered_kept(hooks) -> list[list[torch.Tensor]]:
+    """Of each rank, on rank 0: the buffers that ``NonFiniteHook`` would put back, where a step has
+    begun (``accumulative_counts``); else []. Call it on every rank."""
+    kept = next((hook.kept for hook in hooks if hasattr(hook, 'kept')), [])
+    if get_world_size() == 1:
+        return [[buffer.cpu() for buffer in kept]]
+    ranks: list[list[torch.Tensor]] = [[] for _ in range(get_world_size())]
+    for buffer in kept:
+        for rank, part in enumerate(gather(buffer)):
+            ranks[rank].append(part.cpu())
+    return ranks if get_rank() == 0 else []
+
+
+def restore_kept(hooks, model: torch.nn.Module, ranks: list[list[torch.Tensor]]) -> None:
+    """What ``gathered_kept`` gave, to the hook of this rank; with another number of ranks rank
+    0's are everybody's."""
+    if ranks:
+        own = ranks[get_rank() if len(ranks) == get_world_size() else 0]
+        for hook in hooks:
+            if hasattr(hook, 'kept'):
+                hook.kept = [value.to(buffer.device) for value, buffer in
+                             zip(own, model.buffers(), strict=False)]
 
 
 def restore_buffers(model: torch.nn.Module, ranks: list[dict[str, torch.Tensor]]) -> None:

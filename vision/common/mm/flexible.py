@@ -167,6 +167,11 @@ class ExactFlexibleRunner(ExactRuns, FlexibleRunner):
         ``parts_of_ranks``."""
         return [] if self.is_split else super().waiting_buffers()
 
+    def waiting_kept(self) -> list:
+        """As ``ExactRuns``; [] where ranks hold different layers: a step of a pipeline whose
+        accumulation has begun keeps the buffers that it has when it goes on."""
+        return [] if self.is_split else super().waiting_kept()
+
     def parts_of_ranks(self) -> dict[str, dict]:
         """Buffers that differ from rank to rank, as BatchNorm's averages do."""
         if not self.is_split or self.strategy.checkpoint == 'full':

@@ -29,6 +29,7 @@ from vision.common.mm.checkpoints import (
     chosen_checkpoint,
     gathered_buffers,
     gathered_gradients,
+    gathered_kept,
     load_optimizer,
     load_schedulers,
     meta_of,
@@ -38,6 +39,7 @@ from vision.common.mm.checkpoints import (
     require_same_file,
     restore_buffers,
     restore_gradients,
+    restore_kept,
     restored_hub,
     scheduler_states,
     stored_hub,
@@ -250,6 +252,7 @@ class ExactRuns:
         if resume_optimizer:
             self.load_optimizer(content['optimizer'], filename)
             self.restore_gradients(content.get('gradients', []))
+            restore_kept(self.hooks, self.model, content.get('kept_buffers', []))
         if resume_param_scheduler and self.param_schedulers is not None:
             load_schedulers(self.param_schedulers, content['param_schedulers'])
         self.logger.info(f'resumed {filename}: epoch {self.epoch}, iteration {self.iter}',
@@ -263,7 +266,8 @@ class ExactRuns:
         on every rank.
         """
         gradients = self.waiting_gradients() if kwargs.get('save_optimizer', True) else []
-        spread = dict(gradients=gradients, buffers=self.waiting_buffers())
+        spread = dict(gradients=gradients, buffers=self.waiting_buffers(),
+                      kept_buffers=self.waiting_kept())
         parts = self.parts_of_ranks() | dict(filter(None, (
             hook.checkpoint_part(self) for hook in self.hooks
             if hasattr(hook, 'checkpoint_part'))))
@@ -288,6 +292,12 @@ class ExactRuns:
     def waiting_buffers(self) -> list:
         """Buffers of each rank that differ from rank 0's, on rank 0; called on every rank."""
         return gathered_buffers(self._bare_model())
+
+    def waiting_kept(self) -> list:
+        """Buffers as they were before the step that has begun, of each rank, on rank 0, for the
+        case that it will be left out; called on every rank."""
+        has_begun = getattr(self.optim_wrapper, 'is_step_begun', False)
+        return gathered_kept(self.hooks) if has_begun else []
 
     def restore_buffers(self, content: dict) -> None:
         """Copy what ``waiting_buffers`` gave out of a checkpoint's content to this rank."""

@@ -63,7 +63,8 @@ def cluster_text(measured: Mapping[str, Any], *, name: str, ranks: int, memory_b
 
 
 def _points(points: Points, peak: float) -> str:
-    return _list([(size, rate / peak) for size, rate in points], '.4f')
+    # A small product reaches a hundred-thousandth of a GPU's peak: no fixed number of decimals.
+    return _list([(size, rate / peak) for size, rate in points], '.4e')
 
 
 def _list(points: Points, form: str) -> str:
