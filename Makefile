@@ -5,15 +5,16 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	&& echo $$p && break; done)
 RUN = .venv/bin/python
 
-.PHONY: help python env env-light demo demo-train test chaos fuzz lint
+.PHONY: help python env env-light demo demo-train test test-gpu chaos fuzz lint
 help:
 	@echo 'make demo        annotated video, table and curve of a small clip; no training (3 minutes)'
 	@echo 'make demo-train  generate video, train detector and lattice, measure, render (9 to 11 minutes)'
 	@echo 'make test        run the tests (10 to 12 minutes)'
+	@echo 'make test-gpu    run the tests that need a GPU, on the one of this machine (2 minutes)'
 	@echo 'make chaos       kill, hang, cut, flip, fill the disk: nothing is lost (10 minutes)'
 	@echo 'make lint        ruff'
 	@echo 'make fuzz        1,100,000 spoiled files for all readers (half an hour; goes on where it was ended)'
-	@echo 'make env         make or check the full environment in .venv (first time 15 to 40 minutes)'
+	@echo 'make env         make or check the full environment in .venv (first time 7 to 15 minutes)'
 	@echo 'make env-light   the same without training: no compiler, no torch (first time a minute)'
 
 python:
@@ -31,8 +32,12 @@ demo: env-light
 demo-train: env
 	@$(RUN) tools/demo_train.py
 
+# On CPUs, also where there is a GPU: ranks of a test are more than a machine has GPUs.
 test: env
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: env
+	@$(RUN) -m pytest -m gpu -n 2 --dist loadfile tests/gpu
 
 chaos: env
 	@OMP_NUM_THREADS=1 $(RUN) benchmarks/chaos.py --json build/chaos.json

@@ -8,7 +8,7 @@ everything but torch: constraints/ has each version with its SHA-256, and pip ta
 Elsewhere the versions are those of constraints.txt, without hashes. torch comes from the index
 that you name; its builds for processors and for each CUDA have other hashes, so it is held to its
 version alone. mmcv compiles its operators, from a source of known hash, against the torch that is
-installed, which no published wheel does for us: about 23 CPU-minutes, once. The wheel is kept in
+installed, which no published wheel does for us: about 9 CPU-minutes, once. The wheel is kept in
 ~/.cache/frugal-vision/wheels (or FRUGAL_VISION_CACHE), keyed by Python, torch and device, so that
 the next clone takes it from there, if it is yours, nobody else may write it, and its hash is as it
 was.
@@ -191,7 +191,7 @@ def mmcv_wheel(jobs: int) -> Path:
             return found
         say(f'2/4 a wheel is thrown away: {fault}')
         found.unlink()
-    say(f'2/4 mmcv {wanted}: compiling, about 23 CPU-minutes (12 minutes on two free cores), once '
+    say(f'2/4 mmcv {wanted}: compiling, about 9 CPU-minutes (5 minutes on two free cores), once '
         'for this machine')
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         build_wheel(Path(scratch), jobs)

@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(scope='module')
-def benchmark(repository):
+def measurement(repository):
     folder = str(repository / 'benchmarks')
     sys.path.insert(0, folder)
     try:
@@ -16,17 +16,17 @@ def benchmark(repository):
         sys.path.remove(folder)
 
 
-def test_the_overhead_is_the_one_that_explains_the_measurement(benchmark):
-    case = next(case for case in benchmark.all_cases() if case.method == benchmark.CALIBRATED)
+def test_the_overhead_is_the_one_that_explains_the_measurement(measurement):
+    case = next(case for case in measurement.all_cases() if case.method == measurement.CALIBRATED)
     for overhead_s in (0.0, 0.0012):
-        measured_s = benchmark.predict(case.table, case.costs, overhead_s=overhead_s)
-        found = benchmark.fitted_overhead(case.table, case.costs, measured_s)
+        measured_s = measurement.predict(case.table, case.costs, overhead_s=overhead_s)
+        found = measurement.fitted_overhead(case.table, case.costs, measured_s)
         assert found == pytest.approx(overhead_s, abs=1e-9)
-    assert benchmark.fitted_overhead(case.table, case.costs, 0.1) < 1e-9
+    assert measurement.fitted_overhead(case.table, case.costs, 0.1) < 1e-9
 
 
-def test_every_schedule_is_a_case_and_stages_are_uneven(benchmark):
-    cases = benchmark.all_cases()
+def test_every_schedule_is_a_case_and_stages_are_uneven(measurement):
+    cases = measurement.all_cases()
     assert {case.method for case in cases} == {
         'gpipe', '1f1b', 'interleaved-1f1b', 'breadth-first', 'interleaved-zero-bubble', 'zbv',
         'dualpipev', 'zeropp U=4', 'zeropp U=8'}
@@ -37,9 +37,9 @@ def test_every_schedule_is_a_case_and_stages_are_uneven(benchmark):
         assert max(case.costs.forward) > 1.1 * min(case.costs.forward)
 
 
-def test_pairs_in_another_order_are_told_and_ties_are_not(benchmark):
+def test_pairs_in_another_order_are_told_and_ties_are_not(measurement):
     found = (('x', 1.0, 1.3), ('y', 1.1, 1.2), ('z', 1.102, 1.1))
     rows = [dict(setting='a', method=method, predicted_s=predicted, measured_s=measured)
             for method, predicted, measured in found]
     other = [dict(rows[0], setting='b', measured_s=9)]
-    assert benchmark.swapped(rows + other) == ['x before y', 'x before z']
+    assert measurement.swapped(rows + other) == ['x before y', 'x before z']
