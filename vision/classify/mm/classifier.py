@@ -41,8 +41,9 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         Raises:
             VisionError: VIS-CONFIG-1221, images of several sizes.
         """
-        data = self.cast_data(data)
-        images = data['inputs']
+        # Samples stay on the host: MMEngine copies each by itself to a GPU, a label at a time; the
+        # loss brings all labels over together.
+        images = self.cast_data(data['inputs'])
         if not isinstance(images, Tensor):
             shapes = {tuple(image.shape[-2:]) for image in images}
             if len(shapes) > 1:
@@ -215,6 +216,7 @@ class ImageClassifier(BaseModel):
             return logits
         if mode == 'loss':
             labels = torch.cat([sample.gt_label.view(1) for sample in data_samples])
+            labels = labels.to(logits.device, non_blocking=True)
             return self.head.loss(logits, labels)
         assert mode == 'predict', mode
         return self.predictions(logits, data_samples)
