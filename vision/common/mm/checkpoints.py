@@ -355,7 +355,8 @@ def meta_of(runner, position: dict[str, int]) -> dict[str, Any]:
 
 
 def gather(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """MMEngine's, which does not bring a GPU's tensor to where gloo takes it."""
+    """A tensor of any shape from each rank, on rank 0; MMEngine's does not bring a GPU's to where
+    gloo takes it."""
     return _gather(tensor.contiguous().to(get_comm_device()))
 
 

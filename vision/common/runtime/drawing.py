@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 
 import cv2
 import numpy as np
@@ -15,8 +16,9 @@ BAR, GAP = 20, 4  # px: of a title, between pictures
 Colour = tuple[int, int, int]
 
 
+@cache
 def class_colour(label: int) -> Colour:
-    """BGR; hues of neighbouring labels are far apart (steps of the golden ratio)."""
+    """BGR of a class or track; hues of neighbours are far apart (steps of the golden ratio)."""
     hsv = (label * 0.618034 % 1, (0.85, 0.6)[label % 2], (1.0, 0.85)[label // 2 % 2])
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(*hsv))[::-1]
 
@@ -25,13 +27,29 @@ def draw_boxes(image_bgr: np.ndarray, boxes_xyxy: np.ndarray, texts: Sequence[st
                colours: Sequence[Colour], *, width: int = 2) -> np.ndarray:
     """A copy of (H, W, 3) uint8 with boxes (N, 4) in its pixels; later ones lie above."""
     image = np.ascontiguousarray(image_bgr).copy()
+    draw_boxes_into(image, boxes_xyxy, texts, colours, width=width)
+    return image
+
+
+def draw_boxes_into(image_bgr: np.ndarray, boxes_xyxy: np.ndarray, texts: Sequence[str],
+                    colours: Sequence[Colour], *, width: int = 2) -> None:
+    """As ``draw_boxes``, boxes (N, 4) into the picture (H, W, 3) itself; labels lie above all."""
     corners = np.rint(np.asarray(boxes_xyxy)).astype(int).reshape(-1, 4).tolist()
     for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
-        cv2.rectangle(image, (x1, y1), (x2, y2), colour, width)
+        cv2.rectangle(image_bgr, (x1, y1), (x2, y2), colour, width)
     for (x1, y1, _, _), text, colour in zip(corners, texts, colours, strict=True):
         if text:
-            _plate(image, text, (x1, y1), colour)
-    return image
+            _plate(image_bgr, text, (x1, y1), colour)
+
+
+def captions(classes: Sequence[str], labels: np.ndarray, track_ids: np.ndarray,
+             scores: np.ndarray) -> tuple[list[str], list[Colour]]:
+    """``person #3 0.91`` for each of N boxes, and its colour: that of its track, of its class
+    where it has none (id below 1). All arrays are (N,)."""
+    found = list(zip(labels.tolist(), track_ids.tolist(), scores.tolist(), strict=True))
+    return ([f'{classes[label]}{f" #{track}" if track > 0 else ""} {score:.2f}'
+             for label, track, score in found],
+            [class_colour(track if track > 0 else label) for label, track, _ in found])
 
 
 def titled(picture: np.ndarray, title: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from vision.common.core.extras import import_extra
 from vision.lattice.core.structures import FrameBoxes, FrameResult
-from vision.stream.io.overlay import draw_boxes
+from vision.stream.io.overlay import draw_tracks
 from vision.stream.io.sinks import COLUMNS
 
 
@@ -111,7 +111,7 @@ class VideoFrame:
     def draw(self) -> np.ndarray:
         """The picture with boxes, class names, track ids and scores: a new (H, W, 3) uint8 BGR."""
         canvas = self._picture.copy()
-        draw_boxes(canvas, self._boxes, self.classes, width=3 if self.is_keyframe else 1)
+        draw_tracks(canvas, self._boxes, self.classes, width=3 if self.is_keyframe else 1)
         return canvas
 
 
