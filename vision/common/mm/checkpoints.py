@@ -397,8 +397,8 @@ def gathered_buffers(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
 
 
 def gathered_kept(hooks) -> list[list[torch.Tensor]]:
-    """Of each rank, on rank 0: the buffers that ``NonFiniteHook`` would put back, where a step has
-    begun (``accumulative_counts``); else []. Call it on every rank."""
+    """Of each rank, on rank 0: the buffers (of any shape) that ``NonFiniteHook`` would put back,
+    where a step has begun (``accumulative_counts``); else []. Call it on every rank."""
     kept = next((hook.kept for hook in hooks if hasattr(hook, 'kept')), [])
     if get_world_size() == 1:
         return [[buffer.cpu() for buffer in kept]]
@@ -410,8 +410,8 @@ def gathered_kept(hooks) -> list[list[torch.Tensor]]:
 
 
 def restore_kept(hooks, model: torch.nn.Module, ranks: list[list[torch.Tensor]]) -> None:
-    """What ``gathered_kept`` gave, to the hook of this rank; with another number of ranks rank
-    0's are everybody's."""
+    """What ``gathered_kept`` gave, tensors of any shape, to the hook of this rank; with another
+    number of ranks rank 0's are everybody's."""
     if ranks:
         own = ranks[get_rank() if len(ranks) == get_world_size() else 0]
         for hook in hooks:
