@@ -100,7 +100,7 @@ def store_of(weights, device, optimizer=SGD, backend='device'):
 
 def stepped(store, features, rows, columns, margin, **options):
     """Loss, the features' gradient and all rows after one step."""
-    features = features.detach().clone().to(store.device).requires_grad_()
+    features = features.detach().to(store.device, copy=True).requires_grad_()
     active = store.pull(rows.to(store.device))
     result = selective_loss(features, active, columns.to(store.device), margin, **options)
     result.loss.backward()

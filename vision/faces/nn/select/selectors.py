@@ -116,9 +116,11 @@ class Selector:
         """
         local = self.local_ids(labels)
         chosen, drawn, chance = self._active(features, labels, local, step)
-        places = np.searchsorted(chosen, drawn)  # both are sorted: nothing is sorted again
-        rows = torch.from_numpy(np.insert(chosen, places, drawn))
-        counts = torch.from_numpy(np.insert(np.ones(len(chosen), np.float32), places, chance))
+        # Both are sorted: the fewer find their places among the others, nothing is sorted again.
+        places = np.searchsorted(drawn, chosen) + np.arange(len(chosen))
+        counts = torch.full((len(chosen) + len(drawn),), chance)
+        counts.numpy()[places] = 1
+        rows = torch.from_numpy(_spread(chosen, places, drawn))
         columns = torch.searchsorted(rows, local).where(local >= 0, -1)
         return Selection(*(sent(each, labels.device) for each in (rows, columns, counts)),
                          stats=dict(num_active=float(len(rows))))
@@ -362,6 +364,16 @@ class IndexSelector(CandidateSelector):
         logits = self.logits(queries, torch.from_numpy(ids))
         mass = self.log_mass(logits, self.own_logits(features, local)[:, None])
         return ids if len(ids) <= num else ids[mass.topk(num).indices.cpu().numpy()]
+
+
+def _spread(some: np.ndarray, places: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(M,) with ``some`` at ``places`` (sorted) and the others, in order, everywhere else."""
+    result = np.empty(len(some) + len(others), np.int64)
+    is_free = np.ones(len(result), np.bool_)
+    is_free[places] = False
+    result[places] = some
+    result[is_free] = others
+    return result
 
 
 def log_sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
