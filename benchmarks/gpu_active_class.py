@@ -119,10 +119,12 @@ def all_rows(args: argparse.Namespace, machines: dict[str, Machine]) -> Iterator
                 yield common | dict(error=reason(error))
                 continue
             for row in heads(args, bench, plan):
-                active = row.get('active', num)
-                yield common | row | dict(predicted={
-                    key: predicted(machine, args.batch, dim, num, row['head'], active)
-                    for key, machine in machines.items()})
+                if row['head'] != 'oracle':  # the model has none
+                    active = row.get('active', num)
+                    row |= dict(predicted={
+                        key: predicted(machine, args.batch, dim, num, row['head'], active)
+                        for key, machine in machines.items()})
+                yield common | row
             del bench
             free(args)
 

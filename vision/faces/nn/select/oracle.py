@@ -43,7 +43,8 @@ class OracleSelector(FixedShapeSelector):
 
     What a set captures is a sum over its rows, so the largest column sums of the probabilities
     are the optimum. Products are in float32, or TF32 where torch is set so
-    (``torch.set_float32_matmul_precision``).
+    (``torch.set_float32_matmul_precision``), whatever the head's ``matmul_dtype``: half precision
+    would round logits by some 0.1.
     """
 
     @property
@@ -53,7 +54,7 @@ class OracleSelector(FixedShapeSelector):
 
     def _chosen(self, features: Tensor, local: Tensor, total: int, num: int, step: int
                 ) -> tuple[Tensor, Tensor]:
-        best = self._worth(features, local).topk(num).indices.sort().values
+        best = self._worth(features, local).topk(num, sorted=False).indices.sort().values
         num_free, num_random = self.num_local - num, total - num
         drawn = self.draws(num_free, num_random, step)
         # The r-th row that was not chosen is r plus the number of chosen ones before it.
@@ -103,11 +104,12 @@ class OracleSelector(FixedShapeSelector):
         if highest is not None:
             powers = powers.double().sub_(highest[:, None])
         powers.exp_()
+        local = local.where(local >= 0, -self.num_centres)[:, None]  # no centre is in any part
         for centre in range(self.num_centres):
-            column = (local + centre - part.start)[:, None]
-            is_here = (local[:, None] >= 0) & (column >= 0) & (column < powers.shape[1])
-            column = column.clamp(0, powers.shape[1] - 1)
-            powers.scatter_(1, column, powers.gather(1, column).masked_fill(is_here, 0))
+            wanted = local + (centre - part.start)
+            column = wanted.clamp(0, powers.shape[1] - 1)
+            own = powers.gather(1, column).masked_fill(column == wanted, 0)
+            powers.scatter_(1, column, own)
         return powers
 
     def _highest(self, queries: Tensor) -> Tensor:

@@ -117,11 +117,10 @@ class Selector:
         """
         local = self.local_ids(labels)
         chosen, drawn, chance = self._active(features, labels, local, step)
-        # Both are sorted: the fewer find their places among the others, nothing is sorted again.
-        places = np.searchsorted(drawn, chosen) + np.arange(len(chosen))
-        counts = torch.full((len(chosen) + len(drawn),), chance)
+        rows, places = _merged(chosen, drawn)
+        counts = torch.full((len(rows),), chance)
         counts.numpy()[places] = 1
-        rows = torch.from_numpy(_spread(chosen, places, drawn))
+        rows = torch.from_numpy(rows)
         columns = torch.searchsorted(rows, local).where(local >= 0, -1)
         return Selection(*(sent(each, labels.device) for each in (rows, columns, counts)),
                          stats=dict(num_active=float(len(rows))))
@@ -203,7 +202,7 @@ class RandomSelector(Selector):
         """(N,) all active rows of labels (B,): the features do not decide here."""
         self.expect(labels, step)  # not drawn again by ``select``
         chosen, drawn, _ = self._active(None, labels, self.local_ids(labels), step)
-        return torch.from_numpy(np.union1d(chosen, drawn))
+        return torch.from_numpy(_merged(chosen, drawn)[0])
 
     def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -370,14 +369,15 @@ class IndexSelector(CandidateSelector):
         return ids if len(ids) <= num else ids[mass.topk(num).indices.cpu().numpy()]
 
 
-def _spread(some: np.ndarray, places: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(M,) with ``some`` at ``places`` (sorted) and the others, in order, everywhere else."""
-    result = np.empty(len(some) + len(others), np.int64)
-    is_free = np.ones(len(result), np.bool_)
+def _merged(few: np.ndarray, many: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All of two sorted (F,), (N,) int64 that have none in common, sorted; places of ``few``."""
+    places = np.searchsorted(many, few) + np.arange(len(few))
+    rows = np.empty(len(few) + len(many), np.int64)
+    is_free = np.ones(len(rows), np.bool_)
     is_free[places] = False
-    result[places] = some
-    result[is_free] = others
-    return result
+    rows[places] = few
+    rows[is_free] = many
+    return rows, places
 
 
 def log_sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
