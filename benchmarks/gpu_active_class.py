@@ -47,6 +47,7 @@ from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.faces.core.select.break_even import HeadPlan, Machine, break_even
 from vision.faces.nn.index.device_lists import DeviceLists
+from vision.faces.nn.select.selectors import Selection
 
 SIZES = ('1000000x512', '100000x512', '10000000x128')
 # Heads with their share of active rows, the most wanted first: rows that come too late are left.
@@ -194,9 +195,24 @@ def measured(args: argparse.Namespace, bench: Bench, name: str, num_active: int 
             row, kept[name] = built(args, bench, selector)
         selector.upkeep.adopt(kept[name], 0)
     row |= gradient_errors(bench, selector)
-    step = partial(bench.step, selector)
-    return row | timed(args, bench, step, selector.expect if name != kind else None) | \
+    told = ToldOfNext(selector)
+    step = partial(bench.step, selector if name == kind else told)
+    return row | timed(args, bench, step, told) | \
         dict(select_ms=select_ms(args, bench, selector))
+
+
+class ToldOfNext:
+    """A selector that is told of the next step's labels once it has selected."""
+
+    def __init__(self, selector) -> None:
+        self.selector, self.after_update = selector, selector.after_update
+        self.labels: Tensor | None = None
+
+    def select(self, features: Tensor, labels: Tensor, step: int) -> Selection:
+        selection = self.selector.select(features, labels, step)
+        if self.labels is not None:
+            self.selector.expect(self.labels, step + 1)
+        return selection
 
 
 def select_ms(args: argparse.Namespace, bench: Bench, selector) -> float:
@@ -240,19 +256,19 @@ def gradient_errors(bench: Bench, selector) -> dict:
 
 
 def timed(args: argparse.Namespace, bench: Bench, step: Callable[[int, Tensor, Tensor], None],
-          expect: Callable[[Tensor, int], None] | None = None) -> dict:
+          told: ToldOfNext | None = None) -> dict:
     """``step(number, features, labels)`` by events, by the clock and by the host.
 
     Args:
-        expect: called with the labels and the number of the step after, before each step.
+        told: gets the labels of the step after, before each step.
     """
     is_gpu = args.device.type == 'cuda'
     num_steps = args.steps if bench.num_classes <= LARGE else max(2, args.steps // 2)
     batches = [bench.batch() for _ in range(WARM_UP + num_steps + 1)]
 
     def call_step(number: int) -> None:
-        if expect is not None and number + 1 < len(batches):
-            expect(batches[number + 1][1], number + 1)
+        if told is not None:
+            told.labels = batches[number + 1][1] if number + 1 < len(batches) else None
         step(number, *batches[number])
     run = [partial(call_step, number) for number in range(len(batches))]
     for call in run[:WARM_UP]:

@@ -143,7 +143,7 @@ class AdaptiveSelector:
         return replace(selection, stats=selection.stats | figures | readings)
 
     def expect(self, labels: Tensor, step: int) -> None:
-        """Nothing: a measurement may end the warm-up, and with it the draw."""
+        """Nothing of labels (B,): a measurement may end the warm-up, and with it the draw."""
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
         """As ``Selector.known_rows``, (N,) of labels (B,); a hint, as a measurement may end the

@@ -195,7 +195,7 @@ class RandomSelector(Selector):
         self._drawn_ahead = Ahead(self._drawn)
 
     def expect(self, labels: Tensor, step: int) -> None:
-        """A thread draws while the backbone works."""
+        """A thread draws for labels (B,) while the backbone works."""
         self._drawn_ahead.begin(*self._key(labels, step))
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
