@@ -115,6 +115,7 @@ class Selector:
         Raises:
             VisionError: VIS-INPUT-1051, a label is no class of the store.
         """
+        device, labels = labels.device, labels.cpu()  # a device is waited for once
         local = self.local_ids(labels)
         chosen, drawn, chance = self._active(features, labels, local, step)
         rows, places = _merged(chosen, drawn)
@@ -122,7 +123,7 @@ class Selector:
         counts.numpy()[places] = 1
         rows = torch.from_numpy(rows)
         columns = torch.searchsorted(rows, local).where(local >= 0, -1)
-        return Selection(*(sent(each, labels.device) for each in (rows, columns, counts)),
+        return Selection(*(sent(each, device) for each in (rows, columns, counts)),
                          stats=dict(num_active=float(len(rows))))
 
     def expect(self, labels: Tensor, step: int) -> None:
