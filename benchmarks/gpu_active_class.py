@@ -2,12 +2,15 @@
 
 One step of a head (selection, forward and backward over the active rows, the optimizer's update
 in the class store) on rows as in active_class.py. The rivals are the full softmax in plain
-PyTorch (float32, TF32, bfloat16 by autocast), Partial FC's random tenth, and choosing by all
-logits (`oracle`), which on a GPU is one more product.
+PyTorch (float32, TF32, bfloat16 by autocast), Partial FC's random tenth (`random ahead`: drawn by
+a thread during the step before, as a training does during its backbone's), and choosing by all
+logits (`oracle`), which on a GPU is one product more. In float32 and bfloat16 only `full` and one
+per cent by `oracle` are repeated: TF32 is what trains.
 
   step_ms     median between two events around a step, so with what the device waits for the host
   wall_ms     all steps by the clock, divided by their number
   host_ms     median until the host may go on
+  select_ms   a selection alone, by the clock, the device waited for before and after
   waits       how often a step makes the host wait for the device, and where (file:line)
   peak_bytes  highest allocated memory of a step, rows and momentum included
   grad_*      of the features' gradient against that of the full softmax in float32
@@ -44,12 +47,19 @@ from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.faces.core.select.break_even import HeadPlan, Machine, break_even
 from vision.faces.nn.index.device_lists import DeviceLists
+from vision.faces.nn.select.selectors import Selection
 
-SIZES = ('100000x512', '1000000x512', '10000000x128')
-SHARES = (0.01, 0.02)
-PRECISIONS = ('float32', 'tf32', 'bfloat16')
+SIZES = ('1000000x512', '100000x512', '10000000x128')
+# Heads with their share of active rows, the most wanted first: rows that come too late are left.
+PLAN = (*((name, share, 'tf32') for name, share in (
+    ('dense', 0), ('full', 0), ('random', 0.1), ('random ahead', 0.1), ('oracle', 0.01),
+    ('oracle', 0.02), ('oracle', 0.1), ('device', 0.01))), *(
+        (name, share, precision) for precision in ('float32', 'bfloat16')
+        for name, share in (('full', 0), ('oracle', 0.01))))
+ON_CPU = (('ivf', 0.01, 'tf32'),)
 NPROBE, WARM_UP, NO_RENEWAL = 12, 3, dict(interval=1 << 40)
-LONG_S = 50  # that an index of a million rows may take on the CPU
+LARGE = 2_000_000  # rows from which on a step is repeated less, and the dense head has no room
+LONG_S = 8  # that an index of 100,000 rows may take on the CPU
 THREADS = min(8, os.cpu_count() or 1)  # of that index
 
 
@@ -79,8 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
         help=f'classes x dimensions (default: {" ".join(SIZES)})')
     add('--batch', type=int, default=1024, help='features of a step (default: 1024)')
     add('--steps', type=int, default=10, help='timed steps of a head (default: 10)')
-    add('--seconds', type=float, default=110.0,
-        help='no row begins later than this (default: 110)')
+    add('--seconds', type=float, default=55.0,
+        help='no row begins later than this (default: 55)')
     add('--seed', type=int, default=0, help='of rows and features (default: 0)')
     add('--quick', action='store_true', help='20,000 classes of 16 dimensions, 2 steps')
     add_report_options(parser, is_required=True)
@@ -98,23 +108,24 @@ def write(args: argparse.Namespace, rows: list[dict], machines: dict[str, Machin
 
 
 def all_rows(args: argparse.Namespace, machines: dict[str, Machine]) -> Iterator[dict]:
-    """Sizes with all heads on the device, then those whose index is on the CPU."""
-    for names in (('dense', 'full', 'random', 'device', 'oracle'), ('ivf',)):
-        for size in args.sizes:
+    """Sizes with all heads on the device, then the smallest with an index on the CPU."""
+    smallest = min(args.sizes, key=lambda size: int(size.split('x')[0]))
+    for plan, sizes in ((PLAN, args.sizes), (ON_CPU, [smallest])):
+        for size in sizes:
             num, dim = map(int, size.split('x'))
-            if names == ('ivf',) and num > 2_000_000:
-                continue  # its k-means alone takes longer than all the rest
             common = dict(classes=num, dim=dim, batch=args.batch)
             try:
                 bench = made_bench(args, num, dim)
             except Exception as error:
                 yield common | dict(error=reason(error))
                 continue
-            for row in heads(args, bench, names):
-                active = row.get('active', num)
-                yield common | row | dict(predicted={
-                    key: predicted(machine, args.batch, dim, num, row['head'], active)
-                    for key, machine in machines.items()})
+            for row in heads(args, bench, plan):
+                if row['head'] != 'oracle':  # the model has none
+                    active = row.get('active', num)
+                    row |= dict(predicted={
+                        key: predicted(machine, args.batch, dim, num, row['head'], active)
+                        for key, machine in machines.items()})
+                yield common | row
             del bench
             free(args)
 
@@ -125,15 +136,18 @@ def made_bench(args: argparse.Namespace, num: int, dim: int) -> Bench:
     return Bench(options, synthetic_rows(num, dim, args.seed, args.device), args.seed)
 
 
-def heads(args: argparse.Namespace, bench: Bench, names: tuple[str, ...]) -> Iterator[dict]:
+def heads(args: argparse.Namespace, bench: Bench, plan: tuple[tuple[str, float, str], ...]
+          ) -> Iterator[dict]:
     kept: dict[str, object] = {}  # one index for all rows of a size
-    for name, share, precision in plan(names):
+    for name, share, precision in plan:
         row = dict(head=name, precision=precision)
         if share:
             row |= dict(active=bench.num_active(share), share=share)
+        if name == 'dense' and bench.num_classes > LARGE:
+            yield row | dict(skipped='takes more memory than the device has')
+            continue
         left = args.seconds - (time.perf_counter() - args.begun)
-        if left < (LONG_S if name == 'ivf' and name not in kept and bench.num_classes > 500_000
-                   else 0):
+        if left < (LONG_S if name == 'ivf' and args.device.type == 'cuda' else 0):
             yield row | dict(skipped='no time left')
             continue
         try:
@@ -143,14 +157,6 @@ def heads(args: argparse.Namespace, bench: Bench, names: tuple[str, ...]) -> Ite
             row |= dict(error=reason(error))
         free(args)
         yield row
-
-
-def plan(names: tuple[str, ...]) -> Iterator[tuple[str, float, str]]:
-    for name in names:
-        shares = dict(dense=(0,), full=(0,), random=(0.1,), oracle=SHARES[:1]).get(name, SHARES)
-        for share in shares:
-            for precision in PRECISIONS if name != 'ivf' else PRECISIONS[:1]:
-                yield name, share, precision
 
 
 @contextmanager
@@ -180,7 +186,8 @@ def measured(args: argparse.Namespace, bench: Bench, name: str, num_active: int 
     bench.reset_rows(bench.rows)
     options = dict(device=dict(nprobe=NPROBE, upkeep=NO_RENEWAL),
                    ivf=dict(nprobe=NPROBE, upkeep=NO_RENEWAL, num_threads=THREADS))
-    selector = bench.selector(name, num_active or bench.num_classes, **options.get(name, {}))
+    kind = name.removesuffix(' ahead')
+    selector = bench.selector(kind, num_active or bench.num_classes, **options.get(name, {}))
     row = {}
     bench.generator.manual_seed(args.seed + 2)  # the same samples for every head
     if name in options:
@@ -188,7 +195,35 @@ def measured(args: argparse.Namespace, bench: Bench, name: str, num_active: int 
             row, kept[name] = built(args, bench, selector)
         selector.upkeep.adopt(kept[name], 0)
     row |= gradient_errors(bench, selector)
-    return row | timed(args, bench, partial(bench.step, selector))
+    told = ToldOfNext(selector)
+    step = partial(bench.step, selector if name == kind else told)
+    return row | timed(args, bench, step, told) | \
+        dict(select_ms=select_ms(args, bench, selector))
+
+
+class ToldOfNext:
+    """A selector that is told of the next step's labels once it has selected."""
+
+    def __init__(self, selector) -> None:
+        self.selector, self.after_update = selector, selector.after_update
+        self.labels: Tensor | None = None
+
+    def select(self, features: Tensor, labels: Tensor, step: int) -> Selection:
+        selection = self.selector.select(features, labels, step)
+        if self.labels is not None:
+            self.selector.expect(self.labels, step + 1)
+        return selection
+
+
+def select_ms(args: argparse.Namespace, bench: Bench, selector) -> float:
+    """Of consecutive steps, nothing known of them beforehand."""
+    times = []
+    for step in range(1000, 1003):
+        features, labels = bench.batch()
+        start = now(args)
+        selector.select(features.detach(), labels, step)
+        times.append(1000 * (now(args) - start))
+    return round(float(np.median(times)), 3)
 
 
 def built(args: argparse.Namespace, bench: Bench, selector) -> tuple[dict, object]:
@@ -220,19 +255,29 @@ def gradient_errors(bench: Bench, selector) -> dict:
         grad_rel_error=round(float((part - full).norm() / full.norm()), 5))
 
 
-def timed(args: argparse.Namespace, bench: Bench, step: Callable[[int, Tensor, Tensor], None]
-          ) -> dict:
-    """``step(number, features, labels)`` by events, by the clock and by the host."""
+def timed(args: argparse.Namespace, bench: Bench, step: Callable[[int, Tensor, Tensor], None],
+          told: ToldOfNext | None = None) -> dict:
+    """``step(number, features, labels)`` by events, by the clock and by the host.
+
+    Args:
+        told: gets the labels of the step after, before each step.
+    """
     is_gpu = args.device.type == 'cuda'
-    batches = [bench.batch() for _ in range(WARM_UP + args.steps + 1)]
-    run = [partial(step, number, *batch) for number, batch in enumerate(batches)]
+    num_steps = args.steps if bench.num_classes <= LARGE else max(2, args.steps // 2)
+    batches = [bench.batch() for _ in range(WARM_UP + num_steps + 1)]
+
+    def call_step(number: int) -> None:
+        if told is not None:
+            told.labels = batches[number + 1][1] if number + 1 < len(batches) else None
+        step(number, *batches[number])
+    run = [partial(call_step, number) for number in range(len(batches))]
     for call in run[:WARM_UP]:
         call()
     marks, host_ms = [], []
     if is_gpu:
         torch.cuda.reset_peak_memory_stats()
         marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)]
-                 for _ in range(args.steps)]
+                 for _ in range(num_steps)]
     start = now(args)
     for number, call in enumerate(run[WARM_UP:-1]):
         begun = time.perf_counter()
@@ -242,7 +287,7 @@ def timed(args: argparse.Namespace, bench: Bench, step: Callable[[int, Tensor, T
         if is_gpu:
             marks[number][1].record()
         host_ms.append(1000 * (time.perf_counter() - begun))
-    wall_ms = 1000 * (now(args) - start) / args.steps
+    wall_ms = 1000 * (now(args) - start) / num_steps
     step_ms = [a.elapsed_time(b) for a, b in marks] or host_ms
     places = waits_of(run[-1], is_gpu)
     return dict(step_ms=round(float(np.median(step_ms)), 3), wall_ms=round(wall_ms, 3),
@@ -270,7 +315,8 @@ def predicted(machine: Machine, batch: int, dim: int, num: int, head: str, activ
               ) -> float:
     """Milliseconds of a step as the model has them, renewals spread over their interval."""
     said = HeadPlan(batch, dim, num_per_sample=max(0.0, active / batch - 1), num_probed=NPROBE)
-    work = dict(dense=said.full, full=said.full, random=said.random).get(head, said.selected)
+    work = {'dense': said.full, 'full': said.full, 'random': said.random,
+            'random ahead': said.random}.get(head, said.selected)
     return round(1000 * work(num).seconds(machine), 3)
 
 
@@ -319,8 +365,8 @@ def reason(error: Exception) -> str:
 
 def summary(row: dict) -> str:
     figures = ' '.join(f'{key} {row[key]}' for key in (
-        'step_ms', 'wall_ms', 'host_ms', 'waits', 'grad_cosine', 'grad_rel_error', 'predicted',
-        'error', 'skipped') if row.get(key) is not None)
+        'step_ms', 'wall_ms', 'host_ms', 'select_ms', 'waits', 'grad_cosine', 'grad_rel_error',
+        'predicted', 'error', 'skipped') if row.get(key) is not None)
     return (f'{row["classes"]:,} x {row["dim"]} {row.get("head", "")} {row.get("share", "")} '
             f'{row.get("precision", "")}: {figures}')
 

@@ -14,12 +14,14 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parent))
 from rank_processes import fork_ranks
 from rows import TensorStore, batch_near, clustered_rows
+from slow_oracle import SlowOracle
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.store.ranks import row_range
 
 NUM_ROWS, STEPS = 6000, 22
+ORACLES = (dict(scale=24.0), dict(scale=200.0), dict(is_cosine=False))
 
 
 def main(rank, num, folder):
@@ -33,6 +35,7 @@ def main(rank, num, folder):
             found[f'device{world}'] = chosen_on_device(rank, world, group)
     if rank < 2:
         found['mass'] = mass_of_candidates(rank, groups[2])
+        found['oracles'] = [chosen_by_oracles(rank, groups[2], **options) for options in ORACLES]
         found['failed'] = failing_build(rank, groups[2])
     Path(folder, f'{rank}.json').write_text(json.dumps(found))
     dist.barrier()
@@ -78,6 +81,15 @@ def mass_of_candidates(rank, group):
     everything = torch.arange(selector.num_local)
     logits = selector.logits(selector.queries(features), everything)
     return selector.log_mass(logits, logits[:, :0]).exp().tolist()
+
+
+def chosen_by_oracles(rank, group, **options):
+    """By the slow one, and by that which is used: without a draw their rows are equal."""
+    store = store_of(rank, 2, group)
+    features, labels = batch_near(some_rows(), num=64)
+    common = dict(num_active=600, random_frac=0.0, **options)
+    return [selector.select(features, labels, 0).rows.tolist() for selector in (
+        SlowOracle(store, **common), build_selector('oracle', store, **common))]
 
 
 def failing_build(rank, group):

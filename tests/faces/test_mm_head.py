@@ -24,6 +24,7 @@ from vision.common.mm.runner import ExactRunner  # noqa: E402
 from vision.common.nn.checkpoint import load_checkpoint  # noqa: E402
 from vision.faces.mm.hooks import ActiveClassHook  # noqa: E402
 from vision.faces.nn.head.margins import ArcFace, Softmax  # noqa: E402
+from vision.faces.nn.select import selectors  # noqa: E402
 from vision.faces.nn.store import class_store  # noqa: E402
 from vision.faces.nn.store.class_store import ClassStore, class_rows  # noqa: E402
 from vision.faces.nn.store.host_store import HostStore  # noqa: E402
@@ -159,6 +160,27 @@ def test_a_step_of_a_head_that_never_waits_waits_once(monkeypatch):
         with Waits() as update:
             head.step_rows(0.1)
     assert loss.found == [] and update.found == ['_local_scalar_dense']
+
+
+@pytest.mark.parametrize('options', [{}, dict(num_subcentres=2), dict(
+    store=dict(backend='host', optimizer=dict(type='sgd')))])
+def test_rows_drawn_while_the_backbone_works_are_those_of_the_loss(monkeypatch, options):
+    options = dict(selector=dict(type='random', num_active=12)) | options
+    plain, ahead = build_head(**options), build_head(**options)
+    drawn, draw = [], selectors.draw_outside
+    monkeypatch.setattr(selectors, 'draw_outside', lambda *args, **kwargs: (
+        drawn.append(args[-1]), draw(*args, **kwargs))[1])
+    for step in range(3):
+        features, labels = batch(step)
+        ahead.step = plain.step = step
+        ahead.prefetch(labels)
+        found = []
+        for head in (ahead, plain):
+            head.loss(features.detach().requires_grad_(), labels)['loss'].backward()
+            found.append(head.pending[0])
+            head.step_rows(0.1)
+        assert torch.equal(*found)
+    assert torch.equal(all_rows(ahead), all_rows(plain)) and len(drawn) == 6
 
 
 @pytest.mark.parametrize('selector', [DEVICE, dict(type='oracle', num_active=12)])

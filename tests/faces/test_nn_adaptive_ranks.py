@@ -57,5 +57,11 @@ def test_candidates_are_ranked_by_their_probability_among_all_rows(found):
     torch.testing.assert_close(mass, expected, rtol=1e-4, atol=1e-8)
 
 
+def test_the_oracle_of_two_ranks_chooses_as_the_slow_one(found):
+    for rank in (0, 1):
+        for slow, quick in found[rank]['oracles']:
+            assert slow == quick and len(slow) == 300
+
+
 def test_a_build_that_fails_on_one_rank_is_raised_by_all_at_the_same_step(found):
     assert found[0]['failed'] == found[1]['failed'] == [6, 'VIS-RUN-1047', 'rank 1, selector']

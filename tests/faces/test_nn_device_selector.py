@@ -16,6 +16,7 @@ from vision.faces.nn.store.lazy_optim import build_optimizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import TensorStore, batch_near, clustered_rows
+from slow_oracle import SlowOracle
 from waits import Waits
 
 
@@ -101,7 +102,7 @@ def test_a_step_waits_for_no_value(weights):
     with Waits() as waits:
         selection = selector.select(features, labels, 0)
     assert waits.found == [] and len(selection.rows) == 200
-    judge = build_selector('oracle', store, num_active=200)
+    judge = SlowOracle(store, num_active=200)
     with Waits() as waits:  # the judge sees them where they are
         judge.select(features, labels, 0)
     assert {'_unique2', 'nonzero'} <= set(waits.found)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'faces'))
 import toy_faces
 from mmengine.hooks import Hook
 from rows import TensorStore, batch_near, clustered_rows
+from slow_oracle import SlowOracle
 
 from vision.common.core.errors import VisionError
 from vision.common.mm.optim import AmpOptimWrapper
@@ -33,6 +34,7 @@ from vision.faces.nn.backbones.mobilefacenet import MobileFaceNetTrunk
 from vision.faces.nn.head.margins import MARGINS, build_margin
 from vision.faces.nn.head.selective import selective_loss
 from vision.faces.nn.index.device_lists import restore_lists
+from vision.faces.nn.select import oracle
 from vision.faces.nn.select.build import NAMES, build_selector
 from vision.faces.nn.store import lazy_optim
 from vision.faces.nn.store.class_store import build_store
@@ -43,6 +45,7 @@ NUM, DIM, BATCH = 20_000, 64, 256
 SGD = dict(type='sgd', momentum=0.9, weight_decay=5e-4)
 OPTIONS = dict(forest=dict(num_trees=4), device=dict(nprobe=32), ivf=dict(nprobe=32),
                faiss=dict(factory='IVF64,SQfp16', parameters='nprobe=8'))
+NEVER_WAIT = ('oracle', 'device')
 TOLERANCE = 1e-4  # relative, in norm
 
 
@@ -100,7 +103,7 @@ def store_of(weights, device, optimizer=SGD, backend='device'):
 
 def stepped(store, features, rows, columns, margin, **options):
     """Loss, the features' gradient and all rows after one step."""
-    features = features.detach().clone().to(store.device).requires_grad_()
+    features = features.detach().to(store.device, copy=True).requires_grad_()
     active = store.pull(rows.to(store.device))
     result = selective_loss(features, active, columns.to(store.device), margin, **options)
     result.loss.backward()
@@ -174,6 +177,58 @@ def test_the_loss_takes_one_buffer_of_the_size_of_the_logits(device):
     assert taken < 1.1 * logits + 6 * rows.nbytes
 
 
+def oracle_of(weights, device, num_active=2000):
+    return build_selector('oracle', store_of(weights, device), num_active=num_active,
+                          random_frac=0.0, target=build_margin('ArcFace').target)
+
+
+@pytest.mark.parametrize('passes', [1, 2])
+def test_the_oracle_chooses_as_the_slow_one(device, monkeypatch, weights, passes):
+    """On the CPU, in logarithms; in parts, kept or worked out twice; equal bits whenever asked."""
+    monkeypatch.setattr(oracle, 'CHUNK_BYTES', 1 << 21)
+    monkeypatch.setattr(oracle, 'KEPT_BYTES', 1 << 32 if passes == 1 else 0)
+    features, labels = batch_near(weights, num=BATCH)
+    selector = oracle_of(weights, device)
+    rows = [selector.select(features.to(device), labels.to(device), step).rows.cpu()
+            for step in range(3)]
+    assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], rows[2])
+    expected = SlowOracle(store_of(weights, 'cpu'), num_active=2000, random_frac=0.0,
+                          target=selector.target).select(features, labels, 0).rows
+    assert len(np.intersect1d(rows[0], expected)) >= 0.995 * len(expected)
+
+
+def test_the_oracle_loses_no_mass_by_products_in_tf32(device, weights):
+    features, labels = (each.to(device) for each in batch_near(weights, num=BATCH))
+    masses = []
+    for is_on in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = is_on  # put back by exact_products
+        rows = oracle_of(weights, device, num_active=600).select(features, labels, 0).rows
+        torch.backends.cuda.matmul.allow_tf32 = False
+        inside = (64.0 * features @ weights.to(device).T).softmax(1)[:, rows].sum(1)
+        masses.append(inside.mean().item())
+    assert masses[1] > masses[0] - 1e-4
+
+
+@pytest.mark.parametrize('passes', [1, 2])
+def test_memory_of_the_oracle(device, monkeypatch, passes):
+    """E is kept once, or a part of it; beside it parts of the rows."""
+    if device.type != 'cuda':
+        pytest.skip('memory of a GPU')
+    monkeypatch.setattr(oracle, 'CHUNK_BYTES', 1 << 26)
+    monkeypatch.setattr(oracle, 'KEPT_BYTES', 1 << 32 if passes == 1 else 0)
+    rows = torch.randn(200_000, DIM, device=device)
+    features, labels = batch_near(rows[:1024].cpu(), num=1024)
+    selector = oracle_of(rows, device)
+    features, labels = features.to(device), labels.to(device)
+    selector.select(features, labels, 0)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    selector.select(features, labels, 1)
+    taken = torch.cuda.max_memory_allocated() - before
+    print(f'{taken / (4 * 1024 * len(rows)):.2f} of E')
+    assert taken < (4 * 1024 * len(rows) if passes == 1 else 0) + (4 << 26)
+
+
 # 2. What waits.
 
 def made_head(device, **options):
@@ -196,9 +251,10 @@ def head_step(head, weights, step, device, lr=0.1, scale=1.0):
     return loss.detach()
 
 
-def test_a_selection_on_the_device_waits_for_nothing(device, weights):
+@pytest.mark.parametrize('name', NEVER_WAIT)
+def test_a_selection_on_the_device_waits_for_nothing(device, weights, name):
     store = store_of(weights, device)
-    selector = build_selector('device', store, num_active=2000,
+    selector = build_selector(name, store, num_active=2000,
                               target=build_margin('AdaFace').to(device).target)
     for step in range(3):
         features, labels = (each.to(device) for each in batch_near(weights, BATCH, seed=step))
@@ -228,7 +284,7 @@ def test_loss_and_backward_of_the_head_wait_for_nothing(device, weights, margin)
 
 @pytest.mark.parametrize('name', NAMES)
 def test_how_often_a_whole_step_waits(device, weights, name):
-    """A figure for the README, with the places; only the selector on the device has a promise."""
+    """A figure for the README, with the places; only selectors that never wait have a promise."""
     if name in ('ivf', 'faiss'):
         pytest.importorskip('faiss')
     head = made_head(device, selector=dict(type=name, **OPTIONS.get(name, {}), **(
@@ -240,7 +296,7 @@ def test_how_often_a_whole_step_waits(device, weights, name):
         head.loss(features.requires_grad_(), labels)['loss'].backward()
         head.step_rows(0.1)
     print(name, len(found), found)
-    assert name != 'device' or len(found) <= 1
+    assert name not in NEVER_WAIT or len(found) <= 1
 
 
 def test_a_label_that_is_no_class_is_told_when_the_rows_are_stepped(device, weights):

@@ -122,10 +122,10 @@ class ActiveClassHead(BaseModule):
                               'model.head.spare_classes=True if the rest is to come')
 
     def prefetch(self, labels: Tensor) -> None:
-        """Begin to fetch the rows that the labels decide, while the backbone works.
+        """Begin what the labels decide, while the backbone works; the loss is the same without.
 
-        Own classes, and with random rows the whole draw. Only a store in host memory has
-        anything to fetch; the loss is the same without. Every rank must come here.
+        Random rows are drawn by a thread; a store in host memory fetches them and own classes.
+        Every rank must come here.
 
         Args:
             labels: (B,) int64 of this rank, those of the next ``loss``.
@@ -134,13 +134,16 @@ class ActiveClassHead(BaseModule):
             VisionError: VIS-DATA-1014, on every rank, a label outside the classes.
         """
         self.build(labels.device)
-        if not self.store.fetches_ahead:
+        if not self.store.fetches_ahead and not self.selector.draws_from_labels:
             return
         sizes = batch_sizes(labels, self.group)
         labels = gather_labels(labels, self.group, sizes)
         self._check_labels(labels, sizes)
-        known = self.selector.known_rows(labels * self.num_subcentres, self.step)
-        self.store.prefetch(self._with_all_centres(known))
+        labels = labels * self.num_subcentres
+        self.selector.expect(labels, self.step)
+        if self.store.fetches_ahead:
+            known = self.selector.known_rows(labels, self.step)
+            self.store.prefetch(self._with_all_centres(known))
 
     def loss(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses and figures of one step.

@@ -111,7 +111,7 @@ class AdaptiveSelector:
             step at a million rows.
     """
 
-    never_waits = False
+    never_waits = draws_from_labels = False
 
     def __init__(self, inner: IndexSelector, rules: Rules | None = None, *,
                  monitor_every: int = 200) -> None:
@@ -141,6 +141,9 @@ class AdaptiveSelector:
         selection = chooser.select(features, labels, step)
         figures = dict(is_warm_up=float(self.is_warming_up), interval=float(self.upkeep.interval))
         return replace(selection, stats=selection.stats | figures | readings)
+
+    def expect(self, labels: Tensor, step: int) -> None:
+        """Nothing of labels (B,): a measurement may end the warm-up, and with it the draw."""
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
         """As ``Selector.known_rows``, (N,) of labels (B,); a hint, as a measurement may end the

@@ -23,10 +23,10 @@ from vision.faces.nn.index.faiss_index import (
 from vision.faces.nn.index.forest_index import ForestIndex
 from vision.faces.nn.select.adaptive import AdaptiveSelector
 from vision.faces.nn.select.device import DeviceSelector
+from vision.faces.nn.select.oracle import OracleSelector
 from vision.faces.nn.select.selectors import (
     FullSelector,
     IndexSelector,
-    OracleSelector,
     RandomSelector,
     Selector,
 )

@@ -1,11 +1,8 @@
-"""Selection that never waits for the device: every shape of a step is known beforehand.
+"""Selection from lists of near rows beside the rows, which never waits for the device.
 
-A wait costs the host the lead that it has over an accelerator, so nothing here looks at a value on
-the host or makes a tensor whose size depends on one. What that changes against ``IndexSelector``
-(all our design):
+What that changes against ``IndexSelector``, beside the fixed number of active rows (``fixed``; all
+our design):
 
-- the number of active rows is fixed: ``num_active``'s part, or own classes and the random share of
-  the largest batch where that is more; fewer own classes leave more to candidates or draws;
 - a candidate's probabilities are summed over the samples that proposed it, not over all: where it
   is nobody's near row, it has hardly any;
 - sums are of whole numbers, so that their order, which a device chooses anew each time, changes no
@@ -23,12 +20,8 @@ import torch
 from torch import Tensor
 
 from vision.common.core.errors import VisionError
-from vision.faces.core.select.sampling import draw_outside
-from vision.faces.nn.select.selectors import (
-    CandidateSelector,
-    Selection,
-    log_sum_over_ranks,
-)
+from vision.faces.nn.select.fixed import FixedShapeSelector
+from vision.faces.nn.select.selectors import log_sum_over_ranks
 from vision.faces.nn.select.upkeep import IndexUpkeep
 
 # A worth is a sum of probabilities in units of 2^-28, then the logarithm of the highest of them
@@ -39,7 +32,7 @@ _LOWEST = -200.0  # logarithm of a probability, below which all are equally smal
 _OWN = torch.iinfo(torch.int64).max
 
 
-class DeviceSelector(CandidateSelector):
+class DeviceSelector(FixedShapeSelector):
     """Own classes, the best of each sample's candidates, and random others, on the device.
 
     Args:
@@ -53,8 +46,6 @@ class DeviceSelector(CandidateSelector):
         VisionError: VIS-CONFIG-1098, ``overfetch`` below 1; VIS-CONFIG-1057, a store or logits
             that this selector cannot work with.
     """
-
-    never_waits = True
 
     def __init__(self, store, upkeep: IndexUpkeep, *, overfetch: float = 1.25, nprobe: int = 16,
                  **options) -> None:
@@ -70,22 +61,6 @@ class DeviceSelector(CandidateSelector):
                               do="take selector type='ivf'")
         self.upkeep, self.overfetch, self.nprobe = upkeep, overfetch, nprobe
 
-    def select(self, features: Tensor, labels: Tensor, step: int) -> Selection:
-        """As ``Selector.select`` of features (B, d) and labels (B,), which are not checked: that
-        would wait for them."""
-        index, store = self.upkeep.index(step), self.store
-        features, labels = features.detach().to(store.device), labels.to(store.device)
-        local = labels - store.row_start
-        local = local.where((local >= 0) & (local < self.num_local), -1)
-        num_random = self._num_random()
-        total = min(self.num_local, max(self.num_places,
-                                        min(len(labels), self.num_local) + num_random))
-        worth = self._worth(index, features, local, total - num_random)
-        rows, chance = self._with_draws(worth, total, total - num_random, step)
-        rows, order = rows.sort()
-        columns = torch.searchsorted(rows, local.clamp(min=0)).where(local >= 0, -1)
-        return Selection(rows, columns, chance[order], stats=dict(num_active=float(total)))
-
     def after_update(self, rows: Tensor, step: int) -> None:
         """The optimizer has changed these local rows (M,) at this step; the index is renewed when
         it is due."""
@@ -98,6 +73,11 @@ class DeviceSelector(CandidateSelector):
     def load_state_dict(self, state: dict) -> None:
         """Go on from what ``state_dict`` gave."""
         self.upkeep.load_state_dict(state['upkeep'])
+
+    def _chosen(self, features: Tensor, local: Tensor, total: int, num: int, step: int
+                ) -> tuple[Tensor, Tensor]:
+        index = self.upkeep.index(step)
+        return self._with_draws(self._worth(index, features, local, num), total, num, step)
 
     def _worth(self, index, features: Tensor, local: Tensor, num: int) -> Tensor:
         """(n,) int64 by which rows are chosen: own classes most, rows that nobody proposes 0."""
@@ -127,7 +107,7 @@ class DeviceSelector(CandidateSelector):
         (T,) float32 expected counts."""
         values, best = worth.topk(num)
         is_chosen = values > 0
-        drawn = self._draws(total, step).to(worth.device, non_blocking=True)
+        drawn = self.draws(self.num_local, total, step)
         is_taken = torch.zeros(self.num_local + 1, dtype=torch.bool, device=worth.device)
         # One value everywhere: the order of writes does not matter.
         is_taken.scatter_(0, best.where(is_chosen, self.num_local), True)
@@ -140,10 +120,7 @@ class DeviceSelector(CandidateSelector):
         return (torch.cat([best, drawn]).gather(0, place),
                 torch.where(place < num, 1.0, chance.float()))
 
-    def _draws(self, num: int, step: int) -> Tensor:
-        """(num,) different rows in random order; the first that are not taken are a uniform draw
-        of the others."""
-        words = self.seed, step, self.store.row_start
-        drawn = draw_outside(np.empty(0, np.int64), self.num_local, num, *words)
-        drawn = torch.from_numpy(np.random.default_rng([*words, 2]).permutation(drawn))
-        return drawn.pin_memory() if self.store.device.type == 'cuda' else drawn
+    def _drawn(self, num_rows: int, num: int, step: int) -> np.ndarray:
+        """In random order: the first that are not taken are a uniform draw of the others."""
+        drawn = super()._drawn(num_rows, num, step)
+        return np.random.default_rng([*self._words(step), 2]).permutation(drawn)

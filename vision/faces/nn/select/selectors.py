@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
+from vision.faces.core.select.ahead import Ahead
 from vision.faces.core.select.sampling import draw_outside
 from vision.faces.nn.select.upkeep import IndexUpkeep
 from vision.faces.nn.store.side_stream import sent
 
-_CHUNK = 1 << 16  # rows pulled at once by the oracle
 _QUERIES = 16  # ranked at once on live rows: of 50 trees, 16 have some 25,000 candidates
 
 
@@ -79,6 +79,7 @@ class Selector:
     """
 
     never_waits = False  # for the device, nor looks at labels
+    draws_from_labels = False  # can begin when they are known, before the features are
 
     def __init__(self, store, *, num_active: int = 1, random_frac: float = 0.1, seed: int = 0,
                  is_cosine: bool = True, scale: float = 64.0,
@@ -114,14 +115,19 @@ class Selector:
         Raises:
             VisionError: VIS-INPUT-1051, a label is no class of the store.
         """
+        device, labels = labels.device, labels.cpu()  # a device is waited for once
         local = self.local_ids(labels)
         chosen, drawn, chance = self._active(features, labels, local, step)
-        places = np.searchsorted(chosen, drawn)  # both are sorted: nothing is sorted again
-        rows = torch.from_numpy(np.insert(chosen, places, drawn))
-        counts = torch.from_numpy(np.insert(np.ones(len(chosen), np.float32), places, chance))
+        rows, places = _merged(chosen, drawn)
+        counts = torch.full((len(rows),), chance)
+        counts.numpy()[places] = 1
+        rows = torch.from_numpy(rows)
         columns = torch.searchsorted(rows, local).where(local >= 0, -1)
-        return Selection(*(sent(each, labels.device) for each in (rows, columns, counts)),
+        return Selection(*(sent(each, device) for each in (rows, columns, counts)),
                          stats=dict(num_active=float(len(rows))))
+
+    def expect(self, labels: Tensor, step: int) -> None:
+        """Labels (B,) of all ranks will be those of ``select`` at this step; changes no result."""
 
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
         """(N,) sorted unique local ids on the host that ``select`` takes for labels (B,) whatever
@@ -183,19 +189,37 @@ class FullSelector(Selector):
 class RandomSelector(Selector):
     """Own classes and random others (Partial FC). The same draw for any number of ranks."""
 
+    draws_from_labels = True
+
+    def __init__(self, store, **options) -> None:
+        super().__init__(store, **options)
+        self._drawn_ahead = Ahead(self._drawn)
+
+    def expect(self, labels: Tensor, step: int) -> None:
+        """A thread draws for labels (B,) while the backbone works."""
+        self._drawn_ahead.begin(*self._key(labels, step))
+
     def known_rows(self, labels: Tensor, step: int) -> Tensor:
         """(N,) all active rows of labels (B,): the features do not decide here."""
+        self.expect(labels, step)  # not drawn again by ``select``
         chosen, drawn, _ = self._active(None, labels, self.local_ids(labels), step)
-        return torch.from_numpy(np.union1d(chosen, drawn))
+        return torch.from_numpy(_merged(chosen, drawn)[0])
 
     def _active(self, features: Tensor | None, labels: Tensor, local: Tensor,
                 step: int) -> tuple[np.ndarray, np.ndarray, float]:
-        own, store = labels.cpu().unique().numpy(), self.store
-        num_random = max(0, min(self.num_active, store.num_classes) - len(own))
+        drawn, chance = self._drawn_ahead(*self._key(labels, step))
+        return local[local >= 0].unique().numpy(), drawn, chance
+
+    def _key(self, labels: Tensor, step: int) -> tuple[bytes, int, int]:
+        return labels.cpu().unique().numpy().tobytes(), self.num_active, step
+
+    def _drawn(self, own: bytes, num_active: int, step: int) -> tuple[np.ndarray, float]:
+        """Local ids beside the own classes, sorted; how likely each was."""
+        own, store = np.frombuffer(own, np.int64), self.store
+        num_random = max(0, min(num_active, store.num_classes) - len(own))
         drawn = draw_outside(own, store.num_classes, num_random, self.seed, step,
                              start=store.row_start, end=store.row_end)
-        chance = num_random / max(1, store.num_classes - len(own))
-        return local[local >= 0].unique().numpy(), drawn - store.row_start, chance
+        return drawn - store.row_start, num_random / max(1, store.num_classes - len(own))
 
 
 class CandidateSelector(Selector):
@@ -231,9 +255,11 @@ class CandidateSelector(Selector):
         rows = self.live_rows(ids)
         return (queries.to(rows) @ rows.T).mul_(self.scale)
 
-    def live_rows(self, ids: Tensor) -> Tensor:
-        """(U, d) float32 rows of local ids (U,) as they are now, of unit length for cosines."""
-        rows = self.store.peek(ids.to(self.store.device)).float()
+    def live_rows(self, ids: Tensor | slice) -> Tensor:
+        """(U, d) float32 rows of local ids (U,), or of a range of them, as they are now, of unit
+        length for cosines; not to be changed."""
+        ids = ids if isinstance(ids, slice) else ids.to(self.store.device)
+        rows = self.store.peek(ids).float()
         return functional.normalize(rows) if self.is_cosine else rows
 
     def own_logits(self, features: Tensor, local: Tensor) -> Tensor:
@@ -268,26 +294,6 @@ class CandidateSelector(Selector):
         """
         own = torch.cat([logits, others], 1).logsumexp(1)
         return (logits - log_sum_over_ranks(own, self.store.group)[:, None]).logsumexp(0)
-
-
-class OracleSelector(CandidateSelector):
-    """The exact best: rows with the largest softmax mass over the batch (all logits needed).
-
-    What a set captures is a sum over its rows, so the largest column sums of the probabilities
-    are the optimum. A reference for tests and measurements: as dear as the full softmax.
-    """
-
-    def _best(self, features: Tensor, local: Tensor, own: np.ndarray, num: int,
-              step: int) -> np.ndarray:
-        queries, everything = self.queries(features), torch.arange(self.num_local)
-        logits = torch.cat([self.logits(queries, ids) for ids in everything.split(_CHUNK)], 1)
-        own_logits = self.own_logits(features, local)
-        here = (local >= 0).nonzero().squeeze(1)
-        for centre in range(self.num_centres):
-            logits[here, local[here] + centre] = -torch.inf if centre else own_logits[here]
-        mass = self.log_mass(logits, logits[:, :0])
-        mass[torch.from_numpy(own).to(mass.device)] = -torch.inf
-        return mass.topk(min(num, self.num_local - len(own))).indices.cpu().numpy()
 
 
 class IndexSelector(CandidateSelector):
@@ -362,6 +368,17 @@ class IndexSelector(CandidateSelector):
         logits = self.logits(queries, torch.from_numpy(ids))
         mass = self.log_mass(logits, self.own_logits(features, local)[:, None])
         return ids if len(ids) <= num else ids[mass.topk(num).indices.cpu().numpy()]
+
+
+def _merged(few: np.ndarray, many: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All of two sorted (F,), (N,) int64 that have none in common, sorted; places of ``few``."""
+    places = np.searchsorted(many, few) + np.arange(len(few))
+    rows = np.empty(len(few) + len(many), np.int64)
+    is_free = np.ones(len(rows), np.bool_)
+    is_free[places] = False
+    rows[places] = few
+    rows[is_free] = many
+    return rows, places
 
 
 def log_sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -72,13 +72,15 @@ class ClassStore:
         self._pulled = rows, weights, state
         return weights.detach().requires_grad_()
 
-    def peek(self, rows: Tensor) -> Tensor:
-        """(M, d) rows as of now, on ``device``, to look at: without gradient or anything to push.
+    def peek(self, rows: Tensor | slice) -> Tensor:
+        """(M, d) rows as of now, on ``device``, to look at: without gradient or anything to push,
+        of a range perhaps the store's own.
 
         Where the rows are there, too, nothing waits for the device.
 
         Args:
-            rows: (M,) int64 local ids in any order, also several times; they are not checked.
+            rows: (M,) int64 local ids in any order, also several times, or a range of them; they
+                are not checked.
         """
         weights, state, last = self._fetch(rows, self.optimizer.moved_by)
         factors = self._missed.factors(last, weights.dtype, may_wait=False)
@@ -173,6 +175,8 @@ class ClassStore:
     def _current(self, rows: Tensor | slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Copies of rows and state as of now, on ``device``."""
         weights, state, last = self._fetch(rows)
+        if isinstance(rows, slice):
+            weights, state = weights.clone(), {key: each.clone() for key, each in state.items()}
         # A row that is up to date is multiplied by one: cheaper than to wait for an accelerator.
         factors = self._missed.factors(last, weights.dtype,
                                        may_wait=self.device.type == 'cpu')
@@ -182,8 +186,8 @@ class ClassStore:
 
     def _fetch(self, rows: Tensor | slice, names: tuple[str, ...] | None = None
                ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Copies of rows, state (of these names only) and last steps as they lie, on
-        ``device``."""
+        """Rows, state (of these names only) and last steps as they lie, on ``device``: copies,
+        but of a range that lies there its own."""
         return (self._gather(self._rows, rows),
                 {name: self._gather(value, rows) for name, value in self._state.items()
                  if names is None or name in names},
@@ -191,7 +195,7 @@ class ClassStore:
 
     def _gather(self, tensor: Tensor, rows: Tensor | slice) -> Tensor:
         if isinstance(rows, slice):
-            return tensor[rows].clone()
+            return tensor[rows]
         return tensor.index_select(0, rows)
 
     def _write(self, rows: Tensor | slice, weights: Tensor, state: dict[str, Tensor],

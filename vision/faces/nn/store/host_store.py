@@ -25,8 +25,7 @@ class HostStore(ClassStore):
     it was asked, and whoever else reads rows waits for what is to be written: results never
     depend on it.
 
-    On an accelerator its copies go through page-locked memory and a stream of their own. That
-    path has never been run.
+    On an accelerator its copies go through page-locked memory and a stream of their own.
 
     Args:
         rows: (n, d) float32 or float64 in host memory.
