@@ -145,7 +145,8 @@ class Control:
         elif self.script is None:
             self.limit = REACTIVE_SHARE * self.budget_bytes
         else:
-            self.limit = TOLERANCE * max(self.budget_bytes, self.script.plan.peak_bytes)
+            self.promised = max(self.budget_bytes, self.script.plan.peak_bytes)
+            self.limit = TOLERANCE * self.promised
 
     # Called by the step
 
@@ -162,6 +163,7 @@ class Control:
                 self.late = [entry for entry in self.late if not self._leaves(*entry)]
             if not self.is_adrift:
                 self._follow(script, moment)
+                self._keep_promise(script.keys[moment][1] if moment < len(script.keys) else 0)
         if self.step.bytes.live > self.limit:
             self._make_room()
 
@@ -192,6 +194,8 @@ class Control:
                 need = self._needed_bytes(node)
                 if self.step.bytes.live + need > self.limit:
                     self._make_room(need)
+            elif self.residence.transfer.leaving_bytes:
+                self._keep_promise(self._needed_bytes(node))
             self._restore(node)
             self.idle.pop(node, None)
             self.pending.append(node)
@@ -262,8 +266,17 @@ class Control:
             if not self._leaves(nodes[index], action):
                 self.late.append((nodes[index], action))
         for index in script.fetching.get(moment, ()):
+            self._keep_promise(nodes[index].num_bytes)
             with suppress(torch.OutOfMemoryError):  # then it comes when it is read
                 self.residence.fetch(nodes[index])
+
+    def _keep_promise(self, needed: int) -> None:
+        """So many bytes more are within the plan's peak, once what is on its way to the host has
+        left. The host queues operators long before their time and sees such copies end late, so
+        the device waits for them: by the plan they are over."""
+        over = self.step.bytes.live + needed - self.promised
+        if over > 0:
+            self.residence.transfer.settle(must_free=over)
 
     def _settle(self, moment: int) -> None:
         """Find what only autograd holds by now."""
