@@ -238,7 +238,8 @@ class LateTransfer(Transfer):
 @pytest.mark.parametrize(('name', 'options'), [
     ('resnet', dict(actions='swap')), ('pyramid', dict(actions='both')),
     ('views', dict(actions='swap', mode='reactive')),
-    ('transformer', dict(actions='both')), ('transformer', dict(actions='swap', mode='reactive')),
+    ('transformer', dict(actions='swap', mode='reactive')),
+    ('transformer', dict(actions='both', ratio=0.8)),
     ('transformer', dict(actions='both', dtype=torch.float16))], ids=str)
 def test_memory_that_is_free_late_is_nobodys(name, options, plain, monkeypatch):
     """A value comes back while its old memory is still being copied; that memory's address is
@@ -248,19 +249,17 @@ def test_memory_that_is_free_late_is_nobodys(name, options, plain, monkeypatch):
         after(control, moment)
         for key, node in control.step.current.items():
             assert node.watch is not None and node.watch.key == key
+        if control.script is not None and not control.is_adrift:
+            assert control.step.bytes.peak <= 1.01 * control.promised
 
     monkeypatch.setattr(Control, 'after', after)
-    options = dict(options)
+    options = dict(ratio=0.5) | options
     dtype = options.pop('dtype', None)
-    manager = managed(ratio=0.5, **options)
+    manager = managed(**options)
     manager._transfer = LateTransfer()
     found = train(name, manager, dtype=dtype, num_steps=5)
     assert differences(plain(name, dtype=dtype, num_steps=5), found) == []
-    report = manager.report()
-    assert report.drops['swap'] > 0
-    if report.mode == 'planned' and not manager._control.is_adrift:
-        promised = max(manager.budget_bytes, manager._scripts[0].plan.peak_bytes)
-        assert report.peak_bytes <= 1.01 * promised, (report.peak_bytes, promised)
+    assert manager.report().drops['swap'] > 0
 
 
 def test_a_step_with_copies_on_their_way_is_recorded_as_it_would_be_without():
@@ -273,4 +272,6 @@ def test_a_step_with_copies_on_their_way_is_recorded_as_it_would_be_without():
         train('transformer', manager, num_steps=1)
         traces.append(manager.trace())
     free, managed_trace = traces
-    assert managed_trace.live_bytes.max() == free.live_bytes.max()
+    assert managed_trace.live_bytes.tolist() == free.live_bytes.tolist()
+    assert [value.death for value in managed_trace.values] == [
+        value.death for value in free.values]
