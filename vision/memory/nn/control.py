@@ -161,9 +161,8 @@ class Control:
         else:
             if self.late:
                 self.late = [entry for entry in self.late if not self._leaves(*entry)]
-            if not self.is_adrift:
+            if script.plan.actions and not self.is_adrift:
                 self._follow(script, moment)
-                self._keep_promise(script.keys[moment][1] if moment < len(script.keys) else 0)
         if self.step.bytes.live > self.limit:
             self._make_room()
 
@@ -261,6 +260,7 @@ class Control:
     # How
 
     def _follow(self, script: Script, moment: int) -> None:
+        """What the plan says of this moment, whose operator is about to make its bytes."""
         nodes = self.step.nodes
         for index, action in script.leaving.get(moment, ()):
             if not self._leaves(nodes[index], action):
@@ -269,6 +269,8 @@ class Control:
             self._keep_promise(nodes[index].num_bytes)
             with suppress(torch.OutOfMemoryError):  # then it comes when it is read
                 self.residence.fetch(nodes[index])
+        if moment < len(script.keys):
+            self._keep_promise(script.keys[moment][1])
 
     def _keep_promise(self, needed: int) -> None:
         """So many bytes more are within the plan's peak, once what is on its way to the host has

@@ -100,7 +100,7 @@ class MemoryBudget:
         kind = CudaTransfer if self.device.type == 'cuda' else Transfer
         self._transfer = kind(self.device, host_bytes, link)
         self._log = log or logging.getLogger('vision.memory').info
-        self._operators: dict[Any, Operator] = {}
+        self._operators: dict[int, Operator] = {}
         self._refused: set[str] = set()
         self._verified: set[tuple[Any, int]] = set()  # (operator, moment)
         self._scripts: list[Script] = []

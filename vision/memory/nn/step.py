@@ -84,7 +84,7 @@ class Step(TorchDispatchMode):
 
     Args:
         control: decides what leaves; ``vision.memory.nn.control.Control``.
-        operators: what is known of each overload, kept by the manager over steps.
+        operators: what is known of each overload, by ``id``; kept by the manager over steps.
         min_bytes: smaller storages stay, as do those on another type of device.
 
     Attributes:
@@ -98,7 +98,7 @@ class Step(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # dynamo's wrapper costs more than the record; compiled models are refused
 
-    def __init__(self, control: Any, operators: dict[Any, Operator], min_bytes: int,
+    def __init__(self, control: Any, operators: dict[int, Operator], min_bytes: int,
                  device_type: str, clock: Clock) -> None:
         super().__init__()
         self.control, self.operators, self.clock = control, operators, clock
@@ -148,9 +148,9 @@ class Step(TorchDispatchMode):
             self.is_passing = before
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        operator = self.operators.get(func)
+        operator = self.operators.get(id(func))  # its own hash runs in Python
         if operator is None:
-            operator = self.operators[func] = Operator(func)
+            operator = self.operators[id(func)] = Operator(func)
         if operator.is_view:
             return func(*args, **kwargs) if kwargs else func(*args)
         if self.is_passing:
