@@ -166,6 +166,20 @@ def test_the_copies_show_the_faults_of_others(device, fault):
     moves.close()
 
 
+def test_the_link_is_measured_and_the_stream_is_as_it_was(device):
+    needs_streams(device)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        moves = CudaTransfer(device, None, None)
+        link = moves.link
+        moves.release(moves.out(fill(3, 4 * MB, device)))
+        assert torch.cuda.current_stream() == side
+    assert torch.cuda.current_device() == 0
+    assert link.overlaps and 0 < link.host_seconds < 0.01
+    assert 1e9 < link.out_bytes_per_s < 1e12 and 1e9 < link.in_bytes_per_s < 1e12
+    moves.close()
+
+
 # Bits
 
 @pytest.fixture(scope='module')

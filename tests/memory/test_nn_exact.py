@@ -213,8 +213,6 @@ def test_a_step_whose_middle_changes_each_time_keeps_its_plan():
 class LateTransfer(Transfer):
     """As beside a computation: what has left is copied, and its memory is free some time later."""
 
-    overlaps = True
-
     def __init__(self):
         super().__init__(torch.device('cpu'), None, Link(1e9, 1e9, overlaps=True))
         self.stash = []

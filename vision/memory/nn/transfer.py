@@ -29,7 +29,6 @@ class Transfer:
         device: where the storages lie.
     """
 
-    overlaps = False
     leaving_bytes = 0  # of device memory whose copy is not done
 
     def __init__(self, device: torch.device, host_bytes: int | None, link: Link | None) -> None:
@@ -128,8 +127,6 @@ class CudaTransfer(Transfer):
     the allocator gives freed memory to what the compute stream runs later, so it is enough that
     this stream waits for the copy.
     """
-
-    overlaps = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
