@@ -1,24 +1,28 @@
 """Activation memory on a GPU: bytes that the allocator gives out, time, fidelity, beside rivals.
 
-ResNet-50 (224 px, batch 64), a transformer of 12 layers (width 768, length 1024, batch 8, bfloat16
-autocast) and a Very Deep PolyNet (331 px, batch 16); a step is forward and backward, gradients and
-parameters are there before. One row is written a method, as it is done:
+ResNet-50 (224 px, batch 256), a transformer of 12 layers (width 768, length 1024, batch 32,
+bfloat16 autocast) and a Very Deep PolyNet (331 px, batch 32), where memory is what limits, and the
+transformer at batch 8, which queues its operators as fast as the device runs them: there the
+bookkeeping cannot hide. A step is forward and backward, gradients and parameters are there before.
+One row is written a method, as it is done, the most telling of each network first:
 
   peak_mb, peak_ratio   most that torch.cuda.max_memory_allocated says during a step, above what is
                         held between steps; over the free step's.
   first_peak_mb         the same over the steps before a plan has settled.
   step_ms, step_ratio   of steps queued one after the other, until the device is done, median of
-                        blocks that take turns with the free step's; over those of the free step.
+                        blocks; over those of the free step.
   host_ms               until a step is queued, on an idle device; where the queue is full, that
                         waits for the device.
   overhead_us_per_op    what that is more than the free step's, an operator.
   link_gb               copied to the host and back in a step.
   host_mb               held for that on the host.
   bit_equal             losses, gradients, weights, buffers after 4 steps of SGD are those of the
-                        free run, with deterministic algorithms; None: two free runs differ.
+                        free run, with deterministic algorithms; None: not asked, or two free runs
+                        differ.
 
 'ours, nothing to do' has a budget of twice the peak: what the bookkeeping costs. A row that fails
-has the reason instead of figures, and rows beyond --seconds say so.
+has the reason instead of figures; one that may not be done by --seconds (ours take up to twice as
+long as the longest row of their network before) is left out.
 
 Examples:
   python benchmarks/gpu_memory.py --json docs/results/gpu_memory.json --record
@@ -62,11 +66,10 @@ from vision.memory.nn.transfer import CudaTransfer, Transfer
 
 COLUMNS = ('model', 'method', 'budget', 'peak_mb', 'peak_ratio', 'first_peak_mb', 'step_ms',
            'step_ratio', 'host_ms', 'link_gb', 'host_mb', 'bit_equal')
-BUDGETS = (0.4, 0.5, 0.3, 0.7)  # the most telling first: the time may end
-ACTIONS = ('both', 'recompute', 'swap')
 SETTLED = TIMED_STEPS + 4  # steps until a plan was made again with measured times, and used
 FIDELITY_STEPS, BLOCK_STEPS = 4, 3
-SHARES = dict(resnet50=0.36, transformer=0.34, polynet=0.3)  # of --seconds
+MODELS = ('resnet50', 'transformer', 'transformer-small', 'polynet')
+COMPARED = {'resnet50': ('free', 'ours recompute')}  # bit by bit; attention is not deterministic
 SEED = 0
 
 
@@ -106,21 +109,22 @@ class ResNet50(nn.Module):
         return self.blocks(self.stem(x)),
 
 
-def resnet50(width: int = 64, side: int = 224, batch: int = 64) -> Task:
+def resnet50(width: int = 64, side: int = 224, batch: int = 256) -> Task:
     return Task('resnet50', lambda: Classifier(ResNet50(width), 32 * width).train(),
                 labelled((3, side, side)), classification_loss,
-                lambda model: list(model.backbone.blocks), batch, f'{side} px, batch {batch}')
+                lambda model: list(model.backbone.blocks), batch, f'{side} px')
 
 
 def tasks(device: torch.device, *, is_quick: bool) -> list[Task]:
-    if is_quick:
-        made = [resnet50(8, 64, 4), transformer(width=32, depth=3, heads=2, length=64, batch=4),
-                polynet('small', side=107, batch=2)]
-    else:
-        made = [resnet50(), transformer(width=768, depth=12, heads=12, length=1024, batch=8),
-                polynet(side=331, batch=16)]
-    return [replace(task, loss=autocast(task.loss, device)) if task.name == 'transformer' else task
-            for task in made]
+    """In the order of ``MODELS``."""
+    shape = dict(width=32, depth=3, heads=2, length=64) if is_quick else \
+        dict(width=768, depth=12, heads=12, length=1024)
+    made = [resnet50(8, 64, 4) if is_quick else resnet50(), transformer(**shape, batch=32),
+            transformer(**shape, batch=8),
+            polynet('small', side=107, batch=2) if is_quick else polynet(side=331, batch=32)]
+    return [replace(task, name=name, setting=f'{task.setting}, batch {task.batch}',
+                    loss=task.loss if 'transformer' not in name else autocast(task.loss, device))
+            for name, task in zip(MODELS, made, strict=True)]
 
 
 def autocast(loss: Callable, device: torch.device) -> Callable:
@@ -164,6 +168,7 @@ class Bench:
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.free = Method('free')
         self.free_row: dict[str, Any] = {}
+        self.longest_seconds = 0.0  # of a row so far
         self.expected: dict[str, Tensor] | None = None
 
     def step(self, method: Method, index: int = 0) -> Tensor:
@@ -184,12 +189,13 @@ class Bench:
                         counted_mb=report.peak_bytes / 1e6,
                         budget_mb=report.budget_bytes / 1e6, replayed=report.replayed_calls,
                         num_ops=None if trace is None else len(trace.seconds))
-        row |= self.times(method, row)
+        row['step_ms'] = self.step_ms(method)
         if method is self.free:
             self.free_row = row
         row |= dict(peak_ratio=row['peak_mb'] / self.free_row['peak_mb'],
-                    step_ratio=row['step_ms'] / row.pop('free_ms'),
-                    bit_equal=self.is_bit_equal(method))
+                    step_ratio=row['step_ms'] / self.free_row['step_ms'],
+                    bit_equal=self.is_bit_equal(method)
+                    if method.name in COMPARED.get(self.task.name, ()) else None)
         if row.get('num_ops'):
             row['overhead_us_per_op'] = 1e3 * (row['host_ms'] - self.free_row['host_ms']) \
                 / row['num_ops']
@@ -218,19 +224,16 @@ class Bench:
         synchronize(self.device)
         return float(np.median(times))
 
-    def times(self, method: Method, row: dict[str, Any]) -> dict[str, float]:
-        """Step time of the method and of the free step in turn with it."""
-        found: dict[Method, list[float]] = {self.free: [], method: []}
+    def step_ms(self, method: Method) -> float:
+        times = []
         for _ in range(self.rounds):
-            for each, times in found.items():
-                synchronize(self.device)
-                start = time.perf_counter()
-                for _ in range(BLOCK_STEPS):
-                    self.step(each)
-                synchronize(self.device)
-                times.append(1e3 * (time.perf_counter() - start) / BLOCK_STEPS)
-        return dict(step_ms=float(np.median(found[method])),
-                    free_ms=float(np.median(found[self.free])))
+            synchronize(self.device)
+            start = time.perf_counter()
+            for _ in range(BLOCK_STEPS):
+                self.step(method)
+            synchronize(self.device)
+            times.append(1e3 * (time.perf_counter() - start) / BLOCK_STEPS)
+        return float(np.median(times))
 
     def is_bit_equal(self, method: Method) -> bool | None:
         with deterministic():
@@ -275,8 +278,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def rivals(task: Task, device: torch.device) -> list[Callable[[Bench], Method]]:
-    """Makers of the methods, in the order in which they run."""
+def rivals(name: str, device: torch.device) -> tuple[list[Callable[[Bench], Method]],
+                                                     list[Callable[[Bench], Method]]]:
+    """Makers of a network's methods in the order in which they run: those that say most, and those
+    for which there may be time when all networks have had these."""
     def ours(actions: str, ratio: float) -> Callable[[Bench], Method]:
         return lambda bench: Ours(
             f'ours {actions}', ratio, max(int(ratio * 1e6 * bench.free_row['peak_mb']), 1),
@@ -286,37 +291,51 @@ def rivals(task: Task, device: torch.device) -> list[Callable[[Bench], Method]]:
         return Ours('ours, nothing to do', 2.0, int(2e6 * bench.free_row['peak_mb']) + 10**9,
                     actions='recompute', device=device)
 
-    first, *others = BUDGETS
-    # Pinning all that a network saves takes long; the PolyNet has no rows after it.
-    return [lambda bench: bench.free, lambda _: Checkpointed('block checkpoint', 'non-reentrant'),
-            *(ours(actions, first) for actions in ACTIONS), idle, lambda _: SavedOnHost(device),
-            *(ours(actions, ratio) for ratio in others if task.name != 'polynet'
-              for actions in ACTIONS)]
+    def host(_: Bench) -> Method:
+        return SavedOnHost(device)
+
+    first = [lambda bench: bench.free, lambda _: Checkpointed('block checkpoint', 'non-reentrant'),
+             ours('recompute', 0.4)]
+    if name == 'polynet':
+        return first, []
+    if name == 'transformer-small':
+        return [*first, idle], [host]  # of others, pinning the memory for it takes a minute
+    return [*first, ours('both', 0.4), idle], [ours('recompute', 0.6), ours('both', 0.6)]
 
 
-def measure(task: Task, device: torch.device, rounds: int, until: float) -> Iterator[dict]:
-    """A row for each method, with the reason where there are no figures."""
-    bench = None
-    for make in rivals(task, device):
-        row: dict[str, Any] = dict(model=task.name, setting=task.setting)
-        if time.perf_counter() > until:
-            yield row | dict(failed='no time was left for the rows from here on')
-            return
-        method = None
-        try:
-            bench = bench or Bench(task, device, rounds)
-            method = make(bench)
-            row |= dict(method=method.name, budget=method.budget)
-            row |= bench.row(method)
-        except Exception as error:  # there is no second try: the next row may have figures
-            row['failed'] = f'{type(error).__name__}: {str(error)[:300]}'
-            row['traceback'] = traceback.format_exc().splitlines()[-12:]
-        if method is not None:
-            method.close()
-        gc.collect()
-        if device.type == 'cuda':
-            torch.cuda.empty_cache()
-        yield row
+class Turn:
+    """One network's rows, with the reason where there are no figures. Its bench is made with the
+    first and lives on, as far as there is a second turn for it."""
+
+    def __init__(self, task: Task, device: torch.device, rounds: int) -> None:
+        self.task, self.device, self.rounds = task, device, rounds
+        self.bench: Bench | None = None
+
+    def rows(self, makers: list[Callable[[Bench], Method]], until: float) -> Iterator[dict]:
+        for make in makers:
+            row: dict[str, Any] = dict(model=self.task.name, setting=self.task.setting)
+            longest = self.bench.longest_seconds if self.bench else 0.0
+            if time.perf_counter() + 2 * longest > until:
+                yield row | dict(failed='no time was left for the rows from here on')
+                return
+            method = None
+            try:
+                self.bench = self.bench or Bench(self.task, self.device, self.rounds)
+                method = make(self.bench)
+                row |= dict(method=method.name, budget=method.budget)
+                row |= self.bench.row(method)
+                if method is not self.bench.free:  # the first starts libraries
+                    self.bench.longest_seconds = max(longest, row['seconds'])
+            except Exception as error:  # there is no second try: the next row may have figures
+                row['failed'] = f'{type(error).__name__}: {str(error)[:300]}'
+                row['traceback'] = traceback.format_exc().splitlines()[-12:]
+            if method is not None:
+                method.close()
+            method = None
+            gc.collect()
+            if self.device.type == 'cuda':
+                torch.cuda.empty_cache()
+            yield row
 
 
 def link_row(device: torch.device) -> dict[str, Any]:
@@ -331,11 +350,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--device', type=torch.device, default=torch.device('cuda'),
                         help='(default: cuda)')
     parser.add_argument('--quick', action='store_true', help='small networks: does all of it run?')
-    parser.add_argument('--models', nargs='+', choices=sorted(SHARES), default=sorted(SHARES),
-                        help='those of the three')
+    parser.add_argument('--models', nargs='+', choices=MODELS, default=MODELS,
+                        help='those of the four')
     parser.add_argument('--seconds', type=float, default=115, metavar='S',
-                        help='no row begins later (default: 115)')
-    parser.add_argument('--rounds', type=int, default=3, help='timed blocks of 3 steps (3)')
+                        help='rows that may take longer are left out (default: 115)')
+    parser.add_argument('--rounds', type=int, default=2, help='timed blocks of 3 steps (2)')
     add_report_options(parser)
     return parser
 
@@ -357,12 +376,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                          quick=args.quick)
 
     add(link_row(device))
-    until = began
-    for task in tasks(device, is_quick=args.quick):
-        until += args.seconds * SHARES[task.name]
-        if task.name in args.models:
-            for row in measure(task, device, args.rounds, until):
+    turns = [Turn(task, device, args.rounds) for task in tasks(device, is_quick=args.quick)
+             if task.name in args.models]
+    for part in range(2):
+        for turn in turns:
+            makers = rivals(turn.task.name, device)
+            for row in turn.rows(makers[part], began + args.seconds):
                 add(row)
+            if part or not makers[1]:
+                turn.bench = None
     print_table(COLUMNS, [cells_of(row, ('model', 'method', 'budget', 'failed')
                                    if 'failed' in row else COLUMNS, digits=3)
                           for row in rows[1:]], num_left=2, min_width=150)

@@ -28,6 +28,7 @@ from vision.memory.nn.transfer import CudaTransfer, Transfer, as_bytes
 pytestmark = pytest.mark.gpu
 SMALL = 1024  # of what may leave: the nets are small
 SLOW_LINK = Link(1e9, 1e9, overlaps=True)  # plans mix both actions
+FAST_LINK = Link(1e13, 1e13, overlaps=True)  # plans swap, whether the real link keeps up or not
 MB = 2**20
 SPARE = 48 * MB  # what kernels take inside; cuBLASLt's workspace on Hopper is 32 MiB
 # The first steps under a plan are checked and timed, and one more is made again with the times.
@@ -162,6 +163,20 @@ def test_the_copies_show_the_faults_of_others(device, fault):
     assert bool(is_right) == (fault is None)
     torch.cuda.synchronize()
     del other
+    moves.close()
+
+
+def test_the_link_is_measured_and_the_stream_is_as_it_was(device):
+    needs_streams(device)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        moves = CudaTransfer(device, None, None)
+        link = moves.link
+        moves.release(moves.out(fill(3, 4 * MB, device)))
+        assert torch.cuda.current_stream() == side
+    assert torch.cuda.current_device() == 0
+    assert link.overlaps and 0 < link.host_seconds < 0.01
+    assert 1e9 < link.out_bytes_per_s < 1e12 and 1e9 < link.in_bytes_per_s < 1e12
     moves.close()
 
 
@@ -316,7 +331,8 @@ def test_the_allocator_agrees_that_the_budget_holds(device, actions, ratio):
             assert peak <= 1.07 * report.budget_bytes + SPARE, (number, report)
         for one, other in zip(expected, gradients(model), strict=True):
             assert torch.equal(one, other)
-    assert report.mode == 'planned' and not report.is_over
+    if actions != 'swap':  # a step may be too short for a plan of copies: then scores await them
+        assert report.mode == 'planned' and not report.is_over
     manager.close()
 
 
@@ -397,8 +413,8 @@ def test_more_than_the_device_has_is_refused(device):
 # Waiting
 
 @pytest.mark.parametrize('options', [
-    dict(actions='swap'), dict(actions='both', link=SLOW_LINK), dict(actions='recompute')],
-    ids=lambda options: options['actions'])
+    dict(actions='swap', link=FAST_LINK), dict(actions='both', link=SLOW_LINK),
+    dict(actions='recompute')], ids=lambda options: options['actions'])
 def test_the_host_does_not_wait_in_a_planned_step(device, options):
     """The host waits by design where replays are compared (the first step of a shape), where what
     leaves is summed (the two steps after it), when a timed step has ended (the three after it),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vision.memory.core.graph import Call, Trace, Value
 from vision.memory.core.plan import CannotReplay, Link, make_plan, predict, trade_off
+from vision.memory.core.predict import Simulator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from random_steps import Stuck, judge, random_step
@@ -289,3 +290,42 @@ def test_copies_beside_compute_against_copies_that_are_paid(trace, data):
         on_demand = predict(trace, actions, Link(1e18, rate, True), fetches={})
         assert on_demand.wait_seconds == pytest.approx(total)
         before = slow
+
+
+BESIDE = [Link(2.0, 3.0, True), Link(0.5, 0.5, True), Link(8.0, 8.0, True, host_seconds=0.2)]
+
+
+@pytest.mark.parametrize('link', BESIDE)
+def test_a_choice_of_two_actions_is_never_dearer_than_one(link):
+    for seed in range(12):
+        trace = random_step(seed, num_calls=14, shuffled=False, p_replayable=1.0)
+        for ratio in (0.8, 0.6, 0.45):
+            budget = int(ratio * trace.peak_bytes)
+            one = make_plan(trace, budget, actions='recompute', link=link)
+            both = make_plan(trace, budget, actions='both', link=link)
+            assert both.fits >= one.fits
+            if one.fits:
+                assert both.extra_seconds <= one.extra_seconds + 1e-9
+
+
+@pytest.mark.parametrize('link', BESIDE)
+def test_nothing_is_copied_that_would_not_have_left_when_it_is_read(link):
+    """A plan's swaps are all carried out: one whose copy ends too late would cost both ways."""
+    num_swaps = 0
+    for seed in range(12):
+        trace = random_step(seed, num_calls=14, shuffled=False, p_replayable=0.7)
+        for actions in ('swap', 'both'):
+            plan = make_plan(trace, int(0.4 * trace.peak_bytes), actions=actions, link=link)
+            off_from = Simulator(trace, link).run(plan.actions).off_from
+            swaps = [v for v, kind in plan.actions.items() if kind == 'swap']
+            assert all(off_from[v] <= len(trace.seconds) for v in swaps)
+            num_swaps += len(swaps)
+    assert num_swaps > 0
+
+
+def test_each_copy_costs_the_host():
+    trace = chain([4] * 6)
+    actions = {1: 'swap', 2: 'swap'}
+    free = predict(trace, actions, Link(8.0, 8.0, True))
+    paid = predict(trace, actions, Link(8.0, 8.0, True, host_seconds=0.25))
+    assert paid.wait_seconds == pytest.approx(free.wait_seconds + 4 * 0.25)

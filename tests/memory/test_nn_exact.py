@@ -12,8 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from memory_nets import NETS, Bottleneck, differences, train
 
 from vision.memory.core.plan import Link
+from vision.memory.nn.control import Control
 from vision.memory.nn.manager import MemoryBudget
 from vision.memory.nn.tracker import LiveMemory
+from vision.memory.nn.transfer import Transfer
 
 SMALL = 1024  # of what may leave: the nets are small
 
@@ -206,3 +208,68 @@ def test_a_step_whose_middle_changes_each_time_keeps_its_plan():
         assert torch.equal(one, other)
     assert [report.mode for report in found[1]] == ['unmanaged'] + ['planned'] * 5
     assert all(report.drops['drop'] > 0 and not report.is_over for report in found[1][1:])
+
+
+class LateTransfer(Transfer):
+    """As beside a computation: what has left is copied, and its memory is free some time later."""
+
+    def __init__(self):
+        super().__init__(torch.device('cpu'), None, Link(1e9, 1e9, overlaps=True))
+        self.stash = []
+
+    @property
+    def leaving_bytes(self):
+        return sum(storage.nbytes() for storage in self.stash)
+
+    def out(self, storage):
+        block = super().out(storage)
+        if block is not None:
+            self.stash.append(storage)
+        return block
+
+    def settle(self, *, must_free=0):
+        freed = 0
+        while self.stash and freed < must_free:
+            freed += self.stash.pop(0).nbytes()
+
+
+@pytest.mark.parametrize(('name', 'options'), [
+    ('resnet', dict(actions='swap')), ('pyramid', dict(actions='both')),
+    ('views', dict(actions='swap', mode='reactive')),
+    ('transformer', dict(actions='swap', mode='reactive')),
+    ('transformer', dict(actions='both', ratio=0.8)),
+    ('transformer', dict(actions='both', dtype=torch.float16))], ids=str)
+def test_memory_that_is_free_late_is_nobodys(name, options, plain, monkeypatch):
+    """A value comes back while its old memory is still being copied; that memory's address is
+    somebody else's later (a gradient's, in a scaler's step). And of a plan, the device holds no
+    more than it says: the step waits for copies that are late."""
+    def after(control, moment, after=Control.after):
+        after(control, moment)
+        for key, node in control.step.current.items():
+            assert node.watch is not None and node.watch.key == key
+        if control.script is not None and not control.is_adrift:
+            assert control.step.bytes.peak <= 1.01 * control.promised
+
+    monkeypatch.setattr(Control, 'after', after)
+    options = dict(ratio=0.5) | options
+    dtype = options.pop('dtype', None)
+    manager = managed(**options)
+    manager._transfer = LateTransfer()
+    found = train(name, manager, dtype=dtype, num_steps=5)
+    assert differences(plain(name, dtype=dtype, num_steps=5), found) == []
+    assert manager.report().drops['swap'] > 0
+
+
+def test_a_step_with_copies_on_their_way_is_recorded_as_it_would_be_without():
+    """A budget in bytes has its first step decide by scores: what is there twice for a while, and
+    what nobody needs any more, is counted once, or not at all."""
+    traces = []
+    for transfer in (None, LateTransfer()):
+        manager = managed(bytes=10**12 if transfer is None else 9_000_000, actions='swap')
+        manager._transfer = transfer or manager._transfer
+        train('transformer', manager, num_steps=1)
+        traces.append(manager.trace())
+    free, managed_trace = traces
+    assert managed_trace.live_bytes.tolist() == free.live_bytes.tolist()
+    assert [value.death for value in managed_trace.values] == [
+        value.death for value in free.values]

@@ -61,6 +61,9 @@ class Device:
         yield
         self.current = before
 
+    def set_stream(self, stream):
+        self.current = stream
+
     def run_one(self):
         ready = [stream for stream in self.streams if stream.queue and stream.queue[0][0]()]
         assert ready, 'the streams wait for each other'
@@ -108,6 +111,8 @@ def machine(monkeypatch):
         device = Device(seed)
         monkeypatch.setattr(transfer.torch.cuda, 'Stream', device.new_stream)
         monkeypatch.setattr(transfer.torch.cuda, 'stream', device.stream)
+        monkeypatch.setattr(transfer.torch.cuda, 'set_stream', device.set_stream)
+        monkeypatch.setattr(transfer.torch.cuda, 'current_device', lambda: 0)
         monkeypatch.setattr(transfer.torch.cuda, 'current_stream', lambda _: device.current)
         monkeypatch.setattr(transfer.torch.cuda, 'synchronize', device.run_all)
         return device

@@ -123,6 +123,13 @@ class _Planner:
         self.trials_left = 0
 
     def solve(self, budget_bytes: int) -> _Trial:
+        best = self._solve(budget_bytes)
+        if len(self.kinds) == 2:  # the larger choice may lead a search astray
+            plain = _Planner(self.sim, 'recompute', self.host_bytes)._solve(budget_bytes)
+            best = min(best, plain, key=lambda trial: trial.key)
+        return best
+
+    def _solve(self, budget_bytes: int) -> _Trial:
         first = best = self._search(budget_bytes, MAX_TRIALS)
         # The times of one step mislead a search into corners that other prices lead out of.
         for prices in ('equal', 'bytes'):
@@ -169,13 +176,19 @@ class _Planner:
         return self._improve(best)
 
     def _try(self, actions: dict[int, str]) -> _Trial:
-        """Simulate; values that turn out not to be replayable are left where they are."""
+        """Simulate. Values that turn out not to be replayable are left where they are, and those
+        whose copy to the host would end too late: they would go and come for nothing."""
         actions = dict(actions)
         while True:
             try:
                 outcome = self.sim.run(actions)
             except CannotReplay as error:
                 del actions[error.value]
+                continue
+            called_off = [v for v, kind in actions.items()
+                          if kind == 'swap' and outcome.off_from[v] > self.sim.num_ops]
+            if called_off:
+                actions = {v: kind for v, kind in actions.items() if v not in called_off}
                 continue
             return _Trial(actions, outcome, self.budget_bytes, self.host_bytes)
 
@@ -419,10 +432,12 @@ class _State:
         back = sim.bytes[v] / sim.link.in_bytes_per_s
         if not sim.link.overlaps:
             return out + (back if v in sim.first_read else 0.0), first
+        queueing = sim.link.host_seconds * (1 + (v in sim.first_read))
         done = int(np.searchsorted(sim.clock, sim.start[first] + out))
         queue = back + sum(sim.bytes[w] for w, kind in self.actions.items() if kind == 'swap'
                            and self.restored.get(w, sim.num_ops) < end) / sim.link.in_bytes_per_s
-        return max(0.0, queue - (sim.start[min(end, sim.num_ops)] - self.backward_start)), done + 1
+        late = queue - (sim.start[min(end, sim.num_ops)] - self.backward_start)
+        return queueing + max(0.0, late), done + 1
 
     def _score(self, v: int, kind: str) -> float:
         estimate = self._estimate(v, kind)

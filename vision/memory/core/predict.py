@@ -18,7 +18,8 @@ The rules that ``nn`` follows and this file counts (our choice wherever a paper 
 * An in-place call of a chain takes over its input's bytes when the chain made that input and
   nothing needs it afterwards; else it works on a copy.
 * Copies beside compute run one after the other in each direction, on a clock of operator seconds
-  and waits; replays are not on that clock, so what they would hide comes on top.
+  and waits; replays are not on that clock, so what they would hide comes on top. The host queues
+  each of them in ``host_seconds``, which nothing hides: it may be what a step waits for.
 * A block of the host pool is held from ``idle`` until the value was restored for its first reader,
   or is dead.
 """
@@ -35,11 +36,13 @@ from vision.memory.core.graph import Trace
 @dataclass(frozen=True)
 class Link:
     """The way to the host, in bytes per second. ``overlaps``: copies run beside compute, as on a
-    GPU; on a CPU a copy is paid in full."""
+    GPU; on a CPU a copy is paid in full. ``host_seconds``: a copy that overlaps still takes the
+    thread that queues operators so long."""
 
     out_bytes_per_s: float
     in_bytes_per_s: float
     overlaps: bool
+    host_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,8 @@ class _Run:
                                     for v, action in actions.items() if action == 'swap')
         queue = []
         if sim.link.overlaps:
+            num_out = sum(action == 'swap' for action in actions.values())
+            self.wait_seconds = sim.link.host_seconds * (num_out + len(self.fetches))
             queue = sorted(((moment, sim.first_read.get(v, sim.num_ops), v)
                             for v, moment in self.fetches.items()), reverse=True)
         leaving = []  # matters only where something can be locked

@@ -145,7 +145,8 @@ class Control:
         elif self.script is None:
             self.limit = REACTIVE_SHARE * self.budget_bytes
         else:
-            self.limit = TOLERANCE * max(self.budget_bytes, self.script.plan.peak_bytes)
+            self.promised = max(self.budget_bytes, self.script.plan.peak_bytes)
+            self.limit = TOLERANCE * self.promised
 
     # Called by the step
 
@@ -160,7 +161,7 @@ class Control:
         else:
             if self.late:
                 self.late = [entry for entry in self.late if not self._leaves(*entry)]
-            if not self.is_adrift:
+            if script.plan.actions and not self.is_adrift:
                 self._follow(script, moment)
         if self.step.bytes.live > self.limit:
             self._make_room()
@@ -192,6 +193,8 @@ class Control:
                 need = self._needed_bytes(node)
                 if self.step.bytes.live + need > self.limit:
                     self._make_room(need)
+            elif self.residence.transfer.leaving_bytes:
+                self._keep_promise(self._needed_bytes(node))
             self._restore(node)
             self.idle.pop(node, None)
             self.pending.append(node)
@@ -257,13 +260,25 @@ class Control:
     # How
 
     def _follow(self, script: Script, moment: int) -> None:
+        """What the plan says of this moment, whose operator is about to make its bytes."""
         nodes = self.step.nodes
         for index, action in script.leaving.get(moment, ()):
             if not self._leaves(nodes[index], action):
                 self.late.append((nodes[index], action))
         for index in script.fetching.get(moment, ()):
+            self._keep_promise(nodes[index].num_bytes)
             with suppress(torch.OutOfMemoryError):  # then it comes when it is read
                 self.residence.fetch(nodes[index])
+        if moment < len(script.keys):
+            self._keep_promise(script.keys[moment][1])
+
+    def _keep_promise(self, needed: int) -> None:
+        """So many bytes more are within the plan's peak, once what is on its way to the host has
+        left. The host queues operators long before their time and sees such copies end late, so
+        the device waits for them: by the plan they are over."""
+        over = self.step.bytes.live + needed - self.promised
+        if over > 0:
+            self.residence.transfer.settle(must_free=over)
 
     def _settle(self, moment: int) -> None:
         """Find what only autograd holds by now."""

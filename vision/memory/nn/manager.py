@@ -93,13 +93,14 @@ class MemoryBudget:
         self.budget_bytes = bytes if gib is None else int(gib * 2**30)
         self.actions = 'recompute' if host_bytes == 0 else actions
         self.min_bytes, self.mode, self.verify = min_bytes, mode, verify
-        self.device = torch.device(device or (
-            f'cuda:{torch.cuda.current_device()}' if torch.cuda.is_available() else 'cpu'))
+        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        if self.device.type == 'cuda' and self.device.index is None:
+            self.device = torch.device('cuda', torch.cuda.current_device())
         self._refuse_more_than_there_is()
         kind = CudaTransfer if self.device.type == 'cuda' else Transfer
         self._transfer = kind(self.device, host_bytes, link)
         self._log = log or logging.getLogger('vision.memory').info
-        self._operators: dict[Any, Operator] = {}
+        self._operators: dict[int, Operator] = {}
         self._refused: set[str] = set()
         self._verified: set[tuple[Any, int]] = set()  # (operator, moment)
         self._scripts: list[Script] = []

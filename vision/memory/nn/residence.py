@@ -200,6 +200,7 @@ class Residence:
             self.swap_seconds += time.perf_counter() - start
             if node.block is None:
                 return False
+            self.step.parted(node)
             self.swapped_bytes += node.num_bytes
         if self.must_check:
             with unseen():

@@ -54,7 +54,7 @@ class Clock:
 
 class CudaClock(Clock):
     """On the device, which is ahead of no one: what ``stop`` gives back is the launch alone, and
-    events tell the rest once the step is over. Never run on a GPU by us."""
+    events tell the rest once the step is over."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Step(TorchDispatchMode):
 
     Args:
         control: decides what leaves; ``vision.memory.nn.control.Control``.
-        operators: what is known of each overload, kept by the manager over steps.
+        operators: what is known of each overload, by ``id``; kept by the manager over steps.
         min_bytes: smaller storages stay, as do those on another type of device.
 
     Attributes:
@@ -98,7 +98,7 @@ class Step(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # dynamo's wrapper costs more than the record; compiled models are refused
 
-    def __init__(self, control: Any, operators: dict[Any, Operator], min_bytes: int,
+    def __init__(self, control: Any, operators: dict[int, Operator], min_bytes: int,
                  device_type: str, clock: Clock) -> None:
         super().__init__()
         self.control, self.operators, self.clock = control, operators, clock
@@ -120,9 +120,9 @@ class Step(TorchDispatchMode):
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def begin(self) -> None:
-        """Record from here on. Python's garbage collector rests until ``end``."""
+        """Record from here on. Python's garbage collector rests until ``close``."""
         # Python's collector would look through thousands of records again and again, for nothing:
-        # 0.2 s in every tenth step of a small net.
+        # 0.2 s in every tenth step of a small net, and once more if it woke before they are gone.
         self._collects = gc.isenabled()
         gc.disable()
         self.__enter__()
@@ -132,8 +132,6 @@ class Step(TorchDispatchMode):
         """Record no more; handles that are open keep working."""
         self._hooks.__exit__(None, None, None)
         self.__exit__(None, None, None)
-        if self._collects:
-            gc.enable()
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -150,9 +148,9 @@ class Step(TorchDispatchMode):
             self.is_passing = before
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        operator = self.operators.get(func)
+        operator = self.operators.get(id(func))  # its own hash runs in Python
         if operator is None:
-            operator = self.operators[func] = Operator(func)
+            operator = self.operators[id(func)] = Operator(func)
         if operator.is_view:
             return func(*args, **kwargs) if kwargs else func(*args)
         if self.is_passing:
@@ -194,7 +192,9 @@ class Step(TorchDispatchMode):
             self.backward_end = self.num_ops
         made = self.bytes.live - live
         self.keys.append((func, made))
-        self.live.append(self.bytes.live + self.away_bytes)
+        # What is on its way to the host is away, and lives on the device until it is there.
+        self.live.append(self.bytes.live + self.away_bytes
+                         - control.residence.transfer.leaving_bytes)
         self.is_inside = True
         control.after(moment)
         self.is_inside = False
@@ -305,6 +305,12 @@ class Step(TorchDispatchMode):
             if node is not None:
                 node.watch, node.death = None, self.num_ops - 1
 
+    def parted(self, node: Node) -> None:
+        """The node's bytes are on their way to the host: what becomes of its storage, and of the
+        storage's address, is nothing to it any more."""
+        self.current.pop(node.watch.key, None)
+        node.watch = None
+
     def make_root(self, tensor: Tensor) -> None:
         """Never make this tensor's memory again, whatever shape of it the tensor shows."""
         storage = plain_storage(tensor)
@@ -400,6 +406,8 @@ class Step(TorchDispatchMode):
             for call in self.calls:
                 call.clear()
         self.nodes, self.calls, self._hooks = [], [], None
+        if self._collects:
+            gc.enable()
         return is_open
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,9 @@ from vision.memory.core.plan import Link
 from vision.memory.nn.torch_private import tensor_on, unseen
 
 _TRIAL_BYTES = 64 << 20  # of one copy each way that measures the link (specification, 2.4)
+# What a copy takes the host, in times of queueing it alone: its handles, its block and its memory
+# are about as much again. An estimate of ours.
+_LAUNCHES_PER_COPY = 2
 
 
 class Transfer:
@@ -24,7 +29,6 @@ class Transfer:
         device: where the storages lie.
     """
 
-    overlaps = False
     leaving_bytes = 0  # of device memory whose copy is not done
 
     def __init__(self, device: torch.device, host_bytes: int | None, link: Link | None) -> None:
@@ -35,10 +39,11 @@ class Transfer:
 
     @property
     def link(self) -> Link:
-        """Bytes per second each way and whether copies run beside compute; measured at the first
-        call."""
+        """Bytes per second each way, whether copies run beside compute, and what one costs the
+        host; measured at the first call."""
         if self._link is None:
-            self._link = Link(*self._measure(), overlaps=self.overlaps)
+            with unseen():
+                self._link = self._measure()
         return self._link
 
     def out(self, storage: torch.UntypedStorage) -> Block | None:
@@ -94,11 +99,10 @@ class Transfer:
     def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source, non_blocking=True)
 
-    def _measure(self) -> tuple[float, float]:
-        with unseen():
-            near = torch.empty(_TRIAL_BYTES, dtype=torch.uint8, device=self.device)
-            far = self._new_arena(_TRIAL_BYTES)
-            return _rate(far, near), _rate(near, far)
+    def _measure(self) -> Link:
+        near = torch.empty(_TRIAL_BYTES, dtype=torch.uint8, device=self.device)
+        far = self._new_arena(_TRIAL_BYTES)
+        return Link(_rate(far, near), _rate(near, far), overlaps=False)
 
 
 @dataclass
@@ -114,7 +118,7 @@ class _Reader:
 class CudaTransfer(Transfer):
     """Copies on two side streams beside the computation, through pinned memory.
 
-    Never run on a GPU by us. Written against faults of others: the compute stream is taken before
+    Written against faults of others: the compute stream is taken before
     a side stream's context is entered (torchtitan PR 2581); device memory is held in a stash
     until its copy has ended, without ``record_stream`` (TRL 5700: the stash is emptied at the end
     of a step); a host block is reused only after the copy that read it (torchtune 1867).
@@ -124,10 +128,9 @@ class CudaTransfer(Transfer):
     this stream waits for the copy.
     """
 
-    overlaps = True
-
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._index = self.device.index  # torch finds the current stream of a number in no time
         self.to_host = torch.cuda.Stream(self.device)
         self.to_device = torch.cuda.Stream(self.device)
         self.stash: list[tuple[torch.cuda.Event, torch.UntypedStorage]] = []
@@ -157,7 +160,7 @@ class CudaTransfer(Transfer):
                 awaited = event
             num_gone, freed = num_gone + 1, freed + storage.nbytes()
         if awaited is not None:
-            torch.cuda.current_stream(self.device).wait_event(awaited)
+            torch.cuda.current_stream(self._index).wait_event(awaited)
         self._free([storage for _, storage in self.stash[:num_gone]])
         del self.stash[:num_gone]
         while self.readers and self.readers[0].event.query():
@@ -165,7 +168,7 @@ class CudaTransfer(Transfer):
 
     def wait(self, arrival: torch.cuda.Event) -> None:
         """The compute stream goes on only after this copy back; the host does not wait."""
-        torch.cuda.current_stream(self.device).wait_event(arrival)
+        torch.cuda.current_stream(self._index).wait_event(arrival)
         last = next((index for index, reader in enumerate(self.readers)
                      if reader.event is arrival), -1)
         for reader in self.readers[:last + 1]:  # copies run in this order
@@ -192,10 +195,27 @@ class CudaTransfer(Transfer):
     def _new_arena(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
+    @contextmanager
+    def _beside(self, stream: torch.cuda.Stream, compute: torch.cuda.Stream) -> Iterator[None]:
+        """What is queued inside goes to a side stream; ``compute`` is the current one outside.
+
+        As ``torch.cuda.stream``, which asks twice what kinds of device there are: most of what a
+        copy cost the host.
+        """
+        device = torch.cuda.current_device()
+        torch.cuda.set_stream(stream)
+        try:
+            yield
+        finally:
+            torch.cuda.set_stream(compute)
+            if device != torch.cuda.current_device():
+                torch.cuda.set_device(device)
+
     def _copy_out(self, storage: torch.UntypedStorage, block: Block) -> None:
-        made = torch.cuda.current_stream(self.device).record_event()
+        compute = torch.cuda.current_stream(self._index)
+        made = compute.record_event()
         host = self._host(block)
-        with torch.cuda.stream(self.to_host):
+        with self._beside(self.to_host, compute):
             self.to_host.wait_event(made)
             self._copy(host, as_bytes(storage))
             event = self.to_host.record_event()
@@ -203,16 +223,44 @@ class CudaTransfer(Transfer):
         self.stash.append((event, storage))
 
     def _copy_back(self, block: Block, storage: torch.UntypedStorage) -> torch.cuda.Event:
-        compute = torch.cuda.current_stream(self.device)
+        compute = torch.cuda.current_stream(self._index)
         allocated = compute.record_event()
         host = self._host(block)
-        with torch.cuda.stream(self.to_device):
+        with self._beside(self.to_device, compute):
             self.to_device.wait_event(allocated)
             self.to_device.wait_event(self.written[block])
             self._copy(as_bytes(storage), host)
             event = self.to_device.record_event()
         self.readers.append(_Reader(event, block, storage))
         return event
+
+    def _measure(self) -> Link:
+        """Both ways at once, as they are where forward ends and backward begins."""
+        compute = torch.cuda.current_stream(self._index)
+        near = [torch.empty(_TRIAL_BYTES, dtype=torch.uint8, device=self.device)
+                for _ in range(2)]
+        far = [self._new_arena(_TRIAL_BYTES) for _ in range(2)]
+        for _ in range(2):  # the first touches the pages
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            spans = [self._timed_copy(self.to_host, compute, far[0], near[0]),
+                     self._timed_copy(self.to_device, compute, near[1], far[1])]
+            launch_seconds = (time.perf_counter() - start) / 2
+            torch.cuda.synchronize(self.device)
+        out, into = (1e3 * _TRIAL_BYTES / max(began.elapsed_time(ended), 1e-6)
+                     for began, ended in spans)
+        return Link(out, into, overlaps=True, host_seconds=_LAUNCHES_PER_COPY * launch_seconds)
+
+    def _timed_copy(self, stream: torch.cuda.Stream, compute: torch.cuda.Stream,
+                    target: torch.Tensor, source: torch.Tensor
+                    ) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        """Events before and after a copy of bytes (N,) on a side stream."""
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with self._beside(stream, compute):
+            began.record(stream)
+            self._copy(target, source)
+            ended.record(stream)
+        return began, ended
 
 
 def as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
@@ -225,7 +273,5 @@ def _rate(target: torch.Tensor, source: torch.Tensor) -> float:
     for _ in range(2):
         start = time.perf_counter()
         target.copy_(source)
-        if source.is_cuda or target.is_cuda:
-            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
     return source.numel() / max(seconds, 1e-9)
