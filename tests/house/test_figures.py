@@ -73,3 +73,15 @@ def test_the_table_of_the_experiment_is_its_file():
         assert means == [f'{factor * sum(row[key] for row in mine) / 3:.{digits}f}'
                          for key, factor, digits in keys] + [
             f'{content["head_ms"][arms[name]]["best"]:.1f}'], name
+
+
+def test_the_border_of_the_experiment_is_its_file():
+    """With the softer softmax, one seed: rank-1 and losses, the best first."""
+    content = json.loads((ROOT / 'docs/results/active_class_experiment.json').read_text())
+    rows = [row for row in content['rows'] if row['objective'] == 'softmax-16']
+    assert [row['seed'] for row in rows] == [0] * 7
+    page = (ROOT / 'vision/faces/README.md').read_text()
+    table = page[page.index('| softmax-16 |'):].split('\n\n')[0].splitlines()[2:]
+    assert [[cell.strip() for cell in line.strip('|').split('|')][1:] for line in table] == [
+        [f'{100 * row["rank1"]:.2f}', f'{row["loss_train"]:.2f}', f'{row["loss_held_out"]:.2f}']
+        for row in sorted(rows, key=lambda row: -row['rank1'])]
