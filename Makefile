@@ -10,7 +10,7 @@ help:
 	@echo 'make demo        annotated video, table and curve of a small clip; no training (3 minutes)'
 	@echo 'make demo-train  generate video, train detector and lattice, measure, render (9 to 11 minutes)'
 	@echo 'make test        run the tests (12 minutes on two cores)'
-	@echo 'make test-gpu    run the tests that need a GPU, on the one of this machine (2 minutes)'
+	@echo 'make test-gpu    run the tests that need a GPU, on the one of this machine'
 	@echo 'make chaos       kill, hang, cut, flip, fill the disk: nothing is lost (10 minutes)'
 	@echo 'make lint        ruff'
 	@echo 'make fuzz        1,100,000 spoiled files for all readers (half an hour; goes on where it was ended)'

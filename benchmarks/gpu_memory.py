@@ -45,17 +45,9 @@ os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read once, when C
 
 import numpy as np
 import torch
-from memory_models import (
-    Classifier,
-    Task,
-    classification_loss,
-    labelled,
-    polynet,
-    transformer,
-)
+from memory_models import Task, polynet, resnet, transformer
 from memory_rivals import Checkpointed, Method, Ours
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
@@ -73,53 +65,12 @@ COMPARED = {'resnet50': ('free', 'ours recompute')}  # bit by bit; attention is 
 SEED = 0
 
 
-class Bottleneck(nn.Module):
-    """He et al., arXiv:1512.03385, with the stride on the 3 x 3."""
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        sizes = [(channels, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
-        layers = [layer for a, b, side, step in sizes for layer in (
-            nn.Conv2d(a, b, side, step, side // 2, bias=False), nn.BatchNorm2d(b),
-            nn.ReLU(inplace=True))]
-        self.layers = nn.Sequential(*layers[:-1])
-        self.shortcut = nn.Identity() if channels == 4 * width else nn.Sequential(
-            nn.Conv2d(channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu_(self.layers(x).add_(self.shortcut(x)))
-
-
-class ResNet50(nn.Module):
-    """The maps of its last stage, as ``Classifier`` wants them."""
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width),
-                                  nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
-        blocks, channels = [], width
-        for stage, depth in enumerate((3, 4, 6, 3)):
-            for index in range(depth):
-                stride = 2 if stage and not index else 1
-                blocks.append(Bottleneck(channels, width << stage, stride))
-                channels = 4 * width << stage
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return self.blocks(self.stem(x)),
-
-
-def resnet50(width: int = 64, side: int = 224, batch: int = 256) -> Task:
-    return Task('resnet50', lambda: Classifier(ResNet50(width), 32 * width).train(),
-                labelled((3, side, side)), classification_loss,
-                lambda model: list(model.backbone.blocks), batch, f'{side} px')
-
-
 def tasks(device: torch.device, *, is_quick: bool) -> list[Task]:
     """In the order of ``MODELS``."""
     shape = dict(width=32, depth=3, heads=2, length=64) if is_quick else \
         dict(width=768, depth=12, heads=12, length=1024)
-    made = [resnet50(8, 64, 4) if is_quick else resnet50(), transformer(**shape, batch=32),
+    made = [resnet(50, base_channels=8, side=64, batch=4) if is_quick else
+            resnet(50, side=224, batch=256), transformer(**shape, batch=32),
             transformer(**shape, batch=8),
             polynet('small', side=107, batch=2) if is_quick else polynet(side=331, batch=32)]
     return [replace(task, name=name, setting=f'{task.setting}, batch {task.batch}',

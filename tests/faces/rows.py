@@ -42,3 +42,18 @@ def batch_near(weights, num=32, noise=0.15, seed=1):
     labels = torch.randint(len(weights), (num,), generator=generator)
     spread = torch.randn(num, weights.shape[1], generator=generator)
     return functional.normalize(weights[labels] + noise * spread), labels
+
+
+def selections(selector, store, batches):
+    """Rows (M,) of each step of a run on rows that really move."""
+    chosen = []
+    for step, (features, labels) in enumerate(batches):
+        rows = selector.select(features, labels, step).rows
+        weights = store.pull(rows)
+        logits = 16 * features @ functional.normalize(weights).T
+        functional.cross_entropy(logits, torch.searchsorted(rows, labels)).backward()
+        store.push(rows, weights.grad, lr=0.5)
+        selector.after_update(rows, step)
+        chosen.append(rows)
+    selector.upkeep.finish()
+    return chosen

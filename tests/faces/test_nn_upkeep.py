@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
 
 from vision.common.core.errors import VisionError
 from vision.faces.nn.select.build import build_selector
 from vision.faces.nn.select.upkeep import IndexUpkeep, Schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rows import TensorStore, batch_near, clustered_rows
+from rows import TensorStore, batch_near, clustered_rows, selections
 
 
 class CountingIndex:
@@ -186,18 +185,9 @@ def trained(name, is_async, steps=40):
     selector = build_selector(name, store, num_active=150, **options, upkeep=dict(
         interval=10, swap_lag=4, touched_per_step=20 if name == 'ivf' else 0,
         is_async=is_async))
-    chosen = []
-    for step in range(steps):
-        features, labels = batch_near(store.weights, seed=step)
-        rows = selector.select(features, labels, step).rows
-        weights = store.pull(rows)
-        logits = 16 * features @ functional.normalize(weights).T
-        functional.cross_entropy(logits, torch.searchsorted(rows, labels)).backward()
-        store.push(rows, weights.grad, lr=0.5)
-        selector.after_update(rows, step)
-        chosen.append(rows)
-    selector.upkeep.finish()
-    return chosen, store.weights
+    # Made as they are asked for: near the rows of then.
+    batches = (batch_near(store.weights, seed=step) for step in range(steps))
+    return selections(selector, store, batches), store.weights
 
 
 @pytest.mark.parametrize('name', ['ivf', 'faiss', 'forest'])

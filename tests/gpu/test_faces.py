@@ -18,7 +18,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'faces'))
 import toy_faces
 from mmengine.hooks import Hook
-from rows import TensorStore, batch_near, clustered_rows
+from rows import TensorStore, batch_near, clustered_rows, selections
 from slow_oracle import SlowOracle
 
 from vision.common.core.errors import VisionError
@@ -468,19 +468,9 @@ def test_a_renewal_in_a_thread_changes_no_selection(device, one_order, weights, 
         schedule = dict(interval=6, swap_lag=3, warm_every=2, is_async=is_async)
         selector = build_selector(name, store, num_active=400, upkeep=schedule,
                                   **OPTIONS.get(name, {}))
-        chosen = []
-        for step in range(20):
-            features, labels = (each.to(device) for each in batch_near(
-                weights[:4000], num=64, seed=step))
-            rows = selector.select(features, labels, step).rows
-            active = store.pull(rows)
-            logits = 16 * features @ functional.normalize(active).T
-            functional.cross_entropy(logits, torch.searchsorted(rows, labels)).backward()
-            store.push(rows, active.grad, lr=0.5)
-            selector.after_update(rows, step)
-            chosen.append(rows)
-        selector.upkeep.finish()
-        return chosen, store.weights
+        batches = [[each.to(device) for each in batch_near(weights[:4000], num=64, seed=step)]
+                   for step in range(20)]
+        return selections(selector, store, batches), store.weights
     (chosen, rows), (chosen_too, rows_too) = trained(False), trained(True)
     assert all(map(torch.equal, chosen, chosen_too)) and torch.equal(rows, rows_too)
 
