@@ -45,6 +45,7 @@ from torch.nn import functional
 
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
+from vision.common.nn.devices import find_device
 from vision.faces.core.select.break_even import HeadPlan, Machine, break_even
 from vision.faces.nn.index.device_lists import DeviceLists
 from vision.faces.nn.select.selectors import Selection
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     refuse_no_evidence(args.json, is_recorded=args.record)
     if args.quick:
         args.sizes, args.batch, args.steps = ['20000x16'], 64, 2
-    args.device, args.begun = torch.device(args.device), time.perf_counter()
+    args.device, args.begun = find_device(args.device), time.perf_counter()
     machines = {'assumed': GPUS['H200 (assumed)'], 'measured': measured_machine(args)}
     rows: list[dict] = []
     for row in all_rows(args, machines):

@@ -52,6 +52,7 @@ from torch import Tensor, nn
 from vision.common.core.errors import command_parser, run_cli
 from vision.common.core.report import add_report_options, refuse_no_evidence, write_report
 from vision.common.core.tables import cells_of, print_table
+from vision.common.nn.devices import find_device
 from vision.memory.nn.manager import TIMED_STEPS
 from vision.memory.nn.tracker import LiveMemory
 from vision.memory.nn.transfer import CudaTransfer, Transfer
@@ -298,8 +299,7 @@ def link_row(device: torch.device) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
-    parser.add_argument('--device', type=torch.device, default=torch.device('cuda'),
-                        help='(default: cuda)')
+    parser.add_argument('--device', default='cuda', help='(default: cuda)')
     parser.add_argument('--quick', action='store_true', help='small networks: does all of it run?')
     parser.add_argument('--models', nargs='+', choices=MODELS, default=MODELS,
                         help='those of the four')
@@ -313,7 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     refuse_no_evidence(args.json, is_recorded=args.record)
-    device = args.device
+    device = find_device(args.device)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
 

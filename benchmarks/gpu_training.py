@@ -39,6 +39,7 @@ from vision.common.core.report import add_report_options, refuse_no_evidence, wr
 from vision.common.core.tables import print_table
 from vision.common.mm.optim import AmpOptimWrapper
 from vision.common.mm.runner import ExactRunner
+from vision.common.nn.devices import find_device
 from vision.registry import MODELS
 from vision.simulator.core.calibration import cluster_text
 from vision.simulator.core.cluster import Cluster, read_cluster
@@ -161,7 +162,7 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: dict,
 def step_row(config: dict, batch: int, size: tuple[int, int], variant: str,
              args: argparse.Namespace) -> dict[str, Any]:
     """Median of a step and the most memory of it."""
-    device = torch.device(args.device)
+    device = args.device
     _, _, autocast, is_channels_last, is_compiled = VARIANTS[variant]
     form = torch.channels_last if is_channels_last else torch.contiguous_format
     torch.manual_seed(0)
@@ -222,16 +223,17 @@ class ClockHook(Hook):
 
 
 def loader_of(args: argparse.Namespace, num_steps: int) -> dict:
-    return dict(batch_size=args.batch, num_workers=NUM_WORKERS if args.device != 'cpu' else 0,
-                persistent_workers=args.device != 'cpu', pin_memory=args.device != 'cpu',
+    is_cuda = args.device.type == 'cuda'
+    return dict(batch_size=args.batch, num_workers=NUM_WORKERS if is_cuda else 0,
+                persistent_workers=is_cuda, pin_memory=is_cuda,
                 sampler=dict(type='DefaultSampler', shuffle=True),
                 dataset=Pictures(args.batch * num_steps, args.size))
 
 
 def runner_row(kind: str, config: dict, args: argparse.Namespace) -> dict[str, Any]:
     """A step of ResNet-50 in bfloat16 behind a data loader."""
-    device, num_steps = torch.device(args.device), max(args.steps, RUNNER_STEPS) \
-        if args.device != 'cpu' else args.steps
+    device = args.device
+    num_steps = args.steps if device.type == 'cpu' else max(args.steps, RUNNER_STEPS)
     torch.manual_seed(0)
     clock, loader = Clock(device), loader_of(args, num_steps)
     config = dict(config, data_preprocessor=dict(mean=[127.5] * 3, std=[60.0] * 3,
@@ -281,7 +283,7 @@ def _stacked(samples: list[dict]) -> tuple[Tensor, Tensor]:
 # What is predicted.
 def calibrated(args: argparse.Namespace) -> tuple[Cluster, str]:
     """The device as a cluster of one, and the file's text."""
-    is_cuda = args.device != 'cpu'
+    is_cuda = args.device.type == 'cuda'
     dtypes = ['bfloat16', 'float16', 'float32', TF32] if is_cuda else ['float32', 'bfloat16']
     measured = alone('cuda' if is_cuda else 'cpu', dtypes, Budget(0.05 if is_cuda else 0.001, 0.5))
     memory = torch.cuda.get_device_properties(0).total_memory if is_cuda else 2**33
@@ -307,8 +309,8 @@ def predicted(config: dict, batch: int, size: tuple[int, int], variant: str,
                 predicted_gib=found.verdict.needed_bytes / 2**30)
 
 
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device != 'cpu' else 'cpu'
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
 
 
 def rows_of(args: argparse.Namespace, found: list[dict], save: Callable[[], None]) -> None:
@@ -378,7 +380,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     refuse_no_evidence(args.json, is_recorded=args.record)
-    args.began = time.monotonic()
+    args.device, args.began = find_device(args.device), time.monotonic()
     init_default_scope('vision')
     rows: list[dict] = []
     extra = dict(accelerator=device_name(args.device), cluster='')

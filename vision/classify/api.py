@@ -130,7 +130,8 @@ def open_classifier(source: ModelEntry | Path, weights: str | os.PathLike | None
 
     Raises:
         VisionError: VIS-INPUT-1743, a config without weights; VIS-NET-618, weights that only you
-            can bring, with the address; and what reading them raises.
+            can bring, with the address; VIS-CONFIG-1721, VIS-ENV-515, another device than it
+            can run on; and what reading them raises.
     """
     entry = source if isinstance(source, ModelEntry) else None
     if weights is None and entry:
@@ -145,16 +146,20 @@ def open_classifier(source: ModelEntry | Path, weights: str | os.PathLike | None
     path = resolve(weights)
     if path.suffix.lower() == '.onnx':
         from vision.classify.runtime.onnx_classifier import OnnxClassifier
+        from vision.common.runtime.onnx_session import require_cpu
+        require_cpu(device)
         return Classifier(OnnxClassifier(path))
     for package in ('torch', 'safetensors', 'mmengine', 'mmcv'):
         import_extra(package, extra='train', needed_for=f'the network in {path.name}')
     from vision.classify.mm.inference import ConfigClassifier
     from vision.common.core.config_files import find_config
     from vision.common.nn.checkpoint import load_checkpoint
+    from vision.common.nn.devices import find_device
     from vision.polynet.nn.cadene import convert, is_port_state, missing_counters
+    there = find_device(device)
     content = load_checkpoint(path)
     if is_port_state(content['state_dict']):
         ours = convert(content['state_dict'])
         content = dict(state_dict=ours | missing_counters(ours))
     found = find_config(os.fspath(config)) or Path(config)
-    return Classifier(ConfigClassifier(found, content, str(path), device=device, classes=classes))
+    return Classifier(ConfigClassifier(found, content, str(path), device=there, classes=classes))

@@ -382,16 +382,24 @@ def open_embedder(config: str | os.PathLike | None, weights: str | os.PathLike,
     (N, size, size, 3) uint8 BGR to rows (N, d).
 
     The published MobileFaceNet is known by its tensors and needs no config, so no MMEngine.
+
+    Raises:
+        VisionError: VIS-CONFIG-1721, VIS-ENV-515, another device than it can run on; and what
+            reading weights raises.
     """
     path = resolve(weights)
     if path.suffix.lower() == '.onnx':
+        from vision.common.runtime.onnx_session import require_cpu
         from vision.faces.runtime.onnx_embedder import OnnxEmbedder
+        require_cpu(device)
         return OnnxEmbedder(path)
     import_extra('torch', extra='faces', needed_for=f'the network in {path.name}')
     import_extra('safetensors', extra='faces', needed_for=f'the network in {path.name}')
     from vision.common.nn.checkpoint import load_checkpoint
+    from vision.common.nn.devices import find_device
     from vision.faces.nn.backbones.embedder import TorchEmbedder
     from vision.faces.nn.backbones.published import is_published, published_embedder
+    device = find_device(device)
     state = load_checkpoint(path)['state_dict']
     if is_published(state):
         return TorchEmbedder(published_embedder(state, str(path)).to(device))

@@ -165,7 +165,7 @@ def load_detector(source: Any, weights: str | os.PathLike | None = None, *, devi
 
     Raises:
         VisionError: VIS-CONFIG-1789, the config is not one of a detector, or something has
-            no effect; and what reading it raises.
+            no effect; VIS-ENV-515, no such device; and what reading it raises.
     """
     text = os.fspath(source) if isinstance(source, str | os.PathLike) else ''
     is_config = text.startswith('mmdet::') or text.endswith(('.py', '.json', '.yaml', '.yml'))
@@ -178,7 +178,9 @@ def load_detector(source: Any, weights: str | os.PathLike | None = None, *, devi
     if options:
         raise _not_for(text, f'a config takes no {", ".join(options)}')
     import_extra('mmdet', extra='train', needed_for='a detector of MMDetection')
+    from vision.common.nn.devices import find_device
     from vision.lattice.mm.mmdet_adapter import MMDetDetector
+    device = find_device(device)
     if not text.startswith('mmdet::'):
         from vision.common.mm.launch import read_config_alone
         from vision.common.mm.tasks import task_of

@@ -25,6 +25,7 @@ from vision.common.core.extras import import_extra
 from vision.common.core.picture_files import is_video
 from vision.common.core.verbs import Verbs
 from vision.common.nn.images import read_image
+from vision.common.runtime.onnx_session import require_cpu
 from vision.lattice.core.engine import LatticeEngine
 from vision.lattice.core.keyframes import BudgetKeyframes, KeyframePolicy
 from vision.lattice.core.rescoring import rescore_tubes
@@ -74,17 +75,6 @@ def open_video(source: ModelEntry | Path, weights: str | os.PathLike | None = No
     options = {key: value for key, value in detector.items() if key not in ('type', 'path')
                } | options
     return VideoModel(flow(open_detector(weights or named, **options)))
-
-
-def require_cpu(device: str) -> None:
-    """Refuse another device for what runs in onnxruntime.
-
-    Raises:
-        VisionError: ``device`` is not 'cpu'.
-    """
-    if device != 'cpu':
-        raise VisionError('VIS-CONFIG-1721', f'device={device!r} with a detector in onnxruntime',
-                          where='device', why='it runs on the CPU', do='leave device out')
 
 
 def open_detector(source: Any, *, threads: int | None = None, **options: Any) -> Detector:

@@ -40,7 +40,7 @@ class ConfigClassifier:
     """
 
     def __init__(self, config: Path, content: Mapping[str, Any], where: str, *,
-                 device: str = 'cpu', classes: Sequence[str] | None = None) -> None:
+                 device: torch.device | str = 'cpu', classes: Sequence[str] | None = None) -> None:
         settings = settings_of(config)
         self.model = build_model(settings, content, where).to(device)
         if not hasattr(self.model, 'predictions'):

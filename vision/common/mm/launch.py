@@ -44,6 +44,7 @@ from vision.common.mm.safe_files import (
     read_plain_files_everywhere,
     read_safely,
 )
+from vision.common.nn.devices import find_device
 from vision.common.nn.freed_memory import keep_freed_memory
 from vision.common.nn.watchdog import TIMEOUT_S
 from vision.registry import RUNNERS
@@ -216,11 +217,12 @@ def model_and_batch(args: argparse.Namespace, *, batch_size: int | None = None,
     tools that run a step of a training without a runner.
 
     Raises:
-        VisionError: VIS-CONFIG-1450, the config does not train.
+        VisionError: VIS-CONFIG-1450 the config does not train, VIS-ENV-515 no such device.
     """
     from mmengine.registry import init_default_scope
 
     from vision.common.mm.exact_data import build_dataloader
+    device = find_device(device)
     config = read_config_alone(args.config, args.cfg_options)
     missing = [key for key in ('model', 'train_dataloader', 'optim_wrapper')
                if not config.get(key)]

@@ -20,6 +20,7 @@ from vision.common.core.references import find_file
 from vision.common.mm.exact_data import build_dataloader
 from vision.common.mm.tasks import task_of
 from vision.common.nn.checkpoint import load_checkpoint, load_model
+from vision.common.nn.devices import find_device
 from vision.registry import MODELS
 
 # mmcv folds norms into convolutions by their order in a module; more than this is another network.
@@ -118,8 +119,9 @@ def build_model(config: Config, weights: str | None = None, *,
         weights: None leaves the values that the model is built with.
 
     Raises:
-        VisionError: what loading raises.
+        VisionError: VIS-ENV-515 no such device, and what loading raises.
     """
+    device = find_device(device)
     init_default_scope(config.get('default_scope') or 'vision')
     model = MODELS.build(config.model)
     if weights:

@@ -6,6 +6,8 @@ import os
 
 import onnxruntime
 
+from vision.common.core.errors import VisionError
+
 
 def open_session(path: str | os.PathLike, options: onnxruntime.SessionOptions | None = None
                  ) -> onnxruntime.InferenceSession:
@@ -18,3 +20,14 @@ def open_session(path: str | os.PathLike, options: onnxruntime.SessionOptions | 
     options.log_severity_level = 4  # its warnings about unused parts help nobody
     return onnxruntime.InferenceSession(os.fspath(path), options,
                                         providers=['CPUExecutionProvider'])
+
+
+def require_cpu(device: str) -> None:
+    """Refuse another device for what runs in onnxruntime.
+
+    Raises:
+        VisionError: ``device`` is not 'cpu'.
+    """
+    if device != 'cpu':
+        raise VisionError('VIS-CONFIG-1721', f'device={device!r} with a network in onnxruntime',
+                          where='device', why='it runs on the CPU', do='leave device out')

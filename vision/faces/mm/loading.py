@@ -14,6 +14,7 @@ from vision import zoo
 from vision.common.core.errors import VisionError
 from vision.common.mm.safe_files import is_data_config, read_safely
 from vision.common.nn.checkpoint import load_checkpoint, load_state
+from vision.common.nn.devices import find_device
 from vision.faces.nn.backbones.published import is_published, renamed
 from vision.registry import MODELS
 
@@ -28,8 +29,9 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
 
     Raises:
         VisionError: VIS-CONFIG-1083, VIS-CONFIG-1130 for a config without a recogniser,
-            VIS-ENV-1084 when the device is not there, and what reading weights raises.
+            VIS-ENV-515 when the device is not there, and what reading weights raises.
     """
+    device = find_device(device)
     if not Path(config).is_file():
         raise VisionError('VIS-CONFIG-1083', f'there is no config {config}',
                           do='give one of configs/faces')
@@ -52,8 +54,4 @@ def load_embedder(config: str | Path, checkpoint: str, *, with_flip: bool | None
                  for name, tensor in renamed(state, str(path)).items()}
     load_state(model, {name: tensor for name, tensor in state.items()
                        if not name.startswith('head.')}, where=str(path))
-    try:
-        return model.eval().embedder().to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise VisionError('VIS-ENV-1084', f'device {device!r} cannot be used: {error}',
-                          do='use --device cpu') from error
+    return model.eval().embedder().to(device).eval()

@@ -10,6 +10,7 @@ from vision import zoo
 from vision.common.core.errors import VisionError
 from vision.common.mm.launch import read_config
 from vision.common.nn.checkpoint import load_checkpoint, load_model, require_no_weights
+from vision.common.nn.devices import find_device
 from vision.lattice.mm.detector import LatticeDetector
 from vision.registry import MODELS
 
@@ -29,6 +30,7 @@ def load_lattice(config: str, checkpoint: str | None = None, *, cfg_options: dic
         VisionError: VIS-CONFIG-514 another model, VIS-CONFIG-324 no weights for networks,
             VIS-ENV-515 no such device, and what reading config and weights raises.
     """
+    device = find_device(device)
     content = read_config(argparse.Namespace(config=config, cfg_options=cfg_options, local_rank=0,
                                              launcher='none', work_dir=None))
     if content.get('model', {}).get('type') not in ('LatticeDetector', 'vision.LatticeDetector'):
@@ -42,10 +44,4 @@ def load_lattice(config: str, checkpoint: str | None = None, *, cfg_options: dic
     else:
         path = zoo.resolve(checkpoint)
         load_model(model, load_checkpoint(path), where=str(path))
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise VisionError('VIS-ENV-515', f'the device {device} cannot be used', where='--device',
-                          why=str(error).splitlines()[0],
-                          do='vision doctor lists the devices; cpu always works'
-                          ) from error
+    return model.to(device).eval()
