@@ -25,7 +25,7 @@ from torch import nn
 
 from vision.common.mm.runner import ExactRunner
 from vision.common.nn.checkpoint import load_checkpoint
-from vision.registry import DATASETS, HOOKS, MODELS
+from vision.registry import DATASETS, HOOKS, MODELS, import_rooms
 
 NUM_STEPS, INTERVAL = 40, 15
 NUM_HITS = {signal.SIGKILL: 50, signal.SIGTERM: 25, signal.SIGINT: 25}
@@ -82,7 +82,7 @@ def runs(scale: float, generator: random.Random) -> Iterable[dict]:
     did not end in 30 s, or whose finished steps were not saved.
     """
     import matplotlib.backends.backend_agg  # noqa: F401  children need not import it again
-    MODELS.import_from_location()
+    import_rooms()
     torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # imports a second's worth too
     gc.freeze()  # children would look through all of it for each data set
     mmengine.runner.runner.collect_env = dict  # two seconds of asking compilers, at every start

@@ -26,7 +26,7 @@ from vision.common.core.errors import VisionError
 from vision.common.mm.flexible import ExactFlexibleRunner
 from vision.common.mm.runner import ExactRunner
 from vision.common.nn.watchdog import ends_together
-from vision.registry import HOOKS, MODELS
+from vision.registry import HOOKS, import_rooms
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_RANKS, NUM_STEPS, NUM_WARM, NUM_MICROBATCHES = 2, 9, 4, 4
@@ -51,7 +51,7 @@ def training() -> list[dict[str, Any]]:
     if not (ROOT / 'data/imagenette160/train').is_dir():
         raise VisionError('VIS-DATA-1502', 'data/imagenette160 is not there',
                           where=str(ROOT / 'data'), do='datasets/README.md says where it is from')
-    MODELS.import_from_location()
+    import_rooms()
     tasks = [(config, size, name, strategy) for config, size, wrap in CONFIGS
              for name, strategy in methods(wrap).items()]
     return [row(*task) for task in track(tasks, 'training')]

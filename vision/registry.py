@@ -1,10 +1,15 @@
 """Registries of scope ``vision``, children of MMEngine's roots.
 
 ``vision.X`` and ``mmdet.Y`` can stand in one config. Rooms are named by strings, so that nothing
-below this file is imported before a registry is asked for a name.
+below this file is imported before a registry is asked for a name, and large rooms only for names
+of their own: half of the time in which a classifier's training starts.
 """
 
+from __future__ import annotations
+
+import importlib
 from pathlib import Path
+from typing import Any
 
 from mmengine import registry as root
 from mmengine.registry import Registry
@@ -12,12 +17,42 @@ from mmengine.registry import Registry
 from vision.common.core.references import register_finder
 
 # Only rooms that exist and register something: a missing one breaks every build.
-ROOMS = ('common', 'lattice', 'polynet', 'classify', 'faces', 'memory', 'pipeline')
-_LOCATIONS = [f'vision.{room}.mm' for room in ROOMS]
+ROOMS = ('common', 'polynet', 'classify', 'faces', 'memory')
+# Rooms that import large libraries, torch's pipelines (0.7 s) and mmdet (1.8 s), with all names
+# that they register: they are imported when one is asked for.
+LARGE_ROOMS = {
+    'pipeline': ('ZeroPPStrategy',),
+    'lattice': ('CocoVideoDataset', 'DrawDetections', 'LatticeDetector', 'LatticeTrainingSample',
+                'LoadVideoFrame', 'MMDetDetector', 'MixedVideoImageDataset', 'OnnxDetector',
+                'PackVideoFrame', 'RandomObjectCrop', 'VIDMetric', 'VideoClipSampler',
+                'VideoFrameSampler')}
+_ROOM_OF = {name: room for room, names in LARGE_ROOMS.items() for name in names}
 
 
-def _child(name: str, parent: Registry) -> Registry:
-    return Registry(name, parent=parent, scope='vision', locations=_LOCATIONS)
+class RoomRegistry(Registry):
+    """MMEngine's registry, but for when rooms are imported."""
+
+    def get(self, key: str) -> Any:
+        """As ``Registry.get``: what is registered under ``key``, or None."""
+        self.import_room_of(key.rpartition('.')[2])
+        return super().get(key)
+
+    def import_room_of(self, name: str) -> None:
+        """Import the rooms that may have registered ``name``."""
+        self.import_from_location()
+        if name in _ROOM_OF:
+            importlib.import_module(f'vision.{_ROOM_OF[name]}.mm')
+
+
+def import_rooms() -> None:
+    """All of them; in a process that forks, so that its children need not."""
+    for room in (*ROOMS, *LARGE_ROOMS):
+        importlib.import_module(f'vision.{room}.mm')
+
+
+def _child(name: str, parent: Registry) -> RoomRegistry:
+    return RoomRegistry(name, parent=parent, scope='vision',
+                        locations=[f'vision.{room}.mm' for room in ROOMS])
 
 
 RUNNERS = _child('runner', root.RUNNERS)

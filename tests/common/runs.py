@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 
 from vision.common.mm.runner import ExactRunner
-from vision.registry import MODELS
+from vision.registry import import_rooms
 
 NUM_STEPS = 17  # of 4 of 30 samples: two epochs and a step
 
@@ -43,7 +43,7 @@ def config(work_dir: Path, *, loop: str = 'iter', workers: int = 0, crash: int |
 
 def import_all() -> None:
     """What a run imports when it begins, so that forks need not: three seconds in each."""
-    MODELS.import_from_location()
+    import_rooms()
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     gc.freeze()  # MMEngine collects garbage for each data set, a third of a second over all this
 

@@ -22,7 +22,7 @@ from rank_processes import fork_ranks
 
 from vision.common.core.errors import VisionError
 from vision.common.mm.runner import ExactRunner
-from vision.registry import MODELS
+from vision.registry import import_rooms
 
 SGD = dict(type='sgd', momentum=0.9, weight_decay=1e-4)
 HEADS = dict(
@@ -128,6 +128,6 @@ def main(rank, num, folder):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    MODELS.import_from_location()  # what a run imports when it begins: once, not in each fork
+    import_rooms()  # what a run imports when it begins: once, not in each fork
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     fork_ranks(main)

@@ -38,7 +38,7 @@ from vision.common.core.config_values import check_amounts, check_class_names, c
 from vision.common.core.errors import VisionError
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.references import find_file
-from vision.common.mm.quiet import quieten
+from vision.common.mm.quiet import import_mmdet_quietly, quieten
 from vision.common.mm.safe_files import (
     is_data_config,
     read_plain_files_everywhere,
@@ -125,6 +125,8 @@ def read_config(args: argparse.Namespace) -> Config:
                           why=f'{type(error).__name__}: {error}',
                           do='mend the file; vision config prints what it says'
                           ) from error
+    if 'mmdet' in str(config.to_dict()):
+        import_mmdet_quietly()
     # MMEngine's Config is no Mapping: a walk over it would end at once and refuse nothing.
     check_top_level(_unread(config, path))
     if args.cfg_options:
@@ -304,6 +306,7 @@ def build_runner(config: Config) -> Runner:
 
 def _registered_names() -> set[str]:
     """Of all classes: ours, those of the library below, and those of its other children."""
+    registry.import_rooms()
     roots = {place.parent for place in vars(registry).values() if isinstance(place, Registry)}
     return {name for root in roots if root is not None
             for place in (root, *root.children.values()) for name in place.module_dict}

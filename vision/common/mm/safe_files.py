@@ -101,7 +101,10 @@ def _holds(place: Registry, scope: str, name: str) -> bool:
     with place.switch_scope_and_registry(scope) as there:
         node: Registry | None = there
         while node is not None:
-            node.import_from_location()
+            if isinstance(node, registry.RoomRegistry):
+                node.import_room_of(name)
+            else:
+                node.import_from_location()
             if name in node.module_dict:
                 return True
             node = node.parent
