@@ -292,6 +292,13 @@ def test_copies_beside_compute_against_copies_that_are_paid(trace, data):
         before = slow
 
 
+def test_what_has_left_last_of_values_that_are_needed_at_once_comes_back_last():
+    """It cannot be fetched earlier; the other can, and would keep it waiting."""
+    trace = random_step(116619, num_calls=6, shuffled=True, p_replayable=0.6)
+    plan = predict(trace, {1: 'swap', 2: 'swap'}, Link(1e18, 8.0, True))
+    assert plan.fetches == {1: 4, 2: 5} and plan.wait_seconds == 0
+
+
 BESIDE = [Link(2.0, 3.0, True), Link(0.5, 0.5, True), Link(8.0, 8.0, True, host_seconds=0.2)]
 
 

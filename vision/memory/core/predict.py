@@ -174,9 +174,11 @@ class Simulator:
 
     def _schedule(self, swaps: list[int], off_from: dict[int, int],
                   needs: dict[int, int]) -> dict[int, int]:
+        """From the last that is needed to the first, each before the one after it; of several
+        that are needed at once, those that have left last come back last."""
         fetches, limit = {}, float('inf')
         back = [v for v in swaps if v in needs]
-        for v in sorted(back, key=lambda v: (-needs[v], v)):
+        for v in sorted(back, key=lambda v: (-needs[v], -off_from[v], v)):
             limit = min(limit, self.start[needs[v]]) - self.bytes[v] / self.link.in_bytes_per_s
             moment = int(np.searchsorted(self.clock, limit + 1e-12, side='right'))
             fetches[v] = min(max(moment, off_from[v]), needs[v])
