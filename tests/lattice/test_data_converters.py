@@ -409,7 +409,7 @@ def test_readers_name_files_that_are_not_there(tmp_path):
         assert caught.value.code == 'VIS-DATA-229'
 
 
-@pytest.mark.parametrize('main', [VID, DET, MOT, OWN])
+@pytest.mark.parametrize('main', [VID, DET, MOT, OWN], ids=lambda main: main.__module__)
 def test_help_teaches(main, capsys):
     with pytest.raises(SystemExit) as caught:
         run(main, '--help')

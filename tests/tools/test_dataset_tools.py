@@ -168,7 +168,7 @@ def test_davis_boxes_from_masks(tmp_path):
     assert not list(tmp_path.glob('*other*'))
 
 
-@pytest.mark.parametrize('main', [check, browse])
+@pytest.mark.parametrize('main', [check, browse], ids=['check', 'browse'])
 def test_help_teaches(main, capsys):
     with pytest.raises(SystemExit) as caught:
         run(main, '--help')

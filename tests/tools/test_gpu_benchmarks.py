@@ -6,6 +6,7 @@ stands still.
 
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -172,9 +173,13 @@ ALL_WAYS = [('free', None), ('block checkpoint', None), ('ours recompute', 0.4),
 @pytest.fixture(scope='module')
 def of_memory(tmp_path_factory):
     """Rows of the transformer; all but the idle one are compared bit by bit, for a CPU can."""
+    tasks = memory.tasks
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, 'tasks', lambda *args, **options: [
+            replace(task, batch=8) for task in tasks(*args, **options)])
         patch.setattr(memory, 'COMPARED', {'transformer': (
             'free', 'block checkpoint', 'ours recompute', 'ours both')})
+        patch.setattr(memory, 'BLOCK_STEPS', 1)
         return run(memory, tmp_path_factory.mktemp('memory'), '--quick', '--models',
                    'transformer', '--rounds', '1', *NO_LIMIT)
 
@@ -373,9 +378,11 @@ def test_steps_for_which_no_time_is_left_say_so(monkeypatch):
 def test_a_detector_takes_a_step(monkeypatch):
     """Faster R-CNN on tiny pictures: its losses are added up and reach its first layer."""
     monkeypatch.setattr(training, 'WARM_UP', 0)
-    args = SimpleNamespace(device=CPU, steps=2, models=['faster_rcnn'], batch=2, size=0)
+    args = SimpleNamespace(device=CPU, steps=1, models=['faster_rcnn'], batch=2, size=0)
     (config, batch, size, variants), = training.models(args).values()
     assert (batch, size, variants) == (2, (800, 1344), ('default', 'float16'))
     training.init_default_scope('vision')
+    config['backbone'].update(depth=18)
+    config['neck'].update(in_channels=[64, 128, 256, 512])
     row = training.step_row(config, batch, (64, 96), 'default', args)
     assert row['step_ms'] > 0 and row['images_per_s'] == pytest.approx(2000 / row['step_ms'])
