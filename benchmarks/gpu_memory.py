@@ -144,14 +144,24 @@ class Bench:
         row['step_ms'] = self.step_ms(method)
         if method is self.free:
             self.free_row = row
-        row |= dict(peak_ratio=row['peak_mb'] / self.free_row['peak_mb'],
-                    step_ratio=row['step_ms'] / self.free_row['step_ms'],
+        row |= dict(peak_ratio=self.over_free(row, 'peak_mb'),
+                    step_ratio=self.over_free(row, 'step_ms'),
                     bit_equal=self.is_bit_equal(method)
                     if method.name in COMPARED.get(self.task.name, ()) else None)
         if row.get('num_ops'):
             row['overhead_us_per_op'] = 1e3 * (row['host_ms'] - self.free_row['host_ms']) \
                 / row['num_ops']
         return row | dict(seconds=time.perf_counter() - began)
+
+    def over_free(self, row: dict[str, Any], figure: str) -> float | None:
+        """None where the free step failed: what it has no room for may fit by another method."""
+        return row[figure] / self.free_row[figure] if self.free_row else None
+
+    def share_of_free(self, ratio: float) -> int:
+        """So much of the free step's peak, in bytes."""
+        if not self.free_row:
+            raise RuntimeError(f"a budget of {ratio} of the free step's peak: that step failed")
+        return int(ratio * 1e6 * self.free_row['peak_mb'])
 
     def peak(self, method: Method) -> int:
         """Bytes above those between steps."""
@@ -236,11 +246,11 @@ def rivals(name: str, device: torch.device) -> tuple[list[Callable[[Bench], Meth
     for which there may be time when all networks have had these."""
     def ours(actions: str, ratio: float) -> Callable[[Bench], Method]:
         return lambda bench: Ours(
-            f'ours {actions}', ratio, max(int(ratio * 1e6 * bench.free_row['peak_mb']), 1),
-            actions=actions, device=device)
+            f'ours {actions}', ratio, max(bench.share_of_free(ratio), 1), actions=actions,
+            device=device)
 
     def idle(bench: Bench) -> Method:
-        return Ours('ours, nothing to do', 2.0, int(2e6 * bench.free_row['peak_mb']) + 10**9,
+        return Ours('ours, nothing to do', 2.0, bench.share_of_free(2.0) + 10**9,
                     actions='recompute', device=device)
 
     def host(_: Bench) -> Method:

@@ -1,10 +1,10 @@
 """A classifier through tools/train.py and tools/test.py."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from vision.cli.analyze import main as analyze
 from vision.cli.eval import main as evaluate
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(tool, *arguments) -> None:
-    assert runpy.run_path(str(ROOT / 'tools' / tool))['main']([*map(str, arguments)]) == 0
+    assert load_script(f'tools/{tool}').main([*map(str, arguments)]) == 0
 
 
 @pytest.mark.slow

@@ -1,13 +1,12 @@
 """Glyphs from fonts built here: the choice of characters, the prepared folder, the data set."""
 
-import importlib.util
 import json
 import pickle
-import sys
 
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 from vision.faces.core.data.glyphs import PreparedGlyphs, warp_matrix
@@ -17,13 +16,8 @@ SPANS = {'one': 'ABCDEFGH', 'two': 'ABCDEFG', 'three': 'ABCDEF', 'out': 'ABCDEF'
 
 
 @pytest.fixture(scope='module')
-def tool(repository):
-    spec = importlib.util.spec_from_file_location('glyph_prepare',
-                                                  repository / 'datasets/glyphs/prepare.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    return load_script('datasets/glyphs/prepare.py')
 
 
 def build_font(path, characters, blank='', width=400):

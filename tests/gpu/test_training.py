@@ -5,7 +5,6 @@ A run takes the device that MMEngine finds, so the reference is made by hiding t
 
 import importlib
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
+from scripts import load_script
 
 from vision.common.mm.runner import ExactRunner
 from vision.common.nn.checkpoint import load_checkpoint
@@ -276,7 +276,7 @@ def test_a_recogniser_of_faces_trains(device, tmp_path, on_cpu):
 @pytest.fixture(scope='module')
 def sprites(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('sprites') / 'data'
-    prepare = runpy.run_path(str(ROOT / 'datasets/moving_sprites/prepare.py'))['main']
+    prepare = load_script('datasets/moving_sprites/prepare.py').main
     assert prepare(['--out', str(folder), '--num-train', '6', '--num-val', '1', '--num-frames',
                     '12', '--workers', '1']) == 0
     return folder

@@ -1,14 +1,13 @@
 """Each error code is raised at one place, says what to do, and stands in pages made from there."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from scripts import load_script
 
 from vision.common.core.error_codes import read_codes
 from vision.common.core.error_sites import BESIDE, Site, repeats
@@ -20,10 +19,7 @@ REPEATED = {'VIS-CKPT-303'}
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('error_pages', ROOT / 'tools/error_pages.py')
-    module = sys.modules['error_pages'] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script('tools/error_pages.py')
 
 
 @pytest.fixture(scope='module')

@@ -1,10 +1,10 @@
 """docs/reliability.md is what the rows and the marks in the tests make it."""
 
 import ast
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from vision.common.core.error_codes import read_codes
 
@@ -13,11 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('fault_table',
-                                                  ROOT / 'tools' / 'analysis' / 'fault_table.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script('tools/analysis/fault_table.py')
 
 
 def test_the_page_is_current(tool):

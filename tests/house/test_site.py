@@ -3,16 +3,16 @@
 import contextlib
 import io
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOL = runpy.run_path(str(ROOT / 'tools' / 'notebooks.py'))
+notebooks = load_script('tools/notebooks.py')
 # What each tutorial needs beside the base install.
 NEEDS = dict(own_video=['supervision', 'pandas'], own_classes=['mmdet'], train_lattice=['mmdet'],
              polynet_transfer=['mmengine'], faces=['torch', 'faiss'])
@@ -34,9 +34,9 @@ def test_the_site_builds_without_warnings(tmp_path):
         assert (tmp_path / 'site' / page).is_file(), page
 
 
-@pytest.mark.parametrize('page', TOOL['pages'](), ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', notebooks.pages(), ids=lambda page: page.stem)
 def test_a_notebook_is_its_page(page):
-    assert page.with_suffix('.ipynb').read_text() == TOOL['notebook'](page.read_text()), \
+    assert page.with_suffix('.ipynb').read_text() == notebooks.notebook(page.read_text()), \
         'run: python tools/notebooks.py'
 
 
@@ -66,7 +66,7 @@ def people(shared_data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('page', TOOL['pages'](), ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', notebooks.pages(), ids=lambda page: page.stem)
 def test_a_tutorial_runs(page, tmp_path, monkeypatch, request):
     for name in NEEDS.get(page.stem, ()):
         pytest.importorskip(name)
@@ -78,7 +78,7 @@ def test_a_tutorial_runs(page, tmp_path, monkeypatch, request):
     if page.stem == 'faces':
         request.getfixturevalue('people')
     space: dict = {}
-    for kind, content in TOOL['blocks'](page.read_text()):
+    for kind, content in notebooks.blocks(page.read_text()):
         if kind == 'python':
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(content, f'{page.name}', 'exec'), space)

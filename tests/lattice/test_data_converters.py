@@ -1,9 +1,9 @@
 """Every converter, and the prepare scripts that call them, on generated miniature trees."""
 
-import importlib.util
 import json
 import re
 import shutil
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +12,14 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
+from scripts import load_script
 
+from vision.cli import (
+    data_from_ilsvrc_det,
+    data_from_ilsvrc_vid,
+    data_from_mot,
+    data_from_video,
+)
 from vision.common.core.errors import VisionError
 from vision.lattice.core.cocovid import load_cocovid
 from vision.lattice.core.track_files import read_cvat_xml, read_mot_text, read_voc_xml
@@ -20,19 +27,14 @@ from vision.lattice.core.track_files import read_cvat_xml, read_mot_text, read_v
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def script(path: str):
-    spec = importlib.util.spec_from_file_location(path.replace('/', '_'), ROOT / f'{path}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+VID, DET = data_from_ilsvrc_vid.main, data_from_ilsvrc_det.main
+MOT, OWN = data_from_mot.main, data_from_video.main
+prepare_mot = load_script('datasets/mot/prepare.py').main
+prepare_vid = load_script('datasets/imagenet_vid/prepare.py').main
 
 
-def run(path: str, *args) -> int:
-    return script(path).main([str(arg) for arg in args])
-
-
-VID, DET = 'vision/cli/data_from_ilsvrc_vid', 'vision/cli/data_from_ilsvrc_det'
-MOT, OWN = 'vision/cli/data_from_mot', 'vision/cli/data_from_video'
+def run(main: Callable[[list[str]], int], *args) -> int:
+    return main([str(arg) for arg in args])
 
 
 # ImageNet ----------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def test_det_with_and_without_the_list(ilsvrc):
 
 
 def test_imagenet_prepare_is_all_or_nothing(ilsvrc):
-    prepare = ('datasets/imagenet_vid/prepare', '--root', ilsvrc, '--nproc', 1)
+    prepare = (prepare_vid, '--root', ilsvrc, '--nproc', 1)
     assert run(*prepare) == 0
     assert sorted(path.name for path in (ilsvrc / 'annotations').iterdir()) == [
         'imagenet_det_30plus1cls.json', 'imagenet_vid_train.json', 'imagenet_vid_val.json']
@@ -249,13 +251,13 @@ def test_mot_real_layout(shared_data, tmp_path):
 
 def test_mot_prepare_unzips_and_ends_without_a_trace_on_error(mot, tmp_path):
     archive = shutil.make_archive(str(tmp_path / 'MOT17'), 'zip', mot.parent, 'MOT')
-    assert run('datasets/mot/prepare', '--source', archive, '--out', tmp_path / 'data') == 0
+    assert run(prepare_mot, '--source', archive, '--out', tmp_path / 'data') == 0
     assert sorted(path.name for path in (tmp_path / 'data').iterdir()) == [
         'annotations', 'test', 'train']
     assert load_cocovid(tmp_path / 'data/annotations/half-train_cocoformat.json').num_frames == 2
     Path(archive).write_bytes(Path(archive).read_bytes()[:200])
     with pytest.raises(VisionError, match='cannot be unpacked'):
-        run('datasets/mot/prepare', '--source', archive, '--out', tmp_path / 'again')
+        run(prepare_mot, '--source', archive, '--out', tmp_path / 'again')
     assert not list(tmp_path.glob('*again*')) and not list(tmp_path.glob('.again*'))
 
 
@@ -369,7 +371,7 @@ def loader(name: str, split: str, root: Path):
 
 
 def test_the_config_of_imagenet_vid_trains_on_the_mix_and_tests_frames(ilsvrc):
-    assert run('datasets/imagenet_vid/prepare', '--root', ilsvrc, '--nproc', 1) == 0
+    assert run(prepare_vid, '--root', ilsvrc, '--nproc', 1) == 0
     for path in (ilsvrc / 'Annotations').rglob('*.xml'):
         image(ilsvrc / 'Data' / path.relative_to(ilsvrc / 'Annotations').with_suffix('.jpg'))
     for path in list((ilsvrc / 'Data').rglob('*.jpg')):
@@ -407,8 +409,8 @@ def test_readers_name_files_that_are_not_there(tmp_path):
         assert caught.value.code == 'VIS-DATA-229'
 
 
-@pytest.mark.parametrize('path', [VID, DET, MOT, OWN])
-def test_help_teaches(path, capsys):
+@pytest.mark.parametrize('main', [VID, DET, MOT, OWN], ids=lambda main: main.__module__)
+def test_help_teaches(main, capsys):
     with pytest.raises(SystemExit) as caught:
-        run(path, '--help')
+        run(main, '--help')
     assert caught.value.code == 0 and 'Example' in capsys.readouterr().out

@@ -3,7 +3,6 @@
 This file needs no torch; only the last test does, and skips without it.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 from vision.lattice.core.cocovid import CocoVidWriter, load_cocovid
@@ -66,20 +66,9 @@ def find_squares(image_bgr):
     return np.stack([x, y, x + w, y + h], axis=1), np.full(count - 1, 0.9), np.zeros(count - 1)
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope='module')
 def tool():
-    folder = ROOT / 'benchmarks'
-    sys.path.insert(0, str(folder))  # the folder of a script is on its path
-    yield load(folder / 'lattice_tradeoff.py')
-    sys.path.remove(str(folder))
+    return load_script('benchmarks/lattice_tradeoff.py')
 
 
 @pytest.fixture(scope='module')
@@ -216,7 +205,7 @@ def test_few_videos_have_no_interval_and_a_table_is_beside_the_rows(tool, square
 
 def test_the_picture_is_drawn(squares, content, tmp_path):
     pytest.importorskip('matplotlib')
-    plot = load(ROOT / 'benchmarks' / 'lattice_plot.py')
+    plot = load_script('benchmarks/lattice_plot.py')
     assert plot.main([f'{squares / "out" / "rows.json"}', '--out', f'{tmp_path / "a.png"}']) == 0
     image = cv2.imread(str(tmp_path / 'a.png'))
     assert image.shape[1] > 1000
@@ -327,7 +316,7 @@ def test_it_runs_in_the_light_environment(script):
 
 @pytest.mark.parametrize(('method', 'flow_parts'), [('flow', True), ('linear', False)])
 def test_the_parts_of_the_profile_add_up(squares, method, flow_parts, tmp_path):
-    tool = load(ROOT / 'benchmarks' / 'profile_lattice.py')
+    tool = load_script('benchmarks/profile_lattice.py')
     out = tmp_path / 'profile.json'
     assert tool.main([f'{squares / "v0"}', '--method', method, '--gap', '8', '--repeats', '1',
                       '--json', f'{out}']) == 0

@@ -1,7 +1,6 @@
 """Configs of each room train under a budget through tools/train.py, to the same weights."""
 
 import json
-import runpy
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 
 pytest.importorskip('mmdet')
 
@@ -47,7 +47,7 @@ def compare(repository, tmp_path, monkeypatch):
     torch.set_num_threads(1)
 
     def ends(config, options):
-        main = runpy.run_path('tools/train.py')['main']
+        main = load_script('tools/train.py').main
 
         def weights(folder, *more):
             assert main([str(config), '--work-dir', str(folder), '--cfg-options', *ONE_PROCESS,

@@ -1,6 +1,5 @@
 """benchmarks/memory.py, its picture and `vision memory`, on networks of a second."""
 
-import importlib.util
 import json
 import mmap
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 from torch import nn
 
 from vision.cli import memory as report
@@ -17,24 +17,9 @@ from vision.common.core.report import write_report
 from vision.memory.core.graph import Call, Trace, Value
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / 'benchmarks'
 
-
-def load(folder: str, name: str):
-    """A tool as its command runs it: its folder is where it finds its parts."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool',
-                                                  ROOT / folder / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
-
-
-memory, picture = load('benchmarks', 'memory'), load('benchmarks', 'plot_memory')
+memory = load_script('benchmarks/memory.py')
+picture = load_script('benchmarks/plot_memory.py')
 models, rivals = sys.modules['memory_models'], sys.modules['memory_rivals']
 
 

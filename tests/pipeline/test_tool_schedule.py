@@ -1,34 +1,15 @@
 """`vision pipeline` and the simulated part of benchmarks/pipeline.py."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from vision.cli import pipeline as tool
 from vision.common.core.errors import VisionError
 from vision.pipeline.core.tasks import COMPUTE, Costs
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load(folder: str, name: str):
-    """A tool as its command runs it: its folder is where it finds its parts."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool',
-                                                  ROOT / folder / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(ROOT / folder))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / folder))
-    return module
-
-
-benchmark = load('benchmarks', 'pipeline')
+benchmark = load_script('benchmarks/pipeline.py')
 SMALL = ['--ranks', '2', '--chunks', '2', '--microbatches', '4']
 
 

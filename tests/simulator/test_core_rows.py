@@ -1,7 +1,6 @@
 """Published rows: a generated file of the same columns stands for the real one."""
 
 import csv
-import importlib
 import json
 import os
 from dataclasses import replace
@@ -9,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 from vision.simulator.core.cluster import read_cluster
@@ -260,9 +260,8 @@ def test_rows_of_vtrain_are_read_with_their_lines(vtrain):
         read_vtrain(vtrain)
 
 
-def test_a_regression_finds_times_that_are_sums_of_its_counts(vtrain, path, tmp_path, capsys,
-                                                            monkeypatch):
-    tool = load_tool('simulator_vtrain', monkeypatch)
+def test_a_regression_finds_times_that_are_sums_of_its_counts(vtrain, path, tmp_path, capsys):
+    tool = load_script('benchmarks/simulator_vtrain.py')
     cases = [case_of(row, preset) for row in read_vtrain(vtrain)][:40]
     truth = [2e-14, 0.0, 1e-4, 3e-12, 5e-5, 1e-11, 0.0, 2e-11, 0.0]
     known = [replace(case, row={**case.row, 'value': str(1000 * sum(
@@ -277,8 +276,8 @@ def test_a_regression_finds_times_that_are_sums_of_its_counts(vtrain, path, tmp_
     assert scores['rest']['multi']['no fit']['count'] == 30
 
 
-def test_a_step_of_both_files_is_no_unseen_one(vtrain, path, tmp_path, monkeypatch):
-    tool = load_tool('simulator_vtrain', monkeypatch)
+def test_a_step_of_both_files_is_no_unseen_one(vtrain, path, tmp_path):
+    tool = load_script('benchmarks/simulator_vtrain.py')
     row = next(each for each in read_vtrain(vtrain) if int(each['id'][-5:]) % 4 == 2)
     lines = path.read_text().splitlines()
     names = lines[0].split(',')
@@ -299,13 +298,8 @@ def test_published_rows_are_all_predicted():
     assert len(predict_rows(rows, preset, constants)) == len(rows)
 
 
-def load_tool(name, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
-    return importlib.import_module(name)
-
-
-def test_the_tool_writes_rows_and_scores(path, tmp_path, capsys, monkeypatch):
-    tool = load_tool('simulator_rows', monkeypatch)
+def test_the_tool_writes_rows_and_scores(path, tmp_path, capsys):
+    tool = load_script('benchmarks/simulator_rows.py')
     report = tmp_path / 'report.json'
     parameters = ROOT / 'configs/clusters/fitted.yaml'
     assert tool.main(['--rows', str(path), '--parameters', str(parameters), '--json',

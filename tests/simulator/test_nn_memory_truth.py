@@ -1,10 +1,8 @@
 """Predicted peaks beside torch's own memory trackers, plain and sharded."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import load_script
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,14 +12,14 @@ from vision.simulator.core.strategy import StrategyTree
 from vision.simulator.nn.torch_private import fake_ranks
 from vision.simulator.nn.trace import trace
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
-from simulator_memory import Case, Free, compare, encoder, measured, mlp, small_conv_net
+tool = load_script('benchmarks/simulator_memory.py')
+Case, compare, measured, mlp = tool.Case, tool.compare, tool.measured, tool.mlp
 
 CASES = [Case('mlp', mlp, (64, 256), ('0', '1', '2', '3')),
          Case('many samples', mlp, (2048, 256), ('0', '2', '3')),
          Case('one unit', mlp, (32, 256), ()),
-         Case('conv net', small_conv_net, (8, 3, 32, 32), ('0', '1', '2')),
-         Case('encoder', encoder, (4, 32, 64), tuple(f'layers.{n}' for n in range(4)))]
+         Case('conv net', tool.small_conv_net, (8, 3, 32, 32), ('0', '1', '2')),
+         Case('encoder', tool.encoder, (4, 32, 64), tuple(f'layers.{n}' for n in range(4)))]
 
 
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
@@ -78,7 +76,7 @@ def test_recompute_of_a_strategy_takes_what_torchs_checkpoint_takes():
     tree = StrategyTree().split('', 'batch', 8).shard('', zero=3)
     tree.shard('layers.*', zero=3).recompute('layers.*')
     graph = trace(Checkpointed(False), torch.empty(512, 64))
-    program = compile_strategy(graph, tree, Free(), Settings(optimizer_form='single'))
+    program = compile_strategy(graph, tree, tool.Free(), Settings(optimizer_form='single'))
     with fake_ranks(8):
         judge = measured(Case('', lambda: Checkpointed(True), (512, 64), LAYERS), True)['Total']
         plain = measured(Case('', lambda: Checkpointed(False), (512, 64), LAYERS), True)['Total']

@@ -1,19 +1,12 @@
 """What the benchmark of schedules makes of its measurements; nothing is run or timed here."""
 
-import sys
-
 import pytest
+from scripts import load_script
 
 
 @pytest.fixture(scope='module')
-def measurement(repository):
-    folder = str(repository / 'benchmarks')
-    sys.path.insert(0, folder)
-    try:
-        import simulator_schedules
-        return simulator_schedules
-    finally:
-        sys.path.remove(folder)
+def measurement():
+    return load_script('benchmarks/simulator_schedules.py')
 
 
 def test_the_overhead_is_the_one_that_explains_the_measurement(measurement):

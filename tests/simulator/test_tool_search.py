@@ -1,16 +1,12 @@
 """What the benchmark of the search writes; processes of its own and times are left out here."""
 
-import sys
-
 import pytest
+from scripts import load_script
 
 
 @pytest.fixture
-def measurement(repository, monkeypatch):
-    monkeypatch.syspath_prepend(str(repository / 'benchmarks'))
-    import simulator_search
-    yield simulator_search
-    sys.modules.pop('simulator_search')
+def measurement():
+    return load_script('benchmarks/simulator_search.py')
 
 
 def test_rows_have_the_search_its_judge_and_a_step(measurement, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import threading
 
 import cv2
 import pytest
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 from vision.stream.io.live_reader import LiveReader, NetworkCapture, require_camera
@@ -12,13 +13,7 @@ from vision.stream.io.loopback import LoopbackServer
 
 @pytest.fixture
 def camera(mpegts):
-    import importlib.util
-    from pathlib import Path
-    spec = importlib.util.spec_from_file_location('rtsp_server',
-                                                  Path(__file__).with_name('rtsp_server.py'))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.RtspCamera(mpegts(60), seconds=1.5)
+    return load_script('tests/stream/rtsp_server.py').RtspCamera(mpegts(60), seconds=1.5)
 
 
 @pytest.mark.fault('R24')

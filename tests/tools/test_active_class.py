@@ -1,30 +1,17 @@
 """The benchmark of active-class selection runs, and its fidelity figures mean what they say."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.checkpoint import save_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'benchmarks' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-bench_tool, plot_tool = load('active_class'), load('plot_active_class')
+bench_tool = load_script('benchmarks/active_class.py')
+plot_tool = load_script('benchmarks/plot_active_class.py')
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,13 @@
 """The check of the cost model: rates are measured, both counts tried, rows say what they are."""
 
 import json
-import sys
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
-import active_class_break_even as tool
+from scripts import load_script
 
 from vision.faces.core.select.break_even import HeadPlan, Machine, break_even
+
+tool = load_script('benchmarks/active_class_break_even.py')
 
 
 def test_half_and_twice_the_number_are_measured(tmp_path, monkeypatch):

@@ -4,17 +4,16 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
-import active_class_experiment as tool
-import active_class_task as task
+tool = load_script('benchmarks/active_class_experiment.py')
+task = sys.modules['active_class_task']
 
 SMALL = replace(task.Settings(), num_classes=200, batch=8, trunk_steps=3, steps=4, warmup=2,
                 num_scored=32)
@@ -189,7 +188,7 @@ def test_a_run_is_the_same_again():
 
 
 def test_the_picture_is_drawn(finished, tmp_path):
-    import plot_active_class_experiment as plot
+    plot = load_script('benchmarks/plot_active_class_experiment.py')
     assert plot.main([str(finished[0] / 'x.json'), '--out', str(tmp_path / 'x.png')]) == 0
     assert (tmp_path / 'x.png').stat().st_size > 5000
     (tmp_path / 'none.json').write_text(json.dumps(dict(rows=[])))

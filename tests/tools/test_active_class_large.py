@@ -1,27 +1,22 @@
 """The benchmark of rows that fit once runs, and a resumed process ends with the same rows."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import torch
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
+tool = load_script('benchmarks/active_class_large.py')
 
-def load():
-    path = ROOT / 'benchmarks' / 'active_class_large.py'
-    spec = importlib.util.spec_from_file_location('active_class_large', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_both_optimizers_are_measured_and_resumed_from_one_file(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     threads = torch.get_num_threads()
     out = tmp_path / 'r.json'
-    assert load().main(['--classes', '20000', '--dim', '16', '--lists', '32', '--steps', '4',
+    assert tool.main(['--classes', '20000', '--dim', '16', '--lists', '32', '--steps', '4',
                         '--active', '300', '--batch', '32', '--json', str(out)]) == 0
     torch.set_num_threads(threads)
     rows = json.loads(out.read_text())['rows']
@@ -37,7 +32,7 @@ def test_both_optimizers_are_measured_and_resumed_from_one_file(tmp_path, monkey
 
 def test_rows_have_the_structure_of_identities():
     rows = torch.empty(20_000, 16)
-    load().fill(rows, seed=0)
+    tool.fill(rows, seed=0)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
     near = (rows[:50] @ rows.T).topk(20).indices
     assert (rows[:50] @ rows.T).topk(20).values.mean() > 0.6

@@ -1,9 +1,9 @@
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 from vision.common.nn.live_memory import LiveMemory
@@ -12,15 +12,7 @@ from vision.polynet.core.arch import PRESETS, Arch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('backbone_benchmark',
-                                                  ROOT / 'benchmarks' / 'backbone.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-tool = load_tool()
+tool = load_script('benchmarks/backbone.py')
 
 
 @pytest.fixture

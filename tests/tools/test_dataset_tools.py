@@ -1,30 +1,31 @@
 """The checker, the browser, and the sets that are made without a converter."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from scripts import load_script
 
+from vision.cli.data_check import main as check
 from vision.common.core.errors import VisionError
 from vision.lattice.core.cocovid import check_cocovid, load_cocovid
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECK = 'vision/cli/data_check'
-BROWSE = 'tools/browse_dataset'
+
+browse = load_script('tools/browse_dataset.py').main
+prepare_davis = load_script('datasets/davis_boxes/prepare.py').main
+prepare_sprites = load_script('datasets/moving_sprites/prepare.py').main
 
 
-def run(path: str, *args) -> int:
-    spec = importlib.util.spec_from_file_location(path.replace('/', '_'), ROOT / f'{path}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(arg) for arg in args])
+def run(main: Callable[[list[str]], int], *args) -> int:
+    return main([str(arg) for arg in args])
 
 
 def image(path: Path, size=(64, 48)) -> None:
@@ -35,7 +36,7 @@ def image(path: Path, size=(64, 48)) -> None:
 @pytest.fixture(scope='module')
 def sprites(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('sprites') / 'moving_sprites'
-    assert run('datasets/moving_sprites/prepare', '--out', out, '--num-train', 2, '--num-val', 1,
+    assert run(prepare_sprites, '--out', out, '--num-train', 2, '--num-val', 1,
                '--num-frames', 8, '--workers', 1) == 0
     return out
 
@@ -44,11 +45,11 @@ def test_moving_sprites_are_complete_and_in_order(sprites):
     for split, count in (('train', 2), ('val', 1)):
         file = sprites / 'annotations' / f'{split}.json'
         assert check_cocovid(json.loads(file.read_text())) == []
-        assert run(CHECK, file, '--images', sprites / split, '--decode', '--stats') == 0
+        assert run(check, file, '--images', sprites / split, '--decode', '--stats') == 0
         assert load_cocovid(file).num_frames == 8 * count
     assert not list(sprites.parent.glob('.moving*'))
     with pytest.raises(VisionError, match='exists already'):
-        run('datasets/moving_sprites/prepare', '--out', sprites)
+        run(prepare_sprites, '--out', sprites)
 
 
 def test_several_processes_give_the_same_files(sprites, tmp_path):
@@ -66,7 +67,7 @@ def test_the_checker_names_file_id_and_rule_and_ends_with_4(sprites, tmp_path, c
     data['annotations'][0]['bbox'] = [1, 2, float('nan'), 4]
     file = tmp_path / 'bad.json'
     file.write_text(json.dumps(data))
-    assert run(CHECK, file) == 4
+    assert run(check, file) == 4
     printed = capsys.readouterr().out
     assert f'ERROR {file}: annotations 1: box-nan: ' in printed and '1 errors' in printed
 
@@ -77,15 +78,15 @@ def test_the_checker_tells_notes_from_errors_and_looks_at_images(sprites, tmp_pa
     data['annotations'][0]['bbox'] = [-3, 2, 30, 40]
     file = tmp_path / 'note.json'
     file.write_text(json.dumps(data))
-    assert run(CHECK, file, '--images', tmp_path / 'val') == 0
-    assert run(CHECK, file, '--strict') == 4
+    assert run(check, file, '--images', tmp_path / 'val') == 0
+    assert run(check, file, '--strict') == 4
     first, second = (tmp_path / 'val' / data['images'][i]['file_name'] for i in (0, 1))
     first.unlink()
     second.write_bytes(second.read_bytes()[:900])
     image(tmp_path / 'val' / data['images'][2]['file_name'], size=(32, 32))
-    assert run(CHECK, file, '--images', tmp_path / 'val') == 4
+    assert run(check, file, '--images', tmp_path / 'val') == 4
     assert 'missing-image: 1' in capsys.readouterr().out
-    assert run(CHECK, file, '--images', tmp_path / 'val', '--decode') == 4
+    assert run(check, file, '--images', tmp_path / 'val', '--decode') == 4
     printed = capsys.readouterr().out
     assert 'broken-image: 2' in printed and 'image-size: 1' in printed
 
@@ -93,14 +94,14 @@ def test_the_checker_tells_notes_from_errors_and_looks_at_images(sprites, tmp_pa
 def test_a_sheet_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path):
     source = '--ann', tmp_path / 'none.json', '--images', tmp_path
     with pytest.raises(VisionError, match='VIS-INPUT-226'):
-        run(BROWSE, *source, '--sheet', tmp_path / 'a.txt')
+        run(browse, *source, '--sheet', tmp_path / 'a.txt')
     with pytest.raises(VisionError, match='VIS-ENV-109'):
-        run(BROWSE, *source, '--mp4', tmp_path)
+        run(browse, *source, '--mp4', tmp_path)
 
 
 def test_browse_draws_a_sheet_and_a_video(sprites, tmp_path):
     ann = ('--ann', sprites / 'annotations/train.json', '--images', sprites / 'train')
-    assert run(BROWSE, *ann, '--sheet', tmp_path / 'a' / 'sheet.png', '--columns', 3, '--mp4',
+    assert run(browse, *ann, '--sheet', tmp_path / 'a' / 'sheet.png', '--columns', 3, '--mp4',
                tmp_path / 'a' / 'v.mp4', '--video', 'train_0001') == 0
     sheet = cv2.imread(str(tmp_path / 'a' / 'sheet.png'))
     assert sheet.shape == (480, 960, 3)
@@ -120,15 +121,15 @@ def test_browse_takes_a_config_and_refuses_what_is_not_there(sprites, tmp_path):
     config.write_text(f'val_dataloader = dict(dataset=dict(data_root={str(sprites)!r}, '
                       "ann_file='annotations/val.json', data_prefix=dict(img='val'), "
                       "metainfo=dict(classes=('ring', 'star'))))")
-    assert run(BROWSE, config, '--mode', 'annotations', '--sheet', tmp_path / 'a.jpg') == 0
+    assert run(browse, config, '--mode', 'annotations', '--sheet', tmp_path / 'a.jpg') == 0
     assert (tmp_path / 'a.jpg').exists()
     with pytest.raises(VisionError, match='no test_dataloader'):
-        run(BROWSE, config, '-m', 'annotations', '--split', 'test', '--sheet',
+        run(browse, config, '-m', 'annotations', '--split', 'test', '--sheet',
             tmp_path / 'a.jpg')
     with pytest.raises(VisionError, match="no video 'x'"):
-        run(BROWSE, config, '--mp4', tmp_path / 'a.mp4', '--video', 'x')
+        run(browse, config, '--mp4', tmp_path / 'a.mp4', '--video', 'x')
     with pytest.raises(SystemExit):
-        run(BROWSE, config, '--mode', 'annotations')
+        run(browse, config, '--mode', 'annotations')
 
 
 def test_browse_shows_training_samples_of_videos_and_of_their_frames(sprites, tmp_path, capsys,
@@ -137,14 +138,14 @@ def test_browse_shows_training_samples_of_videos_and_of_their_frames(sprites, tm
     names = 'lattice/lattice_frcnn-tiny_t8-s2', 'detectors/faster-rcnn_r18-tiny'
     for name, last in zip(names, ('middle', 'PackDetInputs'), strict=True):
         out = tmp_path / f'{last}.png'
-        assert run(BROWSE, ROOT / f'configs/{name}_moving-sprites.py', '-n', 2, '-m', 'pipeline',
+        assert run(browse, ROOT / f'configs/{name}_moving-sprites.py', '-n', 2, '-m', 'pipeline',
                    '--sheet', out, '--output-dir', tmp_path / last, '--cfg-options',
                    f'train_dataloader.dataset.data_root={sprites}/') == 0
         assert f'-> {last}' in capsys.readouterr().out
         assert cv2.imread(str(out)).std() > 10
         assert len(list((tmp_path / last).glob('*.jpg'))) == 2
     with pytest.raises(VisionError, match='no val_dataloader'):
-        run(BROWSE, ROOT / 'configs/faces/mobilefacenet_ivf_folder.py', '--phase', 'val')
+        run(browse, ROOT / 'configs/faces/mobilefacenet_ivf_folder.py', '--phase', 'val')
 
 
 def test_davis_boxes_from_masks(tmp_path):
@@ -156,20 +157,19 @@ def test_davis_boxes_from_masks(tmp_path):
         path = tmp_path / 'D/Annotations/480p/bear' / f'{number:05d}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), mask * (number == 0))
-    prepare = 'datasets/davis_boxes/prepare'
-    assert run(prepare, '--source', tmp_path / 'D', '--out', tmp_path / 'out') == 0
+    assert run(prepare_davis, '--source', tmp_path / 'D', '--out', tmp_path / 'out') == 0
     data = load_cocovid(tmp_path / 'out' / 'annotations' / 'train.json')
     video = data.videos[0]
     assert video.frame(0).boxes_xyxy.tolist() == [[20, 10, 40, 30]]
     assert data.classes[video.frame(0).labels[0]] == 'bear' and not len(video.frame(1).labels)
     assert (tmp_path / 'out' / 'JPEGImages' / video.frame(1).file_name).is_file()
     with pytest.raises(VisionError, match='no sequence of DAVIS'):
-        run(prepare, '--source', tmp_path / 'nothing', '--out', tmp_path / 'other')
+        run(prepare_davis, '--source', tmp_path / 'nothing', '--out', tmp_path / 'other')
     assert not list(tmp_path.glob('*other*'))
 
 
-@pytest.mark.parametrize('path', [CHECK, BROWSE])
-def test_help_teaches(path, capsys):
+@pytest.mark.parametrize('main', [check, browse], ids=['check', 'browse'])
+def test_help_teaches(main, capsys):
     with pytest.raises(SystemExit) as caught:
-        run(path, '--help')
+        run(main, '--help')
     assert caught.value.code == 0 and 'Example' in capsys.readouterr().out

@@ -1,30 +1,21 @@
 """tools/demo.py, tools/demo_train.py and tools/environment.py: what is done is not done again."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 
 
-def module_of(repository, name):
-    spec = importlib.util.spec_from_file_location(name, repository / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def demo():
+    return load_script('tools/demo.py')
 
 
 @pytest.fixture
-def demo(repository):
-    return module_of(repository, 'demo')
-
-
-@pytest.fixture
-def environment(repository, tmp_path, monkeypatch):
-    module = module_of(repository, 'environment')
+def environment(tmp_path, monkeypatch):
+    module = load_script('tools/environment.py')
     monkeypatch.setattr(module, 'STAMP', tmp_path / 'ready')
     monkeypatch.setattr(module, 'LIGHT_STAMP', tmp_path / 'ready-light')
     module.made = []
@@ -63,8 +54,7 @@ def test_a_step_without_its_product_has_failed(demo, tmp_path):
 
 
 def test_the_demos_write_into_folders_of_their_own(demo, repository, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'demo', demo)
-    train = module_of(repository, 'demo_train')
+    train = load_script('tools/demo_train.py')
     for module, names in ((demo, ('clip', 'video')), (train, ('moving_sprites', 'video'))):
         assert all(module.OUT in step.product.parents for step in module.steps())
         assert {step.product.relative_to(module.OUT).parts[0] for step in module.steps()} >= set(

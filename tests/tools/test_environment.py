@@ -4,21 +4,18 @@ import configparser
 import os
 import re
 import zipfile
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from scripts import load_script
 
 PYTHONS = ('py311', 'py312')
 
 
 @pytest.fixture
-def tool(repository):
-    spec = spec_from_file_location('environment', repository / 'tools' / 'environment.py')
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    return load_script('tools/environment.py')
 
 
 @pytest.fixture

@@ -1,20 +1,17 @@
 """The benchmark of long lists, on short ones: what it makes is what verify_faces takes."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 
 
 @pytest.fixture
-def tool(repository, monkeypatch):
-    path = repository / 'benchmarks/face_protocols.py'
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def tool(monkeypatch):
+    module = load_script('benchmarks/face_protocols.py')
     for name, value in dict(PEOPLE=2_000, PICTURES=9_000, TEMPLATES=5_000, PAIRS=20_000).items():
         monkeypatch.setattr(module, name, value)
     return module

@@ -1,23 +1,19 @@
 """Omniglot, ORL and LFW as they are published, read by the data sets of the face room."""
 
-import importlib.util
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 from vision.registry import DATASETS
 
 
 @pytest.fixture(scope='module')
-def omniglot(repository):
-    path = repository / 'datasets' / 'omniglot' / 'prepare.py'
-    spec = importlib.util.spec_from_file_location('omniglot_prepare', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def omniglot():
+    return load_script('datasets/omniglot/prepare.py').main
 
 
 def archive(path, names):

@@ -1,6 +1,5 @@
 """Every reader over spoiled files for some seconds; and a fuzzer that sees what it must see."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 
@@ -17,10 +17,7 @@ TOOL = Path(__file__).resolve().parents[2] / 'benchmarks' / 'fuzz_readers.py'
 
 @pytest.fixture(scope='module')
 def fuzzer():
-    spec = importlib.util.spec_from_file_location('fuzz_readers', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script('benchmarks/fuzz_readers.py')
 
 
 def counts(fuzzer, reader, number=20):

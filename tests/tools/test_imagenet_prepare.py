@@ -1,19 +1,15 @@
 """datasets/imagenet/prepare.py on a generated miniature tree."""
 
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.io import savemat
+from scripts import load_script
 
 from vision.classify.mm.datasets import ImageNet1k
 from vision.common.core.errors import VisionError
 
-SCRIPT = Path(__file__).parents[2] / 'datasets/imagenet/prepare.py'
-spec = importlib.util.spec_from_file_location('imagenet_prepare', SCRIPT)
-prepare = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare)
+prepare = load_script('datasets/imagenet/prepare.py')
 
 WNIDS = ('n01', 'n02', 'n03')
 # The devkit's numbers are in another order than the sorted wnids.

@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
+from scripts import load_script
 
 from vision.common.core.boxes import iou_matrix
 from vision.common.core.errors import VisionError
@@ -16,13 +16,8 @@ needs_photos = pytest.mark.skipif(importlib.util.find_spec('skimage') is None,
 
 
 @pytest.fixture(scope='module')
-def clip(repository):
-    spec = importlib.util.spec_from_file_location(
-        'photo_clip', repository / 'datasets' / 'photo_clip' / 'prepare.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['photo_clip'] = module
-    spec.loader.exec_module(module)
-    return module
+def clip():
+    return load_script('datasets/photo_clip/prepare.py')
 
 
 @pytest.fixture(scope='module')

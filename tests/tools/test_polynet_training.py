@@ -1,6 +1,5 @@
 """The PolyNet training experiment on generated images, and its figures by hand."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,21 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 
 from vision.common.core.errors import VisionError
 
-ROOT = Path(__file__).parents[2]
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-experiment = load('benchmarks/polynet_training.py')
-plot = load('benchmarks/plot_polynet_training.py')
+experiment = load_script('benchmarks/polynet_training.py')
+plot = load_script('benchmarks/plot_polynet_training.py')
 
 
 def row(run, seed, losses, top1=50.0):
