@@ -30,7 +30,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fuzz_inputs import READERS, Reader
+from fuzz_annotations import ANNOTATIONS
+from fuzz_inputs import FILES
+from fuzz_mutators import Reader
+from fuzz_tables import TABLES
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
@@ -41,6 +44,7 @@ from vision.common.core.report import (
     write_report,
 )
 
+READERS = ANNOTATIONS | FILES | TABLES
 MEMORY_BYTES, HANG_S = 2 << 30, 5.0
 STARVED_S = 60.0  # on a busy machine a process may wait: it hangs when it computes that long
 BATCH = 5000  # inputs of one process; the state is saved after each
