@@ -192,11 +192,12 @@ def partial_fc_seeds(folder: Path) -> list[bytes]:
 
 
 def folder_seeds(folder: Path) -> list[bytes]:
-    """A checkpoint of one rank as a folder: manifest, content, the rank's own part."""
+    """A checkpoint of one rank as a folder."""
     import torch
 
     from vision.common.nn.checkpoint_folder import save_folder
     save_folder(dict(state_dict=dict(w=torch.ones(2, 3)), meta=dict(iter=3)), folder / 'own',
+                spread=('state_dict',),
                 parts=dict(rng=dict(states=[1, 2], tensor=torch.ones(2))), iter=3)
     own, *names = _FOLDER
     whole = [(folder / 'own' / name).read_bytes() for name in names]
@@ -234,6 +235,20 @@ def classifier_seeds(folder: Path) -> list[bytes]:
         h.set_model_props(model, dict(names="['a', 'b', 'c']") | ours)
         seeds.append(model.SerializeToString())
     return seeds
+
+
+def convolution_seeds(folder: Path) -> list[bytes]:
+    """One convolution with its Swish."""
+    import onnx
+    h, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = h.make_graph(
+        [h.make_node('Conv', ['x', 'w', 'b'], ['c'], kernel_shape=[3, 3], pads=[1] * 4),
+         h.make_node('Sigmoid', ['c'], ['s']), h.make_node('Mul', ['c', 's'], ['y'])], 'g',
+        [h.make_tensor_value_info('x', kind, [1, 3, 8, 8])],
+        [h.make_tensor_value_info('y', kind, [1, 2, 8, 8])],
+        [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
+         for name, shape in (('w', (2, 3, 3, 3)), ('b', (2,)))])
+    return [h.make_model(graph, opset_imports=[h.make_opsetid('', 17)]).SerializeToString()]
 
 
 def zip_seeds(folder: Path) -> list[bytes]:
@@ -345,6 +360,11 @@ def read_onnx(path: Path) -> None:
     OnnxDetector(path, decoding='yolov8', threads=1).detect(np.zeros((48, 64, 3), np.uint8))
 
 
+def read_convolutions(path: Path) -> None:
+    from vision.lattice.mm.yolox_import import read_convolutions
+    read_convolutions(path)
+
+
 def read_classifier(path: Path) -> None:
     from vision.classify.runtime.onnx_classifier import OnnxClassifier
     OnnxClassifier(path)([np.zeros((48, 64, 3), np.uint8)])
@@ -354,11 +374,6 @@ def read_embedder(path: Path) -> None:
     from vision.faces.runtime.onnx_embedder import OnnxEmbedder
     embedder = OnnxEmbedder(path)
     embedder([np.zeros((embedder.size, embedder.size, 3), np.uint8)])
-
-
-def read_convolutions(path: Path) -> None:
-    from vision.lattice.mm.yolox_import import read_convolutions
-    read_convolutions(path)
 
 
 def read_partial_fc(path: Path) -> None:
@@ -412,7 +427,8 @@ def read_archive(path: Path) -> None:
     unpack(path, out)
 
 
-_FOLDER = ('manifest.json', 'run.pth', 'rng-0-of-1.pt')
+_FOLDER = ('manifest.json', 'run.pth', 'rng-0-of-1.pt',
+           'shard-00001-model-00001-of-00001.safetensors')
 _LINES = (line,)
 _PICKLES = (inside_zip(opcode, '.pkl'), opcode, inside_zip(plain_inside, ''))
 FILES = {
@@ -426,7 +442,7 @@ FILES = {
     'safetensors': Reader(safetensors_seeds, read_checkpoint, '.safetensors',
                           structured=(header,)),
     'checkpoint-folder': Reader(folder_seeds, read_folder, '.folder',
-                                structured=(in_one_file(json_node, *_PICKLES),)),
+                                structured=(in_one_file(json_node, *_PICKLES, header),)),
     'partial-fc': Reader(partial_fc_seeds, read_partial_fc, '.pt', structured=_PICKLES,
                          words=OPCODES),
     'pickle': Reader(plain_pickle_seeds, read_plain, '.pkl', structured=(opcode,), words=OPCODES),
@@ -446,7 +462,7 @@ FILES = {
     'clip': Reader(video_seeds, read_clip, '.video'),
     'classifier': Reader(classifier_seeds, read_classifier, '.onnx'),
     'embedder': Reader(classifier_seeds, read_embedder, '.onnx'),
-    'convolutions': Reader(onnx_seeds, read_convolutions, '.onnx'),
+    'convolutions': Reader(convolution_seeds, read_convolutions, '.onnx'),
     'onnx': Reader(onnx_seeds, read_onnx, '.onnx'),
     'zip': Reader(zip_seeds, read_archive, '.zip', structured=(archive_name,)),
     'tar': Reader(tar_seeds, read_archive, '.tar', words=(b'2', b'../x'))}

@@ -139,6 +139,7 @@ def fuzz(name: str, row: dict, seed: int, number: int) -> None:
 def _watch(pipe: int, child: int, row: dict) -> tuple[str, int]:
     """Count what a child tells until it ends; ('', _), or ('crash' or 'hang', input)."""
     content, current, since, cpu = b'', row['inputs'], time.monotonic(), 0.0
+    is_fed = False  # before the first input it imports what the reader needs
     while True:
         ready, _, _ = select.select([pipe], [], [], HANG_S / 5)
         if ready:
@@ -146,10 +147,11 @@ def _watch(pipe: int, child: int, row: dict) -> tuple[str, int]:
             if not data:
                 break
             content, current = _count(content + data, row, current)
-            since, cpu = time.monotonic(), _cpu_s(child)
+            since, cpu, is_fed = time.monotonic(), _cpu_s(child), True
             continue
         waited = time.monotonic() - since
-        if waited > HANG_S and (_cpu_s(child) - cpu > HANG_S * 0.8 or waited > STARVED_S):
+        is_busy = is_fed and waited > HANG_S and _cpu_s(child) - cpu > HANG_S * 0.8
+        if is_busy or waited > STARVED_S:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return 'hang', current
