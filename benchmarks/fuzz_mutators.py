@@ -33,7 +33,8 @@ _NEXT_FILE = b'\x1c next file \x1c'
 @dataclass(frozen=True)
 class Reader:
     """``seeds(folder)``: whole files; ``read(path)``: raises VisionError or nothing else;
-    ``structured``: mutators that know the form, bytes -> bytes (None: not this file)."""
+    ``structured``: mutators that know the form, bytes -> bytes (None: not this file); ``needs``:
+    a module that takes seconds to import, which readers share."""
 
     seeds: Callable[[Path], list[bytes]]
     read: Callable[[Path], object]
@@ -41,6 +42,7 @@ class Reader:
     is_annotation: bool = False
     structured: tuple[Callable[[bytes, random.Random], bytes | None], ...] = ()
     words: tuple[bytes, ...] = ()
+    needs: str = ''
 
     def mutated(self, seeds: Sequence[bytes], generator: random.Random) -> bytes:
         return mutated(seeds, generator, structured=self.structured, words=self.words)

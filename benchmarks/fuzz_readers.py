@@ -13,6 +13,7 @@ seed, the name and i alone: --reader NAME --only I shows one.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import random
@@ -72,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.only is not None:
         return show_one(READERS[names[0]], names[0], args.seed, args.only)
     rows = read_state(args.state)
-    for name in names:
+    for name in sorted(names, key=lambda name: READERS[name].needs):  # those without come first
+        if READERS[name].needs:
+            importlib.import_module(READERS[name].needs)
         kinds = [other for other in READERS
                  if READERS[other].is_annotation == READERS[name].is_annotation]
         share = (args.annotations if READERS[name].is_annotation else args.inputs) / len(kinds)
