@@ -1,110 +1,35 @@
-"""Readers, and whole files of each kind, for ``fuzz_readers.py``."""
+"""Readers of weights, configs, pictures, videos and archives, and whole files of each, for
+``fuzz_readers.py``."""
 
 from __future__ import annotations
 
 import io
 import json
 import pickle
-import random
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from fuzz_mutators import (
     OPCODES,
+    YAML_WORDS,
+    Reader,
     archive_name,
-    element,
     header,
+    in_one_file,
     inside_zip,
     json_node,
     line,
-    mutated,
     opcode,
+    packed,
     plain_inside,
+    unpacked,
 )
 
 
-@dataclass(frozen=True)
-class Reader:
-    """``seeds(folder)``: whole files; ``read(path)``: raises VisionError or nothing else;
-    ``structured``: mutators that know the form, bytes -> bytes (None: not this file)."""
-
-    seeds: Callable[[Path], list[bytes]]
-    read: Callable[[Path], object]
-    suffix: str
-    is_annotation: bool = False
-    structured: tuple[Callable[[bytes, random.Random], bytes | None], ...] = ()
-    words: tuple[bytes, ...] = ()
-
-    def mutated(self, seeds: Sequence[bytes], generator: random.Random) -> bytes:
-        return mutated(seeds, generator, structured=self.structured, words=self.words)
-
-
 # Whole files of each kind -----------------------------------------------------------------------
-def cocovid_seeds(folder: Path) -> list[bytes]:
-    from vision.lattice.core.cocovid import CocoVidWriter
-    writer = CocoVidWriter(('cat', 'dog'), encode_names=('n1', 'n2'))
-    for video in range(2):
-        writer.add_video(f'v{video}', width=64, height=48, fps=25)
-        for t in range(3):
-            writer.add_frame(f'v{video}/{t:06d}.jpg', boxes_xyxy=[[1 + t, 2, 20, 30]] * (t < 2),
-                             labels=[video] * (t < 2), instance_ids=[1] * (t < 2))
-    return [json.dumps(writer.to_dict()).encode()]
-
-
-def voc_seeds(folder: Path) -> list[bytes]:
-    box = ''.join(f'<{key}>{value}</{key}>' for key, value in
-                  dict(xmin=1, ymin=2, xmax=30, ymax=40).items())
-    item = f'<object><trackid>1</trackid><name>n02084071</name><bndbox>{box}</bndbox>' \
-           '<occluded>1</occluded><generated>0</generated></object>'
-    return [f'<annotation><folder>f</folder><size><width>64</width><height>48</height></size>'
-            f'{item * 2}</annotation>'.encode()]
-
-
-def cvat_seeds(folder: Path) -> list[bytes]:
-    boxes = ''.join(f'<box frame="{t}" outside="{int(t == 9)}" occluded="0" xtl="{t}" ytl="2" '
-                    'xbr="30.5" ybr="40"></box>' for t in (0, 4, 9))
-    return [f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>'
-            f'<track id="0" label="cat">{boxes}</track></annotations>'.encode()]
-
-
-def mot_seeds(folder: Path) -> list[bytes]:
-    return [b'1,1,10,20,30,40,1,1,1\n2,1,11,20,30,40,1,1,0.5\n2,2,1.5,2,3,4,0,7,1\n',
-            b'1,-1,10,20,30,40,0.9,-1,-1,-1\n']
-
-
-def seqinfo_seeds(folder: Path) -> list[bytes]:
-    return [b'[Sequence]\nname=a\nimDir=img1\nframeRate=25\nseqLength=3\nimWidth=64\n'
-            b'imHeight=48\nimExt=.jpg\n']
-
-
-def label_seeds(folder: Path) -> list[bytes]:
-    return [b'a/1.jpg 0\na/2.jpg 0\nb/1.jpg 1\n', b'a b/1.jpg\t0\nc/2.jpg\t1\n']
-
-
-def class_seeds(folder: Path) -> list[bytes]:
-    return [b'a/1.jpg 0\na 2.jpg 0\nb/1.jpg 1\n']
-
-
-def pair_seeds(folder: Path) -> list[bytes]:
-    lines = ''.join(f'a/{i}.jpg b/{i}.jpg {i % 2}\n' for i in range(24))
-    lfw = '2\t2\n' + ('Ann\t1\t2\nBob\t1\t3\nAnn\t1\tBob\t2\nBob\t1\tAnn\t4\n') * 2
-    return [lines.encode(), lfw.encode()]
-
-
-def subject_seeds(folder: Path) -> list[bytes]:
-    return [b'TEMPLATE_ID,SUBJECT_ID,FILENAME\n1,10,a.jpg\n2,11,"b, c.jpg"\n1,10,d.jpg\n']
-
-
-def template_seeds(folder: Path) -> list[bytes]:
-    return [b''.join(b'%d %d %d\n' % (row, row % 7, row % 2) for row in range(30)),
-            b'1\t2\t0\r\n\r\n2147483647\t0\t1']
-
-
 def glyph_seeds(folder: Path) -> list[bytes]:
     return [json.dumps(dict(size=4, num_classes=2, characters=[65, 66, 67], num_images=5,
                             styles=[['a', 'a.ttf', 0], ['b', 'b.ttf', 0]], num_train_styles=1,
@@ -245,6 +170,87 @@ def onnx_seeds(folder: Path) -> list[bytes]:
     return [model.SerializeToString()]
 
 
+def partial_fc_seeds(folder: Path) -> list[bytes]:
+    """One rank's file of InsightFace's three generations."""
+    import torch
+    weight, backbone = torch.nn.Parameter(torch.ones(5, 4)), torch.nn.Linear(3, 4)
+    contents = [dict(weight=weight.data, weight_mom=weight.data / 2), weight.data]
+    for kind, options in ((torch.optim.SGD, dict(momentum=0.9)), (torch.optim.AdamW, {})):
+        optimizer = kind([dict(params=backbone.parameters()), dict(params=[weight])], lr=0.1,
+                         **options)
+        weight.sum().backward()
+        optimizer.step()
+        contents.append(dict(
+            epoch=1, global_step=5, state_dict_backbone=backbone.state_dict(),
+            state_dict_softmax_fc=dict(weight=weight.data),
+            state_optimizer=optimizer.state_dict(), state_lr_scheduler=dict(last_epoch=5)))
+    seeds = []
+    for content in contents:
+        torch.save(content, target := io.BytesIO())
+        seeds.append(target.getvalue())
+    return seeds
+
+
+def folder_seeds(folder: Path) -> list[bytes]:
+    """A checkpoint of one rank as a folder."""
+    import torch
+
+    from vision.common.nn.checkpoint_folder import save_folder
+    save_folder(dict(state_dict=dict(w=torch.ones(2, 3)), meta=dict(iter=3)), folder / 'own',
+                spread=('state_dict',),
+                parts=dict(rng=dict(states=[1, 2], tensor=torch.ones(2))), iter=3)
+    own, *names = _FOLDER
+    whole = [(folder / 'own' / name).read_bytes() for name in names]
+    manifest = json.loads((folder / 'own' / own).read_bytes())
+    sealed = packed((folder / 'own' / own).read_bytes(), *whole)
+    del manifest['seal']  # changes are met by more than the seal
+    return [sealed, packed(json.dumps(manifest), *whole)]
+
+
+def plain_pickle_seeds(folder: Path) -> list[bytes]:
+    content = dict(metainfo=dict(classes=('a', 'b')), data_list=[dict(
+        img_path='a.jpg', gt_label=1, box=np.ones(4, np.float32), size=np.int64(3))])
+    return [pickle.dumps(content, protocol=protocol) for protocol in (0, 2, 4)]
+
+
+def python_seeds(folder: Path) -> list[bytes]:
+    (folder / 'base.py').write_text('model = dict(type="A", size=dict(a=1, b=[2, 3]))\n')
+    return [b'_base_ = ["base.py"]\nmodel = dict(size=dict(_delete_=True, c=(1, -2.5)), f=x())\n'
+            b'optim_wrapper = {"type": "X", **dict(lr=1e-3)}\n_note = 1\nx: int = _base_.model\n']
+
+
+def classifier_seeds(folder: Path) -> list[bytes]:
+    """Pictures to the means of their channels, with and without what our export writes."""
+    import onnx
+    h, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = h.make_graph(
+        [h.make_node('GlobalAveragePool', ['x'], ['mean']),
+         h.make_node('Flatten', ['mean'], ['y'])], 'g',
+        [h.make_tensor_value_info('x', kind, [1, 3, 8, 8])],
+        [h.make_tensor_value_info('y', kind, [1, 3])])
+    seeds = []
+    for ours in ({}, dict(preparation='[{"type": "Resize", "scale": [8, 8]}]', gives='logits',
+                          unknown_logit='0.5')):
+        model = h.make_model(graph, opset_imports=[h.make_opsetid('', 17)], ir_version=8)
+        h.set_model_props(model, dict(names="['a', 'b', 'c']") | ours)
+        seeds.append(model.SerializeToString())
+    return seeds
+
+
+def convolution_seeds(folder: Path) -> list[bytes]:
+    """One convolution with its Swish."""
+    import onnx
+    h, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = h.make_graph(
+        [h.make_node('Conv', ['x', 'w', 'b'], ['c'], kernel_shape=[3, 3], pads=[1] * 4),
+         h.make_node('Sigmoid', ['c'], ['s']), h.make_node('Mul', ['c', 's'], ['y'])], 'g',
+        [h.make_tensor_value_info('x', kind, [1, 3, 8, 8])],
+        [h.make_tensor_value_info('y', kind, [1, 2, 8, 8])],
+        [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
+         for name, shape in (('w', (2, 3, 3, 3)), ('b', (2,)))])
+    return [h.make_model(graph, opset_imports=[h.make_opsetid('', 17)]).SerializeToString()]
+
+
 def zip_seeds(folder: Path) -> list[bytes]:
     target = io.BytesIO()
     with zipfile.ZipFile(target, 'w', zipfile.ZIP_DEFLATED) as archive:
@@ -267,55 +273,6 @@ def tar_seeds(folder: Path) -> list[bytes]:
 
 
 # Readers ----------------------------------------------------------------------------------------
-def read_cocovid(path: Path) -> None:
-    from vision.lattice.core.cocovid import load_cocovid
-    from vision.lattice.core.cocovid_stats import statistics
-    statistics(load_cocovid(path, bad_boxes='drop'))
-
-
-def read_voc(path: Path) -> None:
-    from vision.lattice.core.track_files import read_voc_xml
-    read_voc_xml(path)
-
-
-def read_cvat(path: Path) -> None:
-    from vision.lattice.core.track_files import read_cvat_xml
-    read_cvat_xml(path)
-
-
-def read_mot(path: Path) -> None:
-    from vision.lattice.core.track_files import read_mot_text
-    read_mot_text(path)
-
-
-def read_seqinfo(path: Path) -> None:
-    from vision.lattice.core.mot import read_seqinfo
-    folder = path.with_suffix('')
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(path, folder / 'seqinfo.ini')
-    read_seqinfo(folder)
-
-
-def read_labels(path: Path) -> None:
-    from vision.faces.core.data.image_lists import read_label_list
-    read_label_list(path, path.parent)
-
-
-def read_classes(path: Path) -> None:
-    from vision.classify.core.folders import read_image_list
-    read_image_list(path, num_classes=2)
-
-
-def read_pairs(path: Path) -> None:
-    from vision.faces.core.data.pairs import read_pairs
-    read_pairs(path)
-
-
-def read_subjects(path: Path) -> None:
-    from vision.faces.core.evaluate.protocols import read_ijb_subjects
-    read_ijb_subjects(path)
-
-
 def read_index(path: Path) -> None:
     from vision.faces.core.data.recordio import FaceRecords
     _read_records(FaceRecords(path.parent / 'own.rec', path))
@@ -346,11 +303,6 @@ def read_class_index(path: Path) -> None:
     if isinstance(state, dict):
         restore_index(make_spec('ivf', 4, num_lists=2), state,
                       torch.arange(40.).reshape(10, 4).cos())
-
-
-def read_templates(path: Path) -> None:
-    from vision.faces.core.evaluate.protocols import read_triples
-    read_triples(path)
 
 
 def read_glyphs(path: Path) -> None:
@@ -408,6 +360,66 @@ def read_onnx(path: Path) -> None:
     OnnxDetector(path, decoding='yolov8', threads=1).detect(np.zeros((48, 64, 3), np.uint8))
 
 
+def read_convolutions(path: Path) -> None:
+    from vision.lattice.mm.yolox_import import read_convolutions
+    read_convolutions(path)
+
+
+def read_classifier(path: Path) -> None:
+    from vision.classify.runtime.onnx_classifier import OnnxClassifier
+    OnnxClassifier(path)([np.zeros((48, 64, 3), np.uint8)])
+
+
+def read_embedder(path: Path) -> None:
+    from vision.faces.runtime.onnx_embedder import OnnxEmbedder
+    embedder = OnnxEmbedder(path)
+    embedder([np.zeros((embedder.size, embedder.size, 3), np.uint8)])
+
+
+def read_partial_fc(path: Path) -> None:
+    from vision.faces.nn.store.class_store import build_store
+    from vision.faces.nn.store.partial_fc import read_partial_fc
+    shutil.rmtree(folder := path.with_name('run'), ignore_errors=True)
+    name = 'checkpoint_gpu_0' if b'state_' in path.read_bytes() else 'rank_0_softmax_weight'
+    first, = states = read_partial_fc(unpacked(path, folder, [f'{name}.pt']))[0]
+    store = build_store(first['num_classes'], first['dim'], optimizer=first['optimizer'])
+    store.load_ranges(states)
+
+
+def read_folder(path: Path) -> None:
+    from vision.common.nn.checkpoint import load_checkpoint
+    from vision.common.nn.checkpoint_folder import load_folder
+    folder = unpacked(path, path.with_name('checkpoint'), _FOLDER)
+    load_folder(folder)  # also what a manifest speaks for is not believed
+    load_checkpoint(folder)
+
+
+def read_plain(path: Path) -> None:
+    """MMEngine's ``load`` of annotation files, as ours leaves it."""
+    import mmengine
+
+    from vision.common.mm.safe_files import read_plain_files_everywhere
+    read_plain_files_everywhere()
+    mmengine.load(path)
+
+
+def read_python(path: Path) -> None:
+    from vision.common.core.config_files import model_type, unread_variables
+    model_type(path)
+    unread_variables(path, frozenset(['model']))
+
+
+def read_upload(path: Path) -> None:
+    from vision.web.limits import Limits, read_picture
+    read_picture(path, Limits())
+
+
+def read_clip(path: Path) -> None:
+    from vision.web.limits import Limits, check_clip, first_frame
+    check_clip(path, Limits())
+    first_frame(path)
+
+
 def read_archive(path: Path) -> None:
     from vision.common.core.archives import unpack
     out = path.parent / 'unpacked'
@@ -415,38 +427,46 @@ def read_archive(path: Path) -> None:
     unpack(path, out)
 
 
+_FOLDER = ('manifest.json', 'run.pth', 'rng-0-of-1.pt',
+           'shard-00001-model-00001-of-00001.safetensors')
 _LINES = (line,)
 _PICKLES = (inside_zip(opcode, '.pkl'), opcode, inside_zip(plain_inside, ''))
-READERS = {
-    'cocovid': Reader(cocovid_seeds, read_cocovid, '.json', True, (json_node,)),
-    'voc': Reader(voc_seeds, read_voc, '.xml', True, (element,)),
-    'cvat': Reader(cvat_seeds, read_cvat, '.xml', True, (element,)),
-    'mot': Reader(mot_seeds, read_mot, '.txt', True, _LINES),
-    'seqinfo': Reader(seqinfo_seeds, read_seqinfo, '.ini', True, _LINES, (b'%(imdir)s', b'[x]')),
-    'labels': Reader(label_seeds, read_labels, '.txt', True, _LINES),
-    'classes': Reader(class_seeds, read_classes, '.txt', True, _LINES),
-    'pairs': Reader(pair_seeds, read_pairs, '.txt', True, _LINES),
-    'subjects': Reader(subject_seeds, read_subjects, '.csv', True, _LINES),
-    'template-pairs': Reader(template_seeds, read_templates, '.txt', True, _LINES),
+FILES = {
     'glyphs': Reader(glyph_seeds, read_glyphs, '.json', structured=(json_node,)),
     'embeddings': Reader(embedding_seeds, read_rows, '.npy'),
     'record-index': Reader(index_seeds, read_index, '.idx', True, _LINES),
     'records': Reader(record_seeds, read_records, '.rec', words=(b'\x0a\x23\xd7\xce',)),
     'checkpoint': Reader(checkpoint_seeds, read_checkpoint, '.pth', structured=_PICKLES,
-                         words=OPCODES),
-    'class-index': Reader(checkpoint_seeds, read_class_index, '.pth', structured=_PICKLES[:1]),
+                         words=OPCODES, needs='torch'),
+    'class-index': Reader(checkpoint_seeds, read_class_index, '.pth', structured=_PICKLES[:1],
+                          needs='torch'),
     'safetensors': Reader(safetensors_seeds, read_checkpoint, '.safetensors',
-                          structured=(header,)),
+                          structured=(header,), needs='torch'),
+    'checkpoint-folder': Reader(folder_seeds, read_folder, '.folder',
+                                structured=(in_one_file(json_node, *_PICKLES, header),),
+                                needs='torch'),
+    'partial-fc': Reader(partial_fc_seeds, read_partial_fc, '.pt', structured=_PICKLES,
+                         words=OPCODES, needs='torch'),
+    'pickle': Reader(plain_pickle_seeds, read_plain, '.pkl', structured=(opcode,), words=OPCODES,
+                     needs='mmengine.runner'),
+    'yaml': Reader(yaml_seeds, read_plain, '.yaml', structured=_LINES, words=YAML_WORDS,
+                   needs='mmengine.runner'),
     'insightface-bin': Reader(bin_seeds, read_bin, '.bin', structured=(opcode,), words=OPCODES),
     'gallery': Reader(gallery_seeds, read_gallery, '.npz',
                       structured=(inside_zip(plain_inside, '.npy'),)),
-    'config-yaml': Reader(yaml_seeds, read_config, '.yaml', structured=_LINES, words=(
-        b'!!python/object/apply:os.system [x]', b'&a [*a]', b'_base_: x.yaml', b'<<: ', b'!!set',
-        b'custom_imports: {}', b'? ', b': ', b'2001-01-01')),
+    'config-yaml': Reader(yaml_seeds, read_config, '.yaml', structured=_LINES, words=YAML_WORDS),
     'config-json': Reader(json_config_seeds, read_config, '.json', structured=(json_node,)),
+    'config-python': Reader(python_seeds, read_python, '.py', structured=_LINES, words=(
+        b'{{ fileDirname }}', b'model = ', b'_base_ = ', b'_base_ = "input.py"\n', b'**',
+        b'-' * 9000, b'dict(')),
     'zoo-index': Reader(zoo_seeds, read_zoo, '.yml', structured=_LINES),
     'image': Reader(image_seeds, read_image, '.img'),
     'video': Reader(video_seeds, read_video, '.video', words=(b'ffconcat version 1.0\n',)),
+    'upload': Reader(image_seeds, read_upload, '.img'),
+    'clip': Reader(video_seeds, read_clip, '.video'),
+    'classifier': Reader(classifier_seeds, read_classifier, '.onnx'),
+    'embedder': Reader(classifier_seeds, read_embedder, '.onnx'),
+    'convolutions': Reader(convolution_seeds, read_convolutions, '.onnx', needs='mmengine.runner'),
     'onnx': Reader(onnx_seeds, read_onnx, '.onnx'),
     'zip': Reader(zip_seeds, read_archive, '.zip', structured=(archive_name,)),
     'tar': Reader(tar_seeds, read_archive, '.tar', words=(b'2', b'../x'))}

@@ -1,4 +1,5 @@
-"""Ways to spoil a file, of any bytes and of forms that they know, for ``fuzz_readers.py``."""
+"""Ways to spoil a file, of any bytes and of forms that they know, for ``fuzz_readers.py``; and
+what it must know of a reader."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ import random
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 BOUNDS = (0, 1, -1, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
           2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**12, 10**30)
@@ -18,7 +23,58 @@ TEXT_NUMBERS = (*(str(number) for number in BOUNDS), '9' * 5000, '1e400', '-1e40
 VALUES = (None, True, False, 0, 1, -1, 0.5, float('nan'), float('inf'), 2**31, 2**53, 2**63, 2**64,
           10**30, '', 'x', '..', '../../etc/passwd', '/etc/passwd', 'C:\\x', 'a\0b', 'ü' * 50, [],
           {}, [[]], [None], {'id': 1}, [1, 2, 3, 4], [0.0, 0.0, float('nan'), 1.0])
+YAML_WORDS = (b'!!python/object/apply:os.system [x]', b'&a [*a]', b'_base_: x.yaml', b'<<: ',
+              b'!!set', b'custom_imports: {}', b'? ', b': ', b'2001-01-01', b'2001-13-45',
+              b'!!int ', b'!!float x', b'!!binary x', b'.nan', b'.inf', b'0o9', b'1:99')
 MAX_CHANGES = 4
+_NEXT_FILE = b'\x1c next file \x1c'
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``seeds(folder)``: whole files; ``read(path)``: raises VisionError or nothing else;
+    ``structured``: mutators that know the form, bytes -> bytes (None: not this file); ``needs``:
+    a module that takes seconds to import, which readers share."""
+
+    seeds: Callable[[Path], list[bytes]]
+    read: Callable[[Path], object]
+    suffix: str
+    is_annotation: bool = False
+    structured: tuple[Callable[[bytes, random.Random], bytes | None], ...] = ()
+    words: tuple[bytes, ...] = ()
+    needs: str = ''
+
+    def mutated(self, seeds: Sequence[bytes], generator: random.Random) -> bytes:
+        return mutated(seeds, generator, structured=self.structured, words=self.words)
+
+
+def packed(*contents: str | bytes) -> bytes:
+    """Files that are read together, as one input."""
+    return _NEXT_FILE.join(one.encode() if isinstance(one, str) else one for one in contents)
+
+
+def unpacked(path: Path, folder: Path, names: Sequence[str]) -> Path:
+    """The files of ``packed`` in ``folder``, which is given back; what the input has not is not
+    there."""
+    contents = path.read_bytes().split(_NEXT_FILE, len(names) - 1)
+    for name, content in zip(names, [*contents, *[None] * len(names)], strict=False):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            target.unlink(missing_ok=True)
+        else:
+            target.write_bytes(content)
+    return folder
+
+
+def in_one_file(*mutators: Callable) -> Callable:
+    """One of the ``packed`` files is changed by one of ``mutators``."""
+    def changed(data: bytes, generator: random.Random) -> bytes | None:
+        contents = data.split(_NEXT_FILE)
+        at = generator.randrange(len(contents))
+        contents[at] = generator.choice(mutators)(contents[at], generator) or contents[at]
+        return packed(*contents)
+    return changed
 
 
 def mutated(seeds: Sequence[bytes], generator: random.Random, *,
@@ -226,6 +282,16 @@ def inside_zip(mutate: Callable, name_end: str) -> Callable:
 
 def plain_inside(data: bytes, generator: random.Random) -> bytes:
     return generator.choice((flip, cut, repeat, number, text_number))(data, generator, [data], ())
+
+
+def json_array(data: bytes, generator: random.Random) -> bytes | None:
+    """JSON as the bytes of a NumPy array."""
+    try:
+        text = json_node(np.load(io.BytesIO(data), allow_pickle=False).tobytes(), generator)
+    except Exception:  # it was spoiled before
+        return None
+    np.save(target := io.BytesIO(), np.frombuffer(text or b'{}', np.uint8))
+    return target.getvalue()
 
 
 def header(data: bytes, generator: random.Random) -> bytes | None:

@@ -13,6 +13,7 @@ seed, the name and i alone: --reader NAME --only I shows one.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import random
@@ -30,7 +31,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fuzz_inputs import READERS, Reader
+from fuzz_annotations import ANNOTATIONS
+from fuzz_inputs import FILES
+from fuzz_mutators import Reader
+from fuzz_tables import TABLES
 
 from vision.common.core.errors import VisionError, command_parser, run_cli
 from vision.common.core.files import atomic_write
@@ -41,6 +45,7 @@ from vision.common.core.report import (
     write_report,
 )
 
+READERS = ANNOTATIONS | FILES | TABLES
 MEMORY_BYTES, HANG_S = 2 << 30, 5.0
 STARVED_S = 60.0  # on a busy machine a process may wait: it hangs when it computes that long
 BATCH = 5000  # inputs of one process; the state is saved after each
@@ -68,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.only is not None:
         return show_one(READERS[names[0]], names[0], args.seed, args.only)
     rows = read_state(args.state)
-    for name in names:
+    for name in sorted(names, key=lambda name: READERS[name].needs):  # those without come first
+        if READERS[name].needs:
+            importlib.import_module(READERS[name].needs)
         kinds = [other for other in READERS
                  if READERS[other].is_annotation == READERS[name].is_annotation]
         share = (args.annotations if READERS[name].is_annotation else args.inputs) / len(kinds)
@@ -135,6 +142,7 @@ def fuzz(name: str, row: dict, seed: int, number: int) -> None:
 def _watch(pipe: int, child: int, row: dict) -> tuple[str, int]:
     """Count what a child tells until it ends; ('', _), or ('crash' or 'hang', input)."""
     content, current, since, cpu = b'', row['inputs'], time.monotonic(), 0.0
+    is_fed = False  # before the first input it imports what the reader needs
     while True:
         ready, _, _ = select.select([pipe], [], [], HANG_S / 5)
         if ready:
@@ -142,10 +150,11 @@ def _watch(pipe: int, child: int, row: dict) -> tuple[str, int]:
             if not data:
                 break
             content, current = _count(content + data, row, current)
-            since, cpu = time.monotonic(), _cpu_s(child)
+            since, cpu, is_fed = time.monotonic(), _cpu_s(child), True
             continue
         waited = time.monotonic() - since
-        if waited > HANG_S and (_cpu_s(child) - cpu > HANG_S * 0.8 or waited > STARVED_S):
+        is_busy = is_fed and waited > HANG_S and _cpu_s(child) - cpu > HANG_S * 0.8
+        if is_busy or waited > STARVED_S:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return 'hang', current

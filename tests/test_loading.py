@@ -123,11 +123,15 @@ def test_the_task_of_an_onnx_file(tmp_path, shape, metadata, task):
     ("_base_ = 'base.py'\nmodel = dict(depth=3)", 'classify'),
     ("_base_ = ['base.py']\nmodel = dict(type='mmdet.YOLOX')", 'detect'),
     ("_base_ = ['base.py']\nmodel = dict(_delete_=True, type=kind)", ''),
-    ('def broken(:', '')])
+    ('def broken(:', ''), (b'model = "\xff"', ''), ('model = ' + '-' * 9000 + '1', ''),
+    ('model = ' + '-' * 700 + '1', ''), ('_base_ = 3', ''), ('_base_ = [3, "\\0.py"]', ''),
+    (f'_base_ = "{"b" * 300}.py"', ''), ('_base_ = {[]: 1}', '')],
+    ids=lambda text: repr(text[:40]))
 def test_the_task_of_a_config_without_running_it(tmp_path, text, task):
     from vision.loading import _task_of
     (tmp_path / 'base.py').write_text("model = dict(type='ImageClassifier')\n1 / 0\n")
-    (tmp_path / 'config.py').write_text(text + '\n')
+    (tmp_path / 'config.py').write_bytes((text if isinstance(text, bytes) else text.encode())
+                                         + b'\n')
     assert _task_of(tmp_path / 'config.py') == task
 
 

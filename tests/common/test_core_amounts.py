@@ -32,7 +32,8 @@ def test_a_text_that_is_no_amount(text):
 
 
 @pytest.mark.parametrize('value', [0, -1, 0.0, -0.4, 1.5, 2.0, True, False, math.nan, math.inf,
-                                   None, [1], '0GB', '-3GB', '0.1B', '0%', '101%'])
+                                   None, [1], '0GB', '-3GB', '0.1B', '0%', '101%',
+                                   '9' * 300 + 'TB'])
 def test_an_amount_that_is_not_possible(value):
     with pytest.raises(VisionError) as caught:
         parse_budget(value)

@@ -81,8 +81,17 @@ def test_the_stock_reader_asks_for_room_for_what_a_header_promises(tmp_path):
 def test_archives_that_are_packed_lack_a_name_or_are_none(tmp_path):
     npz(tmp_path / 'x.npz', "{'descr': '|b1', 'fortran_order': False, 'shape': (10000000,)}",
         bytes(10_000_000), packed=True)
+    raw = (tmp_path / 'x.npz').read_bytes()
     with pytest.raises(ValueError, match='packed'):
-        read_npz((tmp_path / 'x.npz').read_bytes(), ['a'])
+        read_npz(raw, ['a'])
+    assert len(read_npz(raw, most_bytes=10_001_000)['a']) == 10_000_000
+    with pytest.raises(ValueError, match='more than 10000000 bytes'):
+        read_npz(raw, most_bytes=10_000_000)
+    np.savez_compressed(tmp_path / 'y.npz', a=np.random.default_rng(0).integers(0, 9, 3000))
+    packed = bytearray((tmp_path / 'y.npz').read_bytes())
+    packed[300:340] = bytes(40)
+    with pytest.raises(ValueError):
+        read_npz(bytes(packed), most_bytes=1 << 30)
     with pytest.raises(ValueError, match='has no'):
         read_npz((tmp_path / 'x.npz').read_bytes(), ['b'])
     content = io.BytesIO()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -75,3 +76,58 @@ def test_what_is_missing_damaged_or_something_else_is_refused(tmp_path):
     for name in ('none.json', 'm.json', 'm.npz', 'evil.npz'):
         with pytest.raises(VisionError, match='VIS-DATA-1781'):
             read_predictions(tmp_path / name)
+
+
+@pytest.mark.fault('R32')
+@pytest.mark.parametrize('change', [
+    dict(arrays=[]), dict(arrays={'a': 3}), dict(samples=['x']), dict(samples={'a': 1}),
+    dict(about='x'), dict(arrays=dict(a=dict(dtype='float32', ndim=1e400))),
+    dict(arrays=dict(a=dict(dtype='O', ndim=1))), dict(arrays=dict(a=dict(dtype=['x'], ndim=1))),
+    dict(arrays=dict(a=dict(dtype='U900000000', ndim=1))),
+    dict(samples=[dict(a=dict(shape=[10**6, 10**6]))]), dict(samples=[dict(a=[10**30])])],
+    ids=lambda change: json.dumps(change)[:60])
+def test_a_json_file_is_not_believed(tmp_path, change):
+    whole = dict(format='vision-predictions-1', about={}, samples=[dict(a=[1])],
+                 arrays=dict(a=dict(dtype='int64', ndim=1)))
+    path = tmp_path / 'p.json'
+    path.write_text(json.dumps(whole))
+    assert len(read_predictions(path)[0]) == 1
+    path.write_text(json.dumps(whole | change).replace('NaN', '1e400'))
+    with pytest.raises(VisionError, match='VIS-DATA-1781'):
+        read_predictions(path)
+
+
+@pytest.mark.fault('R32')
+@pytest.mark.parametrize('header', [
+    b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,)}",
+    b"{'descr': '<i8', 'fortran_order': False, 'shape': (" + b'9' * 30 + b',)}', b"{'descr': ("])
+def test_what_an_array_promises_is_not_believed(tmp_path, header):
+    path = tmp_path / 'p.npz'
+    write_predictions(path, SAMPLES)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in content if name.endswith(':rows.npy'))
+    content[name] = b'\x93NUMPY\1\0' + len(header).to_bytes(2, 'little') + header + bytes(16)
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    with pytest.raises(VisionError, match='VIS-DATA-1781'):
+        read_predictions(path)
+
+
+def test_many_equal_predictions_come_back(tmp_path):
+    """Arrays of zeros shrink to a thousandth: a bound on what is unpacked must let them pass."""
+    write_predictions(tmp_path / 'p.npz', [dict(mask=np.zeros((100, 100), bool))] * 200)
+    assert len(read_predictions(tmp_path / 'p.npz')[0]) == 200
+
+
+def test_damage_inside_of_a_packed_array_is_told(tmp_path):
+    path = tmp_path / 'p.npz'
+    rows = np.random.default_rng(0).integers(0, 9, 3000)
+    write_predictions(path, [dict(a=rows)])
+    raw = bytearray(path.read_bytes())
+    middle = raw.index(b'a:values') + 200
+    raw[middle:middle + 40] = bytes(40)
+    path.write_bytes(raw)
+    with pytest.raises(VisionError, match='VIS-DATA-1781'):
+        read_predictions(path)

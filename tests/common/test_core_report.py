@@ -167,3 +167,14 @@ def test_experiments_go_on_from_rows_that_name_their_commit(tmp_path):
     path.write_text(path.read_text().replace('"x": 1', '"x": 3'))
     with pytest.raises(VisionError, match='VIS-DATA-1752[^$]*sha256'):
         earlier_report(path)
+
+
+@pytest.mark.parametrize('text', ['[' * 5000, '[]', '3', '{"rows": null}', '{"rows": 3}',
+                                  '{"rows": [1]}', '{"rows": {"a": 1}}', '[[1, 2]]'])
+def test_what_is_no_report_is_told(tmp_path, text):
+    path = tmp_path / 'a.json'
+    path.write_text(text)
+    with pytest.raises(VisionError, match='905'):
+        read_report(path, code='VIS-INPUT-905', maker='tools/x.py', column='x')
+    with pytest.raises(VisionError, match='VIS-DATA-1752'):
+        earlier_report(path)

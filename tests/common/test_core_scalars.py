@@ -66,3 +66,22 @@ def test_wrong_inputs_are_refused(log, tmp_path):
     (tmp_path / 'empty.json').write_text('')
     with pytest.raises(VisionError, match='(?s)VIS-DATA-1799.*no lines'):
         read_log(tmp_path / 'empty.json')
+
+
+@pytest.mark.parametrize('line', [
+    '[' * 5000, '{"iter": "x", "loss": 1}', '{"iter": NaN, "loss": 1}',
+    '{"iter": 1, "step": 1e400}', '{"iter": 1, "epoch": []}', '{"loss": 1' + '0' * 400 + '}'],
+    ids=lambda line: line[:20])
+def test_a_line_that_is_none_of_a_log_is_counted(log, line):
+    log.write_text(f'{line}\n{log.read_text()}')
+    run = read_log(log)
+    assert run.num_broken == 2 and run.curves['loss'][0] == [10, 20, 30, 40]
+
+
+def test_lines_without_a_time_are_left_out_of_the_times(log):
+    first, rest = log.read_text().split('\n', 1)
+    extra = dict(epoch=1, iter=5, step=5, loss=4.0)
+    log.write_text('\n'.join([json.dumps(extra), first, rest]))
+    assert [row['mean_s'] for row in train_times(read_log(log))] == [2.0, 4.0]
+    log.write_text('\n'.join([json.dumps(extra | dict(time=7.0)), first, rest]))
+    assert [row['data_share'] for row in train_times(read_log(log))] == [None, None]

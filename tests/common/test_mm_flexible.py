@@ -124,6 +124,33 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(folder, name):
     assert 'cannot be read' in damage(folder)
 
 
+@pytest.mark.parametrize('name', ['x.pt', 'rng.pt', 'rng-0.pt', 'rng-x-of-4.pt',
+                                  f'rng-{"9" * 5000}-of-4.pt'], ids=lambda name: name[:20])
+def test_a_manifest_that_names_no_part_of_a_rank_is_refused(tmp_path, name):
+    write_folder(tmp_path / 'x', files={name: dict(size_bytes=1, sha256='0' * 64)})
+    with pytest.raises(VisionError, match='VIS-CKPT-303'):
+        checkpoint_folder.load_folder(tmp_path / 'x')
+
+
+@pytest.mark.parametrize('ranks', [0, '1', 1.5, 2, 10**30, None])
+def test_a_manifest_of_another_number_of_ranks_is_refused(tmp_path, ranks):
+    write_folder(tmp_path / 'x', ranks=1)
+    assert checkpoint_folder.load_folder(tmp_path / 'x')['rng'] == dict(states=[1])
+    write_folder(tmp_path / 'y', ranks=ranks)
+    with pytest.raises(VisionError, match='VIS-CKPT-303'):
+        checkpoint_folder.load_folder(tmp_path / 'y')
+
+
+def write_folder(path, files=(), **changes):
+    """A checkpoint of one rank whose manifest is changed, without its seal."""
+    checkpoint_folder.save_folder(dict(meta=dict(iter=1)), path, parts=dict(
+        rng=dict(states=[1])), iter=1)
+    manifest = json.loads((path / 'manifest.json').read_text()) | changes
+    del manifest['seal']
+    manifest['files'].update(files)
+    (path / 'manifest.json').write_text(json.dumps(manifest))
+
+
 def test_what_a_killed_writer_left_is_cleared_and_what_it_replaced_comes_back(folder):
     work_dir = folder.parent
     aside = work_dir / f'{checkpoint_folder.REPLACED}{folder.name}'

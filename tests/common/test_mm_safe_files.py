@@ -134,6 +134,13 @@ def test_what_mmengine_loads_by_itself_is_data(tmp_path):
     assert mmengine.load(str(tmp_path / 'y.pkl'))['a'][0].tolist() == [0, 1, 2]
     assert mmengine.load(str(tmp_path / 'y.pkl'))['a'][0].dtype == pickle.loads(
         (tmp_path / 'y.pkl').read_bytes())['a'][0].dtype
+    for content in (b'a: \xff', b'[' * 2000, b'a: 2001-13-45'):
+        (tmp_path / 'x.yaml').write_bytes(content)
+        with pytest.raises(VisionError, match='VIS-DATA-356'):
+            mmengine.load(str(tmp_path / 'x.yaml'))
+    with (tmp_path / 'y.yaml').open('w') as file:
+        mmengine.dump(dict(a='ü'), file, file_format='yaml')
+    assert mmengine.load(str(tmp_path / 'y.yaml')) == dict(a='ü')
     mmengine.dump(dict(a=[1]), str(tmp_path / 'y.yaml'))
     assert mmengine.load(str(tmp_path / 'y.yaml')) == dict(a=[1])
 

@@ -124,3 +124,60 @@ def test_files_that_are_not_of_one_run_are_refused(tmp_path, spoil, words):
     with pytest.raises(VisionError, match=words) as error:
         read_partial_fc(tmp_path)
     assert error.value.code == 'VIS-CKPT-1025'
+
+
+def without(*path, value=None):
+    """A change of one entry of a file's content, reached by keys."""
+    def change(content):
+        node = content
+        for key in path[:-1]:
+            node = node[key]
+        if value is None:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value
+    return change
+
+
+GROUP = 'state_optimizer', 'param_groups', -1
+
+
+@pytest.mark.parametrize('kind', OPTIONS)
+@pytest.mark.parametrize('change', [
+    without('state_optimizer', 'state'), without('state_optimizer', 'param_groups'),
+    without('state_optimizer', 'param_groups', value=[]), without(*GROUP, 'params', value=[]),
+    without(*GROUP, 'params', value=[[1]]), without(*GROUP, 'weight_decay', value='x'),
+    without('state_optimizer', value=3), without('state_dict_softmax_fc', value=3),
+    without('state_dict_softmax_fc', 'weight', value=torch.zeros(7)),
+    without('state_dict_softmax_fc', 'weight', value=torch.zeros(7, DIM, dtype=torch.int64)),
+    without('state_dict_backbone', value=[1]), without('state_dict_backbone', 'bias', value=1)])
+def test_files_that_hold_something_else_are_refused(tmp_path, kind, change):
+    write_run(tmp_path, kind)
+    path = tmp_path / 'checkpoint_gpu_0.pt'
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(VisionError, match='VIS-CKPT-1025'):
+        read_partial_fc(tmp_path)
+
+
+@pytest.mark.parametrize('kind, name', [(torch.optim.SGD, 'momentum_buffer'),
+                                        (torch.optim.AdamW, 'exp_avg_sq')])
+@pytest.mark.parametrize('value', [3, torch.zeros(2, DIM), torch.zeros(7, DIM, dtype=torch.int64)],
+                         ids=['number', 'shape', 'dtype'])
+def test_a_state_that_does_not_fit_the_rows_is_refused(tmp_path, kind, name, value):
+    write_run(tmp_path, kind)
+    path = tmp_path / 'checkpoint_gpu_0.pt'
+    content = torch.load(path, weights_only=True)
+    saved = content['state_optimizer']
+    saved['state'][saved['param_groups'][-1]['params'][-1]][name] = value
+    torch.save(content, path)
+    with pytest.raises(VisionError, match='VIS-CKPT-1025.*optimizer cannot be used'):
+        read_partial_fc(tmp_path)
+
+
+def test_a_rank_of_billions_is_not_counted_up_to(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / 'checkpoint_gpu_2.pt').rename(tmp_path / 'checkpoint_gpu_2000000000.pt')
+    with pytest.raises(VisionError, match='rank 2 is not'):
+        read_partial_fc(tmp_path)

@@ -145,6 +145,15 @@ def test_det_with_and_without_the_list(ilsvrc):
     assert [image['file_name'][-6:] for image in data['images']] == ['a.JPEG', 'b.JPEG']
 
 
+@pytest.mark.parametrize('name, tool', [('VID_train_15frames.txt', VID),
+                                        ('DET_train_30classes.txt', DET)])
+def test_lists_that_are_no_text_are_named(ilsvrc, name, tool):
+    (ilsvrc / 'Lists').mkdir()
+    (ilsvrc / 'Lists' / name).write_bytes(b'train/a\xff 1 1 1\n')
+    with pytest.raises(VisionError, match=f'VIS-DATA-239.*{name}'):
+        run(tool, '-i', ilsvrc, '-o', ilsvrc / 'out')
+
+
 def test_imagenet_prepare_is_all_or_nothing(ilsvrc):
     prepare = (prepare_vid, '--root', ilsvrc, '--nproc', 1)
     assert run(*prepare) == 0

@@ -53,11 +53,19 @@ def test_measured_costs(tmp_path, capsys):
     (dict(forward=[1, 2]), 'forward has 2 values, 4 are needed'), (dict(forward=None), '0 values'),
     (dict(latencies=1), "unknown keys ['latencies']"), (dict(gather=[1, 1, -1, 1]), 'gather'),
     (dict(static_bytes=[1] * 4), 'static_bytes has 4 values, 2 are needed'),
-    (dict(forward=3), 'int')])
+    (dict(forward=3), 'int'), (dict(forward=[1, 2, 3, float('inf')]), 'no number'),
+    (dict(latency=float('nan')), 'latency'), (dict(latency=-1), 'latency'),
+    (dict(activation_bytes=[10**400] * 4), 'too large')])
 def test_costs_that_cannot_be_are_refused(tmp_path, changes, said):
     with pytest.raises(VisionError, match='VIS-DATA-1501') as caught:
         tool.read_costs(costs_file(tmp_path, **changes), 2, 4)
     assert said in str(caught.value)
+
+
+def test_costs_that_are_nested_without_end_are_refused(tmp_path):
+    (tmp_path / 'costs.json').write_text('[' * 5000)
+    with pytest.raises(VisionError, match='VIS-DATA-1501'):
+        tool.read_costs(tmp_path / 'costs.json', 2, 4)
 
 
 def test_chunks_that_cannot_be_joined_are_refused():

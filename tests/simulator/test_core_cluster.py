@@ -6,6 +6,7 @@ import yaml
 
 from vision.common.core.errors import VisionError
 from vision.simulator.core.cluster import cluster_from, interpolate, read_cluster
+from vision.simulator.core.parameters import read_parameters
 
 CLUSTERS = Path(__file__).resolve().parents[2] / 'configs' / 'clusters'
 PRESETS = ('a100-dgx', 'cpu-gloo', 'h100', 'rtx4090', 'v100-dgx1')
@@ -61,6 +62,11 @@ def test_units_become_seconds_and_bytes():
     (dict(device__tflops=dict(int8=624)), 1642, "'int8'"),
     (dict(device__curves=dict(gemm=[[1e9]])), 1642, 'not a list of'),
     (dict(device=None), 1642, 'no device'),
+    (dict(nodes=10**400), 1642, 'nodes is 1000'),
+    (dict(overheads=dict(host_us=10**400)), 1642, 'host_us is 1000'),
+    (dict(overheads=dict(host_us=float('inf'))), 1642, 'host_us is inf'),
+    (dict(device__curves=dict(gemm=[[1e9, 10**400]])), 1642, 'not a list of'),
+    (dict(device__curves=dict(gemm=[[1e9, float('nan')]])), 1642, 'not above 0'),
 ])
 def test_faults_of_a_file_are_told(changes, code, words):
     with pytest.raises(VisionError, match=f'VIS-CONFIG-{code}') as caught:
@@ -68,14 +74,26 @@ def test_faults_of_a_file_are_told(changes, code, words):
     assert re.search(words, str(caught.value), re.S), str(caught.value)
 
 
-def test_a_file_that_is_no_yaml_is_told(tmp_path):
+NO_YAML = [b'nodes: [1', b'!!python/object/apply:os.system [true]', b'[' * 2000,
+           b'nodes: ' + b'9' * 5000, b'nodes: 2001-13-45', b'name: \xff', b'? [a]\n: 1', b'']
+
+
+@pytest.mark.parametrize('content', NO_YAML, ids=lambda content: repr(content[:20]))
+def test_a_file_that_is_no_yaml_is_told(tmp_path, content):
     path = tmp_path / 'cluster.yaml'
-    path.write_text('nodes: [1')
+    path.write_bytes(content)
     with pytest.raises(VisionError, match='VIS-CONFIG-1642'):
         read_cluster(path)
-    path.write_text('!!python/object/apply:os.system [true]')
-    with pytest.raises(VisionError, match='VIS-CONFIG-1642'):
-        read_cluster(path)
+    with pytest.raises(VisionError, match='VIS-CONFIG-1651'):
+        read_parameters(path)
+
+
+@pytest.mark.parametrize('interval', ['.nan', '-1', '.inf', '9' * 400])
+def test_an_interval_is_a_number(tmp_path, interval):
+    path = tmp_path / 'fitted.yaml'
+    path.write_text(f'source: x\ninterval: {interval}\nconstants: {{}}\n')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1651'):
+        read_parameters(path)
 
 
 def test_one_adapter_of_800_gbit_is_believed_behind_a_fast_bus():

@@ -186,6 +186,27 @@ def test_rows_of_unknown_kind_are_refused(path, change):
         case_of(row, preset)
 
 
+@pytest.mark.parametrize('change', [
+    dict(n_gpus=''), dict(n_gpus='0'), dict(value=''), dict(value='-1'), dict(value='nan'),
+    dict(hidden='x'), dict(heads=''), dict(heads=None), dict(tp='1e400'), dict(micro_batch='²'),
+    dict(micro_batch='0'), dict(mem_gib='much'), dict(layers='9' * 5000)], ids=repr)
+def test_rows_whose_numbers_are_none_are_refused(path, change):
+    row = {**read_rows(path)[0], **change}
+    with pytest.raises(VisionError, match='VIS-DATA-1650.*row x000'):
+        case_of(row, preset)
+
+
+def test_more_adapters_than_devices_are_shared_by_none(path):
+    row = {**read_rows(path)[0], 'hw_note': '9x100 Gb'}
+    assert case_of(row, preset).cluster.links['inter'].shared_by == 1
+
+
+def test_short_rows_are_refused(path):
+    path.write_text(path.read_text() + 'x999,vTrain\n')
+    with pytest.raises(VisionError, match='VIS-DATA-1650.*1 rows with fewer fields'):
+        read_rows(path)
+
+
 def test_files_without_rows_or_columns_are_refused(tmp_path):
     for text in ('', 'id,source\n1,x\n'):
         path = tmp_path / 'rows.csv'

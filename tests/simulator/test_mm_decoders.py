@@ -51,7 +51,7 @@ def test_the_rest_of_a_strategy_is_data_parallel():
 
 
 @pytest.mark.parametrize('text', ['tensor=3', 'tensor=16', 'micro_batch=3', 'data=8', 'tensor',
-                                  'zero=x', 'tensor=0'])
+                                  'zero=x', 'tensor=0', 'zero=' + '9' * 5000])
 def test_strategies_that_do_not_divide_are_refused(text):
     with pytest.raises(VisionError, match='VIS-CONFIG-1653'):
         read_strategy(text, 8, 8)

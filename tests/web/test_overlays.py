@@ -32,7 +32,7 @@ def test_points_are_read(text, points):
 
 
 @pytest.mark.parametrize('text', ['1', '1,2', '1,2 3', '1,2 3,4 5,6', 'a,b c,d', '1,2 3,4 x',
-                                  'nan,1 2,3', '<script>'])
+                                  'nan,1 2,3', '<script>', f'1,2 3,{"9" * 400}'])
 def test_what_is_no_line_is_told(text):
     with pytest.raises(VisionError, match='the field|line') as caught:
         parse_points(text, least=2, most=2, what='line')

@@ -60,7 +60,8 @@ def parse_points(text: str, *, least: int, most: int, what: str) -> Points:
     points = list(zip(numbers[::2], numbers[1::2], strict=False))
     if not numbers and not rest:
         return []
-    if rest or len(numbers) % 2 or not least <= len(points) <= most:
+    if rest or len(numbers) % 2 or not least <= len(points) <= most \
+            or not np.isfinite(numbers).all():
         count = f'{least} points' if least == most else f'{least} to {most} points'
         raise bad_field(what, text.strip(), f'{count}, x and y of each in pixels',
                         'for example 100,200 500,200' if least == 2 else

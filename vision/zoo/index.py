@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-import yaml
-
 from vision.common.core.addresses import names_public_host
+from vision.common.core.data_configs import load_yaml
 from vision.common.core.errors import VisionError
 from vision.common.core.plain_values import stays_inside
 
@@ -236,10 +235,9 @@ def find(name: str, path: Path = INDEX) -> Entry:
 def _lists_of(path: Path) -> dict:
     """The file, which has at least ``entries``."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = load_yaml(path.read_bytes())
         content['entries'], content.get('models')
-    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError,
-            AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise VisionError('VIS-CONFIG-619', 'the zoo index cannot be read.', where=str(path),
                           why=f'{type(error).__name__}: {str(error)[:200]}',
                           do='install the package again') from error

@@ -58,10 +58,10 @@ def _parse_text(text: str) -> Amount:
         if not 0 < number <= 100:
             raise _impossible(text, 'a part must be above 0% and at most 100%')
         return Amount(ratio=number / 100)
-    num_bytes = int(round(number * UNITS[unit])) if math.isfinite(number) else 0
-    if num_bytes < 1:
-        raise _impossible(text, 'it must be at least one byte')
-    return Amount(bytes=num_bytes)
+    num_bytes = number * UNITS[unit]
+    if not 0.5 < num_bytes < math.inf:
+        raise _impossible(text, 'it must be at least one byte, and a number')
+    return Amount(bytes=int(round(num_bytes)))
 
 
 def _impossible(value: object, why: str) -> VisionError:

@@ -76,7 +76,7 @@ def _models_in_python(path: Path) -> list:
     return [_plain(node.value)
             for _, tree in reversed(list(_chain(path, set(), with_installed=True)))
             for node in tree.body
-            if isinstance(node, ast.Assign) and 'model' in map(ast.unparse, node.targets)]
+            if 'model' in _targets(node)]
 
 
 def model_type(path: Path) -> str:
@@ -95,14 +95,15 @@ def _merged(base: dict, change: dict) -> dict:
 
 def _plain(node: ast.expr):
     """The value of an expression of constants, lists, and dicts in either form; else ``...``."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) \
+            and node.func.id == 'dict' and not node.args:
         return {keyword.arg or '**': _plain(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
         return {key.value if isinstance(key, ast.Constant) else '**': _plain(value)
                 for key, value in zip(node.keys, node.values, strict=True)}
     try:
         return ast.literal_eval(node)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):  # of a long chain of operators
         return ...
 
 
@@ -114,7 +115,7 @@ def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:
     (substitutions such as ``{{ fileDirname }}`` outside quotes) is not looked into.
     """
     files = list(_chain(Path(path), set()))
-    of_base = {name for _, tree in files for name in _OF_BASE.findall(ast.unparse(tree))}
+    of_base = {name for _, tree in files for node in ast.walk(tree) for name in _from_base(node)}
     stored = {place: _assigned(tree) for place, tree in files}
     unread = []
     for place, tree in files:
@@ -132,30 +133,43 @@ def unread_variables(path: Path, read: frozenset[str]) -> list[Unread]:
 def _chain(path: Path, seen: set[Path], *, with_installed: bool = False
            ) -> Iterator[tuple[Path, ast.Module]]:
     """The file and its bases, with their trees; a base that is named twice comes once."""
-    if path.suffix != '.py' or path.resolve() in seen or not path.is_file():
+    if path.suffix != '.py' or path.resolve() in seen:
         return
     if 'site-packages' in path.resolve().parts and not with_installed:
         return
     seen.add(path.resolve())
     try:
         tree = ast.parse(path.read_text(encoding='utf-8'))
-    except SyntaxError:
-        return
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return  # not there, no Python, or none of people
     yield path, tree
     for base in _bases(tree):
-        if '::' not in base:
+        if '::' not in base and '\0' not in base:
             yield from _chain(path.parent / base, seen, with_installed=with_installed)
 
 
 def _bases(tree: ast.Module) -> list[str]:
     for node in tree.body:
-        if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                return []
-            return [value] if isinstance(value, str) else list(value or ())
+        if '_base_' in _targets(node):
+            value = _plain(node.value)
+            values = value if isinstance(value, list | tuple) else [value]
+            return [base for base in values if isinstance(base, str)]
     return []
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    """Names that an assignment gives one value."""
+    targets = node.targets if isinstance(node, ast.Assign) else ()
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _from_base(node: ast.AST) -> list[str]:
+    """Names of base files that a node reads: ``_base_.x``, or in a text, as MMEngine takes it."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) \
+            and node.value.id == '_base_':
+        return [node.attr]
+    text = node.value if isinstance(node, ast.Constant) else ''
+    return _OF_BASE.findall(text) if isinstance(text, str) else []
 
 
 def _assigned(tree: ast.Module) -> dict[str, int]:

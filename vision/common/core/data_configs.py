@@ -29,6 +29,21 @@ class _Loader(yaml.SafeLoader):
             raise ValueError(f'a mapping of more than {MAX_VALUES} keys')
 
 
+def load_yaml(text: str | bytes) -> Any:
+    """What YAML says, by a loader that knows plain values alone and comes to an end.
+
+    Raises:
+        ValueError: it is no YAML, or asks for more; in one line.
+    """
+    try:
+        # The YAML loader in Python, not the one in C: that one recurses without a limit.
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+            RecursionError) as error:
+        what = ' '.join(str(error).split()) or type(error).__name__
+        raise ValueError(what[:300]) from error
+
+
 def read_data_config(path: Path) -> list[dict[str, Any]]:
     """The file and what it inherits from (``_base_``, data files too), nearest last.
 
@@ -47,7 +62,7 @@ def _with_bases(path: Path, chain: list[Path]) -> list[dict[str, Any]]:
     bases = content.pop('_base_', None) or []
     found = []
     for base in [bases] if isinstance(bases, str) else bases:
-        if not isinstance(base, str) or not base.endswith(SUFFIXES):
+        if not isinstance(base, str) or not base.endswith(SUFFIXES) or '\0' in base:
             raise _asks_for_code(path, f'it inherits from {base!r:.80}')
         found += _with_bases(path.parent / base, [*chain, path.resolve()])
     return [*found, content]
@@ -59,17 +74,14 @@ def _read(path: Path) -> dict[str, Any]:
         if len(data) > MAX_BYTES:
             raise ValueError(f'{len(data)} bytes, more than {MAX_BYTES}')
         text = data.decode('utf-8')
-        # The YAML loader in Python, not the one in C: that one recurses without a limit.
-        content = json.loads(text) if path.suffix == '.json' else yaml.load(text, _Loader)
+        content = json.loads(text) if path.suffix == '.json' else load_yaml(text)
         _require_plain(content)
-    except yaml.constructor.ConstructorError as error:
-        if 'tag' in str(error.problem):
-            raise _asks_for_code(path, f'{error.problem}, {error.problem_mark}'.strip()
+    except (OSError, ValueError, RecursionError) as error:
+        fault = error.__cause__
+        if isinstance(fault, yaml.constructor.ConstructorError) and 'tag' in str(fault.problem):
+            raise _asks_for_code(path, f'{fault.problem}, {fault.problem_mark}'.strip()
                                  ) from error
-        raise _unreadable(path, str(error)) from error
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError,
-            OverflowError, yaml.YAMLError) as error:
-        raise _unreadable(path, f'{type(error).__name__}: {error}') from error
+        raise _unreadable(path, f'{type(fault or error).__name__}: {error}') from error
     if not isinstance(content, dict):
         raise _unreadable(path, f'it holds a {type(content).__name__} where keys belong')
     return content

@@ -7,6 +7,7 @@ import io
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -48,27 +49,38 @@ def stays_inside(name: str, *, levels_up: int = 0) -> bool:
     return depth > levels_up or levels_up > 0
 
 
-def read_npz(raw: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(raw: bytes, names: Sequence[str] | None = None, *, most_bytes: int | None = None
+             ) -> dict[str, np.ndarray]:
     """Arrays of numbers or texts, of any shape, of a file of ``np.savez``, as long as the file
     says truly.
 
     ``np.load`` makes room for what the header of an array promises before it looks whether the
     file has as much.
 
+    Args:
+        names: those that are read; None: all.
+        most_bytes: also of ``np.savez_compressed``, with so many bytes in all when they are
+            unpacked; None: packed files are refused.
+
     Raises:
         ValueError: another file, a damaged one, or one that lacks a name.
     """
+    kinds = (zipfile.ZIP_STORED, *[zipfile.ZIP_DEFLATED] * (most_bytes is not None))
+    most_bytes = len(raw) if most_bytes is None else most_bytes
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = {info.filename: info for info in archive.infolist()}
+            if names is None:
+                names = [name.removesuffix('.npy') for name in entries]
             missing = [name for name in names if f'{name}.npy' not in entries]
             if missing or len(entries) != len(archive.infolist()):
                 raise ValueError(f'it has no {missing}' if missing else 'names that come twice')
-            if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(raw)
-                   for info in entries.values()):
-                raise ValueError('packed, or longer than the file')
+            if any(info.compress_type not in kinds for info in entries.values()) \
+                    or sum(info.file_size for info in entries.values()) > most_bytes:
+                raise ValueError(f'packed in another way, or more than {most_bytes} bytes')
             return {name: _array(archive.read(entries[f'{name}.npy'])) for name in names}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
+            EOFError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -113,7 +113,7 @@ def earlier_report(path: Path) -> dict[str, Any]:
         content = _content(path)
         nameless = sum('commit' not in row for row in content.get('rows', []))
         fault = f'{nameless} rows do not say which commit made them' if nameless else ''
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         fault = str(error)
     if fault:
         raise VisionError('VIS-DATA-1752', f'this run cannot go on from {path}', where=str(path),
@@ -135,7 +135,7 @@ def read_report(path: Path, *, code: str, maker: str, column: str | None = None
     """
     try:
         content = _content(path)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise VisionError(code, f'{path} cannot be read', where=str(path), why=str(error),
                           do=f'make it again with {maker}') from error
     rows = [row for row in content.get('rows', [])
@@ -150,12 +150,19 @@ def _content(path: Path) -> dict[str, Any]:
     """The whole file.
 
     Raises:
-        ValueError, TypeError: it is not as it was written.
+        ValueError: it is not as it was written.
     """
     raw = Path(path).read_bytes()
     if fault := broken_seal(raw):
         raise ValueError(fault)
-    return dict(json.loads(raw))
+    try:
+        content = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError('it is nested too deeply') from error
+    rows = content.get('rows', []) if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError('it holds no rows of names and values')
+    return content
 
 
 def shown_command() -> str:

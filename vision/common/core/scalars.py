@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import MOST
 
 _PLACES = ('iter', 'step', 'epoch')  # columns that say where, not what
 _TIMES = ('time', 'data_time')  # a validation logs its own under these names
@@ -26,7 +29,7 @@ class RunLog:
         path: of the file.
         curves: name -> (iterations, values). A metric of a validation stands at the last
             iteration that was logged before it: MMEngine writes 0, or an epoch, in its place.
-        epochs: of the training lines; all 1 where the run counts iterations alone.
+        epochs: of the training lines with a time; all 1 where the run counts iterations alone.
         num_broken: lines that could not be read: the last one of a run that was killed.
     """
 
@@ -71,9 +74,10 @@ def read_log(path: Path | str, name: str = '') -> RunLog:
         is_training = 'iter' in row
         if is_training:
             now = int(row.get('step', row['iter']))
-            epochs.append(int(row.get('epoch', 1)))
+            if 'time' in row:
+                epochs.append(int(row.get('epoch', 1)))
         for key, value in row.items():
-            if key not in _PLACES and isinstance(value, int | float):
+            if key not in _PLACES:
                 key = f'val/{key}' if not is_training and key in _TIMES else key
                 x, y = curves.setdefault(key, ([], []))
                 x.append(now)
@@ -128,8 +132,9 @@ def train_times(log: RunLog, *, include_outliers: bool = False) -> list[dict[str
         VisionError: VIS-INPUT-1792, the run logged no times.
     """
     require_keys(log, ['time'])
-    times, data = (np.array(log.curves[key][1]) if key in log.curves else None
-                   for key in ('time', 'data_time'))
+    times, data = (np.array(log.curves.get(key, ((), ()))[1]) for key in ('time', 'data_time'))
+    if len(data) != len(times):  # not told on each line
+        data = None
     rows = []
     for epoch in dict.fromkeys(log.epochs):
         places = np.flatnonzero(np.array(log.epochs) == epoch)
@@ -140,12 +145,19 @@ def train_times(log: RunLog, *, include_outliers: bool = False) -> list[dict[str
     return rows
 
 
-def _row(line: str) -> dict | None:
+def _row(line: str) -> dict[str, int | float] | None:
+    """The numbers of a line; None: it is no line of a log."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    is_placed = all(abs(numbers.get(key, math.inf)) <= MOST for key in _PLACES if key in row)
+    is_float = all(abs(value) <= sys.float_info.max for value in numbers.values()
+                   if isinstance(value, int))
+    return numbers if is_placed and is_float else None
 
 
 def _run_name(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import io
 import keyword
 import pickle
 import sys
@@ -18,7 +19,7 @@ from mmengine.fileio import BaseFileHandler, register_handler
 from mmengine.registry import Registry
 
 from vision import registry
-from vision.common.core.data_configs import SUFFIXES, read_data_config
+from vision.common.core.data_configs import SUFFIXES, load_yaml, read_data_config
 from vision.common.core.errors import VisionError
 from vision.common.core.plain_pickle import (
     BrokenPickle,
@@ -145,18 +146,21 @@ class _PlainPickles(BaseFileHandler):
 
 
 class _PlainYaml(BaseFileHandler):
+    str_like = False  # bytes that are no text are met here
+
     def load_from_fileobj(self, file, **_: Any) -> Any:
         try:
-            return yaml.safe_load(file)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            return load_yaml(file.read())
+        except ValueError as error:
             where = str(getattr(file, 'name', 'a YAML file'))
-            raise VisionError('VIS-DATA-356', f'the file {where} is not read: '
-                              f'{str(error).splitlines()[0]}', where=where,
+            raise VisionError('VIS-DATA-356', f'the file {where} is not read: {error}',
+                              where=where,
                               why='only plain values are, since YAML can run anything',
                               do='leave out what begins with !!python') from error
 
     def dump_to_fileobj(self, obj: Any, file, **kwargs: Any) -> None:
-        yaml.dump(obj, file, **kwargs)
+        is_text = isinstance(file, io.TextIOBase)
+        yaml.dump(obj, file, **dict(encoding=None if is_text else 'utf-8') | kwargs)
 
     def dump_to_str(self, obj: Any, **kwargs: Any) -> str:
         return yaml.dump(obj, **kwargs)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -41,6 +42,7 @@ from vision.common.nn.checkpoint_faults import damaged, disk_full
 MANIFEST = 'manifest.json'
 REPLACED = '.replaced-'  # prefix of a folder whose name is being written again
 RUN = 'run.pth'
+_PART = re.compile(r'(.+)-([0-9]{1,9})-of-[0-9]{1,9}\.pt')
 SHARD_OF = '__sharded__'  # in run.pth, in place of a sharded tensor
 ELSEWHERE = object()  # what ``place`` gives for a tensor that this rank has no use for
 
@@ -368,7 +370,8 @@ def folder_manifest(path: Path) -> dict[str, Any]:
             if name in ('.', '..', MANIFEST) or '/' in name or '\0' in name:
                 raise ValueError(f'it names {name!r}')
             entry['size_bytes'], entry['sha256']  # what is missing is a KeyError
-        if RUN not in manifest['files'] or int(manifest['ranks']) < 1:
+        if RUN not in manifest['files'] or type(manifest['ranks']) is not int \
+                or manifest['ranks'] < 1:
             raise ValueError('it is that of no checkpoint')
     except FileNotFoundError as error:
         raise damaged(path, f'there is no {MANIFEST}: it was not written to its end') from error
@@ -382,10 +385,12 @@ def _parts(manifest: dict[str, Any]) -> dict[str, list[str]]:
     found: dict[str, dict[int, str]] = {}
     for file in manifest['files']:
         if file.endswith('.pt'):
-            name, _, rest = file.removesuffix('.pt').rpartition('-of-')[0].rpartition('-')
-            found.setdefault(name, {})[int(rest)] = file
+            match = _PART.fullmatch(file)
+            if match is None:
+                raise damaged(None, f'{file!r:.60} is not the name of a part')
+            found.setdefault(match[1], {})[int(match[2])] = file
     for name, files in found.items():
-        if sorted(files) != list(range(manifest['ranks'])):
+        if len(files) != manifest['ranks'] or max(files) != len(files) - 1:
             raise damaged(None, f'{name} is there of ranks {sorted(files)}, of '
                           f'{manifest["ranks"]}')
     return {name: [files[rank] for rank in sorted(files)] for name, files in found.items()}

@@ -18,7 +18,8 @@ def open_session(path: str | os.PathLike, options: onnxruntime.SessionOptions | 
     """
     options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its warnings about unused parts help nobody
-    return onnxruntime.InferenceSession(os.fspath(path), options,
+    # It would print that it falls back from the CPU to the CPU.
+    return onnxruntime.InferenceSession(os.fspath(path), options, enable_fallback=0,
                                         providers=['CPUExecutionProvider'])
 
 

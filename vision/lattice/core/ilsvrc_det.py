@@ -13,7 +13,7 @@ from vision.common.core.files import atomic_write
 from vision.common.core.plain_values import stays_inside
 from vision.common.core.workers import ordered_map
 from vision.lattice.core.imagenet_vid import WORDNET_IDS
-from vision.lattice.core.track_files import XmlFrame, read_voc_xml
+from vision.lattice.core.track_files import XmlFrame, named, read_voc_xml
 
 CATEGORIES = [dict(id=i, name=name, encode_name=code)
               for i, (name, code) in enumerate([*WORDNET_IDS.items(), ('other', 'other')], 1)]
@@ -30,12 +30,7 @@ def find_images(root: Path, split: str, lists: Path) -> tuple[list[str], bool]:
     folder = root / 'Annotations' / 'DET'
     file = lists / 'DET_train_30classes.txt'
     if split == 'train' and file.is_file():
-        lines = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-        out = next((line for line in lines if not stays_inside(line)), None)
-        if out is not None:
-            raise VisionError('VIS-DATA-217', f'{file} names {out[:80]!r}', where=str(file),
-                              why='a name stays inside of the folder', do='get the list again')
-        return list(dict.fromkeys(lines)), True
+        return read_list(file), True
     names = sorted(path.relative_to(folder).with_suffix('').as_posix()
                    for path in (folder / split).rglob('*.xml'))
     if not names:
@@ -43,6 +38,21 @@ def find_images(root: Path, split: str, lists: Path) -> tuple[list[str], bool]:
                           'that holds Annotations and Data', do='datasets/imagenet_vid/README.md '
                           'shows the tree')
     return names, False
+
+
+@named
+def read_list(path: Path) -> list[str]:
+    """First words of the lines of a list file, each once.
+
+    Raises:
+        VisionError: a name that leads out of the folder, or no text.
+    """
+    lines = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    out = next((line for line in lines if not stays_inside(line)), None)
+    if out is not None:
+        raise VisionError('VIS-DATA-217', f'{path} names {out[:80]!r}', where=str(path),
+                          why='a name stays inside of the folder', do='get the list again')
+    return list(dict.fromkeys(lines))
 
 
 def collect(names: list[str], frames, *, keep_all: bool) -> dict:

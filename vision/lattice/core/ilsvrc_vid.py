@@ -14,7 +14,7 @@ from vision.common.core.workers import ordered_map
 from vision.lattice.core.cocovid import CocoVidWriter
 from vision.lattice.core.conversion import write_split
 from vision.lattice.core.imagenet_vid import CLASSES, WORDNET_IDS, train_frames
-from vision.lattice.core.track_files import XmlFrame, read_video_xmls
+from vision.lattice.core.track_files import XmlFrame, named, read_video_xmls
 
 LABELS = {wordnet: label for label, wordnet in enumerate(WORDNET_IDS.values())}
 
@@ -45,11 +45,12 @@ def find_videos(root: Path, split: str) -> dict[str, list[Path]]:
     return dict(sorted(videos.items()))
 
 
+@named
 def read_list(path: Path, split: str) -> dict[str, list[tuple[int, int]]]:
     """Lines ``path a b N`` of a list file: (b, N) by video, without the split in the path.
 
     Raises:
-        VisionError: another line, or a path that leads out of the folder.
+        VisionError: another line, a path that leads out of the folder, or no text.
     """
     rows = defaultdict(list)
     for i, line in enumerate(path.read_text().splitlines(), 1):

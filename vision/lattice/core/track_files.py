@@ -45,8 +45,8 @@ class Track:
     occluded: set[int]
 
 
-def _named(read: Callable) -> Callable:
-    """Turn what a broken file raises into one error that names it."""
+def named(read: Callable) -> Callable:
+    """Turn what a broken file raises into one error that names it: VIS-DATA-229, -239."""
     @wraps(read)
     def wrapper(path: Path, *args):
         try:
@@ -65,7 +65,7 @@ def _named(read: Callable) -> Callable:
     return wrapper
 
 
-@_named
+@named
 def read_voc_xml(path: Path) -> XmlFrame:
     """ImageNet VID/DET or Pascal VOC xml of one image. w = xmax - xmin, as mmtracking."""
     root = _xml_root(path)
@@ -86,7 +86,7 @@ def read_video_xmls(paths: list[Path]) -> list[XmlFrame]:
     return [read_voc_xml(path) for path in paths]
 
 
-@_named
+@named
 def read_mot_text(path: Path) -> np.ndarray:
     """MOT challenge text: (N, 9) float64 rows frame (from 1), id, x, y, w, h, flag, class,
     visibility.
@@ -108,7 +108,7 @@ def read_mot_text(path: Path) -> np.ndarray:
     return table
 
 
-@_named
+@named
 def read_cvat_xml(path: Path) -> list[Track]:
     """CVAT for video 1.1. Between two boxes of a track that are not in the file for each frame
     the box moves linearly, as CVAT shows it; ``outside`` ends a stretch."""

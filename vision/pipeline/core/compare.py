@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -109,15 +110,14 @@ def read_costs(path: Path, num_ranks: int, num_stages: int) -> Costs:
         for name, length in known.items():
             values = content.get(name, [])
             if length is None:
-                content[name] = float(values or 0)
-                continue
+                values = [float(values or 0)]
             needed = name in ('forward', 'backward_input', 'backward_weight')
-            if len(values) != length and (values or needed):
+            if length is not None and len(values) != length and (values or needed):
                 raise ValueError(f'{name} has {len(values)} values, {length} are needed')
-            if not all(value >= 0 for value in values):
+            if not all(value >= 0 and math.isfinite(value) for value in values):
                 raise ValueError(f'{name} has a value that is no number from 0 on')
-            content[name] = tuple(values)
-    except (OSError, ValueError, TypeError) as error:
+            content[name] = values[0] if length is None else tuple(values)
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise VisionError('VIS-DATA-1501', f'{path} does not hold costs of {num_stages} stages',
                           where=str(path), why=str(error),
                           do='give a JSON file as --help shows it') from error

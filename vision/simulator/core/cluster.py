@@ -12,13 +12,14 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vision.common.core.data_configs import load_yaml
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import MOST
 
 GIGA, TERA, GIB, MICRO = 1e9, 1e12, 2**30, 1e-6
 DTYPES = ('fp8', 'fp16', 'bf16', 'tf32', 'fp32', 'fp64')
 CURVES = ('gemm', 'memory')
+MOST_FIGURE = 1e30  # of any figure: products of a few of them stay numbers
 
 # Beyond these no machine of 2026 goes; what is beyond them is in another unit. Rates are of one
 # direction of one device, as the keys say.
@@ -157,9 +158,9 @@ def read_cluster(path: str | Path) -> Cluster:
     """
     where = str(path)
     try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise _wrong('it cannot be read', where, why=str(error).splitlines()[0],
+        raw = load_yaml(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _wrong('it cannot be read', where, why=str(error),
                      do='give a YAML file like those in configs/clusters/') from error
     return cluster_from(raw, where=where)
 
@@ -218,9 +219,9 @@ class _Keys:
         return self.checked(value, key, plausible)
 
     def checked(self, value: Any, key: str, plausible: str = '') -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 \
-                or value != value:
-            raise _wrong(f'{self.name}.{key} is {value!r}', self.where,
+        if isinstance(value, bool) or not isinstance(value, int | float) \
+                or not 0 <= value <= MOST_FIGURE:
+            raise _wrong(f'{self.name}.{key} is {value!r:.40}', self.where,
                          why='it is a number, 0 or more',
                          do='give one; write 1.0e+9, not 1e9, which YAML reads as text')
         if plausible and value:
@@ -229,8 +230,8 @@ class _Keys:
 
     def count(self, key: str) -> int:
         value = self.take(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise _wrong(f'{self.name}.{key} is {value!r}', self.where,
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+            raise _wrong(f'{self.name}.{key} is {value!r:.40}', self.where,
                          why='it is a whole number from 1 on', do='give one')
         return value
 
@@ -313,10 +314,10 @@ def _tables(raw: Any, names: Sequence[str] | None, key: str, where: str
                          why=f'known are {", ".join(names)}', do='remove it')
         try:
             table = tuple(sorted((float(size), float(value)) for size, value in points))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise _wrong(f'{key}.{name} is not a list of [size, value]', where,
                          do='write it like vision calibrate does') from error
-        if not table or table[0][0] <= 0 or any(value <= 0 for _, value in table):
+        if not table or not all(0 < each <= MOST_FIGURE for point in table for each in point):
             raise _wrong(f'{key}.{name} is empty or has figures that are not above 0', where,
                          do='measure again')
         tables[str(name)] = table

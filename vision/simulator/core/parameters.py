@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from vision.common.core.data_configs import load_yaml
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
 from vision.simulator.core.fit import Pair
@@ -46,11 +46,12 @@ def read_parameters(path: str | Path) -> Fitted:
     """Raises VIS-CONFIG-1651 if the file is not one of ``write_parameters``, VIS-CONFIG-1654 if it
     has an unknown constant, VIS-CONFIG-1655 one outside of its range."""
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = load_yaml(Path(path).read_bytes())
         constants = {str(name): float(value) for name, value in raw['constants'].items()}
         fitted = Fitted(constants, float(raw['interval']), str(raw['source']))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, AttributeError,
-            ValueError) as error:
+        if not 0 <= fitted.interval < math.inf:
+            raise ValueError(f'the interval is {fitted.interval}')
+    except (OSError, TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise VisionError('VIS-CONFIG-1651', 'the fitted constants cannot be read',
                           where=str(path), why=f'{type(error).__name__}: {error}'.splitlines()[0],
                           do='give configs/clusters/fitted.yaml or a file that --fit wrote'

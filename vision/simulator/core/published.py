@@ -9,6 +9,7 @@ assumed; both are listed.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -164,6 +165,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise _wrong(f'{len(rows)} rows without the columns {", ".join(missing)}',
                      where=str(path), why='each says what was measured, on what and how',
                      do='add the columns; empty fields are allowed')
+    if short := [row['id'] for row in rows if None in row.values()]:
+        raise _wrong(f'{len(short)} rows with fewer fields than columns, first: {short[0]}',
+                     where=str(path), why='each says what was measured, on what and how',
+                     do='add the fields; they may be empty')
     return sorted(rows, key=lambda row: row['id'])
 
 
@@ -198,7 +203,22 @@ def read_vtrain(folder: Path) -> list[dict[str, str]]:
 
 
 def case_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:
-    """Raises VIS-DATA-1650 for a row of unknown software, device or metric."""
+    """Raises VIS-DATA-1650 for a row of unknown software, device or metric, or one whose numbers
+    are none."""
+    try:
+        case = _case(row, presets)
+        if not (case.num_devices >= 1 and 0 < case.measured < math.inf
+                and (case.measured_bytes or 0) < math.inf):
+            raise ValueError('devices and what was measured are numbers above 0')
+    except VisionError:
+        raise
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        raise _wrong(f'row {row["id"]}: {error}', why='its numbers are not those of a step',
+                     do='correct the row') from error
+    return case
+
+
+def _case(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:
     source = next((name for name in (*STACKS, 'NVIDIA', 'mmdetection') if name in row['source']),
                   None)
     if source is None or row['metric'] not in METRICS:
@@ -259,7 +279,7 @@ def cluster_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Clu
     per_node = re.search(r'(\d+) Gb/s (?:inter-node|RoCE node)', note)
     if adapters:
         links['inter'] = replace(links['inter'], rate=int(adapters[2]) / 8 * GIGA,
-                                 shared_by=8 // int(adapters[1]))
+                                 shared_by=max(1, 8 // int(adapters[1])))
     elif per_node:
         links['inter'] = replace(links['inter'], rate=int(per_node[1]) / 8 * GIGA, shared_by=8)
     cluster = replace(cluster, device=device, links=links)

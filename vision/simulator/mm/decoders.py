@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vision.common.core.amounts import format_bytes
 from vision.common.core.errors import VisionError
+from vision.common.core.plain_values import whole_number
 from vision.simulator.core import search as searching
 from vision.simulator.core.analytic import Prediction, Strategy, predict
 from vision.simulator.core.cluster import Cluster
@@ -239,10 +240,11 @@ def _pairs(text: str, refused: Refusal, names: Mapping[str, Any] | tuple[str, ..
 
 
 def _whole(name: str, value: str, refused: Refusal, least: int) -> int:
-    if not value.isascii() or not value.isdigit() or int(value) < least:
-        raise refused(f'{name}={value}', f'it is no whole number from {least} on',
+    number = whole_number(value)
+    if number is None or number < least:
+        raise refused(f'{name}={value:.40}', f'it is no whole number from {least} on',
                       f'give {name}={max(least, 1)} or more')
-    return int(value)
+    return number
 
 
 def describe(strategy: Strategy) -> str:

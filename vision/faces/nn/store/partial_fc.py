@@ -35,7 +35,7 @@ def read_partial_fc(folder: Path) -> tuple[list[dict], dict[str, Tensor]]:
     Raises:
         VisionError: VIS-CKPT-1025, files missing, damaged, or not of one run.
     """
-    parts = [_part(content) for content in _contents(Path(folder))]
+    parts = [_part(content, path) for path, content in _contents(Path(folder))]
     num_classes = sum(len(weight) for weight, _, _ in parts)
     if not num_classes:
         raise _fault(folder, 'its files hold no rows')
@@ -54,18 +54,18 @@ def read_partial_fc(folder: Path) -> tuple[list[dict], dict[str, Tensor]]:
     return states, _backbone(Path(folder))
 
 
-def _contents(folder: Path) -> list[dict[str, Any]]:
-    """What each rank left, by rank."""
+def _contents(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """What each rank left with its file, by rank."""
     for pattern in PATTERNS:
         found = {int(match[1]): path for path in folder.glob('*.pt')
                  if (match := re.fullmatch(pattern, path.name))}
         if not found:
             continue
-        missing = [rank for rank in range(max(found) + 1) if rank not in found]
-        if missing:
+        missing = next(rank for rank in range(len(found) + 1) if rank not in found)
+        if missing < len(found):
             raise _fault(folder, f'{len(found)} of {max(found) + 1} ranks are there, rank '
-                         f'{missing[0]} is not')
-        return [_content(found[rank]) for rank in sorted(found)]
+                         f'{missing} is not')
+        return [(found[rank], _content(found[rank])) for rank in sorted(found)]
     raise _fault(folder, 'it has none of ' + ', '.join(
         pattern.replace(r'(\d+)', 'R').replace('\\', '') for pattern in PATTERNS))
 
@@ -77,14 +77,38 @@ def _content(path: Path) -> dict[str, Any]:
         return dict(weight=content, weight_mom=_load(momentum)) if momentum.is_file() else \
             dict(weight=content)
     if 'state_dict_softmax_fc' in content:
-        content = dict(content['state_dict_softmax_fc'], optimizer=content.get('state_optimizer'))
+        rows = content['state_dict_softmax_fc']
+        content = dict(rows if isinstance(rows, dict) else {},
+                       optimizer=content.get('state_optimizer'))
     if not isinstance(content.get('weight'), Tensor):
         raise _fault(path, 'it has no weight')
     return content
 
 
-def _part(content: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+def _part(content: dict[str, Any], path: Path
+          ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """Rows of one rank, optimizer state by row, optimizer options."""
+    if content['weight'].ndim != 2 or not content['weight'].is_floating_point():
+        raise _fault(path, f'its weight is {tuple(content["weight"].shape)} of '
+                     f'{content["weight"].dtype}')
+    try:
+        weight, state, optimizer = _taken(content)
+        betas = optimizer.get('betas', [0, 0])
+        options = [value for name, value in optimizer.items() if name not in ('type', 'betas')]
+        if len(betas) != 2 or not all(type(value) in (int, float) for value in options + betas):
+            raise TypeError(f'an optimizer with {optimizer!r:.80}')
+        strange = [name for name, tensor in state.items() if name != 'count'
+                   and (tensor.shape != weight.shape or not tensor.is_floating_point())]
+        if strange:
+            raise TypeError(f'{strange[0]} is not like the rows')
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError,
+            OverflowError) as error:
+        raise _fault(path, f'its optimizer cannot be used ({type(error).__name__}: {error})'
+                     ) from error
+    return weight, state, optimizer
+
+
+def _taken(content: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     weight = content['weight'].float()
     saved = content.get('optimizer')
     if saved is None:
@@ -108,9 +132,13 @@ def _part(content: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str,
 def _backbone(folder: Path) -> dict[str, Tensor]:
     path, alone = folder / 'checkpoint_gpu_0.pt', folder / 'model.pt'
     if path.is_file():
-        state = _load(path).get('state_dict_backbone', {})
+        content = _load(path)
+        state = {} if isinstance(content, Tensor) else content.get('state_dict_backbone', {})
     else:
-        state = _load(alone) if alone.is_file() else {}
+        path, state = alone, _load(alone) if alone.is_file() else {}
+    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(tensor, Tensor)
+                                              for name, tensor in state.items()):
+        raise _fault(path, 'its backbone is no dict of tensors')
     return {name.removeprefix('module.'): tensor for name, tensor in state.items()}
 
 
