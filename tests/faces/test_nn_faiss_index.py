@@ -56,6 +56,25 @@ def test_recall_against_exhaustive_search(spec, least, rows):
     assert 0 < index.num_bytes < 8 * rows.nbytes
 
 
+@pytest.mark.parametrize('spec', [dict(kind='ivf'), HNSW])
+def test_torch_keeps_its_threads(spec, rows):
+    """They may share an OpenMP runtime: a training went on with one thread."""
+    faiss, before = load_faiss(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        index = build_index(IndexSpec(dim=DIM, num_threads=2, **spec), rows)
+        counts = [torch.get_num_threads()]
+        index.search(rows[:8], 4)
+        counts.append(torch.get_num_threads())
+        if index.can_update:
+            index.update(torch.arange(8), rows[8:16])
+            index.renewal(rows, num_iterations=1)().search(rows[:8], 4)
+        assert [*counts, torch.get_num_threads()] == [3, 3, 3]
+    finally:
+        torch.set_num_threads(before)
+        faiss.omp_set_num_threads(before)
+
+
 @pytest.mark.parametrize('code', ['flat', 'fp16', 'sq8'])
 def test_all_lists_probed_is_the_exhaustive_search(code, rows):
     index = build_index(IndexSpec('ivf', DIM, num_lists=16, nprobe=16, code=code), rows)

@@ -43,10 +43,9 @@ def test_a_device_that_is_not_here_is_said(tool, tmp_path):
 # Heads -------------------------------------------------------------------------------------------
 @pytest.fixture(scope='module')
 def of_heads(tmp_path_factory):
-    before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     content = run(heads, tmp_path_factory.mktemp('heads'), '--quick', *NO_LIMIT)
-    torch.set_num_threads(threads)  # FAISS sets them for its index, and so PyTorch's too
-    assert torch.get_float32_matmul_precision() == before
+    assert before == (torch.get_float32_matmul_precision(), torch.get_num_threads())
     return content
 
 

@@ -8,13 +8,14 @@ Two kinds: 'ivf', k-means cells of ours that follow the rows (renewed, updated r
 answered on a GPU where faiss-gpu is installed), and 'faiss', whatever FAISS' ``index_factory``
 makes of a string, built anew at each renewal.
 
-FAISS' wheel and torch each bring an OpenMP runtime; faiss' own number of threads is set on every
-call, because it belongs to the calling thread.
+FAISS' number of threads belongs to the calling thread and, where both wheels found one OpenMP
+runtime, is that of torch too: each call sets its own and puts back what was there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from types import ModuleType
@@ -150,6 +151,18 @@ def load_faiss() -> ModuleType:
     return faiss
 
 
+@contextmanager
+def _threads(spec: IndexSpec) -> Iterator[ModuleType]:
+    """FAISS, with the threads of ``spec`` in this thread until the end of the block."""
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(spec.num_threads)
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> ClassIndex:
     """Build from nothing.
 
@@ -164,7 +177,8 @@ def build_index(spec: IndexSpec, rows: Tensor, *, seed: int | None = None) -> Cl
     seed = spec.seed if seed is None else seed
     rows = _checked(spec, rows)
     if spec.kind == 'faiss':
-        return ClassIndex(spec, _from_factory(spec, rows, seed), len(rows))
+        with _threads(spec):
+            return ClassIndex(spec, _from_factory(spec, rows, seed), len(rows))
     num_lists = spec.lists_for(len(rows))
     if len(rows) < num_lists:
         raise too_few_rows(len(rows), num_lists)
@@ -210,12 +224,12 @@ class ClassIndex:
     def search(self, queries: Tensor, num: int) -> Tensor:
         """(B, d) -> (B, num) int64 row ids, best first by the index's own scores; -1 = none."""
         _check_dim(self.spec, queries)
-        faiss = load_faiss()
-        faiss.omp_set_num_threads(self.spec.num_threads)
-        index = self._index
-        if self._fits_gpu(num) and _has_gpu(faiss):
-            index = self._gpu_copy = self._gpu_copy or _GpuCopy(faiss, self._index)
-        _, ids = index.search(_as_numpy(self.spec, queries), num)
+        rows = _as_numpy(self.spec, queries)
+        with _threads(self.spec) as faiss:
+            index = self._index
+            if self._fits_gpu(num) and _has_gpu(faiss):
+                index = self._gpu_copy = self._gpu_copy or _GpuCopy(faiss, self._index)
+            _, ids = index.search(rows, num)
         return torch.from_numpy(ids)
 
     def _fits_gpu(self, num: int) -> bool:
@@ -233,10 +247,10 @@ class ClassIndex:
                               'single rows', where='selector',
                               do='leave touched rows to the rebuild, or take an ivf index')
         rows = _checked(self.spec, rows)
-        load_faiss().omp_set_num_threads(self.spec.num_threads)
         self._is_changed, self._gpu_copy = True, None
-        self._index.update_vectors(ids.cpu().numpy().astype(np.int64),
-                                   _as_numpy(self.spec, rows))
+        with _threads(self.spec):
+            self._index.update_vectors(ids.cpu().numpy().astype(np.int64),
+                                       _as_numpy(self.spec, rows))
 
     def renewal(self, rows: Tensor, *, num_iterations: int = 0, previous: Tensor | None = None
                 ) -> Callable[[], ClassIndex]:
@@ -366,11 +380,12 @@ def _as_numpy(spec: IndexSpec, rows: Tensor) -> np.ndarray:
 
 def _train_centroids(spec: IndexSpec, rows: Tensor, num: int, seed: int) -> Tensor:
     """(num, d) by k-means on a sample of the rows."""
-    faiss = load_faiss()
-    faiss.omp_set_num_threads(spec.num_threads)
-    trainer = faiss.Kmeans(spec.dim, num, niter=8, spherical=spec.is_cosine, seed=seed,
-                           min_points_per_centroid=1, max_points_per_centroid=_SAMPLE_PER_LIST)
-    trainer.train(_as_numpy(spec, _sample(rows, _SAMPLE_PER_LIST * num, seed)))
+    sample = _as_numpy(spec, _sample(rows, _SAMPLE_PER_LIST * num, seed))
+    with _threads(spec) as faiss:
+        trainer = faiss.Kmeans(spec.dim, num, niter=8, spherical=spec.is_cosine, seed=seed,
+                               min_points_per_centroid=1,
+                               max_points_per_centroid=_SAMPLE_PER_LIST)
+        trainer.train(sample)
     return torch.from_numpy(trainer.centroids.copy())
 
 
@@ -383,31 +398,30 @@ def _sample(rows: Tensor, num: int, seed: int) -> Tensor:
 def _inverted(spec: IndexSpec, rows: Tensor, centroids: Tensor,
               assignment: Tensor | None = None) -> ClassIndex:
     """IVF of given centroids; ``assignment`` (C,) int64, or each row's nearest of all."""
-    faiss = load_faiss()
-    faiss.omp_set_num_threads(spec.num_threads)
-    metric = faiss.METRIC_INNER_PRODUCT  # of queries; cells of rows are by distance
-    num_lists, quantizer = len(centroids), faiss.IndexFlat(spec.dim, metric)
-    quantizer.add(centroids.numpy())
-    if assignment is None:
-        nearest = quantizer
-        if not spec.is_cosine:  # by inner product, all rows would go to the longest centroids
-            nearest = faiss.IndexFlatL2(spec.dim)
-            nearest.add(centroids.numpy())
-        lists = np.concatenate([nearest.assign(_as_numpy(spec, part), 1)[:, 0]
-                                for part in rows.split(_CHUNK)])
-    else:
-        lists = assignment.numpy()
-    if spec.code == 'flat':
-        index = faiss.IndexIVFFlat(quantizer, spec.dim, num_lists, metric)
-    else:
-        code = dict(fp16=faiss.ScalarQuantizer.QT_fp16, sq8=faiss.ScalarQuantizer.QT_8bit)
-        index = faiss.IndexIVFScalarQuantizer(quantizer, spec.dim, num_lists, code[spec.code],
-                                              metric, False)  # rows whole, not residuals
-    index.by_residual = False
-    index.train(_as_numpy(spec, rows[:_CHUNK]))  # ranges of codes only: the quantizer is full
-    index.nprobe = min(spec.nprobe, num_lists)
-    _fill_lists(spec, index, rows, lists)
-    return ClassIndex(spec, index, len(rows), centroids)
+    with _threads(spec) as faiss:
+        metric = faiss.METRIC_INNER_PRODUCT  # of queries; cells of rows are by distance
+        num_lists, quantizer = len(centroids), faiss.IndexFlat(spec.dim, metric)
+        quantizer.add(centroids.numpy())
+        if assignment is None:
+            nearest = quantizer
+            if not spec.is_cosine:  # by inner product, all rows would go to the longest centroids
+                nearest = faiss.IndexFlatL2(spec.dim)
+                nearest.add(centroids.numpy())
+            lists = np.concatenate([nearest.assign(_as_numpy(spec, part), 1)[:, 0]
+                                    for part in rows.split(_CHUNK)])
+        else:
+            lists = assignment.numpy()
+        if spec.code == 'flat':
+            index = faiss.IndexIVFFlat(quantizer, spec.dim, num_lists, metric)
+        else:
+            code = dict(fp16=faiss.ScalarQuantizer.QT_fp16, sq8=faiss.ScalarQuantizer.QT_8bit)
+            index = faiss.IndexIVFScalarQuantizer(quantizer, spec.dim, num_lists, code[spec.code],
+                                                  metric, False)  # rows whole, not residuals
+        index.by_residual = False
+        index.train(_as_numpy(spec, rows[:_CHUNK]))  # ranges of codes only: the quantizer is full
+        index.nprobe = min(spec.nprobe, num_lists)
+        _fill_lists(spec, index, rows, lists)
+        return ClassIndex(spec, index, len(rows), centroids)
 
 
 def _fill_lists(spec: IndexSpec, index, rows: Tensor, lists: np.ndarray) -> None:
@@ -427,7 +441,6 @@ def _fill_lists(spec: IndexSpec, index, rows: Tensor, lists: np.ndarray) -> None
 def _from_factory(spec: IndexSpec, rows: Tensor, seed: int):
     """A filled index of the spec's string; what FAISS says against it is an error of ours."""
     faiss = load_faiss()
-    faiss.omp_set_num_threads(spec.num_threads)
     try:
         try:
             index = faiss.index_factory(spec.dim, spec.factory, faiss.METRIC_INNER_PRODUCT)
