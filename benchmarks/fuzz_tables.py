@@ -114,7 +114,7 @@ def read_log(path: Path) -> None:
 
 def read_report(path: Path) -> None:
     from vision.common.core.report import earlier_report, read_report
-    read_report(path, code='VIS-INPUT-905', maker='a benchmark', column='x')
+    read_report(path, code='VIS-CKPT-303', maker='-', column='x')
     earlier_report(path)
 
 

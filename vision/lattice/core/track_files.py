@@ -46,7 +46,7 @@ class Track:
 
 
 def named(read: Callable) -> Callable:
-    """Turn what a broken file raises into one error that names it: VIS-DATA-229, -239."""
+    """Turn what a broken file raises into one error that names it."""
     @wraps(read)
     def wrapper(path: Path, *args):
         try:
