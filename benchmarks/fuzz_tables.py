@@ -63,7 +63,6 @@ def parameter_seeds(folder: Path) -> list[bytes]:
     return [(CONFIGS / 'clusters' / 'fitted.yaml').read_bytes()]
 
 
-PLOT_CODE = f'VIS-INPUT-{905}'  # of benchmarks/lattice_plot.py, which raises it alone
 _ROWS = """\
 id,source,gpu,n_gpus,model,family,layers,hidden,heads,seq_or_img,vocab,precision,dp,tp,pp,vpp,cp,\
 shard,recompute,micro_batch,global_batch,metric,value,mem_gib,hw_note
@@ -115,7 +114,7 @@ def read_log(path: Path) -> None:
 
 def read_report(path: Path) -> None:
     from vision.common.core.report import earlier_report, read_report
-    read_report(path, code=PLOT_CODE, maker='a benchmark', column='x')
+    read_report(path, code='VIS-CKPT-303', maker='-', column='x')
     earlier_report(path)
 
 

@@ -164,3 +164,29 @@ def test_a_list_of_models_that_is_none(tmp_path, models, reason):
     path.write_text(f'models: {models}\nentries: []\n')
     with pytest.raises(VisionError, match=f'VIS-CONFIG-1710.*{reason}'):
         load_models(path)
+
+
+@pytest.mark.parametrize('sides', [[8, 9], [0, 0], ['h', 0]])
+def test_an_embedder_of_faces_that_are_no_squares_is_refused(tmp_path, sides):
+    from vision.faces.runtime.onnx_embedder import OnnxEmbedder
+    path = channel_means(tmp_path / 'a.onnx', [1, 3, *sides])
+    with pytest.raises(VisionError, match='VIS-CKPT-1730'):
+        OnnxEmbedder(path)
+
+
+def test_a_classifier_that_takes_no_pictures_is_refused(tmp_path):
+    from vision.classify.runtime.onnx_classifier import OnnxClassifier
+    with pytest.raises(VisionError, match='VIS-CKPT-1739'):
+        OnnxClassifier(channel_means(tmp_path / 'a.onnx', [1, 19, 8, 8]))
+
+
+def channel_means(path, shape):
+    onnx = pytest.importorskip('onnx')
+    kind, h = onnx.TensorProto.FLOAT, onnx.helper
+    graph = h.make_graph([h.make_node('GlobalAveragePool', ['x'], ['mean']),
+                          h.make_node('Flatten', ['mean'], ['y'])], 'g',
+                         [h.make_tensor_value_info('x', kind, shape)],
+                         [h.make_tensor_value_info('y', kind, [1, shape[1]])])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid('', 17)], ir_version=8)
+    onnx.save(model, path)
+    return path

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from vision.common.core.errors import VisionError
+from vision.stream.io import containers
 from vision.stream.io.live_reader import CaptureError, NetworkCapture
 from vision.stream.io.opening import open_source
 from vision.stream.io.sources import VideoFile
@@ -152,3 +153,16 @@ def test_a_stream_that_grows_to_a_giant_takes_no_memory(tmp_path, repository):
                           env=os.environ | dict(PYTHONPATH=str(repository)))
     count, megabytes = done.stdout.split()
     assert count in ('10', 'VIS-VIDEO-503') and int(megabytes) < 1000
+
+
+def test_a_title_in_another_encoding_is_no_fault(tmp_path):
+    path = tmp_path / 'a.mkv'
+    with av.open(str(path), 'w') as container:
+        container.metadata['title'] = 'TITLE'
+        stream = container.add_stream('mpeg4', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+        container.mux(stream.encode(av.VideoFrame(64, 48, 'yuv420p')))
+        container.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes().replace(b'TITLE', b'T\xa3\xff\xc5E'))
+    with containers.open_file(path) as container:
+        assert containers.holds_video(container)

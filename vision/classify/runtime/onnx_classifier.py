@@ -40,6 +40,7 @@ class OnnxClassifier:
     """
 
     def __init__(self, path: str | Path) -> None:
+        self._path = path
         try:
             self._session = open_session(path)
             self._metadata = self._session.get_modelmeta().custom_metadata_map
@@ -74,8 +75,11 @@ class OnnxClassifier:
             planes = planes[:, ::-1] / np.float32(255)
         missing = self._batch - len(planes) if self._batch != BATCH else 0  # a fixed batch
         padded = np.concatenate([planes, np.zeros_like(planes[:1]).repeat(missing, 0)])
-        return self._session.run(None, {self._input: np.ascontiguousarray(padded)})[0][
-            :len(planes)]
+        try:
+            found = self._session.run(None, {self._input: np.ascontiguousarray(padded)})[0]
+        except Exception as error:  # onnxruntime has an exception class for each fault
+            raise _no_classifier(self._path, str(error).split('\n')[0][:300]) from error
+        return found[:len(planes)]
 
     def _read_steps(self, shape: Sequence, path: str | Path) -> list[dict]:
         if self._is_ours:

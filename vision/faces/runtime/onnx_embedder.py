@@ -34,7 +34,9 @@ class OnnxEmbedder:
         try:
             self._session = open_session(path)
             (given,), (wanted,) = self._session.get_outputs(), self._session.get_inputs()
-            is_fine = len(wanted.shape) == 4 and wanted.shape[1] == 3 and len(given.shape) == 2
+            sides = {side for side in wanted.shape[2:] if isinstance(side, int)} or {112}
+            is_fine = len(wanted.shape) == 4 and wanted.shape[1] == 3 and len(given.shape) == 2 \
+                and len(sides) == 1 and min(sides) > 0
             fault = '' if is_fine else f'it takes {wanted.shape} and gives {given.shape}'
         except Exception as error:  # onnxruntime has an exception class for each fault
             fault = str(error).split('\n')[0][:300]
@@ -43,7 +45,7 @@ class OnnxEmbedder:
                               where=str(path), why=fault, do='give a file of "vision faces '
                               'export": (B, 3, S, S) float32 faces to (B, d) rows')
         self._input = wanted.name
-        self.size = wanted.shape[2] if isinstance(wanted.shape[2], int) else 112
+        self.size, = sides
         self.identity = sha256_of(Path(path))
 
     def __call__(self, faces: Iterable[np.ndarray]) -> np.ndarray:

@@ -46,7 +46,12 @@ class Track:
 
 
 def named(read: Callable) -> Callable:
-    """Turn what a broken file raises into one error that names it: VIS-DATA-229, VIS-DATA-239."""
+    """Turn what a broken file raises into one error that names it.
+
+    Raises:
+        VisionError: by the function that is given back: VIS-DATA-229, the file is not there;
+            VIS-DATA-239, it is broken.
+    """
     @wraps(read)
     def wrapper(path: Path, *args):
         try:

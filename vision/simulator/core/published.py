@@ -208,7 +208,7 @@ def case_of(row: Mapping[str, str], presets: Callable[[str], Cluster]) -> Case:
     try:
         case = _case(row, presets)
         if not (case.num_devices >= 1 and 0 < case.measured < math.inf
-                and (case.measured_bytes or 0) < math.inf):
+                and 0 <= (case.measured_bytes or 0) < math.inf):
             raise ValueError('devices and what was measured are numbers above 0')
     except VisionError:
         raise

@@ -52,8 +52,10 @@ def why_closed(error: Exception) -> str:
 
 def _opened(address: str, containers: tuple[str, ...], protocols: tuple[str, ...],
             options: dict[str, str], timeout_s: float | None) -> Container:
-    container = av.open(address, timeout=timeout_s, options=options | dict(
-        format_whitelist=','.join(containers), protocol_whitelist=','.join(protocols)))
+    # Titles and languages may be in any encoding, or damaged; nothing here reads them.
+    container = av.open(address, timeout=timeout_s, metadata_errors='replace',
+                        options=options | dict(format_whitelist=','.join(containers),
+                                               protocol_whitelist=','.join(protocols)))
     if holds_video(container):
         container.streams.video[0].codec_context.options = _CODEC_OPTIONS
     return container
