@@ -206,6 +206,33 @@ def test_a_file_that_is_not_onnx_is_refused(converter, tmp_path, content):
         convert_yolox.main([str(path), str(tmp_path / 'out.pth')])
 
 
+@pytest.mark.parametrize('change', [
+    lambda conv: conv.ClearField('output'), lambda conv: conv.ClearField('input'),
+    lambda conv: conv.attribute.append(onnx.helper.make_attribute('strides', 2)),
+    lambda conv: conv.attribute.append(onnx.AttributeProto(name='pads'))])
+def test_a_broken_convolution_is_refused(converter, tmp_path, change):
+    conv = onnx.helper.make_node('Conv', ['s', 'w'], ['c'])
+    change(conv)
+    with pytest.raises(VisionError, match='VIS-CKPT-617.*a convolution is broken'):
+        converter.read_convolutions(saved([conv], tmp_path))
+
+
+def test_a_circle_before_a_convolution_has_an_end(converter, tmp_path):
+    nodes = [onnx.helper.make_node('Sigmoid', ['s'], ['t']),
+             onnx.helper.make_node('Mul', ['t', 'x'], ['s']),
+             onnx.helper.make_node('Conv', ['s', 'w'], ['c'])]
+    convolution, = converter.read_convolutions(saved(nodes, tmp_path))
+    assert convolution.fed_by is None
+
+
+def saved(nodes, folder):
+    graph = onnx.helper.make_graph(nodes, 'g', [], [], [
+        onnx.numpy_helper.from_array(np.ones((2, 3, 3, 3), np.float32), 'w')])
+    path = folder / 'graph.onnx'
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path
+
+
 @pytest.fixture(scope='module')
 def published(converter, shared_data, tmp_path_factory):
     source = shared_data / 'weights' / 'yolox_nano.onnx'

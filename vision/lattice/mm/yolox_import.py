@@ -75,7 +75,9 @@ class Convolution:
 def _feeding_conv(tensor: str, producers: dict) -> str | None:
     """Output name of the Conv behind ``tensor`` with only its Swish between, else None."""
     node = producers.get(tensor)
-    while node is not None and node.op_type in ('Mul', 'Sigmoid'):
+    for _ in producers:  # a broken file may lead in a circle
+        if node is None or node.op_type not in ('Mul', 'Sigmoid'):
+            break
         node = producers.get(node.input[0])
     return node.output[0] if node is not None and node.op_type == 'Conv' else None
 
@@ -84,7 +86,7 @@ def read_convolutions(path: Path) -> list[Convolution]:
     """The convolutions of an ONNX file, in graph order.
 
     Raises:
-        VisionError: not ONNX, or weights that no convolution reads.
+        VisionError: not ONNX, a broken convolution, or weights that no convolution reads.
     """
     onnx = _package('onnx')
     try:
@@ -99,7 +101,11 @@ def read_convolutions(path: Path) -> list[Convolution]:
             do='download it again: vision zoo get yolox-nano_coco') from error
     producers = {name: node for node in graph.node for name in node.output}
     nodes = [node for node in graph.node if node.op_type == 'Conv']
-    convolutions = [Convolution(node, tensors, producers) for node in nodes]
+    try:
+        convolutions = [Convolution(node, tensors, producers) for node in nodes]
+    except (LookupError, TypeError, ValueError) as error:
+        raise _other(f'a convolution is broken ({error})', 'each has inputs, an output and lists '
+                     'of strides and pads') from error
     used = {name for node in nodes for name in node.input}
     left = [name for name, value in tensors.items()
             if name not in used and value.dtype.kind == 'f' and value.size > 4]  # 4: Resize scales
