@@ -20,6 +20,8 @@ CONTAINERS = ('mov', 'mp4', 'm4a', '3gp', '3g2', 'mj2', 'matroska', 'webm', 'avi
 _OF_HTTP = ('http', 'https', 'httpproxy', 'tcp', 'tls')
 _OF_RTSP = ('rtsp', 'rtsps', 'rtp', 'srtp', 'udp', 'tcp', 'tls')
 _CODEC_OPTIONS = {'max_pixels': str(MAX_PIXELS)}
+# Titles may be in any encoding, or damaged, and nothing here reads them. PyAV 19 takes them all.
+_ANY_TITLE = {} if int(av.__version__.split('.')[0]) >= 19 else {'metadata_errors': 'replace'}
 Container = av.container.InputContainer
 
 
@@ -52,10 +54,8 @@ def why_closed(error: Exception) -> str:
 
 def _opened(address: str, containers: tuple[str, ...], protocols: tuple[str, ...],
             options: dict[str, str], timeout_s: float | None) -> Container:
-    # Titles and languages may be in any encoding, or damaged; nothing here reads them.
-    container = av.open(address, timeout=timeout_s, metadata_errors='replace',
-                        options=options | dict(format_whitelist=','.join(containers),
-                                               protocol_whitelist=','.join(protocols)))
+    container = av.open(address, timeout=timeout_s, **_ANY_TITLE, options=options | dict(
+        format_whitelist=','.join(containers), protocol_whitelist=','.join(protocols)))
     if holds_video(container):
         container.streams.video[0].codec_context.options = _CODEC_OPTIONS
     return container
