@@ -15,6 +15,7 @@ from scripts import load_script
 from torch.nn import functional
 
 from vision.common.core.errors import VisionError
+from vision.faces.nn.select.selectors import RandomSelector
 from vision.simulator.core.cluster import read_cluster
 
 pytest.importorskip('mmdet')  # trained by one of them
@@ -151,8 +152,8 @@ def test_a_head_or_a_size_that_fails_leaves_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(heads, 'measured_machine', lambda _: heads.GPUS['H200 (assumed)'])
     monkeypatch.setattr(heads, 'PLAN', (('random', 0.1, 'tf32'), ('full', 0, 'tf32')))
     monkeypatch.setattr(heads, 'ON_CPU', ())
-    monkeypatch.setattr(heads, 'select_ms', lambda args, bench, selector: no_room() if hasattr(
-        selector, '_drawn_ahead') else 1.0)
+    monkeypatch.setattr(heads, 'select_ms', lambda args, bench, selector: no_room() if isinstance(
+        selector, RandomSelector) else 1.0)
     monkeypatch.setattr(heads, 'made_bench', lambda args, num, dim: no_room() if num == 900
                         else real(args, num, dim))
     rows = run(heads, tmp_path, '--sizes', '900x16', '600x16', '--batch', '32', '--steps', '2',
