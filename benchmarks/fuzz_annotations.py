@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from fuzz_mutators import Reader, element, json_node, line, packed, unpacked
+from fuzz_mutators import Reader, calls, element, json_node, line, packed, unpacked
 
 
 # Whole files of each kind -----------------------------------------------------------------------
@@ -104,25 +104,18 @@ def det_list_seeds(folder: Path) -> list[bytes]:
 
 
 # Readers ----------------------------------------------------------------------------------------
+read_voc = calls('vision.lattice.core.track_files.read_voc_xml')
+read_cvat = calls('vision.lattice.core.track_files.read_cvat_xml')
+read_mot = calls('vision.lattice.core.track_files.read_mot_text')
+read_pairs = calls('vision.faces.core.data.pairs.read_pairs')
+read_subjects = calls('vision.faces.core.evaluate.protocols.read_ijb_subjects')
+read_templates = calls('vision.faces.core.evaluate.protocols.read_triples')
+
+
 def read_cocovid(path: Path) -> None:
     from vision.lattice.core.cocovid import load_cocovid
     from vision.lattice.core.cocovid_stats import statistics
     statistics(load_cocovid(path, bad_boxes='drop'))
-
-
-def read_voc(path: Path) -> None:
-    from vision.lattice.core.track_files import read_voc_xml
-    read_voc_xml(path)
-
-
-def read_cvat(path: Path) -> None:
-    from vision.lattice.core.track_files import read_cvat_xml
-    read_cvat_xml(path)
-
-
-def read_mot(path: Path) -> None:
-    from vision.lattice.core.track_files import read_mot_text
-    read_mot_text(path)
 
 
 def read_seqinfo(path: Path) -> None:
@@ -141,21 +134,6 @@ def read_labels(path: Path) -> None:
 def read_classes(path: Path) -> None:
     from vision.classify.core.folders import read_image_list
     read_image_list(path, num_classes=2)
-
-
-def read_pairs(path: Path) -> None:
-    from vision.faces.core.data.pairs import read_pairs
-    read_pairs(path)
-
-
-def read_subjects(path: Path) -> None:
-    from vision.faces.core.evaluate.protocols import read_ijb_subjects
-    read_ijb_subjects(path)
-
-
-def read_templates(path: Path) -> None:
-    from vision.faces.core.evaluate.protocols import read_triples
-    read_triples(path)
 
 
 def read_tracks(path: Path) -> None:

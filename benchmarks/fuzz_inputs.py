@@ -17,6 +17,7 @@ from fuzz_mutators import (
     YAML_WORDS,
     Reader,
     archive_name,
+    calls,
     header,
     in_one_file,
     inside_zip,
@@ -273,6 +274,13 @@ def tar_seeds(folder: Path) -> list[bytes]:
 
 
 # Readers ----------------------------------------------------------------------------------------
+read_gallery = calls('vision.faces.core.gallery.gallery.load_gallery')
+read_config = calls('vision.common.core.data_configs.read_data_config')
+read_zoo = calls('vision.zoo.index.load_index')
+read_image = calls('vision.common.nn.images.read_image')
+read_convolutions = calls('vision.lattice.mm.yolox_import.read_convolutions')
+
+
 def read_index(path: Path) -> None:
     from vision.faces.core.data.recordio import FaceRecords
     _read_records(FaceRecords(path.parent / 'own.rec', path))
@@ -328,26 +336,6 @@ def read_bin(path: Path) -> None:
     read_bin(path).pairs() if path.stat().st_size > 2000 else read_bin(path)
 
 
-def read_gallery(path: Path) -> None:
-    from vision.faces.core.gallery.gallery import load_gallery
-    load_gallery(path)
-
-
-def read_config(path: Path) -> None:
-    from vision.common.core.data_configs import read_data_config
-    read_data_config(path)
-
-
-def read_zoo(path: Path) -> None:
-    from vision.zoo.index import load_index
-    load_index(path)
-
-
-def read_image(path: Path) -> None:
-    from vision.common.nn.images import read_image
-    read_image(path)
-
-
 def read_video(path: Path) -> None:
     from vision.stream.io.sources import VideoFile
     for count, _ in enumerate(VideoFile(path)):
@@ -358,11 +346,6 @@ def read_video(path: Path) -> None:
 def read_onnx(path: Path) -> None:
     from vision.lattice.runtime.onnx_detector import OnnxDetector
     OnnxDetector(path, decoding='yolov8', threads=1).detect(np.zeros((48, 64, 3), np.uint8))
-
-
-def read_convolutions(path: Path) -> None:
-    from vision.lattice.mm.yolox_import import read_convolutions
-    read_convolutions(path)
 
 
 def read_classifier(path: Path) -> None:

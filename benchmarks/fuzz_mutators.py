@@ -4,6 +4,7 @@ what it must know of a reader."""
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import json
 import pickletools
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +48,12 @@ class Reader:
 
     def mutated(self, seeds: Sequence[bytes], generator: random.Random) -> bytes:
         return mutated(seeds, generator, structured=self.structured, words=self.words)
+
+
+def calls(place: str) -> Callable[[Any], object]:
+    """``package.module.function`` of one argument, imported at its first input."""
+    module, _, name = place.rpartition('.')
+    return lambda given: getattr(importlib.import_module(module), name)(given)
 
 
 def packed(*contents: str | bytes) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from fuzz_mutators import (
     YAML_WORDS,
     Reader,
+    calls,
     inside_zip,
     json_array,
     json_node,
@@ -99,9 +100,10 @@ def texts(*seeds: str) -> Callable[[Path], list[bytes]]:
 
 
 # Readers ----------------------------------------------------------------------------------------
-def read_predictions(path: Path) -> None:
-    from vision.common.core.predictions import read_predictions
-    read_predictions(path)
+read_predictions = calls('vision.common.core.predictions.read_predictions')
+read_cluster = calls('vision.simulator.core.cluster.read_cluster')
+read_parameters = calls('vision.simulator.core.parameters.read_parameters')
+read_decoder = calls('vision.simulator.mm.decoders.read_decoder')
 
 
 def read_log(path: Path) -> None:
@@ -116,16 +118,6 @@ def read_report(path: Path) -> None:
     from vision.common.core.report import earlier_report, read_report
     read_report(path, code='VIS-CKPT-303', maker='-', column='x')
     earlier_report(path)
-
-
-def read_cluster(path: Path) -> None:
-    from vision.simulator.core.cluster import read_cluster
-    read_cluster(path)
-
-
-def read_parameters(path: Path) -> None:
-    from vision.simulator.core.parameters import read_parameters
-    read_parameters(path)
 
 
 def read_rows(path: Path) -> None:
@@ -156,11 +148,6 @@ def read_costs(path: Path) -> None:
 def typed(read: Callable[[str], object]) -> Callable[[Path], None]:
     """Of a text as a terminal or a form hands it over."""
     return lambda path: read(path.read_bytes().decode('utf-8', 'surrogateescape'))
-
-
-def read_decoder(text: str) -> None:
-    from vision.simulator.mm.decoders import read_decoder
-    read_decoder(text)
 
 
 def read_strategy(text: str) -> None:
