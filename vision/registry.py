@@ -2,7 +2,7 @@
 
 ``vision.X`` and ``mmdet.Y`` can stand in one config. Rooms are named by strings, so that nothing
 below this file is imported before a registry is asked for a name, and large rooms only for names
-of their own: half of the time in which a classifier's training starts.
+of their own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from vision.common.core.references import register_finder
 
 # Only rooms that exist and register something: a missing one breaks every build.
 ROOMS = ('common', 'polynet', 'classify', 'faces', 'memory')
-# Rooms that import large libraries, torch's pipelines (0.7 s) and mmdet (1.8 s), with all names
-# that they register: they are imported when one is asked for.
+# Rooms that import large libraries, torch's pipelines and mmdet (0.7 and 1.8 s, as python -X
+# importtime says), with all names that they register: they are imported when one is asked for.
 LARGE_ROOMS = {
     'pipeline': ('ZeroPPStrategy',),
     'lattice': ('CocoVideoDataset', 'DrawDetections', 'LatticeDetector', 'LatticeTrainingSample',

@@ -1,13 +1,17 @@
 """A device that is not here is said before any work, the same way everywhere."""
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
+import vision
 from vision.cli.main import main
 from vision.common.core.errors import VisionError
 from vision.common.nn.devices import find_device
+from vision.faces.api import open_faces
 
 ABSENT = f'cuda:{torch.cuda.device_count()}'
 CLASSIFIER, FACES = 'vit-tiny_imagenette160', 'mobilefacenet_ms1m'
@@ -23,6 +27,14 @@ def test_any_other_is_refused(name):
     with pytest.raises(VisionError, match='VIS-ENV-515') as error:
         find_device(name)
     assert 'vision doctor' in error.value.do and '\n' not in error.value.why
+
+
+def test_what_runs_in_onnxruntime_takes_no_other_device(tmp_path):
+    (embedder := tmp_path / 'embedder.onnx').touch()
+    for load in (partial(vision.load, 'hanzi'), partial(vision.load, 'lattice_yolox-nano'),
+                 partial(open_faces, embedder)):
+        with pytest.raises(VisionError, match='VIS-CONFIG-1721'):
+            load(device='cuda:0')
 
 
 @pytest.mark.parametrize('command', [

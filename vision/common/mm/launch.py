@@ -38,7 +38,7 @@ from vision.common.core.config_values import check_amounts, check_class_names, c
 from vision.common.core.errors import VisionError
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.references import find_file
-from vision.common.mm.quiet import import_mmdet_quietly, quieten
+from vision.common.mm.quiet import quieten
 from vision.common.mm.safe_files import (
     is_data_config,
     read_plain_files_everywhere,
@@ -116,7 +116,6 @@ def read_config(args: argparse.Namespace) -> Config:
                           why='a config ends in .py, .json, .yaml or .yml',
                           do='configs/README.md lists ours; a checkpoint comes after it')
     read_plain_files_everywhere()
-    quieten()
     try:
         config = read_safely(path) if is_data_config(path) else Config.fromfile(path)
     except (SyntaxError, KeyError, NameError, FileNotFoundError, TypeError,
@@ -126,7 +125,7 @@ def read_config(args: argparse.Namespace) -> Config:
                           do='mend the file; vision config prints what it says'
                           ) from error
     if 'mmdet' in str(config.to_dict()):
-        import_mmdet_quietly()
+        quieten()
     # MMEngine's Config is no Mapping: a walk over it would end at once and refuse nothing.
     check_top_level(_unread(config, path))
     if args.cfg_options:

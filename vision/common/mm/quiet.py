@@ -22,14 +22,9 @@ _PRINTED = 'Could not import OneDL'  # mmdet, of a package that is not needed
 
 
 def quieten() -> None:
-    """Say nothing of the above warnings."""
+    """Import mmdet's data sets, where mmdet is installed, and say nothing of the above."""
     for text in WARNINGS:
         warnings.filterwarnings('ignore', message=text)
-
-
-def import_mmdet_quietly() -> None:
-    """Import its data sets, where it is installed, and say nothing of the above."""
-    quieten()
     if importlib.util.find_spec('mmdet') is None:
         return
     with contextlib.redirect_stdout(io.StringIO()) as printed:

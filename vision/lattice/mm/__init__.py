@@ -1,8 +1,8 @@
 """What MMEngine's registries see of this room."""
 
-from vision.common.mm.quiet import import_mmdet_quietly
+from vision.common.mm.quiet import quieten
 
-import_mmdet_quietly()
+quieten()  # before mmdet is first imported
 
 from vision.lattice.mm import (  # noqa: E402
     datasets,
