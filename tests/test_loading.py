@@ -74,6 +74,7 @@ def test_names_of_configs_are_unique():
 
 @pytest.mark.parametrize(('name', 'options', 'code'), [
     ('latice_yolox-nano', {}, 'VIS-INPUT-1711[^$]*nearest: lattice_yolox-nano,'),
+    ('vit-tiny', {}, 'VIS-INPUT-1711[^$]*nearest: vit-tiny_'),
     ('qqqqqqqqqqqqqqqqq', {}, 'VIS-INPUT-1711[^$]*models: lattice_yolox-nano'),
     ('no/such.onnx', {}, 'VIS-INPUT-1711.*\nWhere: /.*no/such.onnx'),
     ('lattice_yolox-nano', dict(task='faces'), 'VIS-INPUT-1715[^$]*it is for video'),
@@ -81,6 +82,7 @@ def test_names_of_configs_are_unique():
     ('lattice_yolox-nano', dict(weights='no.onnx'), 'VIS-INPUT-611'),
     ('CONFIG', {}, 'VIS-INPUT-1715[^$]*does not tell its task'),
     ('ONNX', {}, 'VIS-CKPT-807'),
+    ('ONNX', dict(task='classify'), 'VIS-CKPT-1739'),
 ])
 def test_what_load_refuses(tmp_path, name, options, code):
     (tmp_path / 'config.py').write_text('a = 1\n')

@@ -5,7 +5,6 @@ Importing this costs no numpy, OpenCV or onnxruntime: what a task needs is impor
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vision.common.core.config_files import TASKS, config_names, find_config, model_type
-from vision.common.core.errors import VisionError
+from vision.common.core.errors import VisionError, names_like
 from vision.zoo import ModelEntry, find_model, load_index, load_models
 from vision.zoo.store import whereabouts
 
@@ -115,7 +114,7 @@ def load(name_or_config: str | os.PathLike, weights: str | os.PathLike | None = 
     text = os.fspath(name_or_config)
     entry = find_model(text)
     source = entry or file_of(text)
-    told = entry.task if entry else _task_of(source)
+    told = entry.task if entry else _task_of(source, task)
     if task not in (None, *OPENERS) or not (task or told) or (told and task not in (None, told)):
         raise VisionError(
             'VIS-INPUT-1715', f'the task of {text} cannot be {task!r}' if task else
@@ -139,7 +138,7 @@ def file_of(text: str) -> Path:
     if (path := find_config(text)) is not None:
         return path
     known = [*load_models(), *config_names()]
-    near = difflib.get_close_matches(text, known, n=3, cutoff=0.4)
+    near = names_like(text, known, cutoff=0.4)
     raise VisionError('VIS-INPUT-1711', f'there is no model or config {text!r}',
                       where=str(Path(text).absolute()) if '/' in text else '',
                       why=f'nearest: {", ".join(near)}' if near else
@@ -148,17 +147,17 @@ def file_of(text: str) -> Path:
                       'by its path')
 
 
-def _task_of(path: Path) -> str:
+def _task_of(path: Path, wanted: str | None = None) -> str:
     """Of a config by the type of its model, of an .onnx file by what it says; '': unknown."""
     if str(path).startswith(INSTALLED):
         return 'detect'
     if path.suffix.lower() != '.onnx':
         kind = model_type(path).rpartition('.')[2]
         return TASKS.get(kind, 'detect' if kind else '')
-    return _task_of_onnx(path)
+    return _task_of_onnx(path, wanted)
 
 
-def _task_of_onnx(path: Path) -> str:
+def _task_of_onnx(path: Path, wanted: str | None) -> str:
     """As its metadata ``task`` says (Ultralytics' export writes detect or classify), else by its
     outputs: boxes have three axes, classes two and names."""
     import onnxruntime
@@ -170,7 +169,7 @@ def _task_of_onnx(path: Path) -> str:
         session = open_session(path, options)
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception:  # onnxruntime raises kinds of its own
-        return 'video'  # whoever opens it says what is wrong with the file
+        return wanted or 'video'  # whoever opens it says what is wrong with the file
     if metadata.get('task') in TASK_OF_METADATA:
         return TASK_OF_METADATA[metadata['task']]
     axes = {len(output.shape or ()) for output in session.get_outputs()}

@@ -83,3 +83,11 @@ def test_a_file_that_cannot_be_opened_is_one_block(tmp_path, capsys, name, what)
     assert end.value.code == 2 and said.startswith(f'ERROR VIS-INPUT-1813: {what}')
     assert 'Traceback' not in said and ('near it: results.json' in said) == (name[:3] == 'res'
                                                                              and '/' not in name)
+
+
+@pytest.mark.parametrize(('word', 'near'), [
+    ('vit-tiny', ['vit-tiny_a', 'vit-tiny_b']), ('vit_tiny_a', ['vit-tiny_a', 'vit-tiny_b']),
+    ('', []), ('zzz', [])])
+def test_names_that_begin_with_a_word_come_before_those_spelt_alike(word, near):
+    from vision.common.core.errors import names_like
+    assert names_like(word, ['resnet', 'vit-tiny_a', 'vit-tiny_b', 'vit-tinies'])[:2] == near

@@ -144,3 +144,5 @@ def test_a_config_of_the_package_is_found_by_its_name_from_anywhere(tmp_path, mo
         assert config.model.backbone.type == 'VisionTransformer'
     with pytest.raises(VisionError, match='VIS-CONFIG-313[^$]*vit-tiny_imagenette160'):
         launch.read_config_alone('vit-tiny_imagenette161')
+    with pytest.raises(VisionError, match='VIS-CONFIG-313[^$]*vit-tiny_imagenette160'):
+        launch.read_config_alone('vit-tiny')

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 
-from vision.common.core.errors import VisionError, run_cli
+from vision.common.core.errors import VisionError, names_like, run_cli
 from vision.version import __version__
 
 # Section -> name, of one or two words -> (module with ``main(argv)``, what it does). Modules are
@@ -120,7 +119,7 @@ def refuse(name: str) -> None:
     Raises:
         VisionError: always.
     """
-    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
+    near = names_like(name, COMMANDS, cutoff=0.5)
     raise VisionError('VIS-INPUT-1701', f'there is no command {name!r}',
                       why=f'nearest: {", ".join(near)}' if near else '',
                       do='vision --help lists the commands')

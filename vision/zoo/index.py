@@ -8,7 +8,6 @@ and the entries that belong to it (``ModelEntry``).
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Container
 from dataclasses import dataclass, field, fields
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 from vision.common.core.addresses import names_public_host
 from vision.common.core.data_configs import load_yaml
-from vision.common.core.errors import VisionError
+from vision.common.core.errors import VisionError, names_like
 from vision.common.core.plain_values import stays_inside
 
 INDEX = Path(__file__).with_name('index.yml')
@@ -224,7 +223,7 @@ def find(name: str, path: Path = INDEX) -> Entry:
     entries = load_index(path)
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=3, cutoff=0.4)
+    near = names_like(name, entries, cutoff=0.4)
     raise VisionError('VIS-INPUT-602', f'no model {name!r} in the zoo.',
                       where=str(path),
                       why=f'nearest: {", ".join(near)}' if near

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 # Exit code by the kind in the middle of an error code, e.g. VIS-DATA-004 -> 4.
 EXIT_CODES = {'INPUT': 2, 'CONFIG': 2, 'RUN': 2, 'ENV': 3, 'DATA': 4, 'VIDEO': 4, 'CKPT': 5,
@@ -89,6 +89,17 @@ def find_rendered(text: str) -> VisionError | None:
     rest = dict(re.findall(r'^(Where|Why|Do): (.*)$', found[3], re.M))
     return VisionError(found[1], found[2],
                        **{name.lower(): value for name, value in rest.items()})
+
+
+def names_like(word: str, known: Collection[str], *, cutoff: float = 0.6) -> list[str]:
+    """Up to three known names for one that is not known: those that begin with it, else those
+    that are spelt most alike.
+
+    Args:
+        cutoff: of ``difflib.get_close_matches``, in [0, 1]; lower takes names less alike.
+    """
+    begun = [name for name in known if word and name.startswith(word)]
+    return begun[:3] or difflib.get_close_matches(word, known, n=3, cutoff=cutoff)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -35,7 +35,7 @@ from vision.common.core.config_keys import (
     check_top_level,
 )
 from vision.common.core.config_values import check_amounts, check_class_names, check_types
-from vision.common.core.errors import VisionError
+from vision.common.core.errors import VisionError, names_like
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.references import find_file
 from vision.common.mm.quiet import quieten
@@ -104,7 +104,7 @@ def read_config(args: argparse.Namespace) -> Config:
     path = find_config(os.fspath(args.config))
     if path is None:
         path = Path(args.config)
-        near = difflib.get_close_matches(path.stem, config_names(), n=3)
+        near = names_like(path.stem, config_names())
         raise VisionError('VIS-CONFIG-313', f'there is no config {path}',
                           where=str(path.absolute()),
                           why=nearest_names(path) or
