@@ -114,6 +114,13 @@ def test_options_without_effect_are_refused():
         load_detector('some.py', classes=('a',))
 
 
+def test_a_name_with_weights_is_a_config_where_the_zoo_has_it_too():
+    with pytest.raises(VisionError, match='VIS-INPUT-611[^$]*no file .nothing.pth'):
+        load_detector('yolox-nano_coco', 'nothing.pth')
+    with pytest.raises(VisionError, match='VIS-CONFIG-1789[^$]*another task: video'):
+        load_detector('lattice_yolox-nano_flow_coco')
+
+
 def test_importing_needs_no_training_software():
     import subprocess
     code = ("import sys; sys.modules.update(dict.fromkeys(('torch', 'mmengine', 'mmdet', 'mmcv', "

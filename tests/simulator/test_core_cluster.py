@@ -34,6 +34,16 @@ def test_presets_read_and_say_where_figures_are_from(name):
         assert cluster.provenance[key]
 
 
+def test_presets_have_names_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ('h100', 'configs/clusters/h100.yaml', str(CLUSTERS / 'h100.yaml')):
+        assert read_cluster(text) == read_cluster(CLUSTERS / 'h100.yaml')
+    assert read_parameters('fitted').constants
+    with pytest.raises(VisionError, match='VIS-CONFIG-1642[^$]*'
+                       'name of one: a100-dgx, cpu-gloo, h100, rtx4090, v100-dgx1$'):
+        read_cluster('h1000')
+
+
 def test_units_become_seconds_and_bytes():
     cluster = read_cluster(CLUSTERS / 'a100-dgx.yaml')
     assert cluster.device.flops['bf16'] == 312e12

@@ -100,8 +100,14 @@ def test_options_without_effect_and_impossible_sizes_are_refused(arguments, mess
         main(arguments)
 
 
+def test_a_config_of_the_package_is_counted_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['vit-tiny_imagenette160', '--shape', '128', '128']) == 0
+    assert 'backbone' in capsys.readouterr().out
+
+
 def test_what_is_neither_config_nor_preset_is_refused(tmp_path):
-    with pytest.raises(VisionError, match='VIS-CONFIG-041.*neither'):
+    with pytest.raises(VisionError, match='VIS-CONFIG-041.*neither[^$]*nearest: very-deep'):
         main(['very-depp'])
     (tmp_path / 'empty.py').write_text("work_dir = 'x'\n")
     with pytest.raises(VisionError, match='VIS-CONFIG-042'):

@@ -75,6 +75,11 @@ def test_unknown_keys_and_arguments_are_one_clear_error_each(config, tmp_path):
     assert 'did you mean width?' in str(raised.value) and not (tmp_path / 'w').exists()
 
 
+def test_a_config_that_says_nothing_of_training_is_refused_by_name():
+    with pytest.raises(VisionError, match='VIS-CONFIG-1790[^$]*no train_dataloader'):
+        main_of('train')(['yolox-nano_coco'])
+
+
 def test_unread_keys_of_a_json_config_are_refused_too(tmp_path):
     path = tmp_path / 'c.json'
     path.write_text(json.dumps(dict(model=dict(type='ToyModel'), modle=dict(width=1))))

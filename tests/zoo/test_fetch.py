@@ -217,8 +217,10 @@ def test_resolve_takes_paths_and_names(tmp_path, settings):
     path = tmp_path / 'a.pth'
     path.write_bytes(b'1')
     assert resolve(str(path)) == path
-    with pytest.raises(VisionError, match='VIS-INPUT-611'):
+    with pytest.raises(VisionError, match='VIS-INPUT-611[^$]*near it: [^$]*a.pth'):
         resolve(tmp_path / 'b.pth')
+    with pytest.raises(VisionError, match='VIS-INPUT-611[^$]*nearest in the zoo: yolox-nano_coco'):
+        resolve('yolox-nano')
     with pytest.raises(VisionError, match='VIS-INPUT-602'):
         resolve('zoo:nothing-like-this', settings=settings)
 

@@ -19,7 +19,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vision.common.core.errors import VisionError, command_parser, run_cli
+from vision.common.core.config_files import config_names, find_config
+from vision.common.core.errors import VisionError, command_parser, names_like, run_cli
 from vision.common.core.files import refuse_unwritable
 from vision.common.core.report import write_report
 from vision.polynet.core.arch import PRESETS
@@ -73,10 +74,13 @@ def find_network(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
                                   'it changes a config, and a preset is none',
                                   f'give configs/polynet/polynet-{name}_in1k.py instead')
         return preset_classifier(name, args.num_classes or NUM_CLASSES), 'vision'
-    if not Path(name).exists():
+    if find_config(name) is None:
+        near = names_like(name, [*sorted(PRESETS), *config_names()])
         raise VisionError('VIS-CONFIG-041', f'{name!r} is neither a config nor a preset',
-                          where='network', do=f'a path of a config, or one of: '
-                          f'{", ".join(sorted(PRESETS))}')
+                          where='network', why=f'nearest: {", ".join(near)}' if near else
+                          f'presets: {", ".join(sorted(PRESETS))}',
+                          do='give a config by path or name (configs/README.md lists ours), or a '
+                          'preset')
     if args.num_classes is not None:
         raise _without_effect('--num-classes', 'a config', 'its head has its own number of '
                               'classes', 'leave it out, or change that number with --cfg-options, '

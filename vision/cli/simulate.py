@@ -3,14 +3,11 @@
 Nothing is trained, no GPU is needed, no data is read. What a figure rests on is printed with it.
 
 Examples:
-  vision simulate configs/classify/vit-tiny_imagenette160.py \\
-      --cluster configs/clusters/a100-dgx.yaml --gpus 8
-  vision simulate configs/classify/vit-tiny_imagenette160.py \\
-      --cluster configs/clusters/a100-dgx.yaml --batch auto
-  vision simulate configs/classify/vit-tiny_imagenette160.py \\
-      --cluster configs/clusters/a100-dgx.yaml --gpus 8 --search --budget 60s
-  vision simulate --decoder llama3-8b --cluster configs/clusters/h100.yaml --gpus 512 \\
-      --global-batch 1024 --parameters configs/clusters/fitted.yaml --search
+  vision simulate vit-tiny_imagenette160 --cluster a100-dgx --gpus 8
+  vision simulate vit-tiny_imagenette160 --cluster a100-dgx --batch auto
+  vision simulate vit-tiny_imagenette160 --cluster a100-dgx --gpus 8 --search --budget 60s
+  vision simulate --decoder llama3-8b --cluster h100 --gpus 512 \\
+      --global-batch 1024 --parameters fitted --search
 """
 
 from __future__ import annotations
@@ -31,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('config', type=Path, nargs='?',
                         help='config that tools/train.py would run')
     _add_decoder_arguments(parser)
-    parser.add_argument('--cluster', type=Path, required=True, help='YAML of configs/clusters')
+    parser.add_argument('--cluster', type=Path, required=True, help='YAML file, or the name of '
+                        'one of configs/clusters: a100-dgx, h100, rtx4090, v100-dgx1, cpu-gloo')
     parser.add_argument('--gpus', type=int, help='ranks (default: what the strategy needs, or 1)')
     parser.add_argument('--batch', default='config', help="samples of a rank's step, or 'auto': "
                         'the most that fits')
@@ -56,7 +54,8 @@ def _add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
     add('--global-batch', type=int, metavar='SEQUENCES', help='of a step (default: one a rank)')
     add('--strategy', metavar='DEGREES', help='such as tensor=8,pipeline=4,zero=1,micro_batch=2,'
         'recompute=full; the other ranks are data parallel (default: zero=3)')
-    add('--parameters', type=Path, help='fitted constants, as configs/clusters/fitted.yaml')
+    add('--parameters', type=Path, help="constants that were fitted to published runs: 'fitted' "
+        'of configs/clusters, or a YAML file')
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -36,8 +36,11 @@ def apply_options(config, args: argparse.Namespace) -> None:
     """Write ``--amp``, ``--auto-scale-lr`` and ``--resume`` into the config.
 
     Raises:
-        VisionError: the config does not say by which batch size its learning rate was chosen.
+        VisionError: the config says nothing of what to train on or how, or not by which batch
+            size its learning rate was chosen.
     """
+    from vision.common.mm.predictions import require_parts
+    require_parts(config, 'train_dataloader', 'train_cfg', 'optim_wrapper')
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
     if args.auto_scale_lr:

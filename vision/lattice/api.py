@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from vision.common.core.config_files import config_names
 from vision.common.core.errors import VisionError
 from vision.common.core.extras import import_extra
 from vision.common.core.files import atomic_write, name_below
 from vision.common.core.picture_files import pictures_of
 from vision.lattice.core.structures import FrameBoxes
+from vision.zoo import load_index
 
 SCORE_THR = 0.3
 Images = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike | np.ndarray]
@@ -158,7 +160,8 @@ def load_detector(source: Any, weights: str | os.PathLike | None = None, *, devi
     detector, or a function with ``classes=``.
 
     Args:
-        source: a config ends in .py, .json, .yaml or .yml, or begins with ``mmdet::``.
+        source: a config ends in .py, .json, .yaml or .yml, begins with ``mmdet::``, or is one of
+            this package by its name; with weights also where the zoo has a model of that name.
         weights: .pth, .safetensors or ``zoo:NAME``; of a config alone.
         device: of a config's network, e.g. 'cuda:0'.
         options: of ``runtime.detectors.as_detector``.
@@ -168,7 +171,8 @@ def load_detector(source: Any, weights: str | os.PathLike | None = None, *, devi
             no effect; VIS-ENV-515, no such device; and what reading it raises.
     """
     text = os.fspath(source) if isinstance(source, str | os.PathLike) else ''
-    is_config = text.startswith('mmdet::') or text.endswith(('.py', '.json', '.yaml', '.yml'))
+    is_config = text.startswith('mmdet::') or text.endswith(('.py', '.json', '.yaml', '.yml')) or \
+        text in config_names() and (weights is not None or text not in load_index())
     if not is_config:
         if weights is not None or device != 'cpu':
             raise _not_for(text or type(source).__name__, 'it takes no weights and runs on the '

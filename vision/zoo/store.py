@@ -16,7 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from vision.common.core.errors import VisionError
+from vision.common.core.config_inputs import nearest_names
+from vision.common.core.errors import VisionError, names_like
 from vision.common.core.files import atomic_write, sha256_of
 from vision.zoo import index, transfer
 from vision.zoo.index import Entry
@@ -119,9 +120,11 @@ def resolve(reference: str | os.PathLike, *, settings: Settings | None = None) -
         return fetch(text[len(PREFIX):], settings=settings)
     path = Path(text).expanduser()
     if not path.is_file():
+        near = names_like(text, list(index.load_index()))
         raise VisionError('VIS-INPUT-611', f'no file {text!r}.', where=str(path.absolute()),
-                          do=f'give an existing file, or {PREFIX}NAME '
-                          '(vision zoo list)')
+                          why=nearest_names(path) or
+                          (f'nearest in the zoo: {", ".join(near)}' if near else ''),
+                          do=f'give an existing file, or {PREFIX}NAME (vision zoo list)')
     return path
 
 

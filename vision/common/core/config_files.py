@@ -13,6 +13,7 @@ its own value.
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,15 @@ def find_config(text: str) -> Path | None:
     if parts[:1] == ('configs',) and CONFIGS.joinpath(*parts[1:]).is_file():
         return CONFIGS.joinpath(*parts[1:])
     return config_names().get(text)
+
+
+def find_cluster(text: str | os.PathLike) -> Path:
+    """A YAML file of ``configs/clusters`` by its name, such as ``h100``; else the path as given.
+
+    Paths are found as by ``find_config``.
+    """
+    named = CONFIGS / 'clusters' / f'{os.fspath(text)}.yaml'
+    return find_config(os.fspath(text)) or (named if named.is_file() else Path(text))
 
 
 def config_names() -> dict[str, Path]:

@@ -40,7 +40,7 @@ def find_images(root: Path, split: str, lists: Path) -> tuple[list[str], bool]:
     return names, False
 
 
-@named
+@named('list of ImageNet DET')
 def read_list(path: Path) -> list[str]:
     """First words of the lines of a list file, each once.
 

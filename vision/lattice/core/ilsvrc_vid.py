@@ -45,7 +45,7 @@ def find_videos(root: Path, split: str) -> dict[str, list[Path]]:
     return dict(sorted(videos.items()))
 
 
-@named
+@named('list of ImageNet VID')
 def read_list(path: Path, split: str) -> dict[str, list[tuple[int, int]]]:
     """Lines ``path a b N`` of a list file: (b, N) by video, without the split in the path.
 

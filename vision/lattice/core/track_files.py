@@ -45,32 +45,37 @@ class Track:
     occluded: set[int]
 
 
-def named(read: Callable) -> Callable:
-    """Turn what a broken file raises into one error that names it.
+def named(form: str) -> Callable[[Callable], Callable]:
+    """Decorate a reader: what a broken file raises becomes one error that names it.
+
+    Args:
+        form: what the file should be, after "it is no".
 
     Raises:
-        VisionError: by the function that is given back: VIS-DATA-229, the file is not there;
-            VIS-DATA-239, it is broken.
+        VisionError: by the reader: VIS-DATA-229, the file is not there; VIS-DATA-239, it is
+            broken.
     """
-    @wraps(read)
-    def wrapper(path: Path, *args):
-        try:
-            return read(Path(path), *args)
-        except FileNotFoundError as error:
-            raise VisionError('VIS-DATA-229', f'{path} is not there', why='it is named by a list '
-                              'or on the command line', do='look at the path') from error
-        except (ElementTree.ParseError, UnicodeDecodeError, ValueError, AttributeError,
-                LookupError, TypeError, OverflowError, OSError) as error:
-            if isinstance(error, VisionError):
-                raise
-            raise VisionError('VIS-DATA-239', f'{path} cannot be read: {error}', where=str(path),
-                              why=f'not the form that {read.__name__} reads',
-                              do='open the file; was it cut short, or is it of another kind?'
-                              ) from error
-    return wrapper
+    def decorate(read: Callable) -> Callable:
+        @wraps(read)
+        def wrapper(path: Path, *args):
+            try:
+                return read(Path(path), *args)
+            except FileNotFoundError as error:
+                raise VisionError('VIS-DATA-229', f'{path} is not there', why='it is named by a '
+                                  'list or on the command line', do='look at the path') from error
+            except (ElementTree.ParseError, UnicodeDecodeError, ValueError, AttributeError,
+                    LookupError, TypeError, OverflowError, OSError) as error:
+                if isinstance(error, VisionError):
+                    raise
+                raise VisionError('VIS-DATA-239', f'{path} cannot be read: {error}',
+                                  where=str(path), why=f'it is no {form}',
+                                  do='open the file; was it cut short, or is it of another kind?'
+                                  ) from error
+        return wrapper
+    return decorate
 
 
-@named
+@named('XML of ImageNet or Pascal VOC')
 def read_voc_xml(path: Path) -> XmlFrame:
     """ImageNet VID/DET or Pascal VOC xml of one image. w = xmax - xmin, as mmtracking."""
     root = _xml_root(path)
@@ -91,7 +96,7 @@ def read_video_xmls(paths: list[Path]) -> list[XmlFrame]:
     return [read_voc_xml(path) for path in paths]
 
 
-@named
+@named('text of the MOT challenge (CVAT for video ends in .xml)')
 def read_mot_text(path: Path) -> np.ndarray:
     """MOT challenge text: (N, 9) float64 rows frame (from 1), id, x, y, w, h, flag, class,
     visibility.
@@ -113,7 +118,7 @@ def read_mot_text(path: Path) -> np.ndarray:
     return table
 
 
-@named
+@named('XML of CVAT for video')
 def read_cvat_xml(path: Path) -> list[Track]:
     """CVAT for video 1.1. Between two boxes of a track that are not in the file for each frame
     the box moves linearly, as CVAT shows it; ``outside`` ends a stretch."""

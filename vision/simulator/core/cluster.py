@@ -12,6 +12,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+from vision.common.core.config_files import CONFIGS, find_cluster
 from vision.common.core.data_configs import load_yaml
 from vision.common.core.errors import VisionError
 from vision.common.core.plain_values import MOST
@@ -148,7 +149,7 @@ class Cluster:
 
 
 def read_cluster(path: str | Path) -> Cluster:
-    """A cluster from its YAML file.
+    """A cluster from its YAML file, or from one of ``configs/clusters`` by its name.
 
     Raises:
         VisionError: VIS-CONFIG-1640, no link between devices or nodes that there are;
@@ -156,12 +157,14 @@ def read_cluster(path: str | Path) -> Cluster:
             (VIS-CONFIG-1648 of a link); VIS-CONFIG-1642, not YAML, a key that is unknown or
             missing, or a value of another type.
     """
+    path = find_cluster(path)
     where = str(path)
     try:
-        raw = load_yaml(Path(path).read_bytes())
+        raw = load_yaml(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise _wrong('it cannot be read', where, why=str(error),
-                     do='give a YAML file like those in configs/clusters/') from error
+        ours = sorted({file.stem for file in CONFIGS.glob('clusters/*.yaml')} - {'fitted'})
+        raise _wrong('it cannot be read', where, why=str(error), do='give a YAML file like those '
+                     f'in configs/clusters/, or the name of one: {", ".join(ours)}') from error
     return cluster_from(raw, where=where)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vision.common.core.config_files import find_cluster
 from vision.common.core.data_configs import load_yaml
 from vision.common.core.errors import VisionError
 from vision.common.core.files import atomic_write
@@ -46,7 +47,7 @@ def read_parameters(path: str | Path) -> Fitted:
     """Raises VIS-CONFIG-1651 if the file is not one of ``write_parameters``, VIS-CONFIG-1654 if it
     has an unknown constant, VIS-CONFIG-1655 one outside of its range."""
     try:
-        raw = load_yaml(Path(path).read_bytes())
+        raw = load_yaml(find_cluster(path).read_bytes())
         constants = {str(name): float(value) for name, value in raw['constants'].items()}
         fitted = Fitted(constants, float(raw['interval']), str(raw['source']))
         if not 0 <= fitted.interval < math.inf:
@@ -54,7 +55,8 @@ def read_parameters(path: str | Path) -> Fitted:
     except (OSError, TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise VisionError('VIS-CONFIG-1651', 'the fitted constants cannot be read',
                           where=str(path), why=f'{type(error).__name__}: {error}'.splitlines()[0],
-                          do='give configs/clusters/fitted.yaml or a file that --fit wrote'
+                          do='give fitted, which is configs/clusters/fitted.yaml, or a file '
+                          'that --fit wrote'
                           ) from error
     for name, value in constants.items():
         if name not in CONSTANTS:
